@@ -1,0 +1,44 @@
+"""GradeBench: a referee for estimators of the gradient of an expected reward.
+
+What an author of an estimator or a task needs is importable from here. The names load on first use, because
+`gradebench --help` and `gradebench list` must not wait for torch.
+"""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# In the repository's root the folder ./gradebench shadows an installed copy; the sibling folders estimators/ and
+# tasks/ are subpackages only through the packaging map, so a checkout adds its root to the search path.
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "pyproject.toml").is_file():
+    __path__.append(str(_checkout))
+
+_HOMES = {
+    "errors": ("InputError",),
+    "estimator": ("Estimate", "Estimator", "score"),
+    "options": ("Range",),
+    "problem": ("Ledger", "Problem"),
+    "sampling": ("gumbel", "gumbel_given", "harden", "straight_through", "generator"),
+    "sequence": ("SequenceProblem",),
+    "task": ("Task",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)
+
+if TYPE_CHECKING:
+    from gradebench.errors import InputError
+    from gradebench.estimator import Estimate, Estimator, score
+    from gradebench.options import Range
+    from gradebench.problem import Ledger, Problem
+    from gradebench.sampling import generator, gumbel, gumbel_given, harden, straight_through
+    from gradebench.sequence import SequenceProblem
+    from gradebench.task import Task
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(f"gradebench.{_HOME_OF[name]}"), name)
+    raise AttributeError(f"module 'gradebench' has no attribute {name!r}")
