@@ -26,7 +26,22 @@ _HOMES = {
     "task": ("Task",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME_OF)
+__all__ = [
+    "Estimate",
+    "Estimator",
+    "InputError",
+    "Ledger",
+    "Problem",
+    "Range",
+    "SequenceProblem",
+    "Task",
+    "generator",
+    "gumbel",
+    "gumbel_given",
+    "harden",
+    "score",
+    "straight_through",
+]
 
 if TYPE_CHECKING:
     from gradebench.errors import InputError

@@ -1,0 +1,94 @@
+"""Proximal policy optimisation: several steps on one batch, held near the policy that drew it."""
+
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from gradebench import Estimate, Estimator, Problem, Range
+
+
+class Ppo(Estimator):
+    """PPO with clipped ratio, value head, generalised advantage estimation and minibatches.
+
+    Approximates  grad E_{z~p}[f(z)]
+    With          sum_t grad min(w_t A_t, clip(w_t, 1 - e, 1 + e) A_t),  w_t = p_theta(z_t|z_<t) / p_old(z_t|z_<t)
+                  A_t = sum_l lambda^l delta_{t+l},  delta_t = r_t + V_{t+1} - V_t,  r_t = f at the last token, else 0
+    Requires      black-box reward; learns a value head.
+    Bias          yes: lambda < 1 trusts V, whitening rescales, clipping and later epochs go off-policy.
+    Cost a batch  B reward calls, BT sampled tokens, epochs x minibatches backward passes of B / minibatches.
+    Source        Schulman et al. 2017, eq. 7 and 11; GAE: Schulman et al. 2016, eq. 16.
+                  Deviates: discount 1; the value head is linear in the policy's detached features.
+    """
+
+    def __init__(
+        self,
+        epochs: Annotated[int, Range(1), "passes over each batch"] = 4,
+        minibatches: Annotated[int, Range(1), "parts of a batch, one gradient each"] = 2,
+        clip: Annotated[float, Range(0, low_open=True), "half-width of the ratio's trust interval"] = 0.2,
+        lam: Annotated[float, Range(0, 1), "lambda of the advantage estimate"] = 0.95,
+        whiten: Annotated[bool, "advantages to mean 0 and standard deviation 1 in each batch"] = True,
+    ):
+        super().__init__()
+        self.epochs, self.minibatches, self.clip, self.lam, self.whiten = epochs, minibatches, clip, lam, whiten
+        self.period = epochs * minibatches
+        self.queue: list[dict[str, Tensor]] = []
+
+    def init(self, problem: Problem) -> None:
+        if problem.contexts < self.minibatches:
+            raise ValueError(f"{problem.contexts} contexts can't fill {self.minibatches} minibatches")
+        like = problem.params[0]
+        self.value = nn.Linear(problem.feature_size, 1, device=like.device, dtype=like.dtype)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+
+    def reset(self) -> None:
+        self.queue = []
+
+    def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
+        if not self.queue:
+            self.queue = self.rollout(problem, rng)
+        batch = self.queue.pop(0)
+        part, z, advantage = problem.select(batch["index"]), batch["z"], batch["advantage"]
+        ratio = (part.log_prob(z) - batch["log_prob"]).exp()  # (n, B / minibatches, T)
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        objective = torch.minimum(ratio * advantage, clipped * advantage).sum(-1).mean()
+        value_error = self.value(part.features(z)).squeeze(-1) - batch["value_target"]
+        if "fixed_reward" not in problem.offers:  # grad f counts too, by importance at later epochs
+            objective = objective + (ratio.detach().prod(-1) * part.reward(z)).mean()
+        return Estimate(part.grad(objective), own_loss=value_error.square().mean())
+
+    @torch.no_grad()
+    def rollout(self, problem: Problem, rng: torch.Generator) -> list[dict[str, Tensor]]:
+        """A fresh batch with its advantages, cut into the minibatches of every epoch."""
+        z = problem.sample(self.n, rng)  # (n, B, T)
+        reward = problem.reward(z)  # (n, B)
+        value = self.value(problem.features(z)).squeeze(-1)  # (n, B, T)
+        advantage = generalised_advantage(reward, value, self.lam)
+        value_target = advantage + value
+        if self.whiten:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        log_prob = problem.log_prob(z)
+        return [
+            {
+                "index": index,
+                "z": z[:, index],
+                "advantage": advantage[:, index],
+                "value_target": value_target[:, index],
+                "log_prob": log_prob[:, index],
+            }
+            for _ in range(self.epochs)
+            for index in torch.randperm(problem.contexts, generator=rng, device=z.device).chunk(self.minibatches)
+        ]
+
+
+def generalised_advantage(reward: Tensor, value: Tensor, lam: float) -> Tensor:
+    """A_t = sum_l lambda^l delta_{t+l} for a reward at the end: reward (n, B), value (n, B, T), returns (n, B, T)."""
+    following = torch.cat([value[..., 1:], reward.unsqueeze(-1)], -1)
+    delta = following - value
+    advantage = torch.empty_like(value)
+    tail = torch.zeros_like(reward)
+    for t in reversed(range(value.shape[-1])):
+        tail = delta[..., t] + lam * tail
+        advantage[..., t] = tail
+    return advantage

@@ -1,0 +1,41 @@
+"""Artefacts that take long to make, each in a folder named by the content it was made from."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def cache_root() -> Path:
+    """$GRADEBENCH_CACHE, else the user's cache folder."""
+    explicit = os.environ.get("GRADEBENCH_CACHE")
+    if explicit:
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradebench"
+
+
+def content_key(facts: Mapping[str, Any]) -> str:
+    """16 hex digits that change with any of the facts (JSON-able)."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cached_folder(name: str, facts: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder that `build(folder)` fills, built once for these facts; appears whole or not at all."""
+    root = cache_root()
+    folder = root / f"{name}-{content_key(facts)}"
+    if (folder / "facts.json").is_file():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+    try:
+        build(draft)
+        (draft / "facts.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if not folder.exists():
+            os.replace(draft, folder)  # of two builders at once the second finds it made, and throws its own away
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder

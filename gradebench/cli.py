@@ -1,0 +1,106 @@
+"""The command line. `--help` and `list` never import torch; every command loads what it needs inside."""
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from gradebench.errors import InputError
+
+app = typer.Typer(
+    help="The referee for gradient estimators of language-model rewards.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: quick, and the same on a terminal and in a file
+    pretty_exceptions_enable=False,
+)
+
+
+class Kind(StrEnum):
+    estimators = "estimators"
+    tasks = "tasks"
+
+
+class Launcher(StrEnum):
+    local = "local"
+
+
+@app.command()
+def run(
+    estimator: Annotated[
+        list[str] | None,
+        typer.Option("--estimator", "-e", help="NAME[:k=v,...], FILE.py:OBJECT[:k=v,...] or all; repeatable"),
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="NAME[:k=v,...] or all; repeatable")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="0-9 or 0,2,5-7; default: as many as the tests need for p < 0.05 after Holm")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
+    batch: Annotated[int | None, typer.Option(help="sampled sequences a step; default: the task's")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="for all estimators; default: the tuned value of each")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    out: Annotated[str | None, typer.Option(help="folder of the results; default: results/<task>-<time>")] = None,
+    jobs: Annotated[int | None, typer.Option(help="cells side by side; default: one a core")] = None,
+    timeout: Annotated[float | None, typer.Option(help="seconds a cell may take")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run, and stop")] = False,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="keep finished cells of an existing folder")] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="no fallback: a hub out of reach is an error")] = False,
+    launcher: Annotated[Launcher, typer.Option(help="where cells run")] = Launcher.local,
+) -> None:
+    """Train and probe estimators on tasks, and write the leaderboard with its tests."""
+    from gradebench import runner, terminal
+
+    request = runner.Request(
+        estimators=estimator or ["all"],
+        tasks=task or ["imdb"],
+        seeds=seeds,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        device=device,
+        out=out,
+        jobs=jobs,
+        timeout=timeout,
+        resume=resume,
+        strict=strict,
+    )
+    progress = terminal.TerminalProgress()
+    prepared = runner.prepare(request, progress)
+    terminal.announce(prepared, runner.config_of(request, prepared), progress)
+    if dry_run:
+        for _, cell in prepared.cells:
+            typer.echo(cell.id)
+        return
+    outcome = runner.execute(request, prepared, progress)
+    terminal.print_outcome(prepared, outcome, progress)
+    if outcome.interrupted:
+        raise SystemExit(130)
+    if not outcome.metrics["status"].isin(["ok", "skipped"]).all():
+        raise SystemExit(1)
+
+
+@app.command("list")
+def list_plugins(
+    kind: Annotated[Kind | None, typer.Argument(help="estimators or tasks; default: both")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON document")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="import each plugin, and show its options")] = False,
+) -> None:
+    """List the registered estimators and tasks, without importing them."""
+    from gradebench.listing import print_listing
+
+    print_listing(kind.value if kind else None, as_json, verbose)
+
+
+def main() -> None:
+    """Entry point: errors of the user end in one line and exit status 2."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        print(f"gradebench: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("gradebench: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,359 @@
+"""One cell: train with one estimator on one task and one seed, evaluate, and probe its gradients.
+
+Everything here is the same for every estimator; what differs is behind `Estimator` and `Problem`.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import resource
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import gradebench
+from gradebench import records, registry
+from gradebench.errors import InputError
+from gradebench.estimator import Estimate, Estimator
+from gradebench.probes import Moments, Reference, gradient_metrics, moments_of, one_estimate
+from gradebench.problem import Guarded, Ledger, Problem
+from gradebench.sampling import generator
+from gradebench.task import Task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings that all cells of a run share."""
+
+    run_id: str
+    out: str
+    device: str
+    steps: int
+    batch: int
+    learning_rate: float | None = None  # None: the recorded tuned value, else the task's
+    clip: float = 1.0  # of the gradient's global norm
+    evaluations: int = 3  # after step 0, evenly spaced
+    checkpoints: int = 3  # of the reference trajectory, its start and end included
+    probe_draws: int = 12
+    warm_up: int = 6  # batches for the estimator's own state before it is frozen
+    reference: str = "rloo"  # an unbiased estimator: its trajectory has the checkpoints, its long run is the reference
+    reference_draws: int = 16  # each over all probe prompts
+    patience: int = 5  # steps with a gradient that isn't finite, before a cell counts as diverged
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One estimator on one task with one seed; specs as a worker can resolve them anew."""
+
+    task: str  # label
+    task_spec: str
+    task_options: dict[str, Any] = field(hash=False)  # as settled by `prepare`
+    estimator: str  # label
+    estimator_spec: str
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return records.cell_id(self.task, self.estimator, self.seed)
+
+
+class Diverged(Exception):
+    """The gradient was not finite for too many steps."""
+
+
+# --- a step -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    """Seconds by what they went to; what a loop's total leaves over is the harness itself."""
+
+    estimator: float = 0.0
+    optimizer: float = 0.0
+
+
+class Trainer:
+    """The optimizers of policy and estimator, and the order in which they step."""
+
+    def __init__(self, estimator: Estimator, task: Task, plan: Plan, learning_rate: float):
+        self.estimator, self.task, self.plan = estimator, task, plan
+        self.optimizer = torch.optim.Adam(task.params, lr=learning_rate)
+        own = [p for p in estimator.parameters() if p.requires_grad]
+        self.own_optimizer = torch.optim.Adam(own, lr=estimator.own_learning_rate) if own else None
+        self.refused = 0
+        self.clock = Clock()
+
+    def step(self, problem: Problem, rng: torch.Generator, update_policy: bool = True) -> None:
+        """All calls that share one fresh batch, with an update after each."""
+        guarded = Guarded(problem, self.estimator.needs)
+        for _ in range(self.estimator.period):
+            start = time.perf_counter()
+            estimate = self.estimator.gradient(guarded, rng)  # type: ignore[arg-type]
+            middle = time.perf_counter()
+            self._descend_own_loss(estimate)
+            if update_policy:
+                self._ascend(estimate)
+            self.clock.estimator += middle - start
+            self.clock.optimizer += time.perf_counter() - middle
+
+    def _descend_own_loss(self, estimate: Estimate) -> None:
+        """First, because its graph reads the policy's parameters."""
+        if estimate.own_loss is None or self.own_optimizer is None:
+            return
+        own = self.own_optimizer.param_groups[0]["params"]
+        gradients = torch.autograd.grad(estimate.own_loss, own, allow_unused=True)
+        if all(g is None or bool(g.isfinite().all()) for g in gradients):
+            for p, g in zip(own, gradients, strict=True):
+                p.grad = g
+            self.own_optimizer.step()
+
+    def _ascend(self, estimate: Estimate) -> None:
+        norm = nn.utils.get_total_norm(estimate.grad)
+        if not bool(norm.isfinite()):
+            self.refused += 1
+            if self.refused > self.plan.patience:
+                raise Diverged(f"the gradient was not finite in {self.refused} updates")
+            return
+        scale = -(self.plan.clip / norm.clamp_min(self.plan.clip))  # optimizers descend, estimates ascend
+        for p, g in zip(self.task.params, estimate.grad, strict=True):
+            p.grad = g * scale
+        self.optimizer.step()
+
+
+def batches(task: Task, plan: Plan, n: int, seed: int) -> Iterator[Tensor]:
+    """Indices (B,) of the train prompts of each step, B = batch / n: the same order for every estimator of a seed.
+
+    A step has a window of `batch` prompts; one with n samples a prompt takes the first B of them.
+    """
+    size = task.sizes["train"]
+    rng = generator("cpu", seed, "data")
+    order = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(order) < plan.batch:
+            order = torch.cat([order, torch.randperm(size, generator=rng)])
+        window, order = order[: plan.batch], order[plan.batch :]
+        yield window[: plan.batch // n].to(plan.device)
+
+
+# --- the parts of a cell ----------------------------------------------------------------------------------------
+
+
+def train(estimator: Estimator, task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> Trainer:
+    """`steps` steps from the task's initial parameters, with evaluations on the way; records rewards and costs."""
+    ledger = Ledger()
+    trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, cell.estimator_spec))
+    prompts = batches(task, plan, estimator.n, cell.seed)
+    rng = generator(plan.device, cell.seed, "sampling")
+    marks = {round(plan.steps * i / plan.evaluations) for i in range(plan.evaluations + 1)}
+    estimator.train()
+    _reset_peak_memory(plan.device)
+    for step in range(plan.steps + 1):
+        if step in marks:
+            evaluate(task, plan, cell.seed, step, record)
+        if step < plan.steps:
+            trainer.step(task.problem("train", next(prompts), ledger), rng)
+    costs = {"seconds_per_step": (trainer.clock.estimator + trainer.clock.optimizer) / max(1, plan.steps)}
+    costs |= {name: float(count) for name, count in asdict(ledger).items()}
+    record.add("train", "train", plan.steps, costs | {"peak_memory_bytes": _peak_memory(plan.device)})
+    return trainer
+
+
+def evaluate(task: Task, plan: Plan, seed: int, step: int, record: records.CellRecord) -> None:
+    """All splits, with the same prompts and noise at every step and for every estimator of a seed."""
+    for split in task.splits:
+        record.add("evaluation", split, step, task.evaluate(split, generator(plan.device, seed, "evaluation", split)))
+
+
+def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> None:
+    """Moments of the estimator's gradients at the checkpoints of the reference trajectory, its own state warmed up."""
+    for number, step in enumerate(checkpoint_steps(plan)):
+        stored = load_file(checkpoint_file(plan, cell.task, number), device=plan.device)
+        set_parameters(task, stored)
+        reference = Reference(stored["reference_mean"], float(stored["reference_squared_error"]))
+        estimator = make_estimator(cell.estimator_spec, task, plan)
+
+        def contexts(part: str, draw: int, step: int = step, n: int = estimator.n) -> Problem:
+            rng = generator("cpu", cell.seed, part, step, draw, "prompts")
+            index = torch.randperm(task.sizes["train"], generator=rng)[: plan.batch // n]
+            return task.problem("train", index.to(plan.device))
+
+        def noise(part: str, draw: int, step: int = step) -> torch.Generator:
+            return generator(plan.device, cell.seed, part, step, draw)
+
+        trainer = Trainer(estimator, task, plan, 0.0)
+        for draw in range(plan.warm_up):
+            trainer.step(contexts("warm-up", draw), noise("warm-up", draw), update_policy=False)
+        estimator.eval()
+        draws = functools.partial(contexts, "probe"), plan.probe_draws, functools.partial(noise, "probe")
+        record.add("probe", "train", step, gradient_metrics(moments_of(estimator, *draws), reference))
+
+
+# --- the reference trajectory -----------------------------------------------------------------------------------
+
+
+def checkpoint_steps(plan: Plan) -> list[int]:
+    """Start, middle and end (or more) of the reference trajectory."""
+    return [round(plan.steps * i / max(1, plan.checkpoints - 1)) for i in range(plan.checkpoints)]
+
+
+def checkpoint_file(plan: Plan, task: str, number: int) -> Path:
+    name = records.cell_id(task, f"reference-{plan.reference}", number)
+    return Path(plan.out) / "cells" / name / "checkpoint.safetensors"
+
+
+def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
+    """Checkpoint `number` of the reference trajectory, and the long-run gradient there, into its file.
+
+    Each checkpoint's worker runs the trajectory up to it: cheaper than waiting for another one.
+    """
+    task = loaded_task(plan, cell)
+    estimator = make_estimator(plan.reference, task, plan)
+    if not estimator.unbiased:
+        raise InputError(f"the reference estimator {plan.reference} does not declare itself unbiased")
+    trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, plan.reference))
+    prompts = batches(task, plan, estimator.n, cell.seed)
+    rng = generator(plan.device, cell.seed, "reference", "sampling")
+    for _ in range(checkpoint_steps(plan)[number]):
+        trainer.step(task.problem("train", next(prompts)), rng)
+    estimator.eval()
+    moments = Moments()
+    everything = torch.arange(task.sizes["train"], device=plan.device)
+    for draw in range(plan.reference_draws):
+        rng = generator(plan.device, cell.seed, "reference", number, draw)
+        parts = everything.split(max(1, 8 * plan.batch // estimator.n))  # larger passes than a step's: quicker
+        vectors = [one_estimate(estimator, task.problem("train", part), rng) * len(part) for part in parts]
+        moments.add(torch.stack(vectors).sum(0) / len(everything))
+    tensors = {f"parameter_{i}": p.detach().clone() for i, p in enumerate(task.params)}
+    tensors["reference_mean"] = moments.vector
+    tensors["reference_squared_error"] = torch.tensor(moments.trace / moments.count, dtype=torch.float64)
+    path = checkpoint_file(plan, cell.task, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}")
+    save_file(tensors, draft)
+    os.replace(draft, path)
+
+
+# --- the whole cell, as a worker runs it ------------------------------------------------------------------------
+
+
+def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
+    """Run the cell and write its folder; returns its status and, unless `ok`, the reason in one line."""
+    folder = Path(plan.out) / "cells" / cell.id
+    record: records.CellRecord | None = None
+    try:
+        task = loaded_task(plan, cell)
+        record = records.CellRecord(identity_of(plan, cell, task))
+        estimator = make_estimator(cell.estimator_spec, task, plan)
+        status, reason = "ok", ""
+        lacking = estimator.needs - task.problem("train", torch.arange(1, device=plan.device)).offers
+        if lacking:
+            status, reason = "skipped", f"{cell.estimator} needs {', '.join(sorted(lacking))}, {cell.task} has none"
+        else:
+            train(estimator, task, plan, cell, record)
+            if plan.checkpoints:
+                probe(task, plan, cell, record)
+    except Diverged as error:
+        status, reason = "diverged", str(error)
+    except Exception as error:  # noqa: BLE001 - a cell's failure is a row, never the run's end
+        status = "oom" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "failed"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    if record is None:
+        record = records.CellRecord(identity_of(plan, cell, None))
+    records.write_cell(folder, key, record.frame(status), status, reason)
+    return status, reason
+
+
+def identity_of(plan: Plan, cell: Cell, task: Task | None) -> records.Identity:
+    resolved = registry.resolve("estimators", cell.estimator_spec)
+    params = json.dumps(resolved.params, sort_keys=True)
+    setting = task.setting if task else ""
+    return records.Identity(
+        plan.run_id, cell.id, cell.task, setting, cell.estimator, params, resolved.source, cell.seed
+    )
+
+
+def cell_key(plan: Plan, cell: Cell, setting: str) -> str:
+    """Changes with anything that the cell's numbers depend on: plan, cell, sources of its plugins, versions."""
+    facts = {
+        "plan": {k: v for k, v in asdict(plan).items() if k not in ("run_id", "out")},
+        "cell": asdict(cell),
+        "setting": setting,
+        "sources": [
+            registry.resolve("estimators", cell.estimator_spec).digest,
+            registry.resolve("tasks", cell.task_spec).digest,
+        ],
+        "versions": [gradebench.__version__, torch.__version__],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:
+    """The estimator on the plan's device, with its parts built for the task."""
+    estimator = registry.resolve("estimators", spec).create()
+    if plan.batch % estimator.n:
+        raise InputError(f"{spec} takes {estimator.n} samples a prompt, which does not divide --batch {plan.batch}")
+    torch.manual_seed(0)  # initial weights of its own parts
+    contexts = min(plan.batch // estimator.n, task.sizes["train"])
+    estimator.init(task.problem("train", torch.arange(contexts, device=plan.device)))
+    return estimator.to(plan.device)
+
+
+def learning_rate_of(task: Task, plan: Plan, estimator_spec: str) -> float:
+    """--learning-rate, else the value tuned for the estimator, else the task's."""
+    if plan.learning_rate is not None:
+        return plan.learning_rate
+    tuned = task.tuned(registry.resolve("estimators", estimator_spec).name)
+    return float(tuned["learning_rate"]) if tuned else task.learning_rate
+
+
+_tasks: dict[str, tuple[Task, list[Tensor]]] = {}  # of this process, with their initial parameters
+
+
+def loaded_task(plan: Plan, cell: Cell) -> Task:
+    """The cell's task at its initial parameters; loaded once a process."""
+    identity = f"{cell.task_spec} {sorted(cell.task_options.items())} {plan.device}"
+    if identity not in _tasks:
+        _tasks.clear()  # cells come grouped by task, so one at a time is kept
+        task = registry.resolve("tasks", cell.task_spec).factory(**cell.task_options)
+        task.prepare(torch.device(plan.device), log=lambda message: None)
+        task.load(torch.device(plan.device))
+        _tasks[identity] = (task, [p.detach().clone() for p in task.params])
+    task, initial = _tasks[identity]
+    set_parameters(task, {f"parameter_{i}": p for i, p in enumerate(initial)})
+    return task
+
+
+@torch.no_grad()
+def set_parameters(task: Task, stored: dict[str, Tensor]) -> None:
+    for i, p in enumerate(task.params):
+        p.copy_(stored[f"parameter_{i}"])
+
+
+def _reset_peak_memory(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: restarts the peak of this process
+
+
+def _peak_memory(device: str) -> float:
+    """Bytes, of the process on a CPU and of the device's allocator on a GPU."""
+    if device.startswith("cuda"):
+        return float(torch.cuda.max_memory_allocated(device))
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+    except (OSError, StopIteration):
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024

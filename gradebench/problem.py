@@ -1,0 +1,129 @@
+"""The object an estimator works on: J = mean over B contexts of E_{z ~ p_theta(.|x_b)} f_theta(z), with a ledger."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Relax = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Ledger:
+    """What an estimator has used, counted by the problem and never by the estimator.
+
+    reward_calls     evaluations of f on one sequence, hard or relaxed
+    tokens_sampled   categorical draws, hard or relaxed
+    forward_passes   evaluations of a batch of sequences by the policy; a cached decode of T tokens is one
+    backward_passes  differentiations with respect to the policy's parameters
+    """
+
+    reward_calls: int = 0
+    tokens_sampled: int = 0
+    forward_passes: int = 0
+    backward_passes: int = 0
+
+
+class Problem(ABC):
+    """J = mean over B contexts of E_{z ~ p_theta(.|x_b)} f_theta(z).
+
+    A subclass supplies the distribution and f; the base class differentiates, and shifts parameters.
+    Axis letters: n draws, B contexts, T positions, V categories, D features.
+    """
+
+    params: tuple[Tensor, ...]
+    offers: frozenset[str]  # of estimator.NEEDS
+    contexts: int  # B
+    horizon: int  # T
+    categories: int  # V
+    feature_size: int  # D
+
+    def __init__(self, params: Sequence[Tensor], ledger: Ledger | None = None):
+        self.params = tuple(params)
+        self.ledger = ledger if ledger is not None else Ledger()
+
+    @abstractmethod
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        """Hard draws z (n, B, T), int64, without a graph."""
+
+    @abstractmethod
+    def logits(self, z: Tensor) -> Tensor:
+        """Logits (n, B, T, V) of every position given the ones before it, in one parallel pass."""
+
+    @abstractmethod
+    def reward(self, z: Tensor) -> Tensor:
+        """f_theta(z), shape (n, B); has a graph only where f depends on the parameters."""
+
+    @abstractmethod
+    def soft_reward(self, y: Tensor) -> Tensor:
+        """f_theta (n, B) of relaxed one-hots y (n, B, T, V), differentiable in y."""
+
+    @abstractmethod
+    def rollout(self, relax: Relax, n: int) -> Tensor:
+        """Differentiable draws y (n, B, T, V): relax(logits) is called once a position, in order, and y is fed back."""
+
+    @abstractmethod
+    def features(self, z: Tensor) -> Tensor:
+        """Features (n, B, T, D) of the prefix before each position, detached, for value heads."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> "Problem":
+        """The same problem on a part of the contexts, sharing parameters and ledger (for minibatches)."""
+
+    def support(self) -> Tensor:
+        """All outcomes (V^T, T) of an enumerable problem."""
+        raise NotImplementedError(f"{type(self).__name__} can't be enumerated")
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p_theta(z_t | z_<t, x), shape (n, B, T)."""
+        return self.logits(z).log_softmax(-1).gather(-1, z.unsqueeze(-1)).squeeze(-1)
+
+    def grad(self, value: Tensor, weights: Tensor | None = None, create_graph: bool = False) -> tuple[Tensor, ...]:
+        """Sum of weights * grad value, aligned with `params`; without `weights`, of the sum of `value`.
+
+        The graph is freed unless `create_graph`, which also makes the answer differentiable (also in `weights`).
+        """
+        self.ledger.backward_passes += 1
+        if not value.requires_grad:
+            return tuple(torch.zeros_like(p) for p in self.params)
+        weights = torch.ones_like(value) if weights is None else weights
+        return torch.autograd.grad(
+            value, self.params, weights, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
+
+    @contextmanager
+    def shifted(self, delta: Sequence[Tensor]) -> Iterator[None]:
+        """The problem at theta + delta, restored from a copy (adding and subtracting would drift)."""
+        saved = [p.detach().clone() for p in self.params]
+        with torch.no_grad():
+            for p, d in zip(self.params, delta, strict=True):
+                p.add_(d)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, s in zip(self.params, saved, strict=True):
+                    p.copy_(s)
+
+
+_GUARDED = {"soft_reward": "soft_reward", "rollout": "soft_reward", "support": "support"}
+
+
+class Guarded:
+    """A problem as an estimator sees it: what it didn't declare in `needs` raises instead of working by luck."""
+
+    def __init__(self, problem: Problem, needs: frozenset[str]):
+        self._problem = problem
+        self._needs = needs
+
+    def __getattr__(self, name: str):
+        need = _GUARDED.get(name)
+        if need is not None and need not in self._needs:
+            raise PermissionError(f'problem.{name} used without declaring it: needs = frozenset({{"{need}"}})')
+        return getattr(self._problem, name)
+
+    def select(self, index: Tensor) -> "Guarded":
+        return Guarded(self._problem.select(index), self._needs)

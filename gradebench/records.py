@@ -1,0 +1,151 @@
+"""What a run leaves on disk: cell folders, config.json, environment.json."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+import uuid
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gradebench.errors import InputError
+from gradebench.tables import METRIC_UNITS, METRICS_COLUMNS, write_parquet
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """The columns that all rows of one cell share."""
+
+    run_id: str
+    cell_id: str
+    task: str
+    setting: str
+    estimator: str
+    estimator_params: str
+    estimator_source: str
+    seed: int
+
+
+class CellRecord:
+    """The rows of one cell, gathered in memory and written once."""
+
+    def __init__(self, identity: Identity):
+        self.identity = dataclasses.asdict(identity)
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, phase: str, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        for metric, value in metrics.items():
+            place = {"phase": phase, "split": split, "step": step}
+            unit = METRIC_UNITS.get(metric, "")
+            self.rows.append(self.identity | place | {"metric": metric, "value": float(value), "unit": unit})
+
+    def frame(self, status: str) -> pd.DataFrame:
+        """The rows with their status; a cell without any keeps one, so that it never goes missing."""
+        rows = self.rows or [
+            self.identity | {"phase": "train", "split": "train", "step": 0, "metric": "", "value": float("nan")}
+        ]
+        frame = pd.DataFrame(rows, columns=METRICS_COLUMNS)
+        return frame.assign(status=status, unit=frame["unit"].fillna(""))
+
+
+def cell_id(task: str, estimator: str, seed: int) -> str:
+    """A folder name for the cell: readable, safe, and unique by a short digest of the full labels."""
+    digest = hashlib.sha256(f"{task}|{estimator}|{seed}".encode()).hexdigest()[:6]
+    words = [re.sub(r"[^A-Za-z0-9.=-]+", "_", part)[:40].strip("_") for part in (task, estimator)]
+    return f"{words[0]}--{words[1]}--s{seed}-{digest}"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Written whole or not at all."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    draft.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def write_cell(folder: Path, key: str, frame: pd.DataFrame, status: str, reason: str) -> None:
+    """The cell's rows, then cell.json, whose presence marks the cell as finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_parquet(frame, folder / "metrics.parquet")
+    write_json(folder / "cell.json", {"key": key, "status": status, "reason": reason})
+
+
+def finished_cell(folder: Path, key: str) -> pd.DataFrame | None:
+    """The rows of a cell that ended `ok` or `skipped` under the same key; None where it has to run."""
+    try:
+        facts = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+        if facts["key"] != key or facts["status"] not in ("ok", "skipped"):
+            return None
+        return pd.read_parquet(folder / "metrics.parquet")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def merged(frames: Iterable[pd.DataFrame], run_id: str) -> pd.DataFrame:
+    """All cells' rows as the run's `metrics` table, under this run's name."""
+    return pd.concat(list(frames), ignore_index=True).assign(run_id=run_id)
+
+
+def writable_folder(path: Path) -> Path:
+    """The folder, made if need be. Raises InputError where nothing can be written into it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"can't write into {path}: {error.strerror}; choose another folder with --out") from error
+    return path
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and machine, for environment.json."""
+    import torch
+
+    packages = [
+        "gradebench",
+        "torch",
+        "transformers",
+        "datasets",
+        "tokenizers",
+        "numpy",
+        "pandas",
+        "pyarrow",
+        "scipy",
+        "scikit-learn",
+        "pebble",
+    ]
+    answer: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "device": device,
+        "packages": {name: _version(name) for name in packages},
+    }
+    if device.startswith("cuda"):
+        answer["gpu"] = torch.cuda.get_device_name(torch.device(device))
+        answer["cuda"] = torch.version.cuda
+    return answer
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's model where the system tells (Linux), else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

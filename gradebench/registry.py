@@ -1,0 +1,312 @@
+"""Estimators and tasks by name: entry points of installed packages, and objects in files of the user's own.
+
+Built-ins register as a third party does. Listing imports no plugin; resolving imports the one that was asked for.
+"""
+
+import contextlib
+import copy
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.abc
+import importlib.metadata
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gradebench.errors import InputError
+from gradebench.options import Option, bind, label, parse_spec
+from gradebench.plugin_source import Facts, read_facts
+
+KINDS = ("estimators", "tasks")
+# The class that what a plugin builds must be of. Named, not imported: listing must not wait for torch.
+_CONTRACTS = {"estimators": ("gradebench.estimator", "Estimator"), "tasks": ("gradebench.task", "Task")}
+_MISSHAPEN = "its entry point is {!r}, not MODULE:OBJECT"
+INSTALL_HINT = "no built-in estimators or tasks are registered; in the checkout run `pip install -e .`"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered plugin, as far as it is known without importing it; None where its text doesn't say."""
+
+    kind: str
+    name: str
+    value: str  # MODULE:OBJECT
+    distribution: str
+    version: str
+    builtin: bool
+    summary: str = ""
+    unbiased: bool | None = None
+    needs: tuple[str, ...] | None = None
+    options: dict[str, Option] | None = None
+    problem: str | None = None  # why it can't be used, in one line
+
+    @property
+    def source(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An imported plugin: its object, who it comes from, and the digest of the file that defines it."""
+
+    name: str
+    factory: Any
+    source: str
+    digest: str  # SHA-256 of the module's file, in hexadecimal
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a NAME:key=value,... stands for, ready to be built as often as wanted, in this process or another."""
+
+    kind: str
+    spec: str  # what was asked for, with the path of a file made absolute
+    label: str  # canonical: options that are not at their defaults, in signature order
+    name: str
+    params: dict[str, Any] = field(hash=False)  # complete
+    source: str  # "gradebench 0.1.0", or "mine.py sha256:1f2e3d4c5b6a" for a file
+    digest: str
+    factory: Any = field(repr=False)
+
+    def create(self) -> Any:
+        """A fresh Estimator or Task. Raises InputError where the options are refused or something else is built."""
+        what = f"{_singular(self.kind)} {self.label}"
+        module, contract = _CONTRACTS[self.kind]
+        try:
+            built = _build(self.kind, self.factory, self.params)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{what}: {' '.join(str(error).split())}") from error
+        if not isinstance(built, getattr(importlib.import_module(module), contract)):
+            raise InputError(
+                f"{what} builds an object of type {type(built).__name__}, which is no gradebench.{contract}"
+            )
+        return built
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A module loaded from a file exists in this process only, so another one resolves anew.
+        return resolve, (self.kind, self.spec)
+
+
+def entries(kind: str) -> dict[str, Entry]:
+    """The registered plugins of a kind, sorted by name; imports none of them."""
+    return {name: _entry(kind, points[0]) for name, points in _registered(kind).items()}
+
+
+def collisions(kind: str) -> list[str]:
+    """One line for each plugin that is ignored because another one has its name."""
+    return [
+        f"{_singular(kind)} {name!r} of {_source(loser)} is ignored: {_source(points[0])} has that name"
+        for name, points in _registered(kind).items()
+        for loser in points[1:]
+    ]
+
+
+def names(kind: str, healthy_only: bool = True) -> tuple[list[str], dict[str, str]]:
+    """What `all` stands for, and the entries left out of it with the reason.
+
+    With `healthy_only=False` every name is in the list and nothing is left out.
+    """
+    known = entries(kind)
+    broken = {name: entry.problem for name, entry in known.items() if entry.problem and healthy_only}
+    return [name for name in known if name not in broken], broken
+
+
+def installed() -> bool:
+    """Whether gradebench's own entry points are visible; they aren't in a checkout that was never installed."""
+    return any(_is_builtin(points[0]) for kind in KINDS for points in _registered(kind).values())
+
+
+def resolve(kind: str, text: str) -> Resolved:
+    """What `NAME[:k=v,...]` or `FILE.py:OBJECT[:k=v,...]` stands for; imports that plugin.
+
+    Raises InputError for an unknown name, a plugin or file that can't be loaded, and options that won't do.
+    """
+    spec = parse_spec(text)
+    plugin = load_file(*spec.file) if spec.file else load(kind, spec.target)
+    _require_usable(kind, plugin)
+    params = bind(plugin.factory, spec.options, f"{_singular(kind)} {plugin.name}")
+    canonical = label(plugin.name, params, plugin.factory)
+    target = f"{Path(spec.file[0]).expanduser().resolve()}:{spec.file[1]}" if spec.file else spec.target
+    given = ",".join(f"{key}={value}" for key, value in spec.options.items())
+    portable = f"{target}:{given}" if given else target
+    return Resolved(kind, portable, canonical, plugin.name, params, plugin.source, plugin.digest, plugin.factory)
+
+
+def load(kind: str, name: str) -> Plugin:
+    """Import the plugin registered as `name`. Raises InputError where there is none or its import fails."""
+    registered = _registered(kind)
+    if name not in registered:
+        raise InputError(_unknown_name(kind, name, list(registered)))
+    point = registered[name][0]
+    what = f"{_singular(kind)} {name} of {_source(point)}"
+    shape = _shape(point)
+    if shape is None:
+        raise InputError(f"{what} is broken: {_MISSHAPEN.format(point.value)}")
+    with _one_line(f"{what} can't be imported"):
+        module = importlib.import_module(shape[0])
+    try:
+        factory = functools.reduce(getattr, shape[1].split("."), module)
+    except AttributeError as error:
+        raise InputError(f"{what} is broken: module {shape[0]} has no object {shape[1]!r}") from error
+    path = getattr(module, "__file__", None)
+    content = Path(path).read_bytes() if path else _source(point).encode()
+    return Plugin(name, factory, _source(point), hashlib.sha256(content).hexdigest())
+
+
+def load_file(path: str, name: str) -> Plugin:
+    """Load object `name` from a Python file, running the file if it is new or has changed.
+
+    Raises InputError for a missing file or object and for a file that fails to run.
+    """
+    file = Path(path).expanduser()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    module = _module_of(file.resolve(), content, digest)
+    if not hasattr(module, name):
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        raise InputError(f"{path} has no object {name!r}; it defines {', '.join(own) or 'nothing'}")
+    return Plugin(f"{file.name}:{name}", getattr(module, name), f"{file.name} sha256:{digest[:12]}", digest)
+
+
+def _module_of(file: Path, content: bytes, digest: str) -> ModuleType:
+    """The file as a module in `sys.modules`, where dataclasses and pickle look for the classes defined in it."""
+    name = f"gradebench_file_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__gradebench_digest__", None) == digest:
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, file, loader=_ExactLoader(file, content))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with _one_line(f"{file} can't be run"):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    vars(module)["__gradebench_digest__"] = digest
+    return module
+
+
+class _ExactLoader(importlib.abc.SourceLoader):
+    """Runs the very bytes of the digest: a cached .pyc is stale after an edit within the same second."""
+
+    def __init__(self, file: Path, content: bytes):
+        self.file = file
+        self.content = content
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self.file)
+
+    def get_data(self, path: str) -> bytes:
+        return self.content
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turn whatever a plugin's code raises into an InputError with the last line of it."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        lines = "".join(traceback.format_exception_only(error)).split("\n")
+        where = f" ({error.filename}, line {error.lineno})" if isinstance(error, SyntaxError) else ""
+        raise InputError(f"{what}: {[line for line in lines if line.strip()][-1].strip()}{where}") from error
+
+
+def _registered(kind: str) -> dict[str, list[EntryPoint]]:
+    """Entry points by name; the first of each list has the name, and the others lost it.
+
+    Built-ins come first, then distributions in alphabetical order.
+    """
+    if kind not in KINDS:
+        raise InputError(f"{kind!r} is not a kind of plugin; there are {' and '.join(KINDS)}")
+    points = importlib.metadata.entry_points(group=f"gradebench.{kind}")
+    ordered = sorted(points, key=lambda point: (point.name, not _is_builtin(point), _distribution(point)))
+    by_name: dict[str, list[EntryPoint]] = {}
+    for point in ordered:
+        by_name.setdefault(point.name, []).append(point)
+    return by_name
+
+
+def _distribution(point: EntryPoint) -> str:
+    return re.sub(r"[-_.]+", "-", point.dist.name).lower() if point.dist else ""
+
+
+def _is_builtin(point: EntryPoint) -> bool:
+    return _distribution(point) == "gradebench"
+
+
+def _source(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+
+
+def _shape(point: EntryPoint) -> tuple[str, str] | None:
+    """Module and object of an entry point, or None where it names no object."""
+    shape = re.fullmatch(r"\s*([\w.]+)\s*:\s*([\w.]+)\s*(\[.*\])?\s*", point.value)
+    return (shape[1], shape[2]) if shape else None
+
+
+def _entry(kind: str, point: EntryPoint) -> Entry:
+    shape = _shape(point)
+    facts = read_facts(*shape) if shape else Facts(problem=_MISSHAPEN.format(point.value))
+    name, version = (point.dist.name, point.dist.version) if point.dist else ("", "")
+    return Entry(kind, point.name, point.value, name, version, _is_builtin(point), **vars(facts))
+
+
+def _unknown_name(kind: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=3)
+    message = f"no {_singular(kind)} is called {name!r}; "
+    if near:
+        message += f"did you mean {' or '.join(near)}? See `gradebench list {kind}`"
+    elif known:
+        message += f"there are {', '.join(known)}; see `gradebench list {kind}`"
+    else:
+        message += "none is registered"
+    if not installed():
+        message += f". {INSTALL_HINT[0].upper()}{INSTALL_HINT[1:]}"
+    elif not near:
+        message += ". A plugin is listed once its package is installed (again, after a change of its entry points)"
+    return message
+
+
+def _singular(kind: str) -> str:
+    return kind.removesuffix("s")
+
+
+def _is_instance(kind: str, factory: Any) -> bool:
+    """Whether the object is already an Estimator or Task; told by name, as the class may not be imported yet."""
+    return not inspect.isclass(factory) and any(
+        (parent.__module__, parent.__qualname__) == _CONTRACTS[kind] for parent in type(factory).__mro__
+    )
+
+
+def _require_usable(kind: str, plugin: Plugin) -> None:
+    if not callable(plugin.factory) and not _is_instance(kind, plugin.factory):
+        article = "an estimator" if kind == "estimators" else "a task"
+        raise InputError(
+            f"{plugin.name} of {plugin.source} is of type {type(plugin.factory).__name__}, "
+            f"neither {article} nor a class or function that makes one"
+        )
+
+
+def _build(kind: str, factory: Any, params: Mapping[str, Any]) -> Any:
+    if _is_instance(kind, factory):
+        return copy.deepcopy(factory)  # a cell must not see the running state that another one left
+    if kind == "estimators" and not inspect.isclass(factory):
+        from gradebench.estimator import FunctionEstimator  # here, because it imports torch
+
+        return FunctionEstimator(factory, params)
+    return factory(**params)

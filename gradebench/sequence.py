@@ -1,0 +1,205 @@
+"""The problem of aligning an autoregressive language model, on any policy and reward that read embeddings."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gradebench.problem import Ledger, Problem, Relax
+
+ENUMERABLE = 4096  # sequences, at most, for `support`
+
+
+class Policy(Protocol):
+    """A causal language model: `embed` reads ids or relaxed one-hots, the call continues from a cache."""
+
+    feature_size: int
+
+    def embed(self, tokens: Tensor) -> Tensor: ...
+    def __call__(self, embeddings: Tensor, cache: Any = None) -> tuple[Tensor, Tensor, Any]: ...
+    def parameters(self) -> Any: ...
+
+
+class Reward(Protocol):
+    """Reward (N,) of embedded texts (N, L, D); `differentiable` in what `embed` reads, or not."""
+
+    differentiable: bool
+
+    def embed(self, tokens: Tensor) -> Tensor: ...
+    def __call__(self, embeddings: Tensor) -> Tensor: ...
+
+
+class SequenceProblem(Problem):
+    """J = mean over prompts of E [ r(x, z) - beta * sum_t KL(p_theta(.|x, z_<t) || p_ref(.|x, z_<t)) ].
+
+    The penalty is the sum of exact per-position divergences along the sampled prefix. Its expectation is the divergence
+    of the sequence distributions, and one definition serves hard and relaxed tokens alike.
+
+    prompts (B, P) int64; T = `horizon` new tokens; `beta` in reward per nat.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        reward_model: Reward,
+        prompts: Tensor,
+        horizon: int,
+        vocabulary: int,
+        reference: Policy | None = None,
+        beta: float = 0.0,
+        ledger: Ledger | None = None,
+    ):
+        super().__init__([p for p in policy.parameters() if p.requires_grad], ledger)
+        if beta and reference is None:
+            raise ValueError("a KL penalty needs a reference policy")
+        self.policy, self.reward_model, self.reference, self.beta = policy, reward_model, reference, beta
+        self.prompts, self.horizon, self.categories = prompts, horizon, vocabulary
+        self.contexts = len(prompts)
+        self.feature_size = policy.feature_size
+        offers = {"soft_reward"} if reward_model.differentiable else set()
+        offers |= set() if beta else {"fixed_reward"}
+        offers |= {"support"} if vocabulary**horizon <= ENUMERABLE else set()
+        self.offers = frozenset(offers)
+        self._memo: tuple[Tensor, tuple[int, ...], Tensor, Tensor] | None = None
+
+    def select(self, index: Tensor) -> "SequenceProblem":
+        return SequenceProblem(
+            self.policy,
+            self.reward_model,
+            self.prompts[index],
+            self.horizon,
+            self.categories,
+            self.reference,
+            self.beta,
+            self.ledger,
+        )
+
+    @torch.no_grad()
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        self.ledger.forward_passes += 1
+        self.ledger.tokens_sampled += n * self.contexts * self.horizon
+        logits, _, cache = self.policy(self.policy.embed(self._prompts(n)))
+        z = torch.empty(len(logits), self.horizon, dtype=torch.int64, device=logits.device)
+        noise = torch.empty_like(logits[:, -1])
+        for t in range(self.horizon):
+            if t:
+                logits, _, cache = self.policy(self.policy.embed(z[:, t - 1 : t]), cache)
+            # argmax of log pi - log E with E ~ Exp(1) is a draw from pi (the Gumbel-max trick)
+            z[:, t] = (logits[:, -1].log_softmax(-1) - noise.exponential_(generator=rng).log()).argmax(-1)
+        return z.view(n, self.contexts, self.horizon)
+
+    def logits(self, z: Tensor) -> Tensor:
+        return self._parallel(z)[0]
+
+    def features(self, z: Tensor) -> Tensor:
+        return self._parallel(z)[1].detach()
+
+    def rollout(self, relax: Relax, n: int) -> Tensor:
+        self.ledger.forward_passes += 1
+        self.ledger.tokens_sampled += n * self.contexts * self.horizon
+        logits, features, cache = self.policy(self.policy.embed(self._prompts(n)))
+        tokens: list[Tensor] = []
+        seen: list[tuple[Tensor, Tensor]] = []
+        for t in range(self.horizon):
+            if t:
+                relaxed = tokens[-1].view(-1, 1, self.categories)
+                logits, features, cache = self.policy(self.policy.embed(relaxed), cache)
+            here, feature = (x[:, -1].view(n, self.contexts, -1) for x in (logits, features))
+            tokens.append(relax(here))
+            seen.append((here, feature))
+        y = torch.stack(tokens, 2)
+        self._remember(y, *(torch.stack(parts, 2) for parts in zip(*seen, strict=True)))
+        return y
+
+    def reward(self, z: Tensor) -> Tensor:
+        with torch.no_grad():
+            raw = self.raw_reward(z)
+        return raw - self.beta * self.divergence(z).sum(-1) if self.beta else raw
+
+    def soft_reward(self, y: Tensor) -> Tensor:
+        raw = self.raw_reward(y)
+        return raw - self.beta * self.divergence(y).sum(-1) if self.beta else raw
+
+    def raw_reward(self, tokens: Tensor) -> Tensor:
+        """r (n, B), without the penalty, of ids (n, B, T) or relaxed one-hots (n, B, T, V)."""
+        n = len(tokens)
+        self.ledger.reward_calls += n * self.contexts
+        flat = tokens.reshape(n * self.contexts, *tokens.shape[2:])
+        model = self.reward_model
+        return model(torch.cat([model.embed(self._prompts(n)), model.embed(flat)], 1)).view(n, self.contexts)
+
+    def divergence(self, tokens: Tensor) -> Tensor:
+        """KL(p_theta(.|prefix) || p_ref(.|prefix)) in nats, (n, B, T), along hard or relaxed tokens."""
+        assert self.reference is not None
+        log_p = self._parallel(tokens)[0].log_softmax(-1)
+        log_q = self._forward(self.reference, tokens)[0].log_softmax(-1)
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+    def support(self) -> Tensor:
+        if "support" not in self.offers:
+            return super().support()
+        device = self.prompts.device
+        values = torch.arange(self.categories, device=device)
+        return torch.cartesian_prod(*[values] * self.horizon).view(-1, self.horizon)
+
+    def grad(self, value: Tensor, weights: Tensor | None = None, create_graph: bool = False) -> tuple[Tensor, ...]:
+        answer = super().grad(value, weights, create_graph)
+        if not create_graph:
+            self._memo = None  # its graph has been freed
+        return answer
+
+    def _prompts(self, n: int) -> Tensor:
+        return self.prompts.repeat(n, 1)
+
+    def _forward(self, policy: Policy, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """One parallel pass: logits (n, B, T, V) and features (n, B, T, D) before each position."""
+        self.ledger.forward_passes += 1
+        n = len(tokens)
+        past = tokens[:, :, :-1].reshape(n * self.contexts, -1, *tokens.shape[3:])
+        embeddings = torch.cat([policy.embed(self._prompts(n)), policy.embed(past)], 1)
+        logits, features, _ = policy(embeddings)
+        start = self.prompts.shape[1] - 1
+        shape = (n, self.contexts, self.horizon, -1)
+        return logits[:, start:].reshape(shape), features[:, start:].reshape(shape)
+
+    def _parallel(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`_forward` of the policy, shared by log_prob, features and the penalty of one batch of tokens."""
+        if self._memo is None or self._memo[0] is not tokens or self._memo[1] != self._state():
+            self._remember(tokens, *self._forward(self.policy, tokens))
+        assert self._memo is not None
+        return self._memo[2], self._memo[3]
+
+    def _remember(self, tokens: Tensor, logits: Tensor, features: Tensor) -> None:
+        self._memo = (tokens, self._state(), logits, features)
+
+    def _state(self) -> tuple[int, ...]:
+        """Changes when a parameter was written to, or graphs were switched on or off."""
+        return (int(torch.is_grad_enabled()), *(p._version for p in self.params))
+
+
+def distinct_bigrams(tokens: Sequence[Sequence[int]]) -> float:
+    """Distinct bigrams over all bigrams of a set of texts (Li et al. 2016), in [0, 1]."""
+    pairs = [pair for text in tokens for pair in pairwise(text)]
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+@torch.no_grad()
+def evaluate_sequences(problem: SequenceProblem, rng: torch.Generator) -> tuple[dict[str, float], Tensor]:
+    """Metrics of hard samples, one a prompt, and the samples (B, T): reward, kl, entropy, distinct_2, reference_nll.
+
+    kl in nats a sequence; entropy and reference_nll in nats a token.
+    """
+    z = problem.sample(1, rng)  # (1, B, T)
+    log_p = problem.logits(z).log_softmax(-1)
+    metrics = {
+        "reward": float(problem.raw_reward(z).mean()),
+        "entropy": float(-(log_p.exp() * log_p).sum(-1).mean()),
+        "distinct_2": distinct_bigrams(z[0].tolist()),
+    }
+    if problem.reference is not None:
+        log_q = problem._forward(problem.reference, z)[0].log_softmax(-1)
+        metrics["kl"] = float((log_p.exp() * (log_p - log_q)).sum(-1).sum(-1).mean())
+        metrics["reference_nll"] = float(-log_q.gather(-1, z.unsqueeze(-1)).mean())
+    return metrics, z[0]

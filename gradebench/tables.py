@@ -1,0 +1,396 @@
+"""From the tidy `metrics` table to the tables of comparisons and ranks; DataFrames in and out, files only at the end.
+
+A cell is one (task, setting, estimator, seed). Only cells that are ok in all of their rows give numbers; the others
+stay visible as a status. Settings are never mixed, and results depend neither on the order of the rows nor on any
+generator of the caller: randomness is seeded by the names of what is compared.
+
+A value that was never measured is left out, and counts (n_pairs, status) say so. A value that was measured but has
+no answer, such as a ratio to a squared norm that can't be told from zero, makes the aggregate NaN: leaving it out
+would favour the estimator that is too noisy to be measured.
+"""
+
+import hashlib
+import math
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradebench import statistics
+
+# fmt: off
+METRICS_COLUMNS = [
+    "run_id", "cell_id", "task", "setting", "estimator", "estimator_params", "estimator_source", "seed", "phase",
+    "split", "step", "metric", "value", "unit", "status",
+]
+TESTS_COLUMNS = [
+    "task", "setting", "metric", "split", "estimator_a", "estimator_b", "n_pairs", "mean_difference", "ci_low",
+    "ci_high", "effect_size", "test", "p_value", "p_holm", "smallest_attainable_p", "verdict",
+]
+LEADERBOARD_COLUMNS = [
+    "rank", "tier", "estimator", "task", "setting", "n_seeds", "status", "test_reward_mean", "test_reward_ci_low",
+    "test_reward_ci_high", "test_gold_reward_mean", "generalization_gap", "gold_gap", "kl_mean", "gradient_variance",
+    "gradient_variance_relative", "gradient_bias_squared", "gradient_cosine", "seconds_per_step",
+    "peak_memory_bytes", "p_vs_best_holm",
+]
+# The objective has no unit, so its gradient has that of 1/theta.
+METRIC_UNITS = {
+    "reward": "1", "gold_reward": "1", "kl": "nats/sequence", "entropy": "nats/token", "distinct_2": "1",
+    "reference_nll": "nats/token", "gradient_variance": "1/theta^2", "gradient_variance_relative": "1",
+    "gradient_bias_squared": "1/theta^2", "gradient_cosine": "1", "gradient_snr": "1",
+    "gradient_norm_squared": "1/theta^2", "gradient_reference_dot": "1/theta^2",
+    "gradient_reference_norm_squared": "1/theta^2", "seconds_per_step": "s", "reward_calls": "calls",
+    "tokens_sampled": "tokens", "forward_passes": "passes", "backward_passes": "passes",
+    "peak_memory_bytes": "bytes",
+}
+# fmt: on
+MINIMUM_SEEDS = 3  # below three pairs there is no effect size
+
+_CELL = ["task", "setting", "estimator", "seed"]
+_KEY = [*_CELL, "phase", "split", "step", "metric"]
+_TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value")]
+_UNMEASURED = "no test reward"
+# Twelve digits keep a byte count below 1 TB whole, and hide the last bits, in which machines differ.
+_FLOAT_FORMAT = "%.12g"
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One task in one setting: what its ok cells measured, in wide form, and the status of all of its cells."""
+
+    task: str
+    setting: str
+    status: pd.Series  # (estimator, seed) -> status of the cell
+    final: pd.DataFrame  # (estimator, seed) x (split, metric), at the last evaluated step
+    probe: pd.DataFrame  # (estimator, seed, step) x metric, at the checkpoints
+    train: pd.DataFrame  # (estimator, seed, step) x metric, costs
+
+    @property
+    def estimators(self) -> list[str]:
+        return sorted(self.status.index.unique("estimator"))
+
+
+def default_seed_count(n_estimators: int) -> int:
+    """The number of seeds at which all pairs of this many estimators can be told apart under Holm; at least 3."""
+    return max(MINIMUM_SEEDS, statistics.seeds_needed(math.comb(n_estimators, 2)))
+
+
+def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The metrics with "" for missing text and floats for numbers; raises ValueError for what can't be trusted."""
+    missing = [name for name in METRICS_COLUMNS if name not in metrics.columns]
+    if missing:
+        raise ValueError(f"metrics lack the columns {missing}")
+    rows = metrics[METRICS_COLUMNS].reset_index(drop=True)
+    rows[_TEXT] = rows[_TEXT].apply(_text)
+    for name in ("step", "value"):
+        # A table without a single number holds "" or None there.
+        rows[name] = pd.to_numeric(rows[name].mask(rows[name] == "")).astype(float)
+    if rows["seed"].isna().any():
+        raise ValueError("some rows of the metrics have no seed: every row belongs to one cell, also that of a skip")
+    duplicated = rows.duplicated(_KEY)
+    if duplicated.any():
+        example = rows.loc[duplicated, _KEY].iloc[0].to_dict()
+        raise ValueError(
+            f"{int(duplicated.sum())} rows of the metrics come twice, the first is {example}: pass a run once"
+        )
+    return rows
+
+
+def _text(column: pd.Series) -> pd.Series:
+    """The column as strings, "" where missing: a column of empty strings comes back from a CSV as NaN throughout."""
+    return column.astype(object).where(column.notna(), "").astype(str)
+
+
+def _groups(metrics: pd.DataFrame) -> Iterator[_Group]:
+    """The groups by task, then setting; within them, groupby and unstack sort by name, seed and step. Raises ValueError as `_checked` and `_reject_mixed_parameters` do."""
+    rows = _checked(metrics)
+    for (task, setting), group in rows.groupby(["task", "setting"], sort=True):
+        status = group.groupby(["estimator", "seed"])["status"].agg(_cell_status)
+        cells = pd.MultiIndex.from_frame(group[["estimator", "seed"]])
+        # A row without a value measured nothing. Infinite values stay: an infinite variance is a result.
+        measured = group[(status.reindex(cells) == "ok").to_numpy() & group["value"].notna() & (group["metric"] != "")]
+        _reject_mixed_parameters(measured)
+        evaluation = measured[measured["phase"] == "evaluation"]
+        last_step = evaluation.loc[evaluation["split"] == "test", "step"].max()
+        final = evaluation[(evaluation["step"] == last_step) & np.isfinite(evaluation["value"])]
+        on_train = measured[measured["split"] == "train"]
+        yield _Group(
+            task=str(task),
+            setting=str(setting),
+            status=status,
+            final=_wide(final, ["estimator", "seed"], ["split", "metric"]),
+            probe=_wide(on_train[on_train["phase"] == "probe"], ["estimator", "seed", "step"], ["metric"]),
+            train=_wide(on_train[on_train["phase"] == "train"], ["estimator", "seed", "step"], ["metric"]),
+        )
+
+
+def _cell_status(statuses: pd.Series) -> str:
+    """ "ok" where every row of the cell is, else what the other rows say."""
+    return "+".join(sorted({status or "unknown" for status in statuses} - {"ok"})) or "ok"
+
+
+def _reject_mixed_parameters(measured: pd.DataFrame) -> None:
+    """Raises ValueError where one estimator label stands for two sets of parameters, as in runs of two versions."""
+    kinds = measured.groupby("estimator")["estimator_params"].nunique()
+    for estimator in kinds.index[kinds > 1]:
+        found = sorted(measured.loc[measured["estimator"] == estimator, "estimator_params"].unique())
+        raise ValueError(f"estimator {estimator!r} ran with different parameters in one setting: {found}")
+
+
+def _wide(rows: pd.DataFrame, index: list[str], columns: list[str]) -> pd.DataFrame:
+    """One row an index, one column a metric. Duplicates were rejected before."""
+    return rows.set_index([*index, *columns])["value"].unstack(columns)
+
+
+def _column(frame: pd.DataFrame, name: Any) -> pd.Series:
+    """A column by name, NaN throughout where nobody measured it."""
+    return frame[name] if name in frame.columns else pd.Series(np.nan, index=frame.index)
+
+
+def _complete(probe: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """The checkpoints (estimator, seed, step) at which all of these metrics were measured."""
+    return probe.reindex(columns=pd.Index(names)).dropna()
+
+
+def _pooled(probe: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """Means over seeds, (estimator, step) x names."""
+    return _complete(probe, *names).groupby(["estimator", "step"]).mean()
+
+
+def _over_checkpoints(per_checkpoint: pd.Series) -> pd.Series:
+    """Mean over the last index level, step; NaN where any checkpoint of the group is missing or unresolved.
+
+    Estimators must not be averaged over different checkpoints: those that fall out are the noisy ones.
+    """
+    with np.errstate(invalid="ignore"):  # ln 0 and ln inf have no mean
+        return per_checkpoint.unstack("step").mean(axis=1, skipna=False)
+
+
+def _log(values: pd.Series) -> pd.Series:
+    """Natural logarithm; -inf at 0, NaN below."""
+    with np.errstate(divide="ignore"):
+        return np.log(values.where(values >= 0))
+
+
+def _log_variance(group: _Group) -> pd.Series:
+    """(estimator, seed) -> mean over checkpoints of ln gradient_variance."""
+    return _over_checkpoints(_log(_complete(group.probe, "gradient_variance")["gradient_variance"]))
+
+
+def _relative_variance(probe: pd.DataFrame) -> pd.Series:
+    """estimator -> geometric mean over checkpoints of E_seeds[variance] / E_seeds[squared norm]."""
+    pooled = _pooled(probe, "gradient_variance", "gradient_norm_squared")
+    norm_squared = pooled["gradient_norm_squared"]
+    return np.exp(_over_checkpoints(_log(pooled["gradient_variance"] / norm_squared.where(norm_squared > 0))))
+
+
+def _relative_bias_squared(probe: pd.DataFrame) -> pd.Series:
+    """estimator -> mean over seeds and checkpoints of squared bias / squared norm of the reference; may be negative."""
+    both = _complete(probe, "gradient_bias_squared", "gradient_reference_norm_squared")
+    reference = both["gradient_reference_norm_squared"]
+    ratio = both["gradient_bias_squared"] / reference.where(reference > 0)
+    # agg, because pandas 2 has no skipna in the mean of groups.
+    return _over_checkpoints(ratio.groupby(["estimator", "step"]).agg(lambda seeds: seeds.mean(skipna=False)))
+
+
+def _cosine(probe: pd.DataFrame) -> pd.Series:
+    """estimator -> mean over checkpoints of the cosine with the reference, of moments pooled over seeds."""
+    names = ("gradient_reference_dot", "gradient_norm_squared", "gradient_reference_norm_squared")
+    pooled = _pooled(probe, *names)
+    dot, own, reference = (pooled[name] for name in names)
+    # Debiased squared norms are noisy, so the ratio can leave [-1, 1].
+    cosine = dot / np.sqrt(own.where(own > 0)) / np.sqrt(reference.where(reference > 0))
+    return _over_checkpoints(cosine.clip(-1.0, 1.0))
+
+
+def _last_cost(group: _Group, metric: str) -> pd.Series:
+    """(estimator, seed) -> the cost at the cell's last step that has it, where the figure for the cell stands."""
+    return _complete(group.train, metric)[metric].groupby(["estimator", "seed"]).last()
+
+
+def _finite_mean(per_seed: pd.Series) -> pd.Series:
+    """estimator -> mean over the seeds that have a value."""
+    with np.errstate(invalid="ignore"):
+        return per_seed.groupby("estimator").mean()
+
+
+def _summary(group: _Group) -> pd.DataFrame:
+    """One row an estimator: the columns of the leaderboard that need no comparison."""
+    reward, gold = _column(group.final, ("test", "reward")), _column(group.final, ("test", "gold_reward"))
+    log_variance = _log_variance(group)
+    intervals = {name: _interval(group, str(name), seeds) for name, seeds in reward.dropna().groupby("estimator")}
+    columns = {
+        "test_reward_mean": _finite_mean(reward),
+        "test_reward_ci_low": pd.Series({name: low for name, (low, _) in intervals.items()}, dtype=float),
+        "test_reward_ci_high": pd.Series({name: high for name, (_, high) in intervals.items()}, dtype=float),
+        "test_gold_reward_mean": _finite_mean(gold),
+        "generalization_gap": _finite_mean(_column(group.final, ("train", "reward")) - reward),
+        "gold_gap": _finite_mean(reward - gold),
+        "kl_mean": _finite_mean(_column(group.final, ("test", "kl"))),
+        "gradient_variance": np.exp(_finite_mean(log_variance)),
+        "gradient_variance_relative": _relative_variance(group.probe),
+        "gradient_bias_squared": _relative_bias_squared(group.probe),
+        "gradient_cosine": _cosine(group.probe),
+        "seconds_per_step": _finite_mean(_last_cost(group, "seconds_per_step")),
+        "peak_memory_bytes": _column(group.train, "peak_memory_bytes").groupby("estimator").max(),
+    }
+    return pd.DataFrame({name: column.reindex(group.estimators) for name, column in columns.items()})
+
+
+def _interval(group: _Group, estimator: str, rewards: pd.Series) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over seeds."""
+    generator = _generator("test_reward", group.task, group.setting, estimator)
+    return statistics.bootstrap_interval(rewards.to_numpy(), generator)
+
+
+def _generator(*names: str) -> np.random.Generator:
+    """A generator seeded by names, so that no result depends on what else is in the table, or on its order."""
+    digest = hashlib.sha256("\0".join(("gradebench tables", *names)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+
+
+# (metric, split, what is compared by (estimator, seed), what the name of the test adds)
+_FAMILIES: tuple[tuple[str, str, Callable[[_Group], pd.Series], str], ...] = (
+    ("reward", "test", lambda group: _column(group.final, ("test", "reward")), ""),
+    ("gold_reward", "test", lambda group: _column(group.final, ("test", "gold_reward")), ""),
+    ("gradient_variance", "train", _log_variance, " of ln gradient_variance"),
+)
+
+
+def comparisons(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The table of tests: all pairs of estimators within each task and setting, TESTS_COLUMNS.
+
+    One Holm family is one metric in one task and setting. Seeds are paired by their id. `gradient_variance` is
+    compared by the mean over checkpoints of its natural logarithm, so its differences and intervals are in nats of
+    ratio: exp(mean_difference) is a ratio of variances. estimator_a has the larger mean (ties by name). A metric
+    that nobody measured has no rows; an estimator without ok cells has rows with n_pairs 0.
+
+    Raises        ValueError for missing columns, rows that come twice, and one label with two sets of parameters.
+    """
+    rows = [row for group in _groups(metrics) for family in _FAMILIES for row in _family(group, *family)]
+    return pd.DataFrame(rows, columns=TESTS_COLUMNS)
+
+
+def _family(
+    group: _Group, metric: str, split: str, per_seed_of: Callable[[_Group], pd.Series], suffix: str
+) -> list[dict[str, Any]]:
+    """The rows of one Holm family."""
+    per_seed = per_seed_of(group)
+    if not per_seed.notna().any():
+        return []
+    values = per_seed.unstack("estimator").reindex(columns=group.estimators)  # (seed, estimator)
+    rows = []
+    for a, b in combinations(_by_mean(_finite_mean(per_seed).reindex(group.estimators)), 2):
+        generator = _generator(metric, group.task, group.setting, a, b)
+        result = vars(statistics.compare(values[a].to_numpy(), values[b].to_numpy(), generator))
+        names = {"task": group.task, "setting": group.setting, "metric": metric, "split": split}
+        rows.append({**names, "estimator_a": a, "estimator_b": b, **result, "test": result["test"] + suffix})
+    adjusted = statistics.holm([row["p_value"] for row in rows])
+    size = int(np.count_nonzero(~np.isnan(adjusted)))
+    for row, p_holm in zip(rows, adjusted, strict=True):
+        row["p_holm"] = float(p_holm)
+        row["verdict"] = statistics.verdict(
+            row["p_holm"], size * row["smallest_attainable_p"], row["mean_difference"], statistics.ALPHA
+        )
+    return rows
+
+
+def _by_mean(means: pd.Series) -> list[str]:
+    """Names by mean, the largest first, then by name; those without a mean come last."""
+    return sorted(means.index, key=lambda name: (-means[name] if not math.isnan(means[name]) else math.inf, name))
+
+
+def leaderboard(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
+    """One row a task, setting and estimator, LEADERBOARD_COLUMNS; `comparisons` is the table of the same metrics.
+
+    Means are over ok seeds, at the last step at which the group evaluated test prompts.
+    rank, tier                   by test_reward_mean, ties by name; empty without a test reward. Tiers: see
+                                 `statistics.tiers`, on the Holm-adjusted test reward.
+    n_seeds, status              ok seeds that gave a test reward; "ok", else counts such as "ok 8, failed 2".
+                                 An ok cell without a test reward is counted as "no test reward".
+    gradient_variance            geometric mean over seeds and checkpoints.
+    gradient_variance_relative   mean over seeds of the variance / mean over seeds of the squared norm, then the
+                                 geometric mean over checkpoints.
+    gradient_bias_squared        relative: mean of squared bias / squared norm of the reference gradient.
+    gradient_cosine              with the reference gradient, of moments pooled over seeds; mean over checkpoints.
+    p_vs_best_holm               p_holm of the test reward against the first-ranked estimator.
+
+    Raises        ValueError as `comparisons` does, and where its table lacks columns.
+    """
+    missing = [name for name in TESTS_COLUMNS if name not in comparisons.columns]
+    if missing:
+        raise ValueError(f"comparisons lack the columns {missing}")
+    tests = comparisons[(comparisons["metric"] == "reward") & (comparisons["split"] == "test")]
+    boards = [_board(group, _tests_of(tests, group)) for group in _groups(metrics)]
+    if not boards:
+        return pd.DataFrame(columns=LEADERBOARD_COLUMNS)
+    return pd.concat(boards, ignore_index=True)
+
+
+def _tests_of(tests: pd.DataFrame, group: _Group) -> pd.DataFrame:
+    """The tests of one group."""
+    return tests[(_text(tests["task"]) == group.task) & (_text(tests["setting"]) == group.setting)]
+
+
+def _board(group: _Group, tests: pd.DataFrame) -> pd.DataFrame:
+    """The leaderboard of one group, best first."""
+    board = _summary(group)
+    order = _by_mean(board["test_reward_mean"])
+    board = board.loc[order]
+    ranked = list(board.index[board["test_reward_mean"].notna()])
+    pairs = list(zip(tests["estimator_a"], tests["estimator_b"], strict=True))
+    supported = {pair for pair, outcome in zip(pairs, tests["verdict"], strict=True) if outcome == "a higher"}
+    p_of = {frozenset(pair): p_holm for pair, p_holm in zip(pairs, tests["p_holm"], strict=True)}
+    tier_of = statistics.tiers(ranked, supported)
+    counts = _status_counts(group)
+    board["rank"] = pd.array([ranked.index(n) + 1 if n in ranked else pd.NA for n in order], dtype="Int64")
+    board["tier"] = pd.array([tier_of.get(name, pd.NA) for name in order], dtype="Int64")
+    board["n_seeds"] = [counts[name]["ok"] for name in order]
+    board["status"] = [_status_text(counts[name]) for name in order]
+    board["p_vs_best_holm"] = [p_of.get(frozenset((ranked[0], n)), math.nan) if ranked else math.nan for n in order]
+    board["task"], board["setting"], board["estimator"] = group.task, group.setting, order
+    return board[LEADERBOARD_COLUMNS].reset_index(drop=True)
+
+
+def _status_counts(group: _Group) -> dict[str, Counter[str]]:
+    """estimator -> status -> number of cells. In a group with test rewards, an ok cell without one is not ok."""
+    reward = _column(group.final, ("test", "reward")).reindex(group.status.index)
+    status = group.status
+    if reward.notna().any():
+        status = status.mask((status == "ok") & reward.isna(), _UNMEASURED)
+    return {str(name): Counter(cells) for name, cells in status.groupby("estimator")}
+
+
+def _status_text(counts: Counter[str]) -> str:
+    """ "ok", or the counts with ok first."""
+    if set(counts) == {"ok"}:
+        return "ok"
+    return ", ".join(f"{status} {counts[status]}" for status in sorted(counts, key=lambda name: (name != "ok", name)))
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Writes UTF-8 CSV, 12 significant digits, line ends of one byte; replaces the file in one step."""
+    _write(path, lambda part: frame.to_csv(part, index=False, float_format=_FLOAT_FORMAT, lineterminator="\n"))
+
+
+def write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    """Writes Parquet, values in full; replaces the file in one step."""
+    _write(path, lambda part: frame.to_parquet(part, index=False, engine="pyarrow"))
+
+
+def _write(path: Path, save: Callable[[Path], object]) -> None:
+    """Saves beside the path and renames, so that a reader never meets half a file."""
+    # Not tempfile: its files are readable by their owner only, and the rename would keep that.
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        save(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,59 @@
+"""What a task supplies: a policy, a reward, an independent judge and disjoint prompts."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gradebench.problem import Ledger, Problem
+
+Log = Callable[[str], None]
+
+
+class Task(ABC):
+    """One problem to learn, with data in disjoint splits; its parameters are the typed arguments of `__init__`.
+
+    `prepare` does the slow part once a run and leaves it in the cache; `load` is then quick in every process.
+    """
+
+    version: ClassVar[int] = 1  # results of different versions are never mixed
+    splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+    default_steps: ClassVar[int] = 100
+    default_batch: ClassVar[int] = 32
+    learning_rate: ClassVar[float] = 1e-3  # where no tuned value is recorded
+
+    setting: str  # what actually ran, after fallbacks; known after `prepare`
+    params: list[Tensor]
+    sizes: Mapping[str, int]  # contexts in each split
+
+    options: dict[str, Any]  # as given to `__init__`; `prepare` settles what was left open, and a worker gets that
+    notices: Sequence[str] = ()  # fallbacks taken, said at the start and at the end of a run
+
+    @abstractmethod
+    def prepare(self, device: torch.device, log: Log, strict: bool = False) -> None:
+        """Fetch, train and cache what `load` reads; report through `log`.
+
+        Raises InputError where the input can't be used or, if `strict`, where a fallback would be taken.
+        """
+
+    @abstractmethod
+    def load(self, device: torch.device) -> None:
+        """Put the policy, at its initial parameters, and all else on the device."""
+
+    @abstractmethod
+    def problem(self, split: str, index: Tensor, ledger: Ledger | None = None) -> Problem:
+        """The problem on the contexts `index` (B,) of a split."""
+
+    @abstractmethod
+    def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
+        """Metrics of the present parameters on a fixed part of a split, always on hard samples."""
+
+    def tuned(self, estimator: str) -> Mapping[str, Any] | None:
+        """Recorded tuned settings of an estimator in this setting, such as {"learning_rate": 1e-3}; None if none."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for config.json: sizes, accuracies, digests."""
+        return {}

@@ -1,0 +1,105 @@
+"""A small transformer, causal as a policy or bidirectional as a reward model, that reads hard or relaxed tokens.
+
+Written out rather than taken from a library for two reasons: its attention can be differentiated twice (control
+variates that learn need that, fused kernels lack it), and a decoding step costs microseconds of overhead.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Cache = list[tuple[Tensor, Tensor]]  # keys and values (N, heads, length, width / heads), one pair a layer
+
+
+def embed_tokens(weight: Tensor, tokens: Tensor) -> Tensor:
+    """Embeddings (..., D) of ids (...) or of relaxed one-hots (..., V), with weight (V, D)."""
+    return tokens @ weight if tokens.is_floating_point() else functional.embedding(tokens, weight)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None):
+        batch, length, width = x.shape
+        q, k, v = (
+            self.query_key_value(self.attention_norm(x))
+            .view(batch, length, 3, self.heads, width // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )  # each (N, heads, L, width / heads)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        scores = q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5
+        if mask is not None:
+            scores = scores + mask
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, width)
+        x = x + self.attention_out(mixed)
+        return x + self.feed_forward(self.feed_forward_norm(x)), (k, v)
+
+
+class Transformer(nn.Module):
+    """Embeddings to features: (N, L, D) to (N, L, D), with learned positions and an optional cache."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int, heads: int, length: int, causal: bool):
+        super().__init__()
+        self.causal = causal
+        self.length = length
+        self.feature_size = width
+        self.token = nn.Parameter(torch.randn(vocabulary, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(length, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(N, L) ids or (N, L, V) relaxed one-hots to (N, L, D)."""
+        return embed_tokens(self.token, tokens)
+
+    def features(self, embeddings: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Features (N, L, D) and the cache grown by L positions."""
+        start = cache[0][0].shape[2] if cache else 0
+        length = embeddings.shape[1]
+        x = embeddings + self.position[start : start + length]
+        mask = None
+        if self.causal and length > 1:
+            mask = torch.full((length, start + length), float("-inf"), device=x.device, dtype=x.dtype)
+            mask = mask.triu(start + 1)
+        grown: Cache = []
+        for i, block in enumerate(self.blocks):
+            x, pair = block(x, mask, cache[i] if cache else None)
+            grown.append(pair)
+        return self.norm(x), grown
+
+
+class ScratchPolicy(Transformer):
+    """A causal language model with tied input and output embeddings."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int, heads: int, length: int):
+        super().__init__(vocabulary, width, layers, heads, length, causal=True)
+
+    def forward(self, embeddings: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor, Cache]:
+        """Logits (N, L, V), features (N, L, D) and the grown cache."""
+        features, cache = self.features(embeddings, cache)
+        return features @ self.token.T, features, cache
+
+
+class ScratchClassifier(Transformer):
+    """Probability (N,) that a text is positive, from mean-pooled features."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int, heads: int, length: int):
+        super().__init__(vocabulary, width, layers, heads, length, causal=False)
+        self.head = nn.Linear(width, 1)
+
+    def logit(self, embeddings: Tensor) -> Tensor:
+        """Log-odds (N,) of positive from embeddings (N, L, D)."""
+        return self.head(self.features(embeddings)[0].mean(1)).squeeze(-1)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.logit(embeddings).sigmoid()

@@ -1,0 +1,49 @@
+"""Token ids of texts: a vocabulary trained on a corpus, by the `tokenizers` library."""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+UNKNOWN = "<unk>"
+
+
+class Vocabulary:
+    """Encodes texts to ids and back."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[Sequence[int]]) -> list[str]:
+        return self.tokenizer.decode_batch([list(row) for row in ids], skip_special_tokens=False)
+
+    def save(self, path: Path) -> None:
+        self.tokenizer.save(str(path))
+
+
+def load_vocabulary(path: Path) -> Vocabulary:
+    return Vocabulary(Tokenizer.from_file(str(path)))
+
+
+def train_vocabulary(texts: Sequence[str], size: int) -> Vocabulary:
+    """One token a word where the corpus has at most `size` distinct words, else byte-level BPE of `size` tokens."""
+    words = set(chain.from_iterable(text.split() for text in texts))
+    if len(words) < size:
+        ids = {word: i for i, word in enumerate([UNKNOWN, *sorted(words)])}
+        tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return Vocabulary(tokenizer)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterable(texts, trainer)
+    return Vocabulary(tokenizer)

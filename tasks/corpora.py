@@ -1,0 +1,398 @@
+"""Labelled corpora of reviews: read from a file, a folder or the hub, and split with no text or film in two parts."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradebench.errors import InputError
+
+HUB_DATASET = "stanfordnlp/imdb"
+FEWEST_TEXTS = 100
+
+# The accepted column names; where a corpus has several, the first wins.
+TEXT_COLUMNS = ("text", "review", "sentence")
+LABEL_COLUMNS = ("label", "sentiment")
+FILM_COLUMNS = ("movie", "film")
+
+_NEGATIVE, _POSITIVE = ("0", "0.0", "false", "neg", "negative"), ("1", "1.0", "true", "pos", "positive")
+_LABEL_OF = dict.fromkeys(_NEGATIVE, 0) | dict.fromkeys(_POSITIVE, 1)
+_SPLIT_OF = {"train": "train", "test": "test"}
+_SENTIMENTS = ("neg", "pos")
+_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_FILM_ID = re.compile(r"tt\d+")
+
+# The parts' shares of all rows. The reward model and the gold judge get equal ones, so that neither is the better for
+# having seen more; the policy's prompts need only openings, hence less.
+_TRAIN_SHARES = {"reward": 0.32, "judge": 0.32, "train": 0.16}
+_TEST_SHARES = {"validation": 0.1, "test": 0.1}
+
+_HUB_REFUSAL = f"{HUB_DATASET} can't be had from the hub: {{}}; give corpus=embedded or corpus=PATH"
+
+
+class HubUnreachable(InputError):
+    """The hub can't be reached and no copy of its reviews is cached; the caller may fall back to another corpus."""
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Labelled texts, cleaned, without repeats; every field is aligned by row.
+
+    `labels` is int8, 1 for positive. `groups` holds a film id a row, "" where that row's film isn't known; None where
+    no film is. `official` holds 'train' or 'test' a row; None where the corpus doesn't come with both.
+    """
+
+    name: str
+    texts: list[str]
+    labels: np.ndarray  # (rows,)
+    groups: list[str] | None = None
+    official: np.ndarray | None = None  # (rows,)
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 16 hex digits of a sha256 over texts and labels: the same wherever the corpus was read from."""
+        sha = hashlib.sha256()
+        for text in self.texts:
+            encoded = text.encode()
+            sha.update(b"%d:%s" % (len(encoded), encoded))  # the length keeps ["ab", "c"] apart from ["a", "bc"]
+        sha.update(np.asarray(self.labels, dtype=np.int8).tobytes())
+        return sha.hexdigest()[:16]
+
+
+def read_corpus(path: str | Path) -> Corpus:
+    """Returns the corpus in a parquet, csv, tsv or jsonl file, or in a folder laid out as the original IMDB data.
+
+    The accepted names of columns are TEXT_COLUMNS, LABEL_COLUMNS, `split` and FILM_COLUMNS, in any case. Film ids may
+    also stand in `<stem>_meta.parquet` beside the file, row by row, or in a folder's `urls_pos.txt` and `urls_neg.txt`.
+
+    Raises InputError, in one line, for whatever keeps the corpus from being used.
+    """
+    path = Path(path).expanduser()
+    if os.path.isdir(path):  # unlike Path.is_dir, doesn't raise in a folder that is closed to us
+        return _corpus(path.resolve().name, _read_folder(path), str(path))
+    suffix = path.suffix.lower()
+    if os.path.exists(path) and suffix not in _READERS:
+        raise InputError(f"{path}: unknown suffix {suffix!r}; give a folder or one of {', '.join(_READERS)}")
+    data = _bytes_of(path)  # ahead of the reader: a missing file is refused as missing, whatever its suffix
+    frame = _READERS[suffix](data, path)
+    sidecar = path.with_name(f"{path.stem}_meta.parquet")
+    if _column(frame, FILM_COLUMNS) is None and os.path.exists(sidecar):
+        frame = frame.assign(movie=_sidecar_films(sidecar, len(frame)))
+    return _corpus(path.stem, frame, str(path))
+
+
+def hub_corpus(timeout: float = 10.0) -> Corpus:
+    """Returns the hub's IMDB reviews (train and test), from the cached copy where there is one.
+
+    Raises HubUnreachable within `timeout` seconds where there is no cached copy and the hub doesn't answer. A download
+    from a hub that does answer takes as long as it takes.
+    """
+    deadline = time.monotonic() + timeout
+    import datasets  # slow, and only needed here
+    from huggingface_hub import constants
+
+    with _silent_hub():
+        frame = _cached_hub_frame()
+        if frame is None:
+            offline = datasets.config.HF_HUB_OFFLINE or constants.HF_HUB_OFFLINE
+            # Half a second is kept for the rest; half the time is the hub's even where importing took long.
+            seconds = max(timeout / 2, deadline - time.monotonic() - 0.5)
+            refusal = "no copy is cached and HF_HUB_OFFLINE is set" if offline else _hub_refusal(seconds)
+            if refusal is not None:
+                raise HubUnreachable(_HUB_REFUSAL.format(refusal))
+            try:
+                frame = _joined(datasets.load_dataset(HUB_DATASET, split=["train", "test"]))
+            except Exception as error:  # the libraries in between raise kinds of their own
+                raise HubUnreachable(_HUB_REFUSAL.format(_first_line(error))) from error
+    return _corpus("imdb-hub", frame, f"hub {HUB_DATASET}")
+
+
+def split_corpus(corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
+    """Returns five disjoint arrays of row numbers: train, validation and test (prompts), reward, judge.
+
+    Rows that share a film or a text (letter case aside) go to one part together. With an official split, validation
+    and test are dealt from its test rows, the others from its train rows, and a group on both sides gives up its train
+    rows. Shares are of rows: 40 % reward, 40 % judge and 20 % prompts of the train side, halves of the test side;
+    without an official split the test side is 20 %. Each part comes shuffled, so that a prefix of it is a fair sample.
+
+    Raises InputError where a part would lack a label.
+    """
+    generator = np.random.default_rng(seed)
+    groups = _linked_groups(corpus)  # (rows,)
+    if corpus.official is None:
+        parts = _deal(np.arange(len(groups)), groups, _TRAIN_SHARES | _TEST_SHARES, generator)
+    else:
+        in_test = corpus.official == "test"
+        train_rows = np.flatnonzero(~in_test & ~np.isin(groups, groups[in_test]))
+        parts = _deal(train_rows, groups, _TRAIN_SHARES, generator)
+        parts |= _deal(np.flatnonzero(in_test), groups, _TEST_SHARES, generator)
+    for part, rows in parts.items():
+        if len(np.unique(corpus.labels[rows])) < 2:
+            raise InputError(f"corpus {corpus.name}: part {part!r} ({len(rows)} texts) lacks a label; give more texts")
+    return parts
+
+
+def _linked_groups(corpus: Corpus) -> np.ndarray:
+    """Returns a group number a row, (rows,): two rows share it where films and texts link them, over any others."""
+    from scipy.sparse import coo_array  # scipy is slow to load, and listing the tasks must not wait for it
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(corpus.texts)
+    texts, _ = pd.Series([text.casefold() for text in corpus.texts]).factorize()
+    # A row whose film isn't known is a film of its own.
+    films, _ = pd.Series([film or f"row {row}" for row, film in enumerate(corpus.groups or [""] * count)]).factorize()
+    # Nodes are rows, then texts, then films; each row is linked to its text and to its film.
+    links = np.tile(np.arange(count), 2), np.concatenate([count + texts, 2 * count + films])
+    graph = coo_array((np.ones(2 * count, dtype=np.int8), links), shape=(3 * count, 3 * count))
+    return connected_components(graph, directed=False)[1][:count]
+
+
+def _deal(
+    rows: np.ndarray, groups: np.ndarray, shares: dict[str, float], generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Returns `rows` dealt into parts whose sizes stand to each other as `shares`, whole groups only, each shuffled."""
+    _, group, sizes = np.unique(groups[rows], return_inverse=True, return_counts=True)
+    order = generator.permutation(len(sizes))
+    middles = np.cumsum(sizes[order]) - sizes[order] / 2  # a group goes where its middle falls
+    cuts = np.cumsum(list(shares.values()))[:-1] / sum(shares.values()) * len(rows)
+    part_of_group = np.empty(len(sizes), dtype=np.int64)
+    part_of_group[order] = np.searchsorted(cuts, middles, side="right")
+    return {name: generator.permutation(rows[part_of_group[group] == part]) for part, name in enumerate(shares)}
+
+
+def _corpus(name: str, frame: pd.DataFrame, source: str) -> Corpus:
+    """Returns the corpus in a frame with columns under any accepted name: checked, cleaned, without repeats."""
+    text, label = _column(frame, TEXT_COLUMNS), _column(frame, LABEL_COLUMNS)
+    if len(frame) == 0:
+        raise InputError(f"{source}: no rows; give a corpus of at least {FEWEST_TEXTS} labelled texts")
+    if text is None or label is None:
+        found = ", ".join(f"{str(column)!r:.40}" for column in frame.columns[:10])
+        wanted = f"a text ({', '.join(TEXT_COLUMNS)}) and a label ({', '.join(LABEL_COLUMNS)})"
+        raise InputError(f"{source}: lacks a column; found {found}; wanted {wanted}")
+    film, split = _column(frame, FILM_COLUMNS), _column(frame, ("split",))
+    rows = pd.DataFrame({"text": _clean_texts(text, source)}, dtype=object)
+    rows["label"] = _recoded(label, _LABEL_OF, "0 or 1, neg or pos, negative or positive", source)
+    rows["official"] = "" if split is None else _recoded(split, _SPLIT_OF, "train or test, or drop this column", source)
+    rows["film"] = "" if film is None else [str(value).strip() for value in _values(film)]
+    kept = _without_repeats(rows)
+    if len(kept) < FEWEST_TEXTS:
+        raise InputError(f"{source}: {len(kept)} usable texts (not empty, not repeated); give at least {FEWEST_TEXTS}")
+    if kept["label"].nunique() < 2:
+        raise InputError(f"{source}: every text has the label {kept['label'].iloc[0]}; give texts of both labels")
+    return Corpus(
+        name=name,
+        texts=kept["text"].tolist(),
+        labels=kept["label"].to_numpy(dtype=np.int8),
+        groups=kept["film"].tolist() if (kept["film"] != "").any() else None,
+        official=kept["official"].to_numpy(dtype=str) if kept["official"].nunique() == 2 else None,
+    )
+
+
+def _without_repeats(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows with a text, each text once: the first, but never a train row where a test row has the text."""
+    rows = rows[rows["text"] != ""]
+    in_test = rows["official"] == "test"
+    return rows[in_test | ~rows["text"].isin(rows.loc[in_test, "text"])].drop_duplicates("text")
+
+
+def _column(frame: pd.DataFrame, names: tuple[str, ...]) -> pd.Series | None:
+    """Returns the column under the first of `names` that the frame has, letter case aside; None where it has none."""
+    positions = {str(column).strip().casefold(): position for position, column in enumerate(frame.columns)}
+    return next((frame.iloc[:, positions[name]] for name in names if name in positions), None)
+
+
+def _clean_texts(column: pd.Series, source: str) -> list[str]:
+    texts = []
+    for row, value in enumerate(_values(column), start=1):
+        try:
+            value.encode()  # jsonl can spell half of a surrogate pair, which no tokenizer takes
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise InputError(f"{source}: row {row} holds {value!r:.60} for a text; give UTF-8 text") from error
+        texts.append(" ".join(_LINE_BREAK.sub(" ", value).split()))
+    return texts
+
+
+def _recoded(column: pd.Series, codes: dict[str, Any], wanted: str, source: str) -> list[Any]:
+    """Returns the code of each value, letter case aside; refuses the first value that has none."""
+    values = _values(column)
+    recoded = [codes.get(str(value).strip().casefold()) for value in values]
+    if None in recoded:
+        row = recoded.index(None)
+        raise InputError(f"{source}: {column.name} {values[row]!r:.60} in row {row + 1}; give {wanted}")
+    return recoded
+
+
+def _values(column: pd.Series) -> list[Any]:
+    """Returns the values as Python's own, "" for a missing one."""
+    return column.astype(object).where(column.notna(), "").tolist()
+
+
+def _read_parquet(data: bytes, path: Path) -> pd.DataFrame:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        table = parquet.read_table(io.BytesIO(data))
+        table.validate(full=True)  # else text that isn't UTF-8 comes to light much later
+        return table.to_pandas()
+    except (ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{path}: no readable parquet of UTF-8 text ({_first_line(error)}); write it again") from error
+
+
+def _read_csv(data: bytes, path: Path, separator: str = ",") -> pd.DataFrame:
+    text = _decoded(data, path)
+    if not text.strip():
+        return pd.DataFrame()
+    try:
+        # As text throughout: a review that reads "NA" or "null" is a review.
+        return pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, ValueError) as error:
+        raise InputError(f"{path}: malformed table ({_first_line(error)}); quote the texts") from error
+
+
+def _read_jsonl(data: bytes, path: Path) -> pd.DataFrame:
+    records = []
+    lines = _decoded(data, path).split("\n")
+    for number, line in ((number, line) for number, line in enumerate(lines, start=1) if line.strip()):
+        try:
+            records.append(dict(json.loads(line).items()))
+        except (ValueError, AttributeError, RecursionError) as error:  # AttributeError: JSON, but no object
+            raise InputError(f"{path}: line {number} isn't a JSON object ({_first_line(error)}); mend it") from error
+    return pd.DataFrame(records, dtype=object)
+
+
+_READERS: dict[str, Callable[[bytes, Path], pd.DataFrame]] = {
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+    ".tsv": partial(_read_csv, separator="\t"),
+    ".jsonl": _read_jsonl,
+}
+
+
+def _sidecar_films(sidecar: Path, rows: int) -> list[Any]:
+    film = _column(_read_parquet(_bytes_of(sidecar), sidecar), ("movie",))
+    if film is None:
+        raise InputError(f"{sidecar}: no column 'movie'; mend or remove this file of film ids")
+    if len(film) != rows:
+        raise InputError(f"{sidecar}: {len(film)} rows for the corpus's {rows}; mend or remove this file of film ids")
+    return _values(film)
+
+
+def _read_folder(root: Path) -> pd.DataFrame:
+    """Returns the reviews under root/train and root/test, or under root itself, each holding pos/ and neg/."""
+    sides = {side: root / side for side in ("train", "test") if os.path.isdir(root / side)} or {"": root}
+    for folder in (side / sentiment for side in sides.values() for sentiment in _SENTIMENTS):
+        if not os.path.isdir(folder):
+            lacking = folder.relative_to(root)
+            raise InputError(f"{root}: no folder {lacking}; give one with pos/ and neg/, or train/ and test/ of those")
+    rows = [row for split, side in sides.items() for name in _SENTIMENTS for row in _folder_rows(side, name, split)]
+    frame = pd.DataFrame(rows, columns=["text", "label", "movie", "split"])
+    return frame.drop(columns="split") if "" in sides else frame
+
+
+def _folder_rows(side: Path, sentiment: str, split: str) -> list[tuple[str, str, str, str]]:
+    films = _films_by_id(side / f"urls_{sentiment}.txt")
+    try:
+        names = [name for name in os.listdir(side / sentiment) if name.endswith(".txt")]
+    except OSError as error:
+        raise InputError(f"{side / sentiment}: can't be listed ({error.strerror}); check its permissions") from error
+    rows = []
+    for name in sorted(names, key=lambda name: (name.find("_"), name)):  # by number: shorter ids stand first
+        file, review = side / sentiment / name, name.removesuffix(".txt").partition("_")[0]
+        if films and review not in films:
+            raise InputError(f"{file}: urls_{sentiment}.txt has no line for this review; mend or remove that file")
+        rows.append((_decoded(_bytes_of(file), file), sentiment, films.get(review, ""), split))
+    return rows
+
+
+def _films_by_id(urls: Path) -> dict[str, str]:
+    """Returns the film id by the number of its line, "" where a line has none; empty where there is no such file."""
+    lines = _decoded(_bytes_of(urls), urls).splitlines() if os.path.exists(urls) else []
+    return {str(number): "".join(_FILM_ID.findall(line)[:1]) for number, line in enumerate(lines)}
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); check the path and its permissions") from error
+
+
+def _decoded(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")  # a mark some programs put before UTF-8
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} isn't UTF-8; save the file as UTF-8") from error
+
+
+def _cached_hub_frame() -> pd.DataFrame | None:
+    """Returns the hub's reviews from the local cache of `datasets`, asking nothing of the network; None without one."""
+    try:
+        # What load_dataset itself falls back on, but only after minutes of retries.
+        from datasets.packaged_modules.cache.cache import Cache
+
+        builder = Cache(repo_id=HUB_DATASET, dataset_name=HUB_DATASET.split("/")[-1], version="auto", hash="auto")
+        return _joined(builder.as_dataset(split=["train", "test"]))
+    except Exception:  # noqa: BLE001  whatever an unfinished download fails with means that no copy is cached
+        return None
+
+
+def _joined(parts: Any) -> pd.DataFrame:
+    return pd.concat([part.to_pandas().assign(split=name) for name, part in zip(_SPLIT_OF, parts, strict=True)])
+
+
+def _hub_refusal(seconds: float) -> str | None:
+    """Returns why the hub's data set can't be had, None where it can: one HEAD request without retries."""
+    from huggingface_hub import constants, get_hf_file_metadata
+
+    url = f"{constants.ENDPOINT}/datasets/{HUB_DATASET}/resolve/main/README.md"
+    answers: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            # Only a hub names a commit; the login page of a hotel or a proxy also answers 200.
+            answers.append(None if get_hf_file_metadata(url).commit_hash else f"{url} isn't a hub's")
+        except Exception as error:  # noqa: BLE001  reported, whatever it is
+            answers.append(f"{constants.ENDPOINT}: {_first_line(error)}")
+
+    # No timeout of the client covers the look-up of a name, hence a thread; the interpreter may end while it hangs.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else f"{constants.ENDPOINT}: no answer within {seconds:.1f} s"
+
+
+@contextmanager
+def _silent_hub() -> Iterator[None]:
+    """Keeps the bars and warnings of the hub's libraries off the terminal, and puts their settings back."""
+    import datasets.utils
+    import huggingface_hub.utils
+
+    libraries: list[Any] = [datasets.utils, huggingface_hub.utils]
+    before = [(library, library.are_progress_bars_disabled(), library.logging.get_verbosity()) for library in libraries]
+    for library in libraries:
+        library.disable_progress_bars()
+        library.logging.set_verbosity(library.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for library, without_bars, level in before:
+            library.logging.set_verbosity(level)
+            if not without_bars:
+                library.enable_progress_bars()
+
+
+def _first_line(error: Exception) -> str:
+    """Returns the error's own words on one line, shortened; its kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

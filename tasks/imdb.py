@@ -1,0 +1,242 @@
+"""Continue the opening of a film review so that the reward model finds it positive."""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gradebench import Ledger, Range, SequenceProblem, Task
+from gradebench.cache import cached_folder
+from gradebench.errors import InputError
+from gradebench.pretraining import TokenRows, accuracy, pretrain_policy, token_rows, train_classifier
+from gradebench.sequence import evaluate_sequences
+from gradebench.task import Log
+from gradebench.tasks import grammar
+from gradebench.tasks.corpora import Corpus, HubUnreachable, hub_corpus, read_corpus, split_corpus
+from gradebench.tasks.judge import load_judge, train_judge
+from gradebench.transformer import ScratchClassifier, ScratchPolicy
+from gradebench.vocabulary import Vocabulary, load_vocabulary, train_vocabulary
+
+SPLIT_SEED = 0  # of the corpus, the splits and everything trained before the comparison starts
+EVALUATED = 256  # prompts of each split that an evaluation reads
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shapes and training budgets of what is made from scratch."""
+
+    width: int
+    layers: int
+    heads: int
+    vocabulary: int  # at most
+    prompt: int  # tokens
+    horizon: int  # new tokens
+    prompts: int  # in each split, at most
+    policy_steps: int
+    reward_steps: int
+    steps: int  # of the comparison
+
+
+SIZES = {
+    "mini": Size(64, 2, 4, 1000, 8, 12, 256, 700, 400, 60),
+    "small": Size(128, 2, 4, 1000, 12, 16, 1024, 2500, 1500, 150),
+}
+
+
+class ScratchReward(ScratchClassifier):
+    """The trained classifier's probability of a positive text, as a reward in [0, 1]."""
+
+    differentiable = True
+
+
+class Imdb(Task):
+    """Film-review openings continued towards positive sentiment (autoregressive language model)."""
+
+    version = 1
+
+    def __init__(
+        self,
+        corpus: Annotated[str, "auto (hub, else embedded), hub, embedded, or a path to reviews"] = "auto",
+        size: Annotated[
+            Literal["auto", "mini", "small"], "of what is trained from scratch; auto: mini for embedded"
+        ] = "auto",
+        kl: Annotated[float, Range(0), "beta of the KL penalty, in reward per nat"] = 0.05,
+    ):
+        self.options = {"corpus": corpus, "size": size, "kl": kl}
+        self.notices: list[str] = []
+
+    # --- once a run -------------------------------------------------------------------------------------------
+
+    def prepare(self, device: torch.device, log: Log, strict: bool = False) -> None:
+        corpus = self._corpus(log, strict)
+        if self.options["size"] == "auto":
+            self.options["size"] = "mini" if corpus.name == "embedded" else "small"
+        self.size = SIZES[self.options["size"]]
+        self.default_steps = self.size.steps
+        # Name and digest: two copies of the same texts may differ in films and official split, so in our splits.
+        facts = {"version": self.version, "corpus": [corpus.name, corpus.digest], "size": asdict(self.size)}
+        self.folder = cached_folder("imdb", facts, lambda folder: self._build(folder, corpus, device, log))
+        self.facts = json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
+        self.setting = f"corpus={corpus.name}:{corpus.digest[:8]} policy=scratch-{self.options['size']} reward=trained "
+        self.setting += f"kl={self.options['kl']:g}"
+
+    def _corpus(self, log: Log, strict: bool) -> Corpus:
+        """The corpus asked for; `auto` falls back to the embedded one, and `options` then names that."""
+        wanted = self.options["corpus"]
+        if wanted in ("auto", "hub"):
+            try:
+                corpus = hub_corpus()
+                self.options["corpus"] = "hub"
+                return corpus
+            except HubUnreachable as reason:
+                if wanted == "hub" or strict:
+                    raise
+                notice = f"corpus=auto: {reason}. Running on the EMBEDDED corpus instead: synthetic reviews, not IMDB."
+                self.notices.append(notice)
+                log(notice)
+                self.options["corpus"] = wanted = "embedded"
+        return embedded_corpus() if wanted == "embedded" else read_corpus(wanted)
+
+    def _build(self, folder: Path, corpus: Corpus, device: torch.device, log: Log) -> None:
+        """Train vocabulary, policy, reward and judge, and choose the prompts."""
+        size, window = self.size, self.size.prompt + self.size.horizon
+        parts = split_corpus(corpus, SPLIT_SEED)
+        learned = np.concatenate([parts[name] for name in ("train", "reward", "judge")])
+        log(f"training a vocabulary on {len(learned):,} reviews")
+        vocabulary = train_vocabulary([corpus.texts[i] for i in learned], size.vocabulary)
+        vocabulary.save(folder / "tokenizer.json")
+        ids = vocabulary.encode(corpus.texts)
+        parts = {name: rows[[len(ids[i]) >= window for i in rows]] for name, rows in parts.items()}
+        prompts = choose_prompts(ids, parts, size)
+        save_file(prompts, folder / "prompts.safetensors")
+
+        torch.manual_seed(SPLIT_SEED)  # initial weights, the one thing that reads the global generator
+        shape = (len(vocabulary), size.width, size.layers, size.heads, window)
+        policy = ScratchPolicy(*shape).to(device)
+        log(f"pretraining the policy: {size.policy_steps:,} steps, {parameters_of(policy):,} parameters")
+        text = token_rows([ids[i] for name in ("train", "reward", "judge") for i in parts[name]])
+        loss = pretrain_policy(policy, text, window, size.policy_steps, 64, 3e-3, SPLIT_SEED)
+        save_file(policy.state_dict(), folder / "policy.safetensors")
+
+        reward = ScratchReward(*shape).to(device)
+        log(f"training the reward model: {size.reward_steps:,} steps on {len(parts['reward']):,} labelled reviews")
+        labels = torch.from_numpy(corpus.labels.astype(np.int64))
+        rows = token_rows([ids[i] for i in parts["reward"]])
+        train_classifier(reward, rows, labels[parts["reward"]], window, size.reward_steps, 64, 1e-3, SPLIT_SEED)
+        save_file(reward.state_dict(), folder / "reward.safetensors")
+
+        held_out = torch.tensor([ids[i][:window] for i in parts["validation"]], device=device)
+        truth = labels[parts["validation"]]
+        report = {
+            "vocabulary": len(vocabulary),
+            "policy_parameters": parameters_of(policy),
+            "policy_loss_nats_per_token": loss,
+            "reviews": {name: len(rows) for name, rows in parts.items()},
+            "prompts": {name: len(rows) for name, rows in prompts.items()},
+            "reward_accuracy_on_openings": accuracy(reward, held_out, truth),
+        }
+        openings = vocabulary.decode(held_out.tolist())
+        if corpus.name == "embedded":
+            gold = np.array([grammar.sentiment(text) for text in openings])
+        else:
+            log(f"training the gold judge on {len(parts['judge']):,} other reviews")
+            judge = train_judge(*judged_windows(vocabulary, ids, parts["judge"], labels, window))
+            judge.save(folder / "judge.safetensors")
+            gold = judge(openings)
+        report["judge_accuracy_on_openings"] = float(((gold > 0.5) == truth.numpy()).mean())
+        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+    # --- in every process -------------------------------------------------------------------------------------
+
+    def load(self, device: torch.device) -> None:
+        size, window = self.size, self.size.prompt + self.size.horizon
+        self.vocabulary: Vocabulary = load_vocabulary(self.folder / "tokenizer.json")
+        shape = (len(self.vocabulary), size.width, size.layers, size.heads, window)
+        self.policy = _loaded(ScratchPolicy(*shape), self.folder / "policy.safetensors", device)
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        self.reward = _loaded(ScratchReward(*shape), self.folder / "reward.safetensors", device).requires_grad_(False)
+        self.judge = None if self.options["corpus"] == "embedded" else load_judge(self.folder / "judge.safetensors")
+        self.prompts = {k: v.to(device) for k, v in load_file(self.folder / "prompts.safetensors").items()}
+        self.params = list(self.policy.parameters())
+        self.sizes = {split: len(prompts) for split, prompts in self.prompts.items()}
+
+    def problem(self, split: str, index: Tensor, ledger: Ledger | None = None) -> SequenceProblem:
+        return SequenceProblem(
+            self.policy,
+            self.reward,
+            self.prompts[split][index],
+            self.size.horizon,
+            len(self.vocabulary),
+            self.reference,
+            self.options["kl"],
+            ledger,
+        )
+
+    def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
+        index = torch.arange(min(EVALUATED, self.sizes[split]), device=rng.device)
+        problem = self.problem(split, index)
+        metrics, z = evaluate_sequences(problem, rng)
+        texts = self.vocabulary.decode(torch.cat([problem.prompts, z], 1).tolist())
+        gold = self.judge(texts) if self.judge else [grammar.sentiment(text) for text in texts]
+        return metrics | {"gold_reward": float(np.mean(gold))}
+
+    def tuned(self, estimator: str) -> Mapping[str, Any] | None:
+        recorded = json.loads((Path(__file__).parent / "data" / "imdb_tuned.json").read_text(encoding="utf-8"))
+        corpus = "embedded" if self.options["corpus"] == "embedded" else "real"
+        return recorded.get(corpus, {}).get("estimators", {}).get(estimator)
+
+    def describe(self) -> dict[str, Any]:
+        return {"options": self.options, **self.facts}
+
+
+def embedded_corpus() -> Corpus:
+    """Reviews from the grammar, whose parser is the gold judge."""
+    reviews = grammar.generate_reviews(12_000, SPLIT_SEED)
+    labels = np.array([review.label for review in reviews], dtype=np.int8)
+    return Corpus("embedded", [review.text for review in reviews], labels, [review.film for review in reviews])
+
+
+def choose_prompts(ids: list[list[int]], parts: Mapping[str, np.ndarray], size: Size) -> dict[str, Tensor]:
+    """Openings (prompts, P) for train, validation and test; none stands in two splits or twice in one."""
+    chosen: dict[str, Tensor] = {}
+    seen: set[tuple[int, ...]] = set()
+    for split in ("test", "validation", "train"):
+        prompts: list[tuple[int, ...]] = []
+        for row in parts[split]:
+            opening = tuple(ids[row][: size.prompt])
+            if opening not in seen and len(prompts) < size.prompts:
+                seen.add(opening)
+                prompts.append(opening)
+        if len(prompts) < 32:
+            raise InputError(
+                f"the corpus gives only {len(prompts)} {split} prompts of reviews with at least "
+                f"{size.prompt + size.horizon} tokens, 32 are needed; use a larger corpus"
+            )
+        chosen[split] = torch.tensor(prompts)
+    return chosen
+
+
+def judged_windows(
+    vocabulary: Vocabulary, ids: list[list[int]], rows: np.ndarray, labels: Tensor, window: int
+) -> tuple[list[str], np.ndarray]:
+    """Texts as long as those that will be judged, with their review's label: four windows a review."""
+    texts: TokenRows = token_rows([ids[i] for i in rows])
+    index = torch.arange(len(rows)).repeat(4)
+    windows = texts.windows(index, window, torch.Generator().manual_seed(SPLIT_SEED))
+    return vocabulary.decode(windows.tolist()), labels[rows][index].numpy().astype(np.int8)
+
+
+def parameters_of(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _loaded(module, path: Path, device: torch.device):
+    module.load_state_dict(load_file(path))
+    return module.to(device).eval()

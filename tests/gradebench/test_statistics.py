@@ -1,0 +1,325 @@
+"""Exactness against closed forms and independent oracles; error rates by seeded simulation with stated bounds."""
+
+import itertools
+import math
+import warnings
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from gradebench import statistics
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def exact_p(integers):
+    """The sign-flip p-value in whole-number arithmetic, where ties are ties."""
+    observed = abs(sum(integers))
+    sums = [sum(s * k for s, k in zip(signs, integers, strict=True)) for signs in sign_vectors(len(integers))]
+    return float(Fraction(sum(abs(total) >= observed for total in sums), len(sums)))
+
+
+def sign_vectors(n):
+    return itertools.product([1, -1], repeat=n)
+
+
+def mean_over(values, axis):
+    return np.mean(values, axis=axis)
+
+
+# --- permutation test
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 10, 14])
+def test_one_sided_differences_reach_the_smallest_attainable_p(n):
+    assert statistics.paired_permutation_p(np.linspace(1, 2, n)) == 2 / 2**n
+    assert statistics.paired_permutation_p(-np.linspace(1, 2, n)) == 2 / 2**n
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 10])
+def test_p_equals_scipy_by_enumeration(n):
+    generator = np.random.default_rng(n)
+    for _ in range(5):
+        differences = generator.normal(0.4, 1.0, size=n)
+        oracle = scipy.stats.permutation_test(
+            (differences,), mean_over, permutation_type="samples", vectorized=True, n_resamples=np.inf
+        )
+        assert statistics.paired_permutation_p(differences) == pytest.approx(oracle.pvalue, abs=1e-12)
+
+
+def test_rounded_ties_count_as_ties():
+    """Tenths are not binary fractions, so equal sums differ in their last bits; the p-value must not notice."""
+    generator = np.random.default_rng(1)
+    naive_is_wrong = 0
+    for _ in range(60):
+        integers = generator.integers(-3, 4, size=7)
+        offsets = generator.integers(0, 10, size=7)
+        differences = (offsets + integers) / 10 - offsets / 10
+        expected = exact_p(integers.tolist())
+        assert statistics.paired_permutation_p(differences) == expected
+        sums = np.array(list(sign_vectors(7))) @ differences
+        naive_is_wrong += np.mean(np.abs(sums) >= abs(differences.sum())) != expected
+    assert naive_is_wrong > 10  # else this test tests nothing
+
+
+def test_p_does_not_depend_on_scale_order_or_sign():
+    differences = np.random.default_rng(2).normal(0.5, 1, size=9)
+    p = statistics.paired_permutation_p(differences)
+    assert 2 / 2**9 < p < 1
+    for same in (differences * 1e-12, differences * 1e12, -differences, differences[::-1]):
+        assert statistics.paired_permutation_p(same) == p
+
+
+def test_no_difference_is_p_one_and_no_pair_is_nan():
+    assert statistics.paired_permutation_p(np.zeros(8)) == 1.0
+    assert math.isnan(statistics.paired_permutation_p([]))
+
+
+def test_monte_carlo_agrees_with_the_closed_form():
+    """15 pairs of size 1: P(|S| >= 9) is binomial. 99.9999 % bounds of 1e5 draws at p = 0.035 are +-0.0029."""
+    differences = np.array([1.0] * 12 + [-1.0] * 3)
+    closed = 2 * scipy.stats.binom.cdf(3, 15, 0.5)
+    p = statistics.paired_permutation_p(differences, np.random.default_rng(3))
+    assert p == pytest.approx(closed, abs=0.0029)
+    assert p != closed
+
+
+def test_monte_carlo_never_gives_zero():
+    p = statistics.paired_permutation_p(np.ones(40), np.random.default_rng(4), draws=999)
+    assert p == 1 / 1000
+
+
+def test_monte_carlo_draws_in_blocks_use_all_draws(monkeypatch):
+    monkeypatch.setattr(statistics, "_SIGNS_AT_ONCE", 1000)
+    p = statistics.paired_permutation_p(np.zeros(300), np.random.default_rng(4), draws=998)
+    assert p == 1.0  # every draw ties, so a lost block would show
+
+
+def test_permutation_test_refuses_what_it_cannot_answer():
+    with pytest.raises(ValueError, match="generator"):
+        statistics.paired_permutation_p(np.ones(15))
+    with pytest.raises(ValueError, match="finite"):
+        statistics.paired_permutation_p([1.0, np.nan])
+    with pytest.raises(ValueError, match="one axis"):
+        statistics.paired_permutation_p([[1.0, 2.0]])
+
+
+def test_false_alarm_rate_is_the_level():
+    """2,000 nulls, alpha = 0.05, n = 8: p is a multiple of 2/256, so the true rate is 12/256 = 0.0469.
+
+    The bounds hold with probability 1 - 2e-4 for a correct test; a test with the rate 0.08 passes with 0.8 %.
+    """
+    generator = np.random.default_rng(5)
+    rejections = sum(statistics.paired_permutation_p(generator.laplace(size=8)) < 0.05 for _ in range(2000))
+    low, high = scipy.stats.binom.ppf([1e-4, 1 - 1e-4], 2000, 12 / 256)
+    assert low <= rejections <= high
+
+
+# --- number of seeds
+
+
+def test_smallest_attainable_p_is_a_power_of_two():
+    assert [statistics.smallest_attainable_p(n) for n in (0, 1, 2, 6)] == [1.0, 1.0, 0.5, 1 / 32]
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "alpha", "seeds"), [(1, 0.05, 6), (15, 0.05, 10), (66, 0.05, 12), (1, 0.5, 3), (0, 0.05, 0)]
+)
+def test_seeds_needed_is_the_least_that_can_decide(comparisons, alpha, seeds):
+    """(1, 0.5): 2 / 2^2 = 0.5 is not strictly below."""
+    assert statistics.seeds_needed(comparisons, alpha) == seeds
+
+
+def test_seeds_needed_refuses_an_impossible_level():
+    with pytest.raises(ValueError, match="alpha"):
+        statistics.seeds_needed(3, alpha=0.0)
+
+
+# --- Holm
+
+
+def test_holm_by_hand():
+    assert statistics.holm([0.03, 0.01, 0.02, 0.5]) == pytest.approx([0.06, 0.04, 0.06, 0.5])
+
+
+def test_holm_equals_statsmodels():
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    generator = np.random.default_rng(6)
+    for size in (1, 2, 7, 40):
+        p_values = np.round(generator.uniform(size=size) ** 3, 2)  # rounded, so that there are ties
+        assert statistics.holm(p_values) == pytest.approx(multitest.multipletests(p_values, method="holm")[1])
+
+
+def test_nan_stays_nan_and_does_not_count_in_the_family():
+    adjusted = statistics.holm([0.02, np.nan, 0.01, np.nan])
+    assert np.isnan(adjusted[[1, 3]]).all()
+    assert adjusted[[0, 2]] == pytest.approx([0.02, 0.02])
+    assert statistics.holm([]).size == 0
+
+
+# --- bootstrap
+
+
+def test_interval_of_large_samples_is_the_normal_one():
+    """n = 400: half width 1.96 s / sqrt(n), with 3 % for the 10,000 resamples and the rest of the asymptotics."""
+    values = np.random.default_rng(7).normal(3.0, 2.0, size=400)
+    low, high = statistics.bootstrap_interval(values, np.random.default_rng(8))
+    half = 1.96 * values.std(ddof=1) / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03 * half * 2)
+
+
+def test_interval_coverage_for_ten_normal_values():
+    """BCa at 95 % covers about 0.888 for n = 10 (3,000 simulations, standard error 0.006).
+
+    800 simulations have a standard error of 0.011: [0.845, 0.93] is nearly 4 of them on either side. Intervals at
+    level 80 % (coverage 0.76) and 99 % (0.945) fail.
+    """
+    generator = np.random.default_rng(9)
+    covered = 0
+    for _ in range(800):
+        low, high = statistics.bootstrap_interval(generator.normal(size=10), generator, resamples=1000)
+        covered += low <= 0 <= high
+    assert 0.845 <= covered / 800 <= 0.93
+
+
+def test_interval_is_bias_corrected():
+    """For skewed data BCa reaches further into the long tail than the percentile interval."""
+    values = np.random.default_rng(10).lognormal(size=30)
+    low, high = statistics.bootstrap_interval(values, np.random.default_rng(11))
+    resampled = np.random.default_rng(12).choice(values, size=(10_000, 30)).mean(axis=1)
+    assert low > np.quantile(resampled, 0.025)
+    assert high > np.quantile(resampled, 0.975)
+
+
+def test_interval_repeats_with_the_generator():
+    values = np.random.default_rng(12).normal(size=9)
+    first, second = (statistics.bootstrap_interval(values, np.random.default_rng(13)) for _ in range(2))
+    assert first == second
+    assert first != statistics.bootstrap_interval(values, np.random.default_rng(14))
+
+
+def test_interval_does_not_hang_on_the_last_bit():
+    """Reordered samples tie with the observed mean; rounding must not decide on which side they are counted."""
+    for seed in range(20):
+        values = np.random.default_rng(seed).normal(size=8)
+        nudged = values * (1 + 1e-15 * np.arange(8))
+        ends, nudged_ends = (statistics.bootstrap_interval(v, np.random.default_rng(1)) for v in (values, nudged))
+        assert ends == pytest.approx(nudged_ends, rel=1e-9)
+
+
+def test_degenerate_intervals_are_documented_answers():
+    generator = np.random.default_rng(15)
+    assert statistics.bootstrap_interval([2.5] * 5, generator) == (2.5, 2.5)
+    assert statistics.bootstrap_interval([0.3, 0.1 + 0.2], generator) == pytest.approx((0.3, 0.3), rel=1e-12)
+    assert statistics.bootstrap_interval([0.0, 0.0], generator) == (0.0, 0.0)
+    assert statistics.bootstrap_interval([2.5] * 5, generator, statistic=np.std) == (0.0, 0.0)
+    for values in ([], [1.0], [1.0, np.nan, 2.0], [1.0, np.inf]):
+        assert np.isnan(statistics.bootstrap_interval(values, generator)).all()
+
+
+def test_interval_falls_back_to_percentile_where_bca_has_no_answer():
+    """No single value moves this minimum, so the acceleration is 0 / 0. P(no 0 in 5 draws) = 0.078 > 0.025."""
+    values = np.array([0.0, 0.0, 1.0, 2.0, 3.0])
+    low, high = statistics.bootstrap_interval(values, np.random.default_rng(16), statistic=np.min)
+    assert (low, high) == (0.0, 1.0)
+
+
+# --- effect size
+
+
+def test_effect_size_by_hand():
+    """d = (1, 2, 3): mean 2, sd 1, J(2) = Gamma(1) / Gamma(1/2) = 1 / sqrt(pi)."""
+    assert statistics.effect_size([1.0, 2.0, 3.0]) == pytest.approx(2 / math.sqrt(math.pi))
+
+
+def test_effect_size_is_unbiased_in_small_samples():
+    """4,000 samples of n = 6 at a true effect of 0.8: the mean has a standard error of about 0.01.
+
+    Without Hedges' correction the mean is 0.95.
+    """
+    samples = np.random.default_rng(17).normal(0.8, 1.0, size=(4000, 6))
+    assert np.mean([statistics.effect_size(sample) for sample in samples]) == pytest.approx(0.8, abs=0.05)
+
+
+def test_effect_size_without_spread():
+    assert statistics.effect_size(np.zeros(4)) == 0.0
+    assert statistics.effect_size(np.full(4, 0.1)) == math.inf
+    assert statistics.effect_size([0.2 - 0.3, 0.1 - 0.2, 0.3 - 0.4]) == -math.inf  # equal up to rounding
+    for few in ([], [1.0], [1.0, 2.0]):
+        assert math.isnan(statistics.effect_size(few))
+
+
+# --- comparison, verdict, tiers
+
+
+def test_comparison_drops_incomplete_pairs():
+    a = np.array([1.0, 2.0, np.nan, 4.0, 5.0, np.inf, 7.0])
+    b = np.array([0.5, 1.0, 3.0, np.nan, 3.0, 6.0, 4.5])
+    result = statistics.compare(a, b, np.random.default_rng(18))
+    assert result.n_pairs == 4
+    assert result.mean_difference == pytest.approx((0.5 + 1.0 + 2.0 + 2.5) / 4)
+    assert result.p_value == result.smallest_attainable_p == 2 / 16
+    assert result.ci_low < result.mean_difference < result.ci_high
+    assert result.test == "paired sign-flip permutation (exact)"
+
+
+def test_comparison_without_pairs_is_nan_throughout():
+    result = statistics.compare([np.nan], [1.0], np.random.default_rng(19))
+    assert result.n_pairs == 0
+    assert result.smallest_attainable_p == 1.0
+    for value in (result.mean_difference, result.ci_low, result.ci_high, result.effect_size, result.p_value):
+        assert math.isnan(value)
+
+
+def test_comparison_reports_the_resolution_of_monte_carlo():
+    result = statistics.compare(np.arange(1.0, 31.0), np.zeros(30), np.random.default_rng(20))
+    assert result.smallest_attainable_p == result.p_value == 1 / 100_001
+    assert result.test == "paired sign-flip permutation (Monte-Carlo, 100000 draws)"
+
+
+def test_comparison_refuses_unpaired_samples():
+    with pytest.raises(ValueError, match="equal lengths"):
+        statistics.compare([1.0, 2.0], [1.0], np.random.default_rng(21))
+
+
+@pytest.mark.parametrize(
+    ("p_holm", "smallest", "mean_difference", "expected"),
+    [
+        (0.01, 0.01, 0.3, "a higher"),
+        (0.01, 0.01, -0.3, "b higher"),
+        (0.20, 0.01, 0.3, "not distinguishable"),
+        (0.05, 0.01, 0.3, "not distinguishable"),
+        (0.20, 0.05, 0.3, "underpowered"),
+        (math.nan, 0.01, math.nan, "underpowered"),
+        (0.01, 0.10, 0.3, "a higher"),  # a late step of Holm can pass although the first could not
+    ],
+)
+def test_verdict(p_holm, smallest, mean_difference, expected):
+    assert statistics.verdict(p_holm, smallest, mean_difference, alpha=0.05) == expected
+
+
+def test_tiers_open_at_the_first_supported_difference_from_the_leader():
+    supported = {("a", "c"), ("a", "d"), ("a", "e"), ("b", "d"), ("c", "e")}
+    assert statistics.tiers(["a", "b", "c", "d", "e"], supported) == {"a": 1, "b": 1, "c": 2, "d": 2, "e": 3}
+
+
+def test_tiers_ask_the_leader_and_not_the_neighbour():
+    """Each step is small, the sum of steps is not: c opens a tier although b and c can't be told apart."""
+    score = {"a": 10, "b": 8, "c": 6, "d": 4}
+    ranked = statistics.tiers(list(score), lambda leader, name: score[leader] - score[name] > 3)
+    assert ranked == {"a": 1, "b": 1, "c": 2, "d": 2}
+
+
+def test_tiers_without_support_are_one_and_the_direction_matters():
+    assert statistics.tiers(["a", "b"], set()) == {"a": 1, "b": 1}
+    assert statistics.tiers(["a", "b"], {("b", "a")}) == {"a": 1, "b": 1}
+    assert statistics.tiers([], set()) == {}
+    with pytest.raises(ValueError, match="distinct"):
+        statistics.tiers(["a", "a"], set())
