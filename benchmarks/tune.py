@@ -29,7 +29,7 @@ def trial(plan: Plan, cell: Cell) -> dict[str, float | str]:
     """Validation metrics at the last step of one training run, without probes."""
     torch.set_num_threads(1)
     task = harness.loaded_task(plan, cell)
-    record = records.CellRecord(harness.identity_of(plan, cell, task))
+    record = records.CellRecord(harness.identity_of(plan, cell))
     estimator = harness.make_estimator(cell.estimator_spec, task, plan)
     answer: dict[str, float | str] = {
         "estimator": cell.estimator,

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 import torch
+from torch import Tensor
 
 from gradebench import Estimate, Estimator, Problem, Range, score
 
@@ -19,6 +20,8 @@ class Reinforce(Estimator):
     """
 
     unbiased = True
+    total: Tensor  # sum of decay^age * reward * (1 - decay)
+    weight: Tensor  # sum of decay^age * (1 - decay)
 
     def __init__(
         self,
@@ -28,8 +31,8 @@ class Reinforce(Estimator):
         super().__init__()
         self.baseline = baseline
         self.decay = decay
-        self.register_buffer("total", torch.zeros(()))  # sum of decay^age * reward
-        self.register_buffer("weight", torch.zeros(()))  # sum of decay^age
+        self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(()))
 
     def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
         z = problem.sample(self.n, rng)  # (n, B, T)

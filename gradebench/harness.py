@@ -48,6 +48,8 @@ class Plan:
     reference: str = "rloo"  # an unbiased estimator: its trajectory has the checkpoints, its long run is the reference
     reference_draws: int = 16  # each over all probe prompts
     patience: int = 5  # steps with a gradient that isn't finite, before a cell counts as diverged
+    setting: str = ""  # what the task runs on, as `prepare` settled it
+    reference_key: str = ""  # changes with whatever the reference trajectory depends on
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ class Cell:
     estimator: str  # label
     estimator_spec: str
     seed: int
+    params: str = "{}"  # of the estimator, all of them, as JSON
+    source: str = ""  # where the estimator comes from
+    digests: tuple[str, ...] = ()  # of the code of task and estimator; empty: whatever it is now
 
     @property
     def id(self) -> str:
@@ -68,6 +73,10 @@ class Cell:
 
 class Diverged(Exception):
     """The gradient was not finite for too many steps."""
+
+
+class Unsupported(Exception):
+    """The task does not offer what the estimator needs."""
 
 
 # --- a step -----------------------------------------------------------------------------------------------------
@@ -176,7 +185,7 @@ def evaluate(task: Task, plan: Plan, seed: int, step: int, record: records.CellR
 def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> None:
     """Moments of the estimator's gradients at the checkpoints of the reference trajectory, its own state warmed up."""
     for number, step in enumerate(checkpoint_steps(plan)):
-        stored = load_file(checkpoint_file(plan, cell.task, number), device=plan.device)
+        stored = load_file(checkpoint_file(plan, cell, number), device=plan.device)
         set_parameters(task, stored)
         reference = Reference(stored["reference_mean"], float(stored["reference_squared_error"]))
         estimator = make_estimator(cell.estimator_spec, task, plan)
@@ -201,13 +210,14 @@ def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> Non
 
 
 def checkpoint_steps(plan: Plan) -> list[int]:
-    """Start, middle and end (or more) of the reference trajectory."""
-    return [round(plan.steps * i / max(1, plan.checkpoints - 1)) for i in range(plan.checkpoints)]
+    """Start, middle and end (or more) of the reference trajectory; fewer where it has fewer steps."""
+    return sorted({round(plan.steps * i / max(1, plan.checkpoints - 1)) for i in range(plan.checkpoints)})
 
 
-def checkpoint_file(plan: Plan, task: str, number: int) -> Path:
-    name = records.cell_id(task, f"reference-{plan.reference}", number)
-    return Path(plan.out) / "cells" / name / "checkpoint.safetensors"
+def checkpoint_file(plan: Plan, cell: Cell, number: int) -> Path:
+    """Shared by all cells of a task; its name changes with whatever the trajectory depends on."""
+    name = records.cell_id(cell.task, f"reference-{plan.reference}", number)
+    return Path(plan.out) / "cells" / name / f"checkpoint-{plan.reference_key[:12]}.safetensors"
 
 
 def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
@@ -217,8 +227,6 @@ def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
     """
     task = loaded_task(plan, cell)
     estimator = make_estimator(plan.reference, task, plan)
-    if not estimator.unbiased:
-        raise InputError(f"the reference estimator {plan.reference} does not declare itself unbiased")
     trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, plan.reference))
     prompts = batches(task, plan, estimator.n, cell.seed)
     rng = generator(plan.device, cell.seed, "reference", "sampling")
@@ -235,7 +243,7 @@ def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
     tensors = {f"parameter_{i}": p.detach().clone() for i, p in enumerate(task.params)}
     tensors["reference_mean"] = moments.vector
     tensors["reference_squared_error"] = torch.tensor(moments.trace / moments.count, dtype=torch.float64)
-    path = checkpoint_file(plan, cell.task, number)
+    path = checkpoint_file(plan, cell, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")
     save_file(tensors, draft)
@@ -248,64 +256,67 @@ def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
 def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
     """Run the cell and write its folder; returns its status and, unless `ok`, the reason in one line."""
     folder = Path(plan.out) / "cells" / cell.id
-    record: records.CellRecord | None = None
+    record = records.CellRecord(identity_of(plan, cell))
+    status, reason = "ok", ""
     try:
+        _require_unchanged(cell)
         task = loaded_task(plan, cell)
-        record = records.CellRecord(identity_of(plan, cell, task))
-        estimator = make_estimator(cell.estimator_spec, task, plan)
-        status, reason = "ok", ""
-        lacking = estimator.needs - task.problem("train", torch.arange(1, device=plan.device)).offers
-        if lacking:
-            status, reason = "skipped", f"{cell.estimator} needs {', '.join(sorted(lacking))}, {cell.task} has none"
-        else:
-            train(estimator, task, plan, cell, record)
-            if plan.checkpoints:
-                probe(task, plan, cell, record)
+        train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record)
+        if plan.checkpoints:
+            probe(task, plan, cell, record)
+    except Unsupported as error:
+        status, reason = "skipped", str(error)
     except Diverged as error:
         status, reason = "diverged", str(error)
-    except Exception as error:  # noqa: BLE001 - a cell's failure is a row, never the run's end
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a cell's failure is a row, never the run's end
         status = "oom" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "failed"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-    if record is None:
-        record = records.CellRecord(identity_of(plan, cell, None))
     records.write_cell(folder, key, record.frame(status), status, reason)
     return status, reason
 
 
-def identity_of(plan: Plan, cell: Cell, task: Task | None) -> records.Identity:
-    resolved = registry.resolve("estimators", cell.estimator_spec)
-    params = json.dumps(resolved.params, sort_keys=True)
-    setting = task.setting if task else ""
+def _require_unchanged(cell: Cell) -> None:
+    """Raises InputError where a file was edited while the run went on: its cells would mix two versions."""
+    wanted = [("tasks", cell.task_spec), ("estimators", cell.estimator_spec)]
+    for (kind, spec), digest in zip(wanted, cell.digests, strict=False):
+        if registry.resolve(kind, spec).digest != digest:
+            raise InputError(f"the file of {spec} was changed after the run had started; run again for its cells")
+
+
+def identity_of(plan: Plan, cell: Cell) -> records.Identity:
     return records.Identity(
-        plan.run_id, cell.id, cell.task, setting, cell.estimator, params, resolved.source, cell.seed
+        plan.run_id, cell.id, cell.task, plan.setting, cell.estimator, cell.params, cell.source, cell.seed
     )
 
 
-def cell_key(plan: Plan, cell: Cell, setting: str) -> str:
-    """Changes with anything that the cell's numbers depend on: plan, cell, sources of its plugins, versions."""
+def cell_key(plan: Plan, cell: Cell, task: Task) -> str:
+    """Changes with anything that the cell's numbers depend on: plan, cell, rate, sources of its plugins, versions."""
     facts = {
         "plan": {k: v for k, v in asdict(plan).items() if k not in ("run_id", "out")},
         "cell": asdict(cell),
-        "setting": setting,
-        "sources": [
-            registry.resolve("estimators", cell.estimator_spec).digest,
-            registry.resolve("tasks", cell.task_spec).digest,
-        ],
+        "learning_rate": learning_rate_of(task, plan, cell.estimator_spec),
         "versions": [gradebench.__version__, torch.__version__],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:
-    """The estimator on the plan's device, with its parts built for the task."""
+    """The estimator on the plan's device, with its parts built for the task.
+
+    Raises InputError where its samples don't divide the batch, Unsupported where the task lacks what it needs.
+    """
     estimator = registry.resolve("estimators", spec).create()
     if plan.batch % estimator.n:
         raise InputError(f"{spec} takes {estimator.n} samples a prompt, which does not divide --batch {plan.batch}")
-    torch.manual_seed(0)  # initial weights of its own parts
     contexts = min(plan.batch // estimator.n, task.sizes["train"])
-    estimator.init(task.problem("train", torch.arange(contexts, device=plan.device)))
+    problem = task.problem("train", torch.arange(contexts, device=plan.device))
+    lacking = estimator.needs - problem.offers
+    if lacking:
+        raise Unsupported(f"{spec} needs {', '.join(sorted(lacking))}, which the task does not offer")
+    torch.manual_seed(0)  # initial weights of its own parts
+    estimator.init(problem)
     return estimator.to(plan.device)
 
 

@@ -106,16 +106,20 @@ def choose_device(wanted: str) -> str:
 def expand(kind: str, specs: Sequence[str]) -> tuple[list[registry.Resolved], dict[str, str]]:
     """Resolved specs, `all` standing for every healthy plugin; and what `all` had to leave out."""
     left_out: dict[str, str] = {}
-    wanted: list[str] = []
-    for spec in specs:
-        if spec == "all":
-            healthy, left_out = registry.names(kind)
-            wanted += healthy
-        else:
-            wanted.append(spec)
+    resolved: dict[str, registry.Resolved] = {}
     for line in registry.collisions(kind):
         warnings.warn(line, stacklevel=2)
-    resolved = {one.label: one for one in (registry.resolve(kind, spec) for spec in wanted)}
+    for spec in specs:
+        if spec != "all":
+            one = registry.resolve(kind, spec)
+            resolved[one.label] = one
+            continue
+        healthy, left_out = registry.names(kind)
+        for name in healthy:
+            try:
+                resolved[name] = registry.resolve(kind, name)
+            except InputError as reason:  # a plugin nobody asked for by name must not end the run
+                left_out[name] = str(reason)
     if not resolved:
         raise InputError(f"no {kind} to run; {registry.INSTALL_HINT}")
     return list(resolved.values()), left_out
@@ -246,7 +250,7 @@ def _run_pending(
         for plan, cell in {cell.task: (plan, cell) for plan, cell in reversed(pending)}.values():
             first = replace(cell, seed=0)
             for number in range(plan.checkpoints):
-                if not (request.resume and harness.checkpoint_file(plan, cell.task, number).is_file()):
+                if not (request.resume and harness.checkpoint_file(plan, cell, number).is_file()):
                     future = pool.schedule(_reference, args=(plan, first, number), timeout=request.timeout)
                     references[future] = (plan, None)
         _drain(references, told)

@@ -20,9 +20,9 @@ class Task(ABC):
 
     version: ClassVar[int] = 1  # results of different versions are never mixed
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
-    default_steps: ClassVar[int] = 100
-    default_batch: ClassVar[int] = 32
-    learning_rate: ClassVar[float] = 1e-3  # where no tuned value is recorded
+    default_steps: int = 100
+    default_batch: int = 32
+    learning_rate: float = 1e-3  # where no tuned value is recorded
 
     setting: str  # what actually ran, after fallbacks; known after `prepare`
     params: list[Tensor]

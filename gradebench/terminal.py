@@ -85,7 +85,7 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
     console = stdout_console()
     for (task, setting), board in leaderboard.groupby(["task", "setting"], sort=False):
         table = Table(title=f"{task}  [{setting}]".replace("[", "\\["), title_justify="left")
-        names = ("rank", "tier", "test reward", "95 % interval", "gold", "train-test", "KL", "rel. variance", "cosine")
+        names = ("rank", "tier", "test reward", "95 % interval", "gold", "train-test", "KL", "variance", "relative", "cosine")
         table.add_column("estimator")
         for name in (*names, "s/step", "p vs best"):
             table.add_column(name, justify="right")
@@ -105,6 +105,7 @@ def _cells(row: dict[Any, Any]) -> Sequence[str]:
         _number(row["test_gold_reward_mean"], ".3f"),
         _number(row["generalization_gap"], "+.3f"),
         _number(row["kl_mean"], ".2f"),
+        _number(row["gradient_variance"], ".3g"),
         _number(row["gradient_variance_relative"], ".3g"),
         _number(row["gradient_cosine"], ".2f"),
         _number(row["seconds_per_step"], ".3f"),

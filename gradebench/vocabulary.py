@@ -19,7 +19,12 @@ class Vocabulary:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        # In parts, because an encoding holds strings and offsets too: gigabytes for a large corpus at once.
+        return [
+            encoding.ids
+            for start in range(0, len(texts), 1000)
+            for encoding in self.tokenizer.encode_batch(list(texts[start : start + 1000]), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Iterable[Sequence[int]]) -> list[str]:
         return self.tokenizer.decode_batch([list(row) for row in ids], skip_special_tokens=False)
@@ -45,5 +50,5 @@ def train_vocabulary(texts: Sequence[str], size: int) -> Vocabulary:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterable(texts, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return Vocabulary(tokenizer)
