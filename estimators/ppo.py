@@ -78,7 +78,7 @@ class Ppo(Estimator):
                 "log_prob": log_prob[:, index],
             }
             for _ in range(self.epochs)
-            for index in torch.randperm(problem.contexts, generator=rng, device=z.device).chunk(self.minibatches)
+            for index in torch.randperm(problem.contexts, generator=rng, device=z.device).tensor_split(self.minibatches)
         ]
 
 

@@ -28,6 +28,7 @@ class Rebar(Estimator):
 
     unbiased = True
     needs = frozenset({"soft_reward"})
+    own_learning_rate = 0.1  # tau has to travel by factors within tens of steps: at tau = 1 a soft chain may explode
 
     def __init__(
         self,

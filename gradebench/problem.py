@@ -17,7 +17,7 @@ class Ledger:
 
     reward_calls     evaluations of f on one sequence, hard or relaxed
     tokens_sampled   categorical draws, hard or relaxed
-    forward_passes   evaluations of a batch of sequences by the policy; a cached decode of T tokens is one
+    forward_passes   evaluations of a batch of sequences by the policy, or by the reference; a cached decode is one
     backward_passes  differentiations with respect to the policy's parameters
     """
 

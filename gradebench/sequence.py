@@ -166,17 +166,20 @@ class SequenceProblem(Problem):
 
     def _parallel(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """`_forward` of the policy, shared by log_prob, features and the penalty of one batch of tokens."""
-        if self._memo is None or self._memo[0] is not tokens or self._memo[1] != self._state():
+        if self._memo is None or self._memo[0] is not tokens or self._memo[1] != self._state(tokens):
             self._remember(tokens, *self._forward(self.policy, tokens))
         assert self._memo is not None
         return self._memo[2], self._memo[3]
 
     def _remember(self, tokens: Tensor, logits: Tensor, features: Tensor) -> None:
-        self._memo = (tokens, self._state(), logits, features)
+        self._memo = (tokens, self._state(tokens), logits, features)
 
-    def _state(self) -> tuple[int, ...]:
-        """Changes when a parameter was written to, or graphs were switched on or off."""
-        return (int(torch.is_grad_enabled()), *(p._version for p in self.params))
+    def _state(self, tokens: Tensor) -> tuple[int, ...]:
+        """Changes when tokens or a parameter were written to, or graphs were switched on or off.
+
+        A fused optimizer writes to parameters unseen: after its step, a new problem is needed.
+        """
+        return (int(torch.is_grad_enabled()), tokens._version, *(p._version for p in self.params))
 
 
 def distinct_bigrams(tokens: Sequence[Sequence[int]]) -> float:

@@ -1,0 +1,124 @@
+"""Builders the tests share: problems small enough to enumerate, in float64, and their exact gradients.
+
+They come as fixtures that return a function, because the tests' folders are no packages to import from.
+"""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from gradebench import Problem, SequenceProblem
+from gradebench.transformer import ScratchClassifier, ScratchPolicy
+
+torch.set_num_threads(1)  # one test process a core; the tensors are tiny
+
+PROMPT = 2  # tokens
+
+
+class TinyReward(ScratchClassifier):
+    """A bidirectional classifier: its reward is neither a sum over tokens nor quadratic in them."""
+
+    differentiable = True
+
+
+class Categoricals(Problem):
+    """B contexts of T independent categoricals (no prefix matters) with a reward of our choice: the closed forms.
+
+    weight (B, T, V) holds the logits; `of` maps relaxed one-hots (n, B, T, V) to rewards (n, B).
+    """
+
+    offers = frozenset({"soft_reward", "support", "fixed_reward"})
+
+    def __init__(self, weight, of, ledger=None):
+        super().__init__([weight], ledger)
+        self.weight, self.of = weight, of
+        self.contexts, self.horizon, self.categories = weight.shape
+        self.feature_size = 2
+
+    def sample(self, n, rng):
+        p = self.weight.detach().softmax(-1).expand(n, -1, -1, -1)
+        noise = torch.empty_like(p, memory_format=torch.contiguous_format).exponential_(generator=rng)
+        return (p / noise).argmax(-1)
+
+    def logits(self, z):
+        return self.weight.expand(len(z), -1, -1, -1)
+
+    def reward(self, z):
+        return self.of(nn.functional.one_hot(z, self.categories).to(self.weight)).detach()
+
+    def soft_reward(self, y):
+        return self.of(y)
+
+    def rollout(self, relax, n):
+        return torch.stack([relax(self.weight[:, t].expand(n, -1, -1)) for t in range(self.horizon)], 2)
+
+    def features(self, z):
+        time = torch.arange(self.horizon).to(self.weight)
+        return torch.stack([torch.ones_like(time), time], -1).expand(*z.shape, -1)
+
+    def select(self, index):
+        raise NotImplementedError("one parameter a context: a part of them is another problem")
+
+    def support(self):
+        return torch.tensor(list(itertools.product(range(self.categories), repeat=self.horizon)))
+
+
+def _scatter(module, scale, rng):
+    """Every weight normal(scale), norms' scales around 1: far from the near-uniform of a fresh model."""
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            p.copy_(torch.randn(p.shape, generator=rng) * scale + ("norm.weight" in name))
+
+
+def build_sequence_problem(vocabulary=3, horizon=3, contexts=4, beta=0.0, seed=0, copies=1):
+    """A SequenceProblem in float64 on a small causal transformer; enumerable at the default size.
+
+    The reference differs from the policy. `copies` repeats every prompt: the same objective, more samples a call.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    length = PROMPT + horizon
+    policy, reference = (ScratchPolicy(vocabulary, 4, 1, 2, length).double() for _ in range(2))
+    reward = TinyReward(vocabulary, 4, 1, 2, length).double()
+    for module, scale in ((policy, 0.6), (reference, 0.6), (reward, 1.0)):
+        _scatter(module, scale, rng)
+    for module in (reference, reward):
+        module.requires_grad_(False)
+    every = torch.cartesian_prod(*[torch.arange(vocabulary)] * PROMPT)
+    prompts = every[torch.randperm(len(every), generator=rng)[:contexts]].repeat(copies, 1)
+    return SequenceProblem(policy, reward, prompts, horizon, vocabulary, reference, beta)
+
+
+def enumerate_gradient(problem):
+    """grad J, exactly, as one vector (d,): the derivative of sum over all outcomes of p f."""
+    z = problem.support().unsqueeze(1).expand(-1, problem.contexts, -1)  # (V^T, B, T)
+    objective = (problem.log_prob(z).sum(-1).exp() * problem.reward(z)).sum(0).mean()
+    return torch.cat([g.flatten() for g in problem.grad(objective)])
+
+
+def build_bernoulli_toy(t=0.45, contexts=1, horizon=1, theta=0.5):
+    """J = E mean_t (b_t - t)^2 with b_t ~ Bernoulli(theta), its logit the one parameter of each bit."""
+    logit = torch.tensor(theta / (1 - theta), dtype=torch.float64).log()
+    weight = torch.stack([torch.zeros_like(logit), logit]).expand(contexts, horizon, 2).clone().requires_grad_()
+    return Categoricals(weight, lambda y: (y[..., 1] - t).square().mean(-1))
+
+
+@pytest.fixture(scope="session")
+def tiny_problem():
+    return build_sequence_problem
+
+
+@pytest.fixture(scope="session")
+def exact_gradient():
+    return enumerate_gradient
+
+
+@pytest.fixture(scope="session")
+def bernoulli_toy():
+    return build_bernoulli_toy
+
+
+@pytest.fixture(scope="session")
+def categoricals():
+    return Categoricals
