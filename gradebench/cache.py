@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gradebench.errors import InputError
+
 
 def cache_root() -> Path:
     """$GRADEBENCH_CACHE, else the user's cache folder."""
@@ -29,13 +31,26 @@ def cached_folder(name: str, facts: Mapping[str, Any], build: Callable[[Path], N
     folder = root / f"{name}-{content_key(facts)}"
     if (folder / "facts.json").is_file():
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+    except OSError as error:
+        raise InputError(f"can't write into the cache {root}: {error.strerror}; set GRADEBENCH_CACHE") from error
     try:
         build(draft)
         (draft / "facts.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if not folder.exists():
-            os.replace(draft, folder)  # of two builders at once the second finds it made, and throws its own away
+        _publish(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    """Of two builders at once the second finds the folder made; what lacks its facts was damaged and goes."""
+    if folder.exists() and not (folder / "facts.json").is_file():
+        shutil.rmtree(folder)
+    try:
+        os.replace(draft, folder)
+    except OSError:
+        if not (folder / "facts.json").is_file():
+            raise

@@ -1,5 +1,6 @@
 """The command line. `--help` and `list` never import torch; every command loads what it needs inside."""
 
+import os
 import sys
 from enum import StrEnum
 from typing import Annotated
@@ -78,7 +79,7 @@ def run(
     terminal.print_outcome(prepared, outcome, progress)
     if outcome.interrupted:
         raise SystemExit(130)
-    if not outcome.metrics["status"].isin(["ok", "skipped"]).all():
+    if not outcome.complete:
         raise SystemExit(1)
 
 
@@ -104,3 +105,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("gradebench: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        _flush_stdout()
+
+
+def _flush_stdout() -> None:
+    """A reader that has gone, as in `gradebench list | head -1`, is no error; the interpreter's exit must not see it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

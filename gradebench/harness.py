@@ -44,11 +44,12 @@ class Plan:
     evaluations: int = 3  # after step 0, evenly spaced
     checkpoints: int = 3  # of the reference trajectory, its start and end included
     probe_draws: int = 12
-    warm_up: int = 6  # batches for the estimator's own state before it is frozen
+    warm_up: int = 16  # batches for the estimator's own state before it is frozen
     reference: str = "rloo"  # an unbiased estimator: its trajectory has the checkpoints, its long run is the reference
     reference_draws: int = 16  # each over all probe prompts
-    patience: int = 5  # steps with a gradient that isn't finite, before a cell counts as diverged
+    patience: int = 5  # updates refused because the gradient isn't finite, before a cell counts as diverged
     setting: str = ""  # what the task runs on, as `prepare` settled it
+    settled: dict[str, Any] | None = field(default=None, hash=False)  # of the task, for workers
     reference_key: str = ""  # changes with whatever the reference trajectory depends on
 
 
@@ -129,7 +130,7 @@ class Trainer:
         norm = nn.utils.get_total_norm(estimate.grad)
         if not bool(norm.isfinite()):
             self.refused += 1
-            if self.refused > self.plan.patience:
+            if self.refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
                 raise Diverged(f"the gradient was not finite in {self.refused} updates")
             return
         scale = -(self.plan.clip / norm.clamp_min(self.plan.clip))  # optimizers descend, estimates ascend
@@ -198,9 +199,10 @@ def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> Non
         def noise(part: str, draw: int, step: int = step) -> torch.Generator:
             return generator(plan.device, cell.seed, part, step, draw)
 
-        trainer = Trainer(estimator, task, plan, 0.0)
-        for draw in range(plan.warm_up):
-            trainer.step(contexts("warm-up", draw), noise("warm-up", draw), update_policy=False)
+        if estimator.state_dict():
+            trainer = Trainer(estimator, task, plan, 0.0)
+            for draw in range(plan.warm_up):
+                trainer.step(contexts("warm-up", draw), noise("warm-up", draw), update_policy=False)
         estimator.eval()
         draws = functools.partial(contexts, "probe"), plan.probe_draws, functools.partial(noise, "probe")
         record.add("probe", "train", step, gradient_metrics(moments_of(estimator, *draws), reference))
@@ -294,7 +296,7 @@ def identity_of(plan: Plan, cell: Cell) -> records.Identity:
 def cell_key(plan: Plan, cell: Cell, task: Task) -> str:
     """Changes with anything that the cell's numbers depend on: plan, cell, rate, sources of its plugins, versions."""
     facts = {
-        "plan": {k: v for k, v in asdict(plan).items() if k not in ("run_id", "out")},
+        "plan": {k: v for k, v in asdict(plan).items() if k not in ("run_id", "out", "settled")},
         "cell": asdict(cell),
         "learning_rate": learning_rate_of(task, plan, cell.estimator_spec),
         "versions": [gradebench.__version__, torch.__version__],
@@ -307,14 +309,15 @@ def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:
 
     Raises InputError where its samples don't divide the batch, Unsupported where the task lacks what it needs.
     """
-    estimator = registry.resolve("estimators", spec).create()
+    resolved = registry.resolve("estimators", spec)
+    estimator, label = resolved.create(), resolved.label
     if plan.batch % estimator.n:
-        raise InputError(f"{spec} takes {estimator.n} samples a prompt, which does not divide --batch {plan.batch}")
+        raise InputError(f"{label} takes {estimator.n} samples a prompt, which does not divide --batch {plan.batch}")
     contexts = min(plan.batch // estimator.n, task.sizes["train"])
     problem = task.problem("train", torch.arange(contexts, device=plan.device))
     lacking = estimator.needs - problem.offers
     if lacking:
-        raise Unsupported(f"{spec} needs {', '.join(sorted(lacking))}, which the task does not offer")
+        raise Unsupported(f"{label} needs {', '.join(sorted(lacking))}, which the task does not offer")
     torch.manual_seed(0)  # initial weights of its own parts
     estimator.init(problem)
     return estimator.to(plan.device)
@@ -333,11 +336,13 @@ _tasks: dict[str, tuple[Task, list[Tensor]]] = {}  # of this process, with their
 
 def loaded_task(plan: Plan, cell: Cell) -> Task:
     """The cell's task at its initial parameters; loaded once a process."""
-    identity = f"{cell.task_spec} {sorted(cell.task_options.items())} {plan.device}"
+    identity = f"{cell.task_spec} {cell.digests[:1]} {sorted(cell.task_options.items())} {plan.device}"
     if identity not in _tasks:
         _tasks.clear()  # cells come grouped by task, so one at a time is kept
         task = registry.resolve("tasks", cell.task_spec).factory(**cell.task_options)
-        task.prepare(torch.device(plan.device), log=lambda message: None)
+        task.settled = plan.settled
+        if task.settled is None:
+            task.prepare(torch.device(plan.device), log=lambda message: None)
         task.load(torch.device(plan.device))
         _tasks[identity] = (task, [p.detach().clone() for p in task.params])
     task, initial = _tasks[identity]

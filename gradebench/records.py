@@ -1,5 +1,6 @@
 """What a run leaves on disk: cell folders, config.json, environment.json."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -92,16 +93,20 @@ def merged(frames: Iterable[pd.DataFrame], run_id: str) -> pd.DataFrame:
     return pd.concat(list(frames), ignore_index=True).assign(run_id=run_id)
 
 
-def writable_folder(path: Path) -> Path:
-    """The folder, made if need be. Raises InputError where nothing can be written into it."""
+def require_writable(folder: Path) -> None:
+    """Raises InputError where nothing can be written into the folder, or it can't be made; leaves nothing behind."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-{uuid.uuid4().hex}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"can't write into {path}: {error.strerror}; choose another folder with --out") from error
-    return path
+        raise InputError(f"can't write into {folder}: {error.strerror}; choose another folder with --out") from error
+    finally:
+        for made in missing:
+            with contextlib.suppress(OSError):
+                made.rmdir()
 
 
 def environment(device: str) -> dict[str, Any]:

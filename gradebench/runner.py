@@ -1,14 +1,14 @@
 """A run: the grid of estimators, tasks and seeds, its cells side by side in worker processes, and its tables."""
 
-import os
+import contextlib
+import json
+import math
 import re
-import signal
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from gradebench import harness, records, registry, tables
 from gradebench.errors import InputError
 from gradebench.harness import Cell, Plan
 from gradebench.task import Task
+from gradebench.workers import usable_cores, workers
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,14 @@ class Outcome:
     comparisons: pd.DataFrame
     leaderboard: pd.DataFrame
     reasons: dict[str, str]  # cell id to why it isn't `ok`
+    unprobed: dict[str, str]  # task to why its cells have no gradient probes
     interrupted: bool
     reused: int  # cells that an earlier run had finished
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell gave all that it could."""
+        return not self.unprobed and bool(self.metrics["status"].isin(["ok", "skipped"]).all())
 
 
 class Progress:
@@ -95,6 +102,8 @@ def choose_device(wanted: str) -> str:
     """ "cuda" or "cpu" for "auto"; raises InputError for a device that isn't there."""
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
+        raise InputError(f"--device {wanted!r} is none of auto, cpu and cuda")
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)
@@ -112,7 +121,8 @@ def expand(kind: str, specs: Sequence[str]) -> tuple[list[registry.Resolved], di
     for spec in specs:
         if spec != "all":
             one = registry.resolve(kind, spec)
-            resolved[one.label] = one
+            if resolved.setdefault(one.label, one).digest != one.digest:
+                raise InputError(f"two different {kind} are called {one.label}; rename one of the files")
             continue
         healthy, left_out = registry.names(kind)
         for name in healthy:
@@ -126,53 +136,95 @@ def expand(kind: str, specs: Sequence[str]) -> tuple[list[registry.Resolved], di
 
 
 def prepare(request: Request, progress: Progress) -> Run:
-    """Check everything that can be checked before the first cell, and make the tasks ready.
+    """Check everything that can be checked before the first cell, and make the tasks ready; writes no results.
 
     Raises InputError for whatever in the request can't be used.
     """
+    _require_numbers(request)
     estimators, left_out = expand("estimators", request.estimators)
     task_specs, left_out_tasks = expand("tasks", request.tasks)
-    for name, value in (("steps", request.steps), ("batch", request.batch), ("jobs", request.jobs)):
-        if value is not None and value < 1:
-            raise InputError(f"--{name} {value}: at least 1 is needed")
-    seeds = parse_seeds(request.seeds) if request.seeds else list(range(tables.default_seed_count(len(estimators))))
+    count = tables.default_seed_count(len(estimators))
+    seeds = list(range(count)) if request.seeds is None else parse_seeds(request.seeds)
     device = choose_device(request.device)
-    out = records.writable_folder(Path(request.out) if request.out else default_folder(task_specs))
+    out = Path(request.out or default_folder(task_specs))
+    records.require_writable(out)
     jobs = request.jobs or (1 if device.startswith("cuda") else usable_cores())
     run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
     for resolved in task_specs:
-        task = resolved.create()
-        torch.set_num_threads(min(2, usable_cores()))  # fixed, so that what is trained here doesn't vary with jobs
-        task.prepare(torch.device(device), progress.note, request.strict)
-        task.load(torch.device(device))
-        run.tasks[resolved.label] = task
-        plan = Plan(
-            run_id=out.name,
-            out=str(out),
-            device=device,
-            steps=request.steps or task.default_steps,
-            batch=request.batch or task.default_batch,
-            learning_rate=request.learning_rate,
-        )
-        for estimator in estimators:
-            harness.make_estimator(estimator.spec, task, plan)
-        run.cells += [
-            (plan, Cell(resolved.label, resolved.spec, task.options, one.label, one.spec, seed))
-            for seed in seeds
-            for one in estimators
-        ]
+        with plugin_errors(f"task {resolved.label}"):
+            task = ready_task(resolved, device, request.strict, progress)
+            run.tasks[resolved.label] = task
+            run.cells += _grid(_plan(request, run, task), resolved, task, estimators, seeds)
     return run
+
+
+def _require_numbers(request: Request) -> None:
+    for name, value in (("steps", request.steps), ("batch", request.batch), ("jobs", request.jobs)):
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value}: at least 1 is needed")
+    for name, number in (("learning-rate", request.learning_rate), ("timeout", request.timeout)):
+        if number is not None and not 0 < number < math.inf:
+            raise InputError(f"--{name} {number:g}: a number above 0 is needed")
+
+
+@contextlib.contextmanager
+def plugin_errors(what: str) -> Iterator[None]:
+    """Whatever a plugin's code raises, as an InputError that says where; its traceback would bury that."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        message = " ".join(str(error).split())
+        raise InputError(f"{what} can't be used: {type(error).__name__}: {message} ({where})") from error
+
+
+def ready_task(resolved: registry.Resolved, device: str, strict: bool, progress: Progress) -> Task:
+    """The task with everything prepared, and loaded in this process."""
+    task = resolved.create()
+    torch.set_num_threads(min(2, usable_cores()))  # fixed, so that what is trained here doesn't vary with jobs
+    task.prepare(torch.device(device), progress.note, strict)
+    task.load(torch.device(device))
+    return task
+
+
+def _plan(request: Request, run: Run, task: Task) -> Plan:
+    return Plan(
+        run_id=run.out.resolve().name,
+        out=str(run.out),
+        device=run.device,
+        steps=request.steps or task.default_steps,
+        batch=request.batch or task.default_batch,
+        learning_rate=request.learning_rate,
+        setting=task.setting,
+        settled=task.settled,
+    )
+
+
+def _grid(
+    plan: Plan, resolved: registry.Resolved, task: Task, estimators: Sequence[registry.Resolved], seeds: Sequence[int]
+) -> list[tuple[Plan, Cell]]:
+    """The cells of one task, each estimator tried out once before."""
+
+    def cell(estimator: registry.Resolved, seed: int) -> Cell:
+        params, digests = json.dumps(estimator.params, sort_keys=True), (resolved.digest, estimator.digest)
+        names = (estimator.label, estimator.spec, seed, params, estimator.source, digests)
+        return Cell(resolved.label, resolved.spec, task.options, *names)
+
+    reference = registry.resolve("estimators", plan.reference)
+    for estimator in [*estimators, reference]:
+        with plugin_errors(f"estimator {estimator.label}"), contextlib.suppress(harness.Unsupported):
+            harness.make_estimator(estimator.spec, task, plan)
+    plan = replace(plan, reference_key=harness.cell_key(plan, cell(reference, 0), task))
+    return [(plan, cell(estimator, seed)) for seed in seeds for estimator in estimators]
 
 
 def default_folder(tasks: Sequence[registry.Resolved]) -> Path:
     """results/<task>-<time> below the present folder."""
     name = "-".join(dict.fromkeys(task.name for task in tasks))[:60]
     return Path("results") / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def config_of(request: Request, run: Run) -> dict[str, Any]:
@@ -198,94 +250,65 @@ def config_of(request: Request, run: Run) -> dict[str, Any]:
 
 def execute(request: Request, run: Run, progress: Progress) -> Outcome:
     """Run all cells that aren't finished yet, and write the tables, also when interrupted."""
+    run.out.mkdir(parents=True, exist_ok=True)
     records.write_json(run.out / "config.json", config_of(request, run))
     records.write_json(run.out / "environment.json", records.environment(run.device))
-    keys = {cell.id: harness.cell_key(plan, cell, run.tasks[cell.task].setting) for plan, cell in run.cells}
-    done = {
-        cell.id
-        for _, cell in run.cells
-        if request.resume and records.finished_cell(run.out / "cells" / cell.id, keys[cell.id]) is not None
-    }
-    pending = [(plan, cell) for plan, cell in run.cells if cell.id not in done]
-    progress.start(len(run.cells), len(done))
+    pending = [(plan, cell) for plan, cell in run.cells if not (request.resume and _is_finished(run, plan, cell))]
+    reused = len(run.cells) - len(pending)
     reasons: dict[str, str] = {}
+    unprobed: dict[str, str] = {}
+    interrupted = False
+    progress.start(len(run.cells), reused)
     try:
-        interrupted = _run_pending(request, run, pending, keys, reasons, progress)
+        if pending:
+            _run_pending(request, run, pending, reasons, unprobed, progress)
+    except KeyboardInterrupt:
+        interrupted = True
     finally:
         progress.stop()
-    metrics = records.merged((_rows_of(run, plan, cell, keys[cell.id]) for plan, cell in run.cells), run.out.name)
-    return _with_tables(run, metrics, reasons, interrupted, len(done))
+    for plan, cell in pending:
+        if not _has_ended(run, cell):
+            _write_status(run, plan, cell, "interrupted", "")
+    metrics = records.merged((_rows_of(run, cell) for _, cell in run.cells), run.out.resolve().name)
+    comparisons = tables.comparisons(metrics)
+    leaderboard = tables.leaderboard(metrics, comparisons)
+    _write_tables(run.out, metrics, comparisons, leaderboard)
+    return Outcome(metrics, comparisons, leaderboard, reasons, unprobed, interrupted, reused)
 
 
 def _run_pending(
     request: Request,
     run: Run,
     pending: Sequence[tuple[Plan, Cell]],
-    keys: dict[str, str],
     reasons: dict[str, str],
+    unprobed: dict[str, str],
     progress: Progress,
-) -> bool:
-    """Schedule the references first, then the cells; returns whether the user interrupted."""
-    if not pending:
-        return False
-    from pebble import ProcessPool
-
-    context = get_context("spawn")
-    threads = max(1, usable_cores() // run.jobs) if run.device.startswith("cuda") else 1
-    pool = ProcessPool(max_workers=run.jobs, context=context, initializer=_start_worker, initargs=(threads,))
-
-    def told(cell: Cell | None, plan: Plan, future: Future) -> None:
-        status, reason = _result_of(future, request.timeout)
-        if cell is not None:
-            if status in ("timeout", "failed") and not _finished(run, cell):
-                _write_status(run, plan, cell, keys[cell.id], status, reason)
+) -> None:
+    """The reference trajectories, then the cells; where a task's reference fails, its cells go without probes."""
+    for _, cell in pending:
+        _forget(run, cell)
+    with workers(run.jobs, run.device, request.timeout) as each:
+        references = [
+            (plan, cell, number)
+            for plan, cell in {cell.task: (plan, replace(cell, seed=0)) for plan, cell in pending}.values()
+            for number in range(len(harness.checkpoint_steps(plan)))
+            if not (request.resume and harness.checkpoint_file(plan, cell, number).is_file())
+        ]
+        for (_, cell, _), (status, reason) in each(_reference, references):
+            if status != "ok":
+                unprobed[cell.task] = reason
+            progress.advance(None, status)
+        jobs = []
+        for plan, cell in pending:
+            # A key of its own, so that a later run, whose reference may succeed, computes the cell again.
+            used = replace(plan, checkpoints=0) if cell.task in unprobed else plan
+            jobs.append((used, cell, _key(run, used, cell)))
+        for (plan, cell, _), (status, reason) in each(harness.run_cell, jobs):
+            if not _has_ended(run, cell):  # its process died or was killed
+                _write_status(run, plan, cell, status, reason)
             if reason:
                 reasons[cell.id] = f"{status}: {reason}"
-        elif reason:
-            reasons["reference"] = reason
-        progress.advance(cell, status)
-
-    try:
-        references = {}
-        for plan, cell in {cell.task: (plan, cell) for plan, cell in reversed(pending)}.values():
-            first = replace(cell, seed=0)
-            for number in range(plan.checkpoints):
-                if not (request.resume and harness.checkpoint_file(plan, cell, number).is_file()):
-                    future = pool.schedule(_reference, args=(plan, first, number), timeout=request.timeout)
-                    references[future] = (plan, None)
-        _drain(references, told)
-        for cell in (cell for _, cell in pending):
-            _forget(run, cell)
-        futures = {
-            pool.schedule(harness.run_cell, args=(plan, cell, keys[cell.id]), timeout=request.timeout): (plan, cell)
-            for plan, cell in pending
-        }
-        _drain(futures, told)
-        pool.close()
-        pool.join()
-        return False
-    except KeyboardInterrupt:
-        pool.stop()
-        pool.join()
-        for plan, cell in pending:
-            if not _finished(run, cell):
-                _write_status(run, plan, cell, "", "interrupted", "")
-        return True
-
-
-def _drain(futures: dict[Future, tuple[Plan, Any]], told: Callable[[Any, Plan, Future], None]) -> None:
-    waiting = set(futures)
-    while waiting:
-        finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-        for future in finished:
-            plan, cell = futures[future]
-            told(cell, plan, future)
-
-
-def _start_worker(threads: int) -> None:
-    """Fixed threads, so that results don't depend on how many cells run side by side; Ctrl-C is the parent's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
+            progress.advance(cell, status)
 
 
 def _reference(plan: Plan, cell: Cell, number: int) -> tuple[str, str]:
@@ -293,50 +316,42 @@ def _reference(plan: Plan, cell: Cell, number: int) -> tuple[str, str]:
     return "ok", ""
 
 
-def _result_of(future: Future, timeout: float | None) -> tuple[str, str]:
-    """Status and reason of a cell, also where its process was killed or died."""
-    try:
-        return future.result()
-    except TimeoutError:
-        return "timeout", f"took longer than --timeout {timeout:g} s"
-    except Exception as error:  # noqa: BLE001 - whatever ended the worker becomes the cell's status
-        return "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+# --- cells on disk ----------------------------------------------------------------------------------------------
 
 
-def _finished(run: Run, cell: Cell) -> bool:
-    return (run.out / "cells" / cell.id / "cell.json").is_file()
+def _folder(run: Run, cell: Cell) -> Path:
+    return run.out / "cells" / cell.id
+
+
+def _key(run: Run, plan: Plan, cell: Cell) -> str:
+    return harness.cell_key(plan, cell, run.tasks[cell.task])
+
+
+def _is_finished(run: Run, plan: Plan, cell: Cell) -> bool:
+    return records.finished_cell(_folder(run, cell), _key(run, plan, cell)) is not None
+
+
+def _has_ended(run: Run, cell: Cell) -> bool:
+    return (_folder(run, cell) / "cell.json").is_file()
 
 
 def _forget(run: Run, cell: Cell) -> None:
-    """Drop an earlier attempt's mark, so that a worker that dies now doesn't leave it standing."""
-    (run.out / "cells" / cell.id / "cell.json").unlink(missing_ok=True)
+    """Drop what an earlier attempt left, so that a worker that dies now doesn't leave it standing."""
+    for name in ("cell.json", "metrics.parquet", "error.txt"):
+        (_folder(run, cell) / name).unlink(missing_ok=True)
 
 
-def _write_status(run: Run, plan: Plan, cell: Cell, key: str, status: str, reason: str) -> None:
-    record = records.CellRecord(harness.identity_of(plan, cell, run.tasks[cell.task]))
-    records.write_cell(run.out / "cells" / cell.id, key, record.frame(status), status, reason)
+def _write_status(run: Run, plan: Plan, cell: Cell, status: str, reason: str) -> None:
+    record = records.CellRecord(harness.identity_of(plan, cell))
+    records.write_cell(_folder(run, cell), _key(run, plan, cell), record.frame(status), status, reason)
 
 
-def _rows_of(run: Run, plan: Plan, cell: Cell, key: str) -> pd.DataFrame:
-    path = run.out / "cells" / cell.id / "metrics.parquet"
-    try:
-        return pd.read_parquet(path)
-    except OSError:
-        _write_status(run, plan, cell, key, "interrupted", "")
-        return pd.read_parquet(path)
+def _rows_of(run: Run, cell: Cell) -> pd.DataFrame:
+    return pd.read_parquet(_folder(run, cell) / "metrics.parquet")
 
 
-def _with_tables(run: Run, metrics: pd.DataFrame, reasons: dict[str, str], interrupted: bool, reused: int) -> Outcome:
-    """Write metrics.parquet, metrics.csv, tests.csv and leaderboard.csv."""
-    comparisons = tables.comparisons(metrics)
-    leaderboard = tables.leaderboard(metrics, comparisons)
-    tables.write_parquet(metrics, run.out / "metrics.parquet")
-    tables.write_csv(metrics, run.out / "metrics.csv")
-    tables.write_csv(comparisons, run.out / "tests.csv")
-    tables.write_csv(leaderboard, run.out / "leaderboard.csv")
-    return Outcome(metrics, comparisons, leaderboard, reasons, interrupted, reused)
-
-
-def all_labels(cells: Iterable[tuple[Plan, Cell]]) -> list[str]:
-    """Estimator labels of a run, in order."""
-    return list(dict.fromkeys(cell.estimator for _, cell in cells))
+def _write_tables(out: Path, metrics: pd.DataFrame, comparisons: pd.DataFrame, leaderboard: pd.DataFrame) -> None:
+    tables.write_parquet(metrics, out / "metrics.parquet")
+    tables.write_csv(metrics, out / "metrics.csv")
+    tables.write_csv(comparisons, out / "tests.csv")
+    tables.write_csv(leaderboard, out / "leaderboard.csv")

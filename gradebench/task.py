@@ -15,7 +15,8 @@ Log = Callable[[str], None]
 class Task(ABC):
     """One problem to learn, with data in disjoint splits; its parameters are the typed arguments of `__init__`.
 
-    `prepare` does the slow part once a run and leaves it in the cache; `load` is then quick in every process.
+    `prepare` does the slow part once a run and leaves it in the cache; `load` is then quick in every process. A worker
+    prepares again, from the cache, unless `prepare` leaves in `settled` what `load` reads.
     """
 
     version: ClassVar[int] = 1  # results of different versions are never mixed
@@ -29,6 +30,7 @@ class Task(ABC):
     sizes: Mapping[str, int]  # contexts in each split
 
     options: dict[str, Any]  # as given to `__init__`; `prepare` settles what was left open, and a worker gets that
+    settled: dict[str, Any] | None = None  # plain data
     notices: Sequence[str] = ()  # fallbacks taken, said at the start and at the end of a run
 
     @abstractmethod

@@ -10,15 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from gradebench.harness import Cell
 from gradebench.runner import Outcome, Progress, Run
 
 WIDTH_WHEN_PIPED = 160
+REASONS_SHOWN = 20
 
 
 def stdout_console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else WIDTH_WHEN_PIPED, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else WIDTH_WHEN_PIPED, highlight=False, markup=False)
 
 
 class TerminalProgress(Progress):
@@ -73,8 +75,12 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
     stdout_console().print(f"tables: {run.out}/leaderboard.csv, tests.csv, metrics.csv, metrics.parquet", markup=False)
     if outcome.reused:
         progress.note(f"{outcome.reused} cells were finished by an earlier run and kept")
-    for cell, reason in list(outcome.reasons.items())[:20]:
+    for name, reason in outcome.unprobed.items():
+        progress.note(f"{name}: no gradient probes, because the reference gradient failed: {reason}")
+    for cell, reason in list(outcome.reasons.items())[:REASONS_SHOWN]:
         progress.note(f"{cell}: {reason}")
+    if len(outcome.reasons) > REASONS_SHOWN:
+        progress.note(f"and {len(outcome.reasons) - REASONS_SHOWN} more: see {run.out}/cells/*/cell.json")
     for task in run.tasks.values():
         for notice in task.notices:
             progress.note(notice)
@@ -84,8 +90,19 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
     """One table a task and setting."""
     console = stdout_console()
     for (task, setting), board in leaderboard.groupby(["task", "setting"], sort=False):
-        table = Table(title=f"{task}  [{setting}]".replace("[", "\\["), title_justify="left")
-        names = ("rank", "tier", "test reward", "95 % interval", "gold", "train-test", "KL", "variance", "relative", "cosine")
+        table = Table(title=Text(f"{task}  [{setting}]"), title_justify="left")
+        names = (
+            "rank",
+            "tier",
+            "test reward",
+            "95 % interval",
+            "gold",
+            "train-test",
+            "KL",
+            "variance",
+            "relative",
+            "cosine",
+        )
         table.add_column("estimator")
         for name in (*names, "s/step", "p vs best"):
             table.add_column(name, justify="right")

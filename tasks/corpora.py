@@ -5,10 +5,8 @@ import io
 import json
 import os
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from gradebench.errors import InputError
+from gradebench.hub import HubUnreachable, first_line, hub_refusal, seconds_to_ask, silent_hub
 
 HUB_DATASET = "stanfordnlp/imdb"
 FEWEST_TEXTS = 100
@@ -39,11 +38,8 @@ _FILM_ID = re.compile(r"tt\d+")
 _TRAIN_SHARES = {"reward": 0.32, "judge": 0.32, "train": 0.16}
 _TEST_SHARES = {"validation": 0.1, "test": 0.1}
 
+_hub_refusal = partial(hub_refusal, f"datasets/{HUB_DATASET}/resolve/main/README.md")  # of seconds
 _HUB_REFUSAL = f"{HUB_DATASET} can't be had from the hub: {{}}; give corpus=embedded or corpus=PATH"
-
-
-class HubUnreachable(InputError):
-    """The hub can't be reached and no copy of its reviews is cached; the caller may fall back to another corpus."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,21 +97,21 @@ def hub_corpus(timeout: float = 10.0) -> Corpus:
     """
     deadline = time.monotonic() + timeout
     import datasets  # slow, and only needed here
+    import datasets.utils
     from huggingface_hub import constants
 
-    with _silent_hub():
+    with silent_hub(datasets.utils):
         frame = _cached_hub_frame()
         if frame is None:
             offline = datasets.config.HF_HUB_OFFLINE or constants.HF_HUB_OFFLINE
-            # Half a second is kept for the rest; half the time is the hub's even where importing took long.
-            seconds = max(timeout / 2, deadline - time.monotonic() - 0.5)
+            seconds = seconds_to_ask(deadline, timeout)
             refusal = "no copy is cached and HF_HUB_OFFLINE is set" if offline else _hub_refusal(seconds)
             if refusal is not None:
                 raise HubUnreachable(_HUB_REFUSAL.format(refusal))
             try:
                 frame = _joined(datasets.load_dataset(HUB_DATASET, split=["train", "test"]))
             except Exception as error:  # the libraries in between raise kinds of their own
-                raise HubUnreachable(_HUB_REFUSAL.format(_first_line(error))) from error
+                raise HubUnreachable(_HUB_REFUSAL.format(first_line(error))) from error
     return _corpus("imdb-hub", frame, f"hub {HUB_DATASET}")
 
 
@@ -247,7 +243,7 @@ def _read_parquet(data: bytes, path: Path) -> pd.DataFrame:
         table.validate(full=True)  # else text that isn't UTF-8 comes to light much later
         return table.to_pandas()
     except (ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path}: no readable parquet of UTF-8 text ({_first_line(error)}); write it again") from error
+        raise InputError(f"{path}: no readable parquet of UTF-8 text ({first_line(error)}); write it again") from error
 
 
 def _read_csv(data: bytes, path: Path, separator: str = ",") -> pd.DataFrame:
@@ -258,7 +254,7 @@ def _read_csv(data: bytes, path: Path, separator: str = ",") -> pd.DataFrame:
         # As text throughout: a review that reads "NA" or "null" is a review.
         return pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, ValueError) as error:
-        raise InputError(f"{path}: malformed table ({_first_line(error)}); quote the texts") from error
+        raise InputError(f"{path}: malformed table ({first_line(error)}); quote the texts") from error
 
 
 def _read_jsonl(data: bytes, path: Path) -> pd.DataFrame:
@@ -268,7 +264,7 @@ def _read_jsonl(data: bytes, path: Path) -> pd.DataFrame:
         try:
             records.append(dict(json.loads(line).items()))
         except (ValueError, AttributeError, RecursionError) as error:  # AttributeError: JSON, but no object
-            raise InputError(f"{path}: line {number} isn't a JSON object ({_first_line(error)}); mend it") from error
+            raise InputError(f"{path}: line {number} isn't a JSON object ({first_line(error)}); mend it") from error
     return pd.DataFrame(records, dtype=object)
 
 
@@ -350,49 +346,3 @@ def _cached_hub_frame() -> pd.DataFrame | None:
 
 def _joined(parts: Any) -> pd.DataFrame:
     return pd.concat([part.to_pandas().assign(split=name) for name, part in zip(_SPLIT_OF, parts, strict=True)])
-
-
-def _hub_refusal(seconds: float) -> str | None:
-    """Returns why the hub's data set can't be had, None where it can: one HEAD request without retries."""
-    from huggingface_hub import constants, get_hf_file_metadata
-
-    url = f"{constants.ENDPOINT}/datasets/{HUB_DATASET}/resolve/main/README.md"
-    answers: list[str | None] = []
-
-    def ask() -> None:
-        try:
-            # Only a hub names a commit; the login page of a hotel or a proxy also answers 200.
-            answers.append(None if get_hf_file_metadata(url).commit_hash else f"{url} isn't a hub's")
-        except Exception as error:  # noqa: BLE001  reported, whatever it is
-            answers.append(f"{constants.ENDPOINT}: {_first_line(error)}")
-
-    # No timeout of the client covers the look-up of a name, hence a thread; the interpreter may end while it hangs.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answers[0] if answers else f"{constants.ENDPOINT}: no answer within {seconds:.1f} s"
-
-
-@contextmanager
-def _silent_hub() -> Iterator[None]:
-    """Keeps the bars and warnings of the hub's libraries off the terminal, and puts their settings back."""
-    import datasets.utils
-    import huggingface_hub.utils
-
-    libraries: list[Any] = [datasets.utils, huggingface_hub.utils]
-    before = [(library, library.are_progress_bars_disabled(), library.logging.get_verbosity()) for library in libraries]
-    for library in libraries:
-        library.disable_progress_bars()
-        library.logging.set_verbosity(library.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for library, without_bars, level in before:
-            library.logging.set_verbosity(level)
-            if not without_bars:
-                library.enable_progress_bars()
-
-
-def _first_line(error: Exception) -> str:
-    """Returns the error's own words on one line, shortened; its kind where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

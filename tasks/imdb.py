@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradebench import Ledger, Range, SequenceProblem, Task
 from gradebench.cache import cached_folder
 from gradebench.errors import InputError
+from gradebench.hub import locate_model
 from gradebench.pretraining import TokenRows, accuracy, pretrain_policy, token_rows, train_classifier
 from gradebench.sequence import evaluate_sequences
 from gradebench.task import Log
@@ -24,8 +25,16 @@ from gradebench.tasks.judge import load_judge, train_judge
 from gradebench.transformer import ScratchClassifier, ScratchPolicy
 from gradebench.vocabulary import Vocabulary, load_vocabulary, train_vocabulary
 
+if TYPE_CHECKING:
+    from gradebench.pretrained import PretrainedVocabulary
+
+AnyVocabulary: TypeAlias = "Vocabulary | PretrainedVocabulary"
+
 SPLIT_SEED = 0  # of the corpus, the splits and everything trained before the comparison starts
 EVALUATED = 256  # prompts of each split that an evaluation reads
+PRETRAINED_LEARNING_RATE = 1e-5  # usual for tuning a whole pretrained model; the base's suits small ones
+_READ = ("train", "reward", "judge")  # parts that vocabulary and policy learn from
+_MADE = {"policy": "scratch", "reward": "trained"}  # the options' values for what is made here
 
 
 @dataclass(frozen=True)
@@ -68,24 +77,43 @@ class Imdb(Task):
             Literal["auto", "mini", "small"], "of what is trained from scratch; auto: mini for embedded"
         ] = "auto",
         kl: Annotated[float, Range(0), "beta of the KL penalty, in reward per nat"] = 0.05,
+        policy: Annotated[str, "scratch, or a hub id or folder of any causal language model"] = "scratch",
+        reward: Annotated[
+            str, "trained, or a hub id or folder of a sequence classifier with that vocabulary"
+        ] = "trained",
     ):
-        self.options = {"corpus": corpus, "size": size, "kl": kl}
+        self.options = {"corpus": corpus, "size": size, "kl": kl, "policy": policy, "reward": reward}
         self.notices: list[str] = []
 
     # --- once a run -------------------------------------------------------------------------------------------
 
     def prepare(self, device: torch.device, log: Log, strict: bool = False) -> None:
+        # First, so that a misspelt one is refused at once.
+        models = {part: locate_model(self.options[part]) for part in _MADE if not self._made(part)}
         corpus = self._corpus(log, strict)
         if self.options["size"] == "auto":
             self.options["size"] = "mini" if corpus.name == "embedded" else "small"
-        self.size = SIZES[self.options["size"]]
-        self.default_steps = self.size.steps
         # Name and digest: two copies of the same texts may differ in films and official split, so in our splits.
         facts = {"version": self.version, "corpus": [corpus.name, corpus.digest], "size": asdict(self.size)}
-        self.folder = cached_folder("imdb", facts, lambda folder: self._build(folder, corpus, device, log))
-        self.facts = json.loads((self.folder / "report.json").read_text(encoding="utf-8"))
-        self.setting = f"corpus={corpus.name}:{corpus.digest[:8]} policy=scratch-{self.options['size']} reward=trained "
-        self.setting += f"kl={self.options['kl']:g}"
+        facts |= {part: model.digest for part, model in models.items()}
+        folder = cached_folder("imdb", facts, lambda folder: self._build(folder, corpus, device, log))
+        names = {"policy": f"scratch-{self.options['size']}", "reward": "trained"}
+        names |= {part: f"{model.name}:{model.digest[:8]}" for part, model in models.items()}
+        setting = f"corpus={corpus.name}:{corpus.digest[:8]} policy={names['policy']} reward={names['reward']} "
+        self.settled = {"folder": str(folder), "setting": f"{setting}kl={self.options['kl']:g}"}
+        self._adopt()
+
+    @property
+    def size(self) -> Size:
+        return SIZES[self.options["size"]]
+
+    def _adopt(self) -> None:
+        """Take over what was settled, here or by the process that prepared."""
+        assert self.settled is not None
+        self.folder, self.setting = Path(self.settled["folder"]), self.settled["setting"]
+        self.default_steps = self.size.steps
+        if not self._made("policy"):
+            self.learning_rate = PRETRAINED_LEARNING_RATE
 
     def _corpus(self, log: Log, strict: bool) -> Corpus:
         """The corpus asked for; `auto` falls back to the embedded one, and `options` then names that."""
@@ -105,43 +133,39 @@ class Imdb(Task):
         return embedded_corpus() if wanted == "embedded" else read_corpus(wanted)
 
     def _build(self, folder: Path, corpus: Corpus, device: torch.device, log: Log) -> None:
-        """Train vocabulary, policy, reward and judge, and choose the prompts."""
+        """Make what isn't given of vocabulary, policy and reward, and the judge, and choose the prompts."""
         size, window = self.size, self.size.prompt + self.size.horizon
         parts = split_corpus(corpus, SPLIT_SEED)
-        learned = np.concatenate([parts[name] for name in ("train", "reward", "judge")])
-        log(f"training a vocabulary on {len(learned):,} reviews")
-        vocabulary = train_vocabulary([corpus.texts[i] for i in learned], size.vocabulary)
-        vocabulary.save(folder / "tokenizer.json")
+        policy, vocabulary = self._given_policy()
+        if vocabulary is None:
+            learned = np.concatenate([parts[name] for name in _READ])
+            log(f"training a vocabulary on {len(learned):,} reviews")
+            vocabulary = train_vocabulary([corpus.texts[i] for i in learned], size.vocabulary)
+            vocabulary.save(folder / "tokenizer.json")
+        reward = self._given_reward(vocabulary)  # ahead of the training, so that a refusal comes at once
         ids = vocabulary.encode(corpus.texts)
         parts = {name: rows[[len(ids[i]) >= window for i in rows]] for name, rows in parts.items()}
         prompts = choose_prompts(ids, parts, size)
         save_file(prompts, folder / "prompts.safetensors")
 
         torch.manual_seed(SPLIT_SEED)  # initial weights, the one thing that reads the global generator
-        shape = (len(vocabulary), size.width, size.layers, size.heads, window)
-        policy = ScratchPolicy(*shape).to(device)
-        log(f"pretraining the policy: {size.policy_steps:,} steps, {parameters_of(policy):,} parameters")
-        text = token_rows([ids[i] for name in ("train", "reward", "judge") for i in parts[name]])
-        loss = pretrain_policy(policy, text, window, size.policy_steps, 64, 3e-3, SPLIT_SEED)
-        save_file(policy.state_dict(), folder / "policy.safetensors")
-
-        reward = ScratchReward(*shape).to(device)
-        log(f"training the reward model: {size.reward_steps:,} steps on {len(parts['reward']):,} labelled reviews")
+        shape = self._shape(vocabulary)
+        report: dict[str, Any] = {"vocabulary": len(vocabulary)}
+        if policy is None:
+            text = token_rows([ids[i] for name in _READ for i in parts[name]])
+            report |= build_policy(folder, ScratchPolicy(*shape).to(device), text, size, log)
+        else:
+            report["policy_parameters"] = parameters_of(policy)
         labels = torch.from_numpy(corpus.labels.astype(np.int64))
-        rows = token_rows([ids[i] for i in parts["reward"]])
-        train_classifier(reward, rows, labels[parts["reward"]], window, size.reward_steps, 64, 1e-3, SPLIT_SEED)
-        save_file(reward.state_dict(), folder / "reward.safetensors")
+        if reward is None:
+            reward, rows = ScratchReward(*shape).to(device), parts["reward"]
+            build_reward(folder, reward, token_rows([ids[i] for i in rows]), labels[rows], size, log)
 
         held_out = torch.tensor([ids[i][:window] for i in parts["validation"]], device=device)
         truth = labels[parts["validation"]]
-        report = {
-            "vocabulary": len(vocabulary),
-            "policy_parameters": parameters_of(policy),
-            "policy_loss_nats_per_token": loss,
-            "reviews": {name: len(rows) for name, rows in parts.items()},
-            "prompts": {name: len(rows) for name, rows in prompts.items()},
-            "reward_accuracy_on_openings": accuracy(reward, held_out, truth),
-        }
+        report["reviews"] = {name: len(rows) for name, rows in parts.items()}
+        report["prompts"] = {name: len(rows) for name, rows in prompts.items()}
+        report["reward_accuracy_on_openings"] = accuracy(reward.to(device), held_out, truth)
         openings = vocabulary.decode(held_out.tolist())
         if corpus.name == "embedded":
             gold = np.array([grammar.sentiment(text) for text in openings])
@@ -153,15 +177,46 @@ class Imdb(Task):
         report["judge_accuracy_on_openings"] = float(((gold > 0.5) == truth.numpy()).mean())
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
+    # --- given parts ------------------------------------------------------------------------------------------
+
+    def _made(self, part: str) -> bool:
+        """Whether a part is made here, and not given by a hub id or a folder."""
+        return self.options[part] == _MADE[part]
+
+    def _given_policy(self) -> tuple[Any, Any]:
+        """The given policy and its vocabulary; None and None where they are made here."""
+        if self._made("policy"):
+            return None, None
+        from gradebench.pretrained import load_policy  # the library of models takes seconds to load
+
+        return load_policy(self.options["policy"], self.size.prompt + self.size.horizon)
+
+    def _given_reward(self, vocabulary: AnyVocabulary) -> Any:
+        """The given reward; None where it is made here."""
+        if self._made("reward"):
+            return None
+        from gradebench.pretrained import load_reward
+
+        return load_reward(self.options["reward"], vocabulary, self.size.prompt + self.size.horizon)
+
+    def _shape(self, vocabulary: AnyVocabulary) -> tuple[int, int, int, int, int]:
+        """Arguments of a model made here."""
+        size = self.size
+        return len(vocabulary), size.width, size.layers, size.heads, size.prompt + size.horizon
+
     # --- in every process -------------------------------------------------------------------------------------
 
     def load(self, device: torch.device) -> None:
-        size, window = self.size, self.size.prompt + self.size.horizon
-        self.vocabulary: Vocabulary = load_vocabulary(self.folder / "tokenizer.json")
-        shape = (len(self.vocabulary), size.width, size.layers, size.heads, window)
-        self.policy = _loaded(ScratchPolicy(*shape), self.folder / "policy.safetensors", device)
+        self._adopt()
+        policy, vocabulary = self._given_policy()
+        self.vocabulary = vocabulary or load_vocabulary(self.folder / "tokenizer.json")
+        shape = self._shape(self.vocabulary)
+        self.policy = policy or _loaded(ScratchPolicy(*shape), self.folder / "policy.safetensors")
+        self.policy.to(device)
         self.reference = copy.deepcopy(self.policy).requires_grad_(False)
-        self.reward = _loaded(ScratchReward(*shape), self.folder / "reward.safetensors", device).requires_grad_(False)
+        reward = self._given_reward(self.vocabulary)
+        self.reward = reward or _loaded(ScratchReward(*shape), self.folder / "reward.safetensors")
+        self.reward.to(device).requires_grad_(False)
         self.judge = None if self.options["corpus"] == "embedded" else load_judge(self.folder / "judge.safetensors")
         self.prompts = {k: v.to(device) for k, v in load_file(self.folder / "prompts.safetensors").items()}
         self.params = list(self.policy.parameters())
@@ -188,12 +243,14 @@ class Imdb(Task):
         return metrics | {"gold_reward": float(np.mean(gold))}
 
     def tuned(self, estimator: str) -> Mapping[str, Any] | None:
+        if not (self._made("policy") and self._made("reward")):
+            return None  # tuned on models made here
         recorded = json.loads((Path(__file__).parent / "data" / "imdb_tuned.json").read_text(encoding="utf-8"))
         corpus = "embedded" if self.options["corpus"] == "embedded" else "real"
         return recorded.get(corpus, {}).get("estimators", {}).get(estimator)
 
     def describe(self) -> dict[str, Any]:
-        return {"options": self.options, **self.facts}
+        return {"options": self.options, **json.loads((self.folder / "report.json").read_text(encoding="utf-8"))}
 
 
 def embedded_corpus() -> Corpus:
@@ -223,8 +280,25 @@ def choose_prompts(ids: list[list[int]], parts: Mapping[str, np.ndarray], size: 
     return chosen
 
 
+def build_policy(folder: Path, policy: ScratchPolicy, text: TokenRows, size: Size, log: Log) -> dict[str, Any]:
+    """Pretrain the policy and save it; returns facts for the report."""
+    log(f"pretraining the policy: {size.policy_steps:,} steps, {parameters_of(policy):,} parameters")
+    window = size.prompt + size.horizon
+    loss = pretrain_policy(policy, text, window, size.policy_steps, 64, 3e-3, SPLIT_SEED)
+    save_file(policy.state_dict(), folder / "policy.safetensors")
+    return {"policy_parameters": parameters_of(policy), "policy_loss_nats_per_token": loss}
+
+
+def build_reward(folder: Path, reward: ScratchReward, text: TokenRows, labels: Tensor, size: Size, log: Log) -> None:
+    """Train the reward on texts with labels (rows,) and save it."""
+    log(f"training the reward model: {size.reward_steps:,} steps on {len(labels):,} labelled reviews")
+    window = size.prompt + size.horizon
+    train_classifier(reward, text, labels, window, size.reward_steps, 64, 1e-3, SPLIT_SEED)
+    save_file(reward.state_dict(), folder / "reward.safetensors")
+
+
 def judged_windows(
-    vocabulary: Vocabulary, ids: list[list[int]], rows: np.ndarray, labels: Tensor, window: int
+    vocabulary: AnyVocabulary, ids: list[list[int]], rows: np.ndarray, labels: Tensor, window: int
 ) -> tuple[list[str], np.ndarray]:
     """Texts as long as those that will be judged, with their review's label: four windows a review."""
     texts: TokenRows = token_rows([ids[i] for i in rows])
@@ -237,6 +311,6 @@ def parameters_of(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _loaded(module, path: Path, device: torch.device):
+def _loaded(module, path: Path):
     module.load_state_dict(load_file(path))
-    return module.to(device).eval()
+    return module.eval()

@@ -1,0 +1,338 @@
+"""Policies and rewards in the hub's format: any causal language model, any sequence classifier that shares its tokens.
+
+A model is fed embeddings, so that hard and relaxed tokens take the same way through it, and its attention is the
+library's plain one, which can be differentiated twice (fused kernels can't). What the harness relies on is tried out
+once when a model is loaded, because the families of the library differ in it and don't declare it.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.cache_utils import DynamicCache
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from gradebench.errors import InputError
+from gradebench.hub import first_line, locate_model
+from gradebench.transformer import embed_tokens
+
+_TOLERANCE = 1e-3  # float32 noise of two ways through one model, relative to its largest output
+_TRIED = 3  # tokens of the trial
+
+
+class PretrainedVocabulary:
+    """Encodes texts to ids and back with a model's own tokenizer.
+
+    `prefix` is the token that the tokenizer puts before every text if it does (BOS), and a text's ids begin with it.
+    The tokenizer's other special tokens (ends, separators) are left out: the texts are to be continued.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.size = 1 + max(tokenizer.get_vocab().values())  # ids need not be contiguous
+        before, _ = special_tokens_around(tokenizer)
+        self.prefix = before if before == [tokenizer.bos_token_id] else []
+
+    def __len__(self) -> int:
+        return self.size
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        # Not verbose: it would warn that whole reviews exceed the context, while only their openings are read.
+        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [self.prefix + row for row in rows]
+
+    def decode(self, ids: Iterable[Sequence[int]]) -> list[str]:
+        # No cleaning up: it would join the spaces of "good ." away, and a decoded text is to be judged as it stands.
+        rows = [list(row) for row in ids]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class PretrainedPolicy(nn.Module):
+    """A causal language model over the first `categories` ids; any rows that it has beyond are padding, never drawn."""
+
+    def __init__(self, model: nn.Module, categories: int):
+        super().__init__()
+        self.model = model.eval()  # no dropout: rollout and log_prob must see one policy
+        self.categories = categories
+        self.feature_size = trial_features(self)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(N, L) ids or (N, L, V) relaxed one-hots to (N, L, D)."""
+        return embed_as(self.model.get_input_embeddings(), tokens)  # type: ignore[operator]
+
+    def forward(self, embeddings: Tensor, cache: DynamicCache | None = None) -> tuple[Tensor, Tensor, DynamicCache]:
+        """Logits (N, L, V), features (N, L, D) and the cache grown by L positions; `cache` itself stays as it is."""
+        output = self.model(
+            inputs_embeds=embeddings, past_key_values=branch(cache), use_cache=True, output_hidden_states=True
+        )
+        return output.logits[..., : self.categories], output.hidden_states[-1], output.past_key_values
+
+
+class PretrainedReward(nn.Module):
+    """Probability (N,) that a text is positive, by a sequence classifier.
+
+    `positive` is the label's index, ignored where the classifier has one logit. `before` and `after` are ids of special
+    tokens that the classifier expects around a text.
+    """
+
+    differentiable = True
+    before: Tensor
+    after: Tensor
+
+    def __init__(self, model: nn.Module, positive: int, before: Sequence[int] = (), after: Sequence[int] = ()):
+        super().__init__()
+        self.model = model.eval()
+        self.positive = positive
+        for name, ids in (("before", before), ("after", after)):
+            self.register_buffer(name, torch.tensor([list(ids)], dtype=torch.int64), persistent=False)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(N, L) ids or (N, L, V) relaxed one-hots to (N, L, D)."""
+        return embed_as(self.model.get_input_embeddings(), tokens)  # type: ignore[operator]
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        before, after = (self.embed(ids).expand(len(embeddings), -1, -1) for ids in (self.before, self.after))
+        logits = self.model(inputs_embeds=torch.cat([before, embeddings, after], 1)).logits  # (N, labels)
+        if logits.shape[-1] == 1:
+            return logits.sigmoid().squeeze(-1)
+        return logits.softmax(-1)[:, self.positive]
+
+
+def load_policy(name_or_path: str, length: int = 1) -> tuple[PretrainedPolicy, PretrainedVocabulary]:
+    """Returns the causal language model of a local folder or a hub id, and its vocabulary.
+
+    `length` is the number of tokens that it will be read to, prompt and horizon together.
+
+    Raises InputError, in one line, for whatever keeps the model from serving as a policy.
+    """
+    folder = locate_model(name_or_path).folder
+    with _quiet(), _refused(name_or_path, "a policy"):
+        config = _config(folder)
+        named = getattr(config, "architectures", None) or []
+        if named and not set(named) & _causal_architectures():
+            raise InputError(f"{name_or_path}: a {named[0]}, not a causal language model; give one")
+        tokenizer = _tokenizer(folder)
+        _check_context(name_or_path, config, tokenizer, length)
+        model = _model(AutoModelForCausalLM, folder, name_or_path, "a causal language model")
+        vocabulary = PretrainedVocabulary(tokenizer)
+        _check_rows(name_or_path, model, len(vocabulary))
+        policy = PretrainedPolicy(model, len(vocabulary))
+        try_policy(policy)
+    return policy, vocabulary
+
+
+def load_reward(name_or_path: str, vocabulary: Any, length: int = 1) -> PretrainedReward:
+    """Returns the sequence classifier of a local folder or a hub id.
+
+    `vocabulary` is the policy's, a PretrainedVocabulary or a Vocabulary; `length` is the number of tokens of the
+    longest text, prompt and horizon together.
+
+    Raises InputError, in one line, for whatever keeps the model from serving as a reward.
+    """
+    folder = locate_model(name_or_path).folder
+    with _quiet(), _refused(name_or_path, "a reward"):
+        config = _config(folder)
+        tokenizer = _tokenizer(folder)
+        own = PretrainedVocabulary(tokenizer)
+        check_same_tokens(name_or_path, own, vocabulary)
+        before, after = special_tokens_around(tokenizer)
+        if before == getattr(vocabulary, "prefix", []):
+            before = []  # the prompts bring it
+        _check_context(name_or_path, config, tokenizer, length + len(before) + len(after))
+        model = _model(AutoModelForSequenceClassification, folder, name_or_path, "a sequence classifier")
+        _check_rows(name_or_path, model, len(own))
+        text_config = model.config.get_text_config()
+        text_config.use_cache = False
+        if text_config.pad_token_id is None:
+            # Decoder classifiers refuse batches without one. Fed embeddings they never look for it: texts are equally
+            # long here, and the last position is the one that is read.
+            text_config.pad_token_id = 0
+        reward = PretrainedReward(model, positive_label(config.id2label), before, after)
+        try_reward(reward, len(own))
+    return reward
+
+
+def embed_as(table: nn.Embedding, tokens: Tensor) -> Tensor:
+    """Embeddings (..., D) of ids (...) or relaxed one-hots (..., V) as the model's own table embeds ids.
+
+    Unlike the table itself it passes gradients to the row of the padding token: that row is a parameter as any other
+    where the policy may draw the token. Some families scale inside the table; those that scale later need no care.
+    """
+    weight: Tensor = table.weight
+    if tokens.is_floating_point() and tokens.shape[-1] < len(weight):
+        weight = weight[: tokens.shape[-1]]
+    scale = getattr(table, "embed_scale", None)
+    embedded = embed_tokens(weight, tokens)
+    return embedded if scale is None else embedded * scale
+
+
+def branch(cache: DynamicCache | None) -> DynamicCache | None:
+    """A cache that grows on its own: the library's `update` rebinds a layer's tensors without writing to them."""
+    if cache is None:
+        return None
+    grown = copy.copy(cache)
+    grown.layers = [copy.copy(layer) for layer in cache.layers]
+    return grown
+
+
+def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer puts before and after a text."""
+    plain, whole = (tokenizer("good", add_special_tokens=special)["input_ids"] for special in (False, True))
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []
+
+
+def positive_label(names: Mapping[int, str]) -> int:
+    """The index of the label named positive (POS, pos, Positive, ...), else the last one."""
+    positive = [index for index, name in names.items() if "pos" in str(name).casefold()]
+    return int(positive[0] if positive else max(names))
+
+
+def check_same_tokens(name_or_path: str, own: Any, policy: Any) -> None:
+    """Refuses a reward whose ids don't mean the policy's tokens."""
+    theirs, ours = own.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
+    if theirs == ours:
+        return
+    differing = sum(ours.get(token) != i for token, i in theirs.items())
+    raise InputError(
+        f"{name_or_path}: its vocabulary ({len(theirs):,} tokens, {differing:,} of them other ones) isn't the policy's "
+        f"({len(ours):,} tokens); give a classifier with the policy's tokenizer, or reward=trained"
+    )
+
+
+@torch.no_grad()
+def trial_features(policy: PretrainedPolicy) -> int:
+    """Width D of the features, which configurations don't tell reliably."""
+    first = torch.zeros(1, 1, dtype=torch.int64, device=next(policy.parameters()).device)
+    return int(policy(policy.embed(first))[1].shape[-1])
+
+
+def try_policy(policy: PretrainedPolicy) -> None:
+    """Raises ValueError unless the policy is causal, continues from its cache, and can be differentiated twice."""
+    ids = _trial_ids(policy.model, policy.categories)
+    one_hots = _one_hots(policy.model, ids, policy.categories)
+    whole, _, cache = policy(policy.embed(one_hots))
+    if not hasattr(cache, "layers"):
+        raise ValueError("it isn't causal, or keeps no cache of keys and values")
+    by_ids = policy.model(input_ids=ids).logits[..., : policy.categories]
+    _check_close(whole, by_ids, "it reads embeddings in another way than tokens")
+    steps: list[Tensor] = []
+    cache = None
+    for t in range(_TRIED):
+        logits, _, cache = policy(policy.embed(one_hots[:, t : t + 1]), cache)
+        steps.append(logits)
+    _check_close(torch.cat(steps, 1), whole, "it isn't causal, or doesn't continue from its cache")
+    _differentiate_twice(steps[-1], one_hots)
+
+
+def try_reward(reward: PretrainedReward, categories: int) -> None:
+    """Raises ValueError unless the reward reads embeddings as it reads tokens and can be differentiated twice."""
+    ids = _trial_ids(reward.model, categories)
+    one_hots = _one_hots(reward.model, ids, categories)
+    by_embeddings = reward.model(inputs_embeds=reward.embed(one_hots)).logits
+    _check_close(by_embeddings, reward.model(input_ids=ids).logits, "it reads embeddings in another way than tokens")
+    _differentiate_twice(reward(reward.embed(one_hots)), one_hots)
+
+
+def _trial_ids(model: nn.Module, categories: int) -> Tensor:
+    """The last ids (1, L) but the padding token's, after which a classifier may look."""
+    padding = model.config.get_text_config().pad_token_id  # type: ignore[union-attr, operator]
+    return torch.tensor([[i for i in range(categories) if i != padding][-_TRIED:]])
+
+
+def _one_hots(model: nn.Module, ids: Tensor, categories: int) -> Tensor:
+    return functional.one_hot(ids, categories).to(next(model.parameters()).dtype).requires_grad_()
+
+
+def _check_close(a: Tensor, b: Tensor, otherwise: str) -> None:
+    if not (a - b).abs().max() <= _TOLERANCE * max(1.0, float(b.detach().abs().max())):  # so that NaN is refused
+        raise ValueError(otherwise)
+
+
+def _differentiate_twice(value: Tensor, by: Tensor) -> None:
+    """Raises RuntimeError where a kernel has no second derivative, or writes over what the first one needs."""
+    (first,) = torch.autograd.grad(value.square().sum(), by, create_graph=True)
+    torch.autograd.grad(first.square().sum(), by)
+
+
+def _config(folder: Path) -> Any:
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _tokenizer(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _model(auto: Any, folder: Path, name_or_path: str, kind: str) -> Any:
+    """The model with the folder's weights in float32, none left out; refuses weights that lack a part of it."""
+    model, report = auto.from_pretrained(
+        folder,
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=True,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        output_loading_info=True,
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(f"{name_or_path}: not {kind}, its weights lack {missing[0]}; give one")
+    return model
+
+
+def _causal_architectures() -> set[str]:
+    names: set[str] = set()
+    for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        names.update([value] if isinstance(value, str) else value)
+    return names
+
+
+def _check_context(name_or_path: str, config: Any, tokenizer: Any, length: int) -> None:
+    """Refuses a model that can't read `length` tokens; learned positions end, and others weren't trained beyond."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit > 0]
+    if limits and min(limits) < length:
+        raise InputError(
+            f"{name_or_path}: its context of {min(limits):,} tokens is shorter than prompt and horizon together "
+            f"({length}, special tokens included); give a model with a longer one, or a smaller size"
+        )
+
+
+def _check_rows(name_or_path: str, model: Any, tokens: int) -> None:
+    rows = len(model.get_input_embeddings().weight)
+    if rows < tokens:
+        raise InputError(f"{name_or_path}: its tokenizer has {tokens:,} ids and its model embeds {rows:,}; mend one")
+
+
+@contextmanager
+def _refused(name_or_path: str, role: str) -> Iterator[None]:
+    """Turns whatever a library raises about a model into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # configurations, tokenizers and weights each fail with kinds of their own
+        raise InputError(f"{name_or_path}: can't serve as {role}: {first_line(error)}; give another model") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps bars and reports of the library off the terminal; what matters in them is checked here."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        restore: Callable[[], None] = logging.enable_progress_bar if bars else logging.disable_progress_bar
+        restore()

@@ -1,0 +1,72 @@
+"""What the tests of runs share: the tiny task, the command line in this process, and cells without worker processes."""
+
+import sys
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+TINY = Path(__file__).with_name("tiny.py")
+
+
+class PoolInThisProcess:
+    """Runs each call when it is scheduled: what the workers do, without the seconds that each takes to start."""
+
+    def __init__(self, *arguments, **keywords):
+        self.ended = False
+
+    def schedule(self, function, args, timeout):
+        future = Future()
+        try:
+            future.set_result(function(*args))
+        except (Exception, SystemExit) as error:
+            future.set_exception(error)
+        return future
+
+    def close(self): ...
+    def stop(self): ...
+    def join(self): ...
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Two threads would wait on each other for tiny tensors, and on a busy machine for long."""
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Nothing is read from the user's cache, or left in it."""
+    monkeypatch.setenv("GRADEBENCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tiny():
+    """The spec of an object in the file of the tiny task."""
+    return lambda name="TinyTask": f"{TINY}:{name}"
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Cells run in this process, one after another, with as few draws as still give every kind of row."""
+    from gradebench import runner
+
+    fewest = {"evaluations": 1, "checkpoints": 2, "probe_draws": 2, "warm_up": 1, "reference_draws": 2}
+    monkeypatch.setattr(runner, "Plan", partial(runner.Plan, **fewest))
+    monkeypatch.setattr("pebble.ProcessPool", PoolInThisProcess)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """The command line as the installed script runs it; returns exit status, stdout and stderr."""
+    from gradebench import cli
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gradebench", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return call

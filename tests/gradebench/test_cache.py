@@ -1,0 +1,91 @@
+"""Cached folders: built once for the same facts, and whole or not there."""
+
+from pathlib import Path
+
+import pytest
+
+from gradebench import cache
+from gradebench.errors import InputError
+
+
+@pytest.fixture
+def build():
+    """A builder that counts its calls."""
+
+    class Builder:
+        calls = 0
+
+        def __call__(self, folder):
+            self.calls += 1
+            (folder / "content").write_text("whole")
+
+    return Builder()
+
+
+def names(root):
+    return [path.name for path in root.iterdir()]
+
+
+def test_the_same_facts_are_built_once(build):
+    first = cache.cached_folder("thing", {"a": 1, "b": [2]}, build)
+    again = cache.cached_folder("thing", {"b": [2], "a": 1}, build)
+    assert first == again and build.calls == 1
+    assert (first / "content").read_text() == "whole"
+    assert names(cache.cache_root()) == [first.name]
+
+
+def test_other_facts_and_other_names_are_built_apart(build):
+    folders = {cache.cached_folder(*key, build) for key in (("x", {"a": 1}), ("x", {"a": 2}), ("y", {"a": 1}))}
+    assert len(folders) == build.calls == 3
+
+
+def test_a_build_that_fails_leaves_nothing(build):
+    def failing(folder):
+        (folder / "content").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.cached_folder("thing", {}, failing)
+    assert not names(cache.cache_root())
+    assert cache.cached_folder("thing", {}, build).is_dir() and build.calls == 1
+
+
+def test_of_two_builders_at_once_the_second_keeps_what_the_first_made(build):
+    def slower(folder):
+        cache.cached_folder("thing", {}, build)
+        (folder / "content").write_text("the second's")
+
+    folder = cache.cached_folder("thing", {}, slower)
+    assert (folder / "content").read_text() == "whole"
+    assert names(cache.cache_root()) == [folder.name]
+
+
+def test_a_damaged_folder_is_built_anew(build):
+    folder = cache.cached_folder("thing", {}, build)
+    (folder / "facts.json").unlink()
+    (folder / "content").write_text("damaged")
+    assert (cache.cached_folder("thing", {}, build) / "content").read_text() == "whole"
+    assert build.calls == 2
+
+
+def test_a_cache_below_a_file_is_refused_with_its_name(build, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GRADEBENCH_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.raises(InputError, match=f"can't write into the cache {tmp_path}/file/below.*GRADEBENCH_CACHE"):
+        cache.cached_folder("thing", {}, build)
+
+
+@pytest.mark.parametrize(
+    ("variables", "root"),
+    [
+        ({"GRADEBENCH_CACHE": "/a"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/gradebench"),
+        ({"HOME": "/c", "XDG_CACHE_HOME": "", "GRADEBENCH_CACHE": ""}, "/c/.cache/gradebench"),
+    ],
+)
+def test_the_caches_place_follows_the_environment(monkeypatch, variables, root):
+    for name in ("GRADEBENCH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache.cache_root() == Path(root)

@@ -1,0 +1,304 @@
+"""One cell, in this process: what is shared between estimators, what is counted, and how a cell can end."""
+
+import json
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from gradebench import Estimate, harness, records, registry
+from gradebench.harness import Cell, Plan, Trainer
+from gradebench.problem import Ledger
+from gradebench.sampling import generator
+
+
+@pytest.fixture
+def plan(tmp_path):
+    facts = {"run_id": "run", "out": str(tmp_path), "device": "cpu", "setting": "kl=0"}
+    return Plan(**facts, steps=3, batch=8, learning_rate=0.02, probe_draws=8, warm_up=2, reference_draws=8)
+
+
+@pytest.fixture
+def cell_of(tiny):
+    """A cell of the tiny task with the named estimator; a capital letter names one of the tiny file."""
+
+    def build(estimator="reinforce", seed=0, **task_options):
+        spec = tiny(estimator) if estimator[0].isupper() else estimator
+        return Cell("tiny", tiny(), {"kl": 0.0} | task_options, estimator, spec, seed)
+
+    return build
+
+
+@pytest.fixture
+def task(plan, cell_of):
+    return harness.loaded_task(plan, cell_of())
+
+
+def ended(plan, cell):
+    """Status and reason of the cell, and the rows that it left."""
+    harness._tasks.clear()
+    status, reason = harness.run_cell(plan, cell, "key")
+    return status, reason, pd.read_parquet(f"{plan.out}/cells/{cell.id}/metrics.parquet")
+
+
+def numbers(rows):
+    """The rows without what a clock or the system's memory says."""
+    return rows[~rows["metric"].isin(["seconds_per_step", "peak_memory_bytes"])].reset_index(drop=True)
+
+
+def trained(plan, cell):
+    task = harness.loaded_task(plan, cell)
+    record = records.CellRecord(harness.identity_of(plan, cell))
+    harness.train(harness.make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record)
+    return record.frame("ok")
+
+
+def write_references(plan, cell):
+    for number in range(len(harness.checkpoint_steps(plan))):
+        harness.reference_cell(plan, replace(cell, seed=0), number)
+
+
+# --- common random numbers --------------------------------------------------------------------------------------
+
+
+def test_a_cell_gives_the_same_rows_twice_whatever_ran_before(plan, cell_of):
+    write_references(plan, cell_of())
+    first = ended(plan, cell_of(seed=3))[2]
+    trained(plan, cell_of("rloo", 5))  # moves parameters, global generators and the clock
+    status, _, second = ended(plan, cell_of(seed=3))
+    assert status == "ok"
+    pd.testing.assert_frame_equal(numbers(first), numbers(second), check_exact=True)
+    assert not numbers(ended(plan, cell_of(seed=4))[2])["value"].equals(numbers(first)["value"])
+
+
+def test_estimators_of_a_seed_start_from_the_same_evaluation(plan, cell_of):
+    def at_start(estimator, seed):
+        rows = trained(plan, cell_of(estimator, seed))
+        return rows[(rows["phase"] == "evaluation") & (rows["step"] == 0)]["value"].tolist()
+
+    assert at_start("reinforce", 1) == at_start("rloo", 1) == at_start("ppo", 1)
+    assert at_start("reinforce", 1) != at_start("reinforce", 2)
+
+
+def test_every_estimator_of_a_seed_reads_the_same_order_of_prompts(task, plan):
+    single, four = (harness.batches(task, plan, n, seed=7) for n in (1, 4))
+    for _ in range(10):
+        window = next(single)
+        assert len(window) == plan.batch
+        assert torch.equal(next(four), window[: plan.batch // 4])
+
+
+def test_an_epoch_of_windows_holds_every_prompt_once(task, plan):
+    windows = harness.batches(task, plan, 1, seed=7)
+    size = task.sizes["train"]
+    first, second = (torch.cat([next(windows) for _ in range(size // plan.batch)]) for _ in range(2))
+    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(size))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[: plan.batch], next(harness.batches(task, plan, 1, seed=8)))
+
+
+def test_a_batch_larger_than_the_prompts_repeats_them(task, plan):
+    window = next(harness.batches(task, replace(plan, batch=80), 1, seed=0))
+    counts = torch.bincount(window, minlength=32)
+    assert len(window) == 80 and counts.min() >= 2 and counts.max() <= 3
+
+
+# --- what a cell records ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, {0, 1}), (3, {0, 1, 2, 3}), (10, {0, 3, 7, 10})])
+def test_evaluations_span_the_training(plan, cell_of, steps, expected):
+    rows = trained(replace(plan, steps=steps), cell_of())
+    evaluated = rows[rows["phase"] == "evaluation"]
+    assert set(evaluated["step"]) == expected
+    assert set(evaluated["split"]) == {"train", "validation", "test"}
+    assert {"reward", "gold_reward", "kl", "entropy", "distinct_2", "reference_nll"} == set(evaluated["metric"])
+
+
+def test_the_ledger_counts_what_a_batch_of_sequences_costs(plan, cell_of):
+    rows = trained(plan, cell_of("rloo"))
+    costs = rows[rows["phase"] == "train"].set_index("metric")["value"]
+    sequences = plan.steps * plan.batch
+    assert costs["reward_calls"] == sequences
+    assert costs["tokens_sampled"] == 3 * sequences
+    assert costs["backward_passes"] == plan.steps
+    assert costs["seconds_per_step"] > 0 and costs["peak_memory_bytes"] > 1e6
+
+
+def test_every_estimator_samples_the_same_number_of_sequences(plan, cell_of):
+    calls = set()
+    for estimator in ("reinforce", "rloo", "rloo:n=2", "ppo", "grade-ste"):
+        rows = trained(plan, cell_of(estimator)).set_index("metric")["value"]
+        calls.add(rows["reward_calls"])
+    assert calls == {plan.steps * plan.batch}
+
+
+def test_probes_measure_at_every_checkpoint(plan, cell_of):
+    plan = replace(plan, probe_draws=200)
+    write_references(plan, cell_of())
+    status, reason, rows = ended(plan, cell_of("rloo"))
+    assert (status, reason) == ("ok", "")
+    probes = rows[rows["phase"] == "probe"].pivot(index="step", columns="metric", values="value")
+    assert probes.index.tolist() == [0, 2, 3]
+    assert probes.notna().all(axis=None)
+    assert (probes["gradient_variance"] > 0).all() and (probes["gradient_cosine"] > 0.5).all()
+    assert probes["gradient_snr"].mul(probes["gradient_variance_relative"]).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_a_run_of_one_step_has_two_checkpoints(plan, cell_of):
+    plan = replace(plan, steps=1)
+    write_references(plan, cell_of())
+    rows = ended(plan, cell_of())[2]
+    assert not rows.duplicated(["phase", "split", "step", "metric"]).any()
+    assert set(rows[rows["phase"] == "probe"]["step"]) == {0, 1}
+
+
+def test_the_reference_is_the_exact_gradient_within_its_stated_error(plan, cell_of, task, exact_gradient):
+    plan = replace(plan, reference_draws=64, checkpoints=1)
+    write_references(plan, cell_of())
+    stored = harness.load_file(harness.checkpoint_file(plan, cell_of(), 0))
+    harness.loaded_task(plan, cell_of())
+    distance = (stored["reference_mean"] - exact_gradient(task.problem("train", torch.arange(32)))).square().sum()
+    # E distance = stated error; its spread over few effective dimensions is about as large as itself.
+    assert 0.1 < float(distance / stored["reference_squared_error"]) < 4
+
+
+def test_probing_freezes_the_estimator_and_forgets_the_trained_parameters(plan, cell_of, tiny, monkeypatch):
+    plan = replace(plan, checkpoints=1)
+    cell = cell_of("Plain")
+    write_references(plan, cell)
+    plain = registry.resolve("estimators", tiny("Plain")).factory
+    seen, gradient = [], plain.gradient
+
+    def watched(self, problem, rng):
+        seen.append((self.training, problem.params[0].sum().item()))
+        return gradient(self, problem, rng)
+
+    monkeypatch.setattr(plain, "gradient", watched)
+    assert ended(plan, cell)[0] == "ok"
+    training, probing = seen[: plan.steps], seen[plan.steps :]
+    assert [mode for mode, _ in probing] == [True] * plan.warm_up + [False] * plan.probe_draws
+    assert {theta for _, theta in probing} == {training[0][1]} and len({theta for _, theta in training}) == plan.steps
+
+
+# --- a step -----------------------------------------------------------------------------------------------------
+
+
+class Learner(harness.Estimator):
+    """Returns a gradient of our choice, and an own loss that pulls its one parameter to the reward."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+        self.own = torch.nn.Parameter(torch.zeros(()))
+
+    def gradient(self, problem, rng):
+        loss = (self.own - problem.reward(problem.sample(1, rng)).mean()).square()
+        return Estimate([torch.full_like(p, self.size) for p in problem.params], own_loss=loss)
+
+
+def stepped(task, plan, size, **keywords):
+    trainer = Trainer(Learner(size), task, plan, 0.01)
+    order = []
+    for name, optimizer in (("own", trainer.own_optimizer), ("policy", trainer.optimizer)):
+        optimizer.register_step_pre_hook(lambda *_, name=name: order.append(name))
+    trainer.step(task.problem("train", torch.arange(8), Ledger()), generator("cpu", 0), **keywords)
+    return trainer, order
+
+
+def test_the_own_loss_steps_before_the_policy(task, plan):
+    trainer, order = stepped(task, plan, 1.0)
+    assert order == ["own", "policy"]
+    assert float(trainer.estimator.own) > 0
+
+
+def test_warming_up_moves_the_estimator_and_not_the_policy(task, plan):
+    before = [p.clone() for p in task.params]
+    trainer, order = stepped(task, plan, 1.0, update_policy=False)
+    assert order == ["own"] and float(trainer.estimator.own) > 0
+    assert all(torch.equal(p, b) for p, b in zip(task.params, before, strict=True))
+
+
+@pytest.mark.parametrize(("size", "norm"), [(1e3, 1.0), (1e-4, None)])
+def test_the_step_ascends_a_gradient_clipped_to_its_global_norm(task, plan, size, norm):
+    count = sum(p.numel() for p in task.params)
+    before = task.params[0].detach().clone()
+    stepped(task, plan, size)
+    gradient = torch.cat([p.grad.flatten() for p in task.params])
+    assert float(gradient.norm()) == pytest.approx(norm or size * math.sqrt(count), rel=1e-4)
+    assert bool((gradient < 0).all())  # what the optimizer descends is minus the estimate
+    assert bool((task.params[0] > before).all())
+
+
+def test_a_few_gradients_that_are_not_finite_are_refused_and_forgiven(task, plan):
+    plan = replace(plan, steps=20)
+    before = [p.clone() for p in task.params]
+    trainer = Trainer(Learner(float("inf")), task, plan, 0.01)
+    problem = task.problem("train", torch.arange(8))
+    for _ in range(plan.patience):
+        trainer.step(problem, generator("cpu", 0))
+    assert all(torch.equal(p, b) for p, b in zip(task.params, before, strict=True))
+    with pytest.raises(harness.Diverged):
+        trainer.step(problem, generator("cpu", 0))
+
+
+# --- how a cell can end -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [2, 20])
+def test_an_estimator_without_a_finite_gradient_diverges(plan, cell_of, steps):
+    status, reason, rows = ended(replace(plan, steps=steps), cell_of("Nan"))
+    assert status == "diverged" and "not finite" in reason
+    assert set(rows["status"]) == {"diverged"}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "reason"),
+    [("Raises", "ArithmeticError: the third law of the estimator"), ("Leaves", "SystemExit: leaving")],
+)
+def test_an_estimator_that_raises_is_a_failed_row_with_its_traceback(plan, cell_of, tmp_path, estimator, reason):
+    cell = cell_of(estimator)
+    status, said, rows = ended(plan, cell)
+    assert (status, said) == ("failed", reason)
+    folder = tmp_path / "cells" / cell.id
+    assert "in gradient" in (folder / "error.txt").read_text()
+    assert json.loads((folder / "cell.json").read_text()) == {"key": "key", "status": "failed", "reason": reason}
+    assert set(rows["status"]) == {"failed"} and set(rows["setting"]) == {"kl=0"}
+
+
+def test_a_task_that_fails_in_a_worker_keeps_the_rows_setting(plan, cell_of, tiny):
+    status, reason, rows = ended(plan, replace(cell_of(), task_spec=tiny("Careless")))
+    assert (status, reason) == ("failed", "RuntimeError: the disk of the task is full")
+    assert rows[["setting", "status"]].to_numpy().tolist() == [["kl=0", "failed"]]
+
+
+def test_a_cell_whose_estimator_needs_more_than_the_task_offers_is_skipped(plan, cell_of):
+    status, reason, rows = ended(plan, cell_of("NeedsBinary"))
+    assert (status, reason) == ("skipped", "tiny.py:NeedsBinary needs binary, which the task does not offer")
+    assert rows["status"].tolist() == ["skipped"]
+
+
+def test_a_cell_whose_file_was_edited_after_the_start_fails(plan, cell_of, tiny):
+    digests = tuple(registry.resolve(*part).digest for part in (("tasks", tiny()), ("estimators", "rloo")))
+    plan = replace(plan, checkpoints=0)
+    assert ended(plan, replace(cell_of("rloo"), digests=digests))[0] == "ok"
+    status, reason, _ = ended(plan, replace(cell_of("rloo"), digests=(digests[0], "another")))
+    assert status == "failed" and "the file of rloo was changed" in reason
+
+
+def test_the_key_changes_with_whatever_the_numbers_depend_on(plan, cell_of, task, monkeypatch):
+    def key(plan=plan, cell=cell_of()):
+        return harness.cell_key(plan, cell, task)
+
+    assert key(plan=replace(plan, run_id="another", out="elsewhere")) == key()
+    changed = [{"steps": 4}, {"batch": 16}, {"learning_rate": 0.1}, {"setting": "kl=1"}, {"reference_key": "x"}]
+    keys = [key(plan=replace(plan, **change)) for change in changed]
+    keys += [key(cell=replace(cell_of(), **change)) for change in ({"digests": ("a", "b")}, {"params": '{"n": 2}'})]
+    keys += [key(cell=cell_of(seed=1)), key(cell=cell_of(kl=1.0)), key(cell=cell_of("rloo"))]
+    untuned = replace(plan, learning_rate=None)
+    keys.append(key(plan=untuned))
+    monkeypatch.setattr(task, "tuned", lambda estimator: {"learning_rate": 0.5}, raising=False)
+    keys.append(key(plan=untuned))
+    assert len({key(), *keys}) == 1 + len(keys)

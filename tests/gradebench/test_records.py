@@ -1,0 +1,95 @@
+"""Files of a run: cells that are finished or not, names, and folders that can be written."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from gradebench import records
+from gradebench.errors import InputError
+from gradebench.tables import METRICS_COLUMNS
+
+
+@pytest.fixture
+def record():
+    return records.CellRecord(records.Identity("run", "cell", "task", "setting", "rloo", "{}", "gradebench 0", 3))
+
+
+def test_a_row_has_the_fixed_columns_and_the_unit_of_its_metric(record):
+    record.add("evaluation", "test", 5, {"kl": 2, "my_own_metric": 1.5})
+    frame = record.frame("ok")
+    assert list(frame) == METRICS_COLUMNS
+    assert frame[["split", "step", "metric", "value", "unit", "status", "seed"]].to_numpy().tolist() == [
+        ["test", 5, "kl", 2.0, "nats/sequence", "ok", 3],
+        ["test", 5, "my_own_metric", 1.5, "", "ok", 3],
+    ]
+
+
+def test_a_cell_that_measured_nothing_keeps_a_row(record):
+    frame = record.frame("failed")
+    assert len(frame) == 1 and math.isnan(frame["value"][0])
+    assert frame["status"].tolist() == ["failed"] and frame["setting"].tolist() == ["setting"]
+
+
+@pytest.mark.parametrize("status", ["ok", "skipped"])
+def test_a_finished_cell_comes_back_as_it_was_written(record, tmp_path, status):
+    record.add("train", "train", 1, {"reward_calls": 8})
+    records.write_cell(tmp_path / "cell", "key", record.frame(status), status, "")
+    pd.testing.assert_frame_equal(records.finished_cell(tmp_path / "cell", "key"), record.frame(status))
+
+
+@pytest.mark.parametrize("status", ["failed", "timeout", "diverged", "interrupted", "oom"])
+def test_a_cell_that_did_not_end_well_is_not_finished(record, tmp_path, status):
+    records.write_cell(tmp_path, "key", record.frame(status), status, "reason")
+    assert records.finished_cell(tmp_path, "key") is None
+
+
+def test_a_cell_of_another_key_or_a_damaged_one_is_not_finished(record, tmp_path):
+    records.write_cell(tmp_path, "key", record.frame("ok"), "ok", "")
+    assert records.finished_cell(tmp_path, "another") is None
+    assert records.finished_cell(tmp_path / "nowhere", "key") is None
+    (tmp_path / "metrics.parquet").write_bytes(b"half a fi")
+    assert records.finished_cell(tmp_path, "key") is None
+    for content in ("", "{", "[]", '{"key": "key"}'):
+        (tmp_path / "cell.json").write_text(content)
+        assert records.finished_cell(tmp_path, "key") is None
+
+
+def test_cell_ids_are_safe_folder_names_that_differ():
+    labels = ["rloo", "rloo:n=2", "rloo:n=2,a=b", "../../etc", "a/b", "A" * 300, "A" * 301, "x y", "ß.py:É"]
+    ids = [records.cell_id("imdb:corpus=/some/where", label, seed) for label in labels for seed in (0, 1)]
+    assert len(set(ids)) == len(ids)
+    assert all(len(name) < 120 and set("/\\ :").isdisjoint(name) and not name.startswith(".") for name in ids)
+
+
+def test_json_is_replaced_whole(tmp_path):
+    path = tmp_path / "facts.json"
+    records.write_json(path, {"b": 1, "a": tmp_path})
+    assert json.loads(path.read_text()) == {"a": str(tmp_path), "b": 1}
+    with pytest.raises(ValueError):
+        records.write_json(path, {"loop": (loop := [])} | {"self": loop.append(loop) or loop})
+    assert json.loads(path.read_text())["b"] == 1
+    assert [item.name for item in tmp_path.iterdir()] == ["facts.json"]
+
+
+def test_a_folder_is_tried_out_and_nothing_is_left(tmp_path):
+    records.require_writable(tmp_path / "a" / "b" / "c")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "there").mkdir()
+    records.require_writable(tmp_path / "there")
+    assert [item.name for item in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_its_name(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
+        with pytest.raises(InputError, match=f"can't write into {folder}: .*--out"):
+            records.require_writable(folder)
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_environment_names_versions_and_machine():
+    found = records.environment("cpu")
+    assert found["packages"]["gradebench"] and found["packages"]["torch"] and found["processor"]
+    assert "gpu" not in found and json.dumps(found)

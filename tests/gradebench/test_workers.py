@@ -1,0 +1,95 @@
+"""Cells in real worker processes: side by side, killed, crashed and interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from gradebench import runner
+
+MAIN = "from gradebench.cli import main; main()"
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    def call(*estimators, out="run", **keywords):
+        request = runner.Request(estimators, [tiny()], steps=2, out=str(tmp_path / out), **keywords)
+        return runner.execute(request, runner.prepare(request, runner.Progress()), runner.Progress())
+
+    return call
+
+
+def test_side_by_side_gives_what_one_after_another_gives(run, tmp_path):
+    """The leaderboard byte for byte, but for the columns of clock and memory."""
+    boards = []
+    for jobs in (1, 2):
+        assert run("rloo", "ppo", out=f"jobs-{jobs}", seeds="0-2", jobs=jobs).complete
+        board = pd.read_csv(tmp_path / f"jobs-{jobs}" / "leaderboard.csv", dtype=str, keep_default_na=False)
+        boards.append(board.drop(columns=["seconds_per_step", "peak_memory_bytes"]).to_csv())
+    assert boards[0] == boards[1]
+
+
+def test_a_cell_that_hangs_dies_or_crashes_is_a_row_and_the_others_go_on(run, tiny):
+    """Also one that ends its process with status 0, which the pool takes for a worker that went in peace."""
+    bad = [tiny(name) for name in ("Sleeps", "Dies", "Dies:status=0", "Crashes")]
+    outcome = run(*bad, "reinforce", seeds="0", jobs=2, timeout=20)
+    found = outcome.leaderboard.set_index("estimator")["status"].to_dict()
+    assert found == {
+        "tiny.py:Sleeps": "timeout 1",
+        "tiny.py:Dies": "failed 1",
+        "tiny.py:Dies:status=0": "failed 1",
+        "tiny.py:Crashes": "failed 1",
+        "reinforce": "ok",
+    }
+    assert sorted(outcome.reasons.values()) == [
+        "failed: its process ended with status 3",
+        "failed: its process ended with status 70",
+        "failed: its process was killed by signal 11",
+        "timeout: took longer than --timeout 20 s",
+    ]
+
+
+def start(tiny, out, log, *arguments):
+    """The command in a process group of its own, as a terminal starts it."""
+    options = ["-t", tiny(), "--steps", "2", "--seeds", "0", "--jobs", "2", "--out", str(out), *arguments]
+    with open(log, "w") as stderr:
+        keywords = {"stdout": subprocess.PIPE, "stderr": stderr, "text": True, "start_new_session": True}
+        return subprocess.Popen([sys.executable, "-c", MAIN, "run", *options], **keywords)
+
+
+def wait_for(path, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not any(path.parent.glob(path.name)):
+        assert process.poll() is None and time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.05)
+
+
+def test_ctrl_c_leaves_tables_of_what_is_done_and_a_later_run_goes_on(tiny, run, tmp_path):
+    process = start(tiny, tmp_path / "run", tmp_path / "log", "-e", "rloo", "-e", tiny("Sleeps"), "-e", "reinforce")
+    for name in ("rloo", "reinforce"):
+        wait_for(tmp_path / "run" / "cells" / f"*--{name}--s0-*", process)
+        wait_for(next((tmp_path / "run" / "cells").glob(f"*--{name}--s0-*")) / "cell.json", process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    log = (tmp_path / "log").read_text()
+    assert process.returncode == 130 and "Traceback" not in log, log
+    assert "interrupted 1" in out
+    board = pd.read_csv(tmp_path / "run" / "leaderboard.csv").set_index("estimator")["status"]
+    assert board.to_dict() == {"rloo": "ok", "reinforce": "ok", "tiny.py:Sleeps": "interrupted 1"}
+    resumed = run("rloo", tiny("NeedsBinary"), "reinforce", seeds="0", jobs=1)
+    assert resumed.reused == 2 and resumed.complete
+
+
+def test_ctrl_c_while_the_workers_start_leaves_no_traceback_of_theirs(tiny, tmp_path):
+    process = start(tiny, tmp_path / "run", tmp_path / "log", "-e", tiny("Sleeps"))
+    wait_for(tmp_path / "run" / "environment.json", process)
+    time.sleep(0.5)  # the workers are importing torch, which takes seconds
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    log = (tmp_path / "log").read_text()
+    assert process.returncode == 130 and "Traceback" not in log, log
+    assert (tmp_path / "run" / "leaderboard.csv").is_file()

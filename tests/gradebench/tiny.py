@@ -1,0 +1,137 @@
+"""A task that a whole run finishes in seconds, and estimators that misbehave: `-t tiny.py:TinyTask -e tiny.py:Broken`."""
+
+import copy
+import ctypes
+import os
+import sys
+import time
+from typing import Annotated
+
+import torch
+
+from gradebench import Estimate, Estimator, Range, SequenceProblem, Task, score
+from gradebench.sequence import evaluate_sequences
+from gradebench.transformer import ScratchClassifier, ScratchPolicy
+
+CATEGORIES, PROMPT, HORIZON = 4, 3, 3
+
+
+class TinyReward(ScratchClassifier):
+    differentiable = True
+
+
+class TinyTask(Task):
+    """All 64 prompts of three tokens, in three splits, and a random reward that can be learned."""
+
+    default_steps = 3
+    default_batch = 8
+    learning_rate = 0.02
+
+    def __init__(self, kl: Annotated[float, Range(0), "reward per nat"] = 0.0):
+        self.options = {"kl": kl}
+
+    def prepare(self, device, log, strict=False):
+        self.setting = f"kl={self.options['kl']:g}"
+
+    def load(self, device):
+        torch.manual_seed(0)
+        shape = (CATEGORIES, 8, 1, 2, PROMPT + HORIZON)
+        self.policy = ScratchPolicy(*shape).to(device)
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        self.reward = TinyReward(*shape).to(device).requires_grad_(False)
+        for p in self.reward.parameters():
+            p.mul_(5)
+        prompts = torch.cartesian_prod(*[torch.arange(CATEGORIES)] * PROMPT)[torch.randperm(64)].to(device)
+        self.prompts = dict(zip(self.splits, prompts.split([32, 16, 16]), strict=True))
+        self.params = list(self.policy.parameters())
+        self.sizes = {split: len(rows) for split, rows in self.prompts.items()}
+
+    def problem(self, split, index, ledger=None):
+        parts = (self.policy, self.reward, self.prompts[split][index], HORIZON, CATEGORIES)
+        return SequenceProblem(*parts, self.reference, self.options["kl"], ledger)
+
+    def evaluate(self, split, rng):
+        metrics, z = evaluate_sequences(self.problem(split, torch.arange(self.sizes[split])), rng)
+        return metrics | {"gold_reward": float((z == 0).double().mean())}
+
+
+class Careless(TinyTask):
+    """A task whose own code fails."""
+
+    def prepare(self, device, log, strict=False):
+        raise RuntimeError("the disk of the task is full")
+
+
+class Plain(Estimator):
+    """REINFORCE without a baseline; the others are variations of it."""
+
+    def gradient(self, problem, rng):
+        z = problem.sample(self.n, rng)
+        reward = problem.reward(z)
+        return Estimate(problem.grad(score(problem, z, reward, reward)))
+
+
+class Nan(Plain):
+    def gradient(self, problem, rng):
+        return Estimate([torch.full_like(p, float("nan")) for p in problem.params])
+
+
+class Raises(Plain):
+    def gradient(self, problem, rng):
+        raise ArithmeticError("the third law\nof the estimator")
+
+
+class Leaves(Plain):
+    def gradient(self, problem, rng):
+        sys.exit("leaving")
+
+
+class Dies(Plain):
+    """Ends its process without a word, with the status that it is told."""
+
+    def __init__(self, status: int = 3):
+        super().__init__()
+        self.status = status
+
+    def gradient(self, problem, rng):
+        os._exit(self.status)
+
+
+class Crashes(Plain):
+    """A segmentation fault."""
+
+    def gradient(self, problem, rng):
+        ctypes.string_at(0)
+
+
+class Sleeps(Plain):
+    def gradient(self, problem, rng):
+        time.sleep(600)
+
+
+class Chatty(Plain):
+    """Prints to stdout, which belongs to the tables."""
+
+    def gradient(self, problem, rng):
+        print("chatter")
+        return super().gradient(problem, rng)
+
+
+class FailsToBuild(Plain):
+    def __init__(self):
+        super().__init__()
+        self.size = 1 // 0
+
+
+class FailsToInit(Plain):
+    def init(self, problem):
+        raise RuntimeError("no room for the value head")
+
+
+class NeedsBinary(Plain):
+    """Needs what no language model offers, and would fail in `init` without it."""
+
+    needs = frozenset({"binary"})
+
+    def init(self, problem):
+        raise AssertionError("init was called on a problem that can't serve")

@@ -1,0 +1,198 @@
+"""Task `imdb` on given models: their vocabulary makes the prompts, all estimators train them, keys name their content."""
+
+import csv
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from gradebench import InputError, registry
+from gradebench.estimator import Estimator
+from gradebench.sampling import generator
+from gradebench.tasks import imdb
+from gradebench.tasks.grammar import generate_reviews
+from gradebench.tasks.imdb import Imdb, Size
+from gradebench.tasks.judge import BagOfWordsJudge
+
+# The tests' folders are no packages to import from.
+tiny_models, llama2c = (
+    SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / f"{name}.py")))
+    for name in ("tiny_models", "llama2c")
+)
+DATA = Path(__file__).parents[3] / "shared" / "data"
+STORIES, STORIES_TOKENS = DATA / "stories260K.bin", DATA / "tok512.bin"
+
+MISSION = ("grade", "grade-ste", "ppo", "rebar", "reinforce", "rloo")
+PROMPT, HORIZON = 8, 5
+REVIEWS = 1000
+TINY = Size(16, 1, 2, 300, PROMPT, HORIZON, 64, 5, 5, 3)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return tiny_models.Folders(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "reviews.csv"
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["text", "label", "film"])
+        rows.writerows([review.text, review.label, review.film] for review in generate_reviews(REVIEWS, seed=1))
+    return str(path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_and_apart(tmp_path_factory):
+    """A tiny size, a judge that needs no seconds of training, and nothing read from the user's cache or left in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(imdb.SIZES, "mini", TINY)
+        patch.setattr(imdb, "train_judge", lambda texts, labels: BagOfWordsJudge(np.zeros(2**18), 0.0))
+        patch.setenv("GRADEBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def loaded(corpus, **options) -> Imdb:
+    task = Imdb(corpus, "mini", **{name: str(value) for name, value in options.items()})
+    task.prepare(CPU, log=lambda message: None)
+    task.load(CPU)
+    return task
+
+
+def refusal_of(corpus, **options) -> str:
+    with pytest.raises(InputError) as refusal:
+        loaded(corpus, **options)
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
+@pytest.fixture(scope="module")
+def llama_task(folders, corpus):
+    """A policy whose tokenizer adds BOS, with the reward trained here."""
+    return loaded(corpus, policy=folders("llama", template="<s> $A"))
+
+
+@pytest.fixture(scope="module")
+def given_task(folders, corpus):
+    """Policy and reward given."""
+    return loaded(corpus, policy=folders("gpt2"), reward=folders("gpt2", "classifier"))
+
+
+@pytest.mark.parametrize("name", MISSION)
+@pytest.mark.parametrize("kind", ["llama_task", "given_task"])
+def test_every_estimator_of_the_mission_makes_a_gradient(kind, name, request):
+    task = request.getfixturevalue(kind)
+    problem = task.problem("train", torch.arange(4))
+    estimator: Estimator = registry.resolve("estimators", name).create()
+    estimator.init(problem)
+    estimate = estimator.gradient(problem, generator(CPU, name))
+    assert len(estimate.grad) == len(task.params)
+    for gradient, parameter in zip(estimate.grad, task.params, strict=True):
+        assert gradient.shape == parameter.shape
+        assert gradient.isfinite().all()
+    assert sum(float(gradient.abs().sum()) for gradient in estimate.grad) > 1e-4
+    if estimate.own_loss is not None:
+        estimate.own_loss.backward()
+        assert all(p.grad.isfinite().all() for p in estimator.parameters() if p.requires_grad)
+
+
+def test_prompts_are_openings_in_the_policys_tokens(llama_task, given_task, corpus):
+    texts = {review.text for review in generate_reviews(REVIEWS, seed=1)}
+    for task, first in ((llama_task, [1]), (given_task, [])):
+        for prompts in task.prompts.values():
+            assert prompts.shape[1] == PROMPT
+            for ids, text in zip(prompts.tolist(), task.vocabulary.decode(prompts.tolist()), strict=True):
+                assert ids[: len(first)] == first
+                assert not {0, 1, 2} & set(ids[len(first) :])
+                assert any(review.startswith(text) for review in texts)
+
+
+def test_reference_is_a_frozen_copy_of_the_policy(given_task):
+    task = given_task
+    assert task.evaluate("test", generator(CPU))["kl"] == pytest.approx(0, abs=1e-6)
+    assert not any(p.requires_grad for p in (*task.reference.parameters(), *task.reward.parameters()))
+    assert all(p.requires_grad for p in task.params)
+    rng = generator(CPU, "shift")
+    delta = [0.1 * torch.randn(p.shape, generator=rng) for p in task.params]
+    with task.problem("test", torch.arange(2)).shifted(delta):
+        assert task.evaluate("test", generator(CPU))["kl"] > 0.01
+
+
+def test_setting_names_the_models_by_content(llama_task, given_task, folders):
+    policy, reward = folders("gpt2").name, folders("gpt2", "classifier").name
+    assert re.search(rf" policy={policy}:[0-9a-f]{{8}} reward={reward}:[0-9a-f]{{8}} kl=0.05$", given_task.setting)
+    assert re.search(r" policy=llama-causal-\d+:[0-9a-f]{8} reward=trained kl=0.05$", llama_task.setting)
+
+
+def test_nothing_tuned_for_scratch_models_is_used_on_given_ones(llama_task, given_task):
+    assert Imdb("embedded").tuned("rloo") is not None
+    assert Imdb("embedded", policy="some/model").tuned("rloo") is None
+    assert Imdb("embedded", reward="some/model").tuned("rloo") is None
+    for task in (given_task, llama_task):
+        assert task.learning_rate == imdb.PRETRAINED_LEARNING_RATE
+
+
+def test_what_was_built_is_kept_by_the_content_of_the_models(given_task, folders, corpus, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folders("gpt2"), moved)
+    reward = folders("gpt2", "classifier")
+    assert loaded(corpus, policy=moved, reward=reward).folder == given_task.folder
+    config = (moved / "config.json").read_text(encoding="utf-8")
+    (moved / "config.json").write_text(config.replace('"layer_norm_epsilon": 1e-05', '"layer_norm_epsilon": 1e-04'))
+    changed = loaded(corpus, policy=moved, reward=reward)
+    assert changed.folder != given_task.folder
+    assert changed.setting != given_task.setting
+
+
+def test_defaults_keep_their_key_and_setting(corpus, monkeypatch):
+    keyed = []
+    plain = imdb.cached_folder
+
+    def recording(name, facts, build):
+        keyed.append((name, sorted(facts)))
+        return plain(name, facts, build)
+
+    monkeypatch.setattr(imdb, "cached_folder", recording)
+    monkeypatch.setitem(sys.modules, "gradebench.pretrained", None)  # importing it raises
+    task = loaded(corpus)
+    assert keyed == [("imdb", ["corpus", "size", "version"])]
+    assert task.setting.endswith(" policy=scratch-mini reward=trained kl=0.05")
+    assert task.learning_rate == Imdb.learning_rate
+
+
+def test_reward_over_another_vocabulary_is_refused(folders, corpus):
+    reward = folders("gpt2", "classifier", trained=5)
+    assert "isn't the policy's (320 tokens)" in refusal_of(corpus, policy=folders("gpt2"), reward=reward)
+    assert "isn't the policy's" in refusal_of(corpus, reward=reward)
+
+
+def test_unusable_models_are_refused(folders, corpus, tmp_path):
+    assert "no such folder" in refusal_of(corpus, policy=tmp_path / "nowhere")
+    assert "not a causal language model" in refusal_of(corpus, policy=folders("gpt2", "classifier"))
+    short = folders("gpt2", n_positions=PROMPT + HORIZON - 1)
+    assert f"context of {PROMPT + HORIZON - 1} tokens" in refusal_of(corpus, policy=short)
+
+
+@pytest.mark.skipif(not STORIES.exists(), reason="the llama2.c model of 260K parameters isn't beside this checkout")
+def test_real_pretrained_model_writes_as_its_makers_did_and_serves_as_policy(corpus, tmp_path):
+    folder = llama2c.write_folder(STORIES, STORIES_TOKENS, tmp_path / "stories260K")
+    task = loaded(corpus, policy=folder)
+    ids, cache = torch.tensor([[1]]), None
+    with torch.no_grad():
+        for t in range(30):
+            logits, _, cache = task.policy(task.policy.embed(ids[:, t:]), cache)
+            ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], 1)
+    (text,) = task.vocabulary.decode(ids.tolist())
+    assert text.startswith("Once upon a time, there was a little girl named Lily.")
+    assert task.vocabulary.encode([text])[0] == ids[0].tolist(), "text is cut into the tokens that the model writes"
+    estimator = registry.resolve("estimators", "grade-ste").create()
+    estimate = estimator.gradient(task.problem("train", torch.arange(8)), generator(CPU))
+    assert sum(float(gradient.abs().sum()) for gradient in estimate.grad) > 1e-4

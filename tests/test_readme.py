@@ -1,0 +1,76 @@
+"""What the README shows is what was measured, and what it tells a reader to do works."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from gradebench import Estimator, generator
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+REFERENCE_RUNS = ["imdb-embedded-cpu", "imdb-scratch-cpu"]
+
+
+def number(value: float, form: str) -> str:
+    return "-" if pd.isna(value) else format(value, form)
+
+
+def markdown(leaderboard: pd.DataFrame) -> str:
+    """The leaderboard as the README prints it."""
+    head = (
+        "rank | tier | estimator | test reward | 95 % interval | gold | KL | variance | relative | cosine | s/step | p"
+    )
+    lines = [f"| {head} |", "|" + "--:|" * 2 + "---|" + "--:|" * 9]
+    for row in leaderboard.to_dict("records"):
+        values = [
+            number(row["rank"], ".0f"),
+            number(row["tier"], ".0f"),
+            f"`{row['estimator']}`",
+            number(row["test_reward_mean"], ".3f"),
+            f"{number(row['test_reward_ci_low'], '.3f')} to {number(row['test_reward_ci_high'], '.3f')}",
+            number(row["test_gold_reward_mean"], ".3f"),
+            number(row["kl_mean"], ".2f"),
+            number(row["gradient_variance"], ".3g"),
+            number(row["gradient_variance_relative"], ".3g"),
+            number(row["gradient_cosine"], ".2f"),
+            number(row["seconds_per_step"], ".3f"),
+            number(row["p_vs_best_holm"], ".2g"),
+        ]
+        lines.append(f"| {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("run", REFERENCE_RUNS)
+def test_the_readme_shows_the_committed_leaderboard(run: str):
+    assert markdown(pd.read_csv(ROOT / "results" / run / "leaderboard.csv")) in README
+
+
+@pytest.mark.parametrize("run", REFERENCE_RUNS)
+def test_every_cell_of_the_committed_runs_is_ok(run: str):
+    assert set(pd.read_csv(ROOT / "results" / run / "leaderboard.csv")["status"]) == {"ok"}
+
+
+def test_the_first_bash_block_is_the_two_commands():
+    commands = re.search(r"```bash\n(.*?)```", README, re.DOTALL)
+    assert commands is not None
+    setup, tests = commands[1].strip().split("\n")
+    assert setup.endswith("gradebench run --estimator all --task imdb")
+    assert "-c constraints.txt" in setup
+    assert tests.startswith(".venv/bin/pytest")
+
+
+def test_the_example_estimator_is_an_estimator_with_a_gradient(tiny_problem):
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    assert len(example[1].strip().split("\n")) <= 15
+    namespace: dict = {"__name__": "mine"}
+    exec(compile(example[1], "mine.py", "exec"), namespace)  # noqa: S102 - our own README
+    (estimator,) = [
+        v for v in namespace.values() if isinstance(v, type) and issubclass(v, Estimator) and v != Estimator
+    ]
+    problem = tiny_problem()
+    grad = estimator().gradient(problem, generator("cpu", 0)).grad
+    assert any(bool(g.abs().sum() > 0) for g in grad)
+    assert [g.shape for g in grad] == [p.shape for p in problem.params]
