@@ -236,7 +236,8 @@ def config_of(request: Request, run: Run) -> dict[str, Any]:
         rates.setdefault(task, {})[estimator] = harness.learning_rate_of(run.tasks[task], plans[task], spec)
     return {
         "request": asdict(request),
-        "plans": {label: asdict(plan) for label, plan in plans.items()},
+        # `settled` names folders of this machine's cache; what ran stands in the setting.
+        "plans": {label: {k: v for k, v in asdict(plan).items() if k != "settled"} for label, plan in plans.items()},
         "tasks": {label: {"setting": task.setting, **task.describe()} for label, task in run.tasks.items()},
         "learning_rates": rates,
         "seeds": sorted({cell.seed for _, cell in run.cells}),

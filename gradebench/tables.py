@@ -192,12 +192,17 @@ def _relative_variance(probe: pd.DataFrame) -> pd.Series:
 
 
 def _relative_bias_squared(probe: pd.DataFrame) -> pd.Series:
-    """estimator -> mean over seeds and checkpoints of squared bias / squared norm of the reference; may be negative."""
+    """estimator -> mean over seeds and checkpoints of squared bias / squared norm of the reference; may be negative.
+
+    NaN where its standard error over seeds exceeds 1: then it tells nothing about a bias as large as the gradient.
+    """
     both = _complete(probe, "gradient_bias_squared", "gradient_reference_norm_squared")
     reference = both["gradient_reference_norm_squared"]
     ratio = both["gradient_bias_squared"] / reference.where(reference > 0)
     # agg, because pandas 2 has no skipna in the mean of groups.
-    return _over_checkpoints(ratio.groupby(["estimator", "step"]).agg(lambda seeds: seeds.mean(skipna=False)))
+    mean = _over_checkpoints(ratio.groupby(["estimator", "step"]).agg(lambda seeds: seeds.mean(skipna=False)))
+    error = ratio.groupby(["estimator", "seed"]).mean().groupby("estimator").sem()
+    return mean.mask(error.reindex(mean.index) > 1)
 
 
 def _cosine(probe: pd.DataFrame) -> pd.Series:

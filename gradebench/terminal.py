@@ -124,6 +124,7 @@ def _cells(row: dict[Any, Any]) -> Sequence[str]:
         _number(row["kl_mean"], ".2f"),
         _number(row["gradient_variance"], ".3g"),
         _number(row["gradient_variance_relative"], ".3g"),
+        _number(row["gradient_bias_squared"], ".2f"),
         _number(row["gradient_cosine"], ".2f"),
         _number(row["seconds_per_step"], ".3f"),
         _number(row["p_vs_best_holm"], ".3g"),

@@ -20,9 +20,9 @@ def number(value: float, form: str) -> str:
 def markdown(leaderboard: pd.DataFrame) -> str:
     """The leaderboard as the README prints it."""
     head = (
-        "rank | tier | estimator | test reward | 95 % interval | gold | KL | variance | relative | cosine | s/step | p"
+        "rank | tier | estimator | test reward | 95 % interval | gold | KL | variance | relative | bias² | cosine | s/step | p"
     )
-    lines = [f"| {head} |", "|" + "--:|" * 2 + "---|" + "--:|" * 9]
+    lines = [f"| {head} |", "|" + "--:|" * 2 + "---|" + "--:|" * 10]
     for row in leaderboard.to_dict("records"):
         values = [
             number(row["rank"], ".0f"),
@@ -34,6 +34,7 @@ def markdown(leaderboard: pd.DataFrame) -> str:
             number(row["kl_mean"], ".2f"),
             number(row["gradient_variance"], ".3g"),
             number(row["gradient_variance_relative"], ".3g"),
+            number(row["gradient_bias_squared"], ".2f"),
             number(row["gradient_cosine"], ".2f"),
             number(row["seconds_per_step"], ".3f"),
             number(row["p_vs_best_holm"], ".2g"),

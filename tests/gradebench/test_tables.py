@@ -159,6 +159,16 @@ def test_bias_is_relative_to_the_reference():
     assert board["gradient_bias_squared"] == pytest.approx((0.5 - 0.1) / 2 / 2.0)
 
 
+@pytest.mark.parametrize(("spread", "shown"), [(1.9, 5.0), (2.1, math.nan)])
+def test_a_bias_that_is_only_noise_is_empty(spread, shown):
+    """Two seeds of spread / 2 about the mean, over a reference of 1: the standard error is spread / 2."""
+
+    def values_of(seed, step):
+        return {"gradient_bias_squared": 5 + [-0.5, 0.5][seed] * spread, "gradient_reference_norm_squared": 1.0}
+
+    assert with_probe(values_of)["gradient_bias_squared"] == pytest.approx(shown, nan_ok=True)
+
+
 def test_cosine_pools_the_moments_over_seeds():
     """dot 1 / sqrt(4 * 1) = 0.5, although neither seed has that cosine."""
 
