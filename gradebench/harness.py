@@ -336,7 +336,7 @@ _tasks: dict[str, tuple[Task, list[Tensor]]] = {}  # of this process, with their
 
 def loaded_task(plan: Plan, cell: Cell) -> Task:
     """The cell's task at its initial parameters; loaded once a process."""
-    identity = f"{cell.task_spec} {cell.digests[:1]} {sorted(cell.task_options.items())} {plan.device}"
+    identity = f"{cell.task_spec} {cell.digests[:1]} {sorted(cell.task_options.items())} {plan.settled} {plan.device}"
     if identity not in _tasks:
         _tasks.clear()  # cells come grouped by task, so one at a time is kept
         task = registry.resolve("tasks", cell.task_spec).factory(**cell.task_options)

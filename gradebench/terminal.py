@@ -103,7 +103,7 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
             "relative",
             "cosine",
         )
-        table.add_column("estimator")
+        table.add_column("estimator", overflow="fold")  # a label cut short names no estimator
         for name in (*names, "s/step", "p vs best"):
             table.add_column(name, justify="right")
         table.add_column("status")

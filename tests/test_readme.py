@@ -19,9 +19,7 @@ def number(value: float, form: str) -> str:
 
 def markdown(leaderboard: pd.DataFrame) -> str:
     """The leaderboard as the README prints it."""
-    head = (
-        "rank | tier | estimator | test reward | 95 % interval | gold | KL | variance | relative | bias² | cosine | s/step | p"
-    )
+    head = "rank | tier | estimator | test reward | 95 % interval | gold | KL | variance | relative | bias² | cosine | s/step | p"
     lines = [f"| {head} |", "|" + "--:|" * 2 + "---|" + "--:|" * 10]
     for row in leaderboard.to_dict("records"):
         values = [

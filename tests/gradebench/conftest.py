@@ -20,7 +20,7 @@ class PoolInThisProcess:
         future = Future()
         try:
             future.set_result(function(*args))
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a future holds whatever it was
             future.set_exception(error)
         return future
 
@@ -48,12 +48,17 @@ def tiny():
 
 
 @pytest.fixture
-def in_process(monkeypatch):
-    """Cells run in this process, one after another, with as few draws as still give every kind of row."""
+def few_draws(monkeypatch):
+    """As few evaluations and probes as still give every kind of row."""
     from gradebench import runner
 
     fewest = {"evaluations": 1, "checkpoints": 2, "probe_draws": 2, "warm_up": 1, "reference_draws": 2}
     monkeypatch.setattr(runner, "Plan", partial(runner.Plan, **fewest))
+
+
+@pytest.fixture
+def in_process(monkeypatch, few_draws):
+    """Cells run in this process, one after another."""
     monkeypatch.setattr("pebble.ProcessPool", PoolInThisProcess)
 
 

@@ -89,7 +89,10 @@ def test_a_file_without_the_estimator_is_one_line(refused, tiny, tmp_path, conte
     ("name", "said"),
     [
         ("FailsToBuild", "estimator tiny.py:FailsToBuild can't be used: ZeroDivisionError"),
-        ("FailsToInit", "estimator tiny.py:FailsToInit can't be used: RuntimeError: no room for the value head (tiny.py"),
+        (
+            "FailsToInit",
+            "estimator tiny.py:FailsToInit can't be used: RuntimeError: no room for the value head (tiny.py",
+        ),
     ],
 )
 def test_an_estimator_that_fails_to_build_is_one_line_with_the_place(refused, tiny, name, said):

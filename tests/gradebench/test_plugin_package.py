@@ -1,5 +1,6 @@
 """A third party's package, installed by pip into an environment of its own, beside gradebench."""
 
+import csv
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 PLUGIN = Path(__file__).parents[1] / "plugin"
+TASK = f"{Path(__file__).with_name('tiny.py')}:TinyTask"
 LIST = "from gradebench.listing import print_listing; print_listing('estimators', as_json={json})"
 
 
@@ -81,3 +83,16 @@ def test_resolving_a_broken_plugin_is_one_line_with_its_origin(plugin_environmen
         "estimator unimportable of gradebench-plugin-example 0.2.0 can't be imported: "
         "ModuleNotFoundError: No module named 'a_package_that_nobody_has'\n"
     )
+
+
+def test_an_installed_plugin_runs_to_a_row_of_the_leaderboard_with_its_origin(plugin_environment, tmp_path):
+    command = ["run", "-e", "paired:pairs=1", "-t", TASK, "--seeds", "0", "--steps", "1", "--jobs", "1"]
+    code = "from gradebench.cli import main; main()"
+    printed = run(plugin_environment, "-c", code, *command, "--out", str(tmp_path / "run"), cwd=tmp_path).stdout
+    assert "paired:pairs=1" in printed
+    with open(tmp_path / "run" / "leaderboard.csv", newline="") as file:
+        assert [(row["estimator"], row["status"]) for row in csv.DictReader(file)] == [("paired:pairs=1", "ok")]
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["estimator_source"] for row in rows} == {"gradebench-plugin-example 0.2.0"}
+    assert {row["estimator_params"] for row in rows} == {'{"pairs": 1}'}

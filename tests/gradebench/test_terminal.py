@@ -48,6 +48,13 @@ def test_brackets_in_names_are_no_markup(capsys):
     assert "[red]mine[/red].py:A" in printed and "imdb  [corpus=a[b]]" in printed
 
 
+def test_a_long_label_is_folded_and_never_cut(capsys):
+    label = "my_estimators.py:Interpolated:" + ",".join(f"option_{i}={i}" for i in range(9))
+    terminal.print_leaderboard(board(ranked(estimator=label)))
+    lines = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert "".join(lines) == label
+
+
 def test_each_task_and_setting_has_a_table_of_its_own(capsys):
     terminal.print_leaderboard(board(ranked(), ranked(setting="other"), ranked(task="digits"), ranked(estimator="b")))
     printed = capsys.readouterr().out

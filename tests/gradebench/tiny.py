@@ -71,6 +71,14 @@ class Plain(Estimator):
         return Estimate(problem.grad(score(problem, z, reward, reward)))
 
 
+class Remembers(Plain):
+    """Has a running state, so that the probes warm it up."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+
 class Nan(Plain):
     def gradient(self, problem, rng):
         return Estimate([torch.full_like(p, float("nan")) for p in problem.params])
