@@ -15,7 +15,7 @@ from rich.text import Text
 from gradebench.harness import Cell
 from gradebench.runner import Outcome, Progress, Run
 
-WIDTH_WHEN_PIPED = 160
+WIDTH_WHEN_PIPED = 200
 REASONS_SHOWN = 20
 
 

@@ -11,7 +11,10 @@ import pytest
 
 from gradebench import runner
 
-MAIN = "from gradebench.cli import main; main()"
+# A shell ignores Ctrl-C for what it runs in the background, and so would these processes if the tests run there.
+MAIN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom gradebench.cli import main; main()"
+)
 
 
 @pytest.fixture
