@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -86,50 +85,37 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
             progress.note(notice)
 
 
+# heading, columns of the leaderboard, format
+_NUMBERS = (
+    ("rank", ["rank"], ".0f"),
+    ("tier", ["tier"], ".0f"),
+    ("test reward", ["test_reward_mean"], ".3f"),
+    ("95 % interval", ["test_reward_ci_low", "test_reward_ci_high"], ".3f"),
+    ("gold", ["test_gold_reward_mean"], ".3f"),
+    ("train-test", ["generalization_gap"], "+.3f"),
+    ("KL", ["kl_mean"], ".2f"),
+    ("variance", ["gradient_variance"], ".3g"),
+    ("relative", ["gradient_variance_relative"], ".3g"),
+    ("bias²", ["gradient_bias_squared"], ".2f"),
+    ("cosine", ["gradient_cosine"], ".2f"),
+    ("s/step", ["seconds_per_step"], ".3f"),
+    ("p vs best", ["p_vs_best_holm"], ".3g"),
+)
+
+
 def print_leaderboard(leaderboard: pd.DataFrame) -> None:
     """One table a task and setting."""
     console = stdout_console()
     for (task, setting), board in leaderboard.groupby(["task", "setting"], sort=False):
         table = Table(title=Text(f"{task}  [{setting}]"), title_justify="left")
-        names = (
-            "rank",
-            "tier",
-            "test reward",
-            "95 % interval",
-            "gold",
-            "train-test",
-            "KL",
-            "variance",
-            "relative",
-            "cosine",
-        )
         table.add_column("estimator", overflow="fold")  # a label cut short names no estimator
-        for name in (*names, "s/step", "p vs best"):
-            table.add_column(name, justify="right")
+        for heading, _, _ in _NUMBERS:
+            table.add_column(heading, justify="right")
         table.add_column("status")
         for row in board.to_dict("records"):
-            table.add_row(*_cells(row))
+            numbers = (" ".join(_number(row[c], form) for c in columns) for _, columns, form in _NUMBERS)
+            table.add_row(str(row["estimator"]), *numbers, str(row["status"]))
         console.print(table)
-
-
-def _cells(row: dict[Any, Any]) -> Sequence[str]:
-    return (
-        str(row["estimator"]),
-        _number(row["rank"], ".0f"),
-        _number(row["tier"], ".0f"),
-        _number(row["test_reward_mean"], ".3f"),
-        f"{_number(row['test_reward_ci_low'], '.3f')} {_number(row['test_reward_ci_high'], '.3f')}",
-        _number(row["test_gold_reward_mean"], ".3f"),
-        _number(row["generalization_gap"], "+.3f"),
-        _number(row["kl_mean"], ".2f"),
-        _number(row["gradient_variance"], ".3g"),
-        _number(row["gradient_variance_relative"], ".3g"),
-        _number(row["gradient_bias_squared"], ".2f"),
-        _number(row["gradient_cosine"], ".2f"),
-        _number(row["seconds_per_step"], ".3f"),
-        _number(row["p_vs_best_holm"], ".3g"),
-        str(row["status"]),
-    )
 
 
 def _number(value: Any, form: str) -> str:

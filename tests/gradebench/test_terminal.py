@@ -42,6 +42,17 @@ def test_missing_and_infinite_numbers_are_dashes(capsys):
     assert row.count(" - ") >= 3
 
 
+def test_every_number_stands_under_its_heading(capsys):
+    shown = {"gradient_variance": 12.5, "gradient_bias_squared": 0.31, "gradient_cosine": 0.87, "p_vs_best_holm": 0.02}
+    terminal.print_leaderboard(board(ranked(**shown)))
+    lines = capsys.readouterr().out.splitlines()
+    headings = [cell.strip() for cell in next(line for line in lines if "estimator" in line).strip("┃").split("┃")]
+    values = [cell.strip() for cell in next(line for line in lines if "rloo" in line).strip("│").split("│")]
+    under = dict(zip(headings, values, strict=True))
+    assert (under["variance"], under["bias²"], under["cosine"]) == ("12.5", "0.31", "0.87")
+    assert (under["p vs best"], under["status"]) == ("0.02", "ok")
+
+
 def test_brackets_in_names_are_no_markup(capsys):
     terminal.print_leaderboard(board(ranked(estimator="[red]mine[/red].py:A")))
     printed = capsys.readouterr().out
