@@ -10,6 +10,7 @@ into results/tuning/NAME.csv, and the choices into tasks/data/imdb_tuned.json, w
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,16 +30,19 @@ class Notes(runner.Progress):
         print(message, flush=True)
 
 
-def trials(task: str, rate: float, steps: int | None) -> tuple[pd.DataFrame, dict]:
+def trials(
+    task: str, rate: float, steps: int | None, estimators: Sequence[str] = ("all",)
+) -> tuple[pd.DataFrame, dict]:
     """One row an estimator and seed at this learning rate, with its validation metrics; and the run's facts."""
     with tempfile.TemporaryDirectory() as folder:
-        request = runner.Request(["all"], [task], SEEDS, steps=steps, learning_rate=rate, out=folder, strict=True)
+        request = runner.Request(estimators, [task], SEEDS, steps=steps, learning_rate=rate, out=folder, strict=True)
         run = runner.prepare(request, Notes())
         run.cells = [(replace(plan, evaluations=1, checkpoints=0), cell) for plan, cell in run.cells]
         metrics = runner.execute(request, run, Notes()).metrics
         (prepared,) = run.tasks.values()
         facts = {"setting": prepared.setting, "steps": run.cells[0][0].steps, "beta": prepared.options["kl"]}
     last = metrics[(metrics["split"] == "validation") & (metrics["step"] == facts["steps"])]
+    metrics = metrics[metrics["status"] != "skipped"]
     wide = last.pivot(index=["estimator", "seed"], columns="metric", values="value")
     # A cell that diverged has no last step: the worst of all objectives.
     cells = metrics[["estimator", "seed"]].drop_duplicates().sort_values(["estimator", "seed"])
@@ -52,17 +56,22 @@ def main() -> None:
     parser.add_argument("--task", default="imdb:corpus=embedded")
     parser.add_argument("--name", default="embedded", help="embedded or real: the corpora that the choices are for")
     parser.add_argument("--steps", type=int, default=None, help="default: the task's")
+    parser.add_argument("--estimator", "-e", action="append", help="repeatable; the others keep their trials")
     arguments = parser.parse_args()
 
     parts = []
     facts: dict = {}
     for rate in GRID:
-        rows, facts = trials(arguments.task, rate, arguments.steps)
+        rows, facts = trials(arguments.task, rate, arguments.steps, arguments.estimator or ["all"])
         parts.append(rows)
-    table = pd.concat(parts, ignore_index=True).sort_values(["estimator", "learning_rate", "seed"])
-    out = Path("results/tuning")
-    out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out / f"{arguments.name}.csv", index=False, float_format="%.6g")
+    table = pd.concat(parts, ignore_index=True)
+    out = Path("results/tuning") / f"{arguments.name}.csv"
+    if arguments.estimator:
+        before = pd.read_csv(out)
+        table = pd.concat([before[~before["estimator"].isin(table["estimator"])], table])
+    table = table.sort_values(["estimator", "learning_rate", "seed"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out, index=False, float_format="%.6g")
     curves = table.groupby(["estimator", "learning_rate"])["objective"].mean().unstack()
     print(curves.round(3).to_string())
     stored = json.loads(CHOICES.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Proximal policy optimisation: several steps on one batch, held near the policy that drew it."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,17 @@ class Ppo(Estimator):
     With          sum_t grad min(w_t A_t, clip(w_t, 1 - e, 1 + e) A_t),  w_t = p_theta(z_t|z_<t) / p_old(z_t|z_<t)
                   A_t = sum_l lambda^l delta_{t+l},  delta_t = r_t + V_{t+1} - V_t,  r_t = f at the last token, else 0
     Requires      black-box reward; learns a value head.
-    Bias          yes: lambda < 1 trusts V, whitening rescales, clipping and later epochs go off-policy.
+    Bias          yes: lambda < 1 trusts V, whitening rescales (the whole gradient, that of f too), clipping and later
+                  epochs go off-policy.
     Cost a batch  B reward calls, BT sampled tokens, epochs x minibatches backward passes of B / minibatches.
     Source        Schulman et al. 2017, eq. 7 and 11; GAE: Schulman et al. 2016, eq. 16.
                   Deviates: discount 1; the value head is linear in the policy's detached features.
     """
+
+    unbiased_if: ClassVar = {
+        "on_policy": {"epochs": 1, "minibatches": 1, "lam": 1.0, "whiten": False},
+        "off_policy": {"epochs": 2, "minibatches": 1, "lam": 1.0, "whiten": False, "clip": 1e6},
+    }
 
     def __init__(
         self,
@@ -55,7 +61,7 @@ class Ppo(Estimator):
         objective = torch.minimum(ratio * advantage, clipped * advantage).sum(-1).mean()
         value_error = self.value(part.features(z)).squeeze(-1) - batch["value_target"]
         if "fixed_reward" not in problem.offers:  # grad f counts too, by importance at later epochs
-            objective = objective + (ratio.detach().prod(-1) * part.reward(z)).mean()
+            objective = objective + batch["scale"] * (ratio.detach().prod(-1) * part.reward(z)).mean()
         return Estimate(part.grad(objective), own_loss=value_error.square().mean())
 
     @torch.no_grad()
@@ -66,8 +72,10 @@ class Ppo(Estimator):
         value = self.value(problem.features(z)).squeeze(-1)  # (n, B, T)
         advantage = generalised_advantage(reward, value, self.lam)
         value_target = advantage + value
+        scale = torch.ones_like(reward[0, 0])
         if self.whiten:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            scale = 1 / (advantage.std() + 1e-8)
+            advantage = (advantage - advantage.mean()) * scale
         log_prob = problem.log_prob(z)
         return [
             {
@@ -76,6 +84,7 @@ class Ppo(Estimator):
                 "advantage": advantage[:, index],
                 "value_target": value_target[:, index],
                 "log_prob": log_prob[:, index],
+                "scale": scale,
             }
             for _ in range(self.epochs)
             for index in torch.randperm(problem.contexts, generator=rng, device=z.device).tensor_split(self.minibatches)

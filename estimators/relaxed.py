@@ -1,6 +1,6 @@
 """Relaxed paths: backpropagate through sampling, the reward and the tokens fed back; they differ in `relax` alone."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ class Relaxed(Estimator):
     """Gradient of f along a differentiable rollout whose tokens are `relax(logits)`."""
 
     needs = frozenset({"soft_reward"})
+    pathwise = True
 
     def __init__(self, tau: Temperature = 1.0):
         super().__init__()
@@ -57,3 +58,20 @@ class GradeSte(Relaxed):
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
         soft = ((logits + gumbel(logits, rng)) / self.tau).softmax(-1)
         return straight_through(harden(soft), soft)
+
+
+class StraightThrough(Relaxed):
+    """Straight-through: a sampled token forward, the softmax backward, no Gumbel noise in the gradient.
+
+    Approximates  grad E_{z~p}[f(z)]
+    With          grad f(y),  value of y_t: one_hot(z_t), z_t ~ pi_t, gradient: that of softmax(l_t / tau)
+    Requires      differentiable reward.
+    Bias          yes; none at tau = 1 where f is linear and decisions are independent.
+    Cost a call   B reward calls, BT sampled tokens, 1 backward pass through the whole rollout.
+    Source        Bengio et al. 2013; Liu et al. 2023, eq. 2.
+    """
+
+    unbiased_if: ClassVar = {"linear": {"tau": 1.0}}
+
+    def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
+        return straight_through(harden(logits + gumbel(logits, rng)), (logits / self.tau).softmax(-1))

@@ -1,13 +1,17 @@
 """The command line. `--help` and `list` never import torch; every command loads what it needs inside."""
 
+import json
 import os
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gradebench.errors import InputError
+
+if TYPE_CHECKING:
+    from gradebench.runner import Outcome
 
 app = typer.Typer(
     help="The referee for gradient estimators of language-model rewards.",
@@ -27,28 +31,43 @@ class Launcher(StrEnum):
     local = "local"
 
 
+class Along(StrEnum):
+    reference = "reference"
+    own = "own"
+
+
+EstimatorOption = Annotated[
+    list[str] | None,
+    typer.Option("--estimator", "-e", help="NAME[:k=v,...], FILE.py:OBJECT[:k=v,...] or all; repeatable"),
+]
+TaskOption = Annotated[list[str] | None, typer.Option("--task", "-t", help="NAME[:k=v,...] or all; repeatable")]
+BatchOption = Annotated[int | None, typer.Option(help="sampled sequences a step; default: the task's")]
+RateOption = Annotated[float | None, typer.Option(help="for all estimators; default: the tuned value of each")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+OutOption = Annotated[str | None, typer.Option(help="folder of the results; default: results/<task>-<time>")]
+JobsOption = Annotated[int | None, typer.Option(help="cells side by side; default: one a core")]
+TimeoutOption = Annotated[float | None, typer.Option(help="seconds a cell may take")]
+ResumeOption = Annotated[bool, typer.Option("--resume/--fresh", help="keep finished cells of an existing folder")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="no fallback: a hub out of reach is an error")]
+
+
 @app.command()
 def run(
-    estimator: Annotated[
-        list[str] | None,
-        typer.Option("--estimator", "-e", help="NAME[:k=v,...], FILE.py:OBJECT[:k=v,...] or all; repeatable"),
-    ] = None,
-    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="NAME[:k=v,...] or all; repeatable")] = None,
+    estimator: EstimatorOption = None,
+    task: TaskOption = None,
     seeds: Annotated[
         str | None, typer.Option(help="0-9 or 0,2,5-7; default: as many as the tests need for p < 0.05 after Holm")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
-    batch: Annotated[int | None, typer.Option(help="sampled sequences a step; default: the task's")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="for all estimators; default: the tuned value of each")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    out: Annotated[str | None, typer.Option(help="folder of the results; default: results/<task>-<time>")] = None,
-    jobs: Annotated[int | None, typer.Option(help="cells side by side; default: one a core")] = None,
-    timeout: Annotated[float | None, typer.Option(help="seconds a cell may take")] = None,
+    batch: BatchOption = None,
+    learning_rate: RateOption = None,
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    jobs: JobsOption = None,
+    timeout: TimeoutOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run, and stop")] = False,
-    resume: Annotated[bool, typer.Option("--resume/--fresh", help="keep finished cells of an existing folder")] = True,
-    strict: Annotated[bool, typer.Option("--strict", help="no fallback: a hub out of reach is an error")] = False,
+    resume: ResumeOption = True,
+    strict: StrictOption = False,
     launcher: Annotated[Launcher, typer.Option(help="where cells run")] = Launcher.local,
 ) -> None:
     """Train and probe estimators on tasks, and write the leaderboard with its tests."""
@@ -77,9 +96,92 @@ def run(
         return
     outcome = runner.execute(request, prepared, progress)
     terminal.print_outcome(prepared, outcome, progress)
+    _exit_by(outcome)
+
+
+@app.command()
+def probe(
+    estimator: EstimatorOption = None,
+    task: TaskOption = None,
+    draws: Annotated[
+        int | None, typer.Option(help="gradients of each estimator at each checkpoint; default: the task's")
+    ] = None,
+    checkpoints: Annotated[int, typer.Option(help="points of the trajectory, its start and end included")] = 3,
+    along: Annotated[
+        Along, typer.Option(help="reference: one trajectory for all; own: each estimator's own training")
+    ] = Along.reference,
+    seed: Annotated[int, typer.Option(min=0, help="of prompts and noise")] = 0,
+    steps: Annotated[int | None, typer.Option(help="steps of the trajectory; default: the task's")] = None,
+    batch: BatchOption = None,
+    learning_rate: RateOption = None,
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    jobs: JobsOption = None,
+    timeout: TimeoutOption = None,
+    plots: Annotated[bool, typer.Option("--plots", help="draw SVG figures too (needs the extra `plots`)")] = False,
+    resume: ResumeOption = True,
+    strict: StrictOption = False,
+) -> None:
+    """Measure gradients only: variance, bias and cost of each estimator at frozen parameters, with intervals."""
+    from gradebench import runner, terminal
+
+    request = runner.Request(
+        estimators=estimator or ["all"],
+        tasks=task or ["enumerable-lm"],
+        seeds=str(seed),
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        device=device,
+        out=out,
+        jobs=jobs,
+        timeout=timeout,
+        resume=resume,
+        strict=strict,
+        train=False,
+        draws=draws,
+        checkpoints=checkpoints,
+        along=along.value,
+    )
+    if plots:
+        from gradebench.plots import require_matplotlib
+
+        require_matplotlib()
+    progress = terminal.TerminalProgress()
+    prepared = runner.prepare(request, progress)
+    terminal.announce(prepared, runner.config_of(request, prepared), progress)
+    outcome = runner.execute(request, prepared, progress)
+    drawn = []
+    if plots:
+        from gradebench.plots import draw_probes
+
+        drawn = draw_probes(outcome.probes, prepared.out / "plots")
+    terminal.print_probes(prepared, outcome, drawn, progress)
+    _exit_by(outcome)
+
+
+def _exit_by(outcome: "Outcome") -> None:
     if outcome.interrupted:
         raise SystemExit(130)
     if not outcome.complete:
+        raise SystemExit(1)
+
+
+@app.command()
+def check(
+    estimator: Annotated[str, typer.Argument(help="NAME[:k=v,...] or FILE.py:OBJECT[:k=v,...]")],
+    seed: Annotated[int, typer.Option(min=0, help="of all random numbers")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON document")] = False,
+) -> None:
+    """Hold an estimator to its contract: reproducible, without side effects, and unbiased where it says so."""
+    from gradebench import conformance, terminal
+
+    report = conformance.report(estimator, seed)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        terminal.print_check(report)
+    if not report["passed"]:
         raise SystemExit(1)
 
 

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from gradebench.problem import Problem
 
-NEEDS = frozenset({"soft_reward", "support", "fixed_reward", "binary"})
+# soft_reward   f of relaxed one-hots, differentiable, and rollouts through them
+# support       all outcomes can be listed
+# exact         the gradient itself is known
+# fixed_reward  f doesn't depend on the parameters
+# binary        every decision has two outcomes
+NEEDS = frozenset({"soft_reward", "support", "exact", "fixed_reward", "binary"})
 
 
 @dataclass
@@ -36,6 +41,12 @@ class Estimator(nn.Module):
     """
 
     unbiased: ClassVar[bool] = False  # E[grad] = grad J for any problem; `gradebench check` holds it to that
+    # Where one that is biased in general is exact, and with which options: `gradebench check` holds it to that too.
+    # "on_policy": everywhere; "off_policy": calls at moved parameters, on one decision; "linear", "quadratic": such
+    # rewards of independent decisions.
+    unbiased_if: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    # The estimate is the derivative of soft_reward along one rollout, whose tokens follow the policy.
+    pathwise: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()  # of NEEDS; a problem that lacks one makes the cell `skipped`
     own_learning_rate: ClassVar[float] = 1e-2  # of Adam on the estimator's own parameters
     n: int = 1  # samples per context; a step's batch of sequences holds batch / n contexts

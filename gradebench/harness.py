@@ -4,7 +4,6 @@ Everything here is the same for every estimator; what differs is behind `Estimat
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -24,7 +23,19 @@ import gradebench
 from gradebench import records, registry
 from gradebench.errors import InputError
 from gradebench.estimator import Estimate, Estimator
-from gradebench.probes import Moments, Reference, gradient_metrics, moments_of, one_estimate
+from gradebench.probes import (
+    Interval,
+    Moments,
+    Reference,
+    Source,
+    costs_of,
+    flatten,
+    gradient_metrics,
+    moments_of,
+    one_estimate,
+    slope_of_log_variance,
+    summaries,
+)
 from gradebench.problem import Guarded, Ledger, Problem
 from gradebench.sampling import generator
 from gradebench.task import Task
@@ -43,7 +54,10 @@ class Plan:
     clip: float = 1.0  # of the gradient's global norm
     evaluations: int = 3  # after step 0, evenly spaced
     checkpoints: int = 3  # of the reference trajectory, its start and end included
-    probe_draws: int = 12
+    train: bool = True  # False: gradient probes alone
+    along: str = "reference"  # whose trajectory has the checkpoints: "reference", shared by all, or "own"
+    probe_draws: int = 12  # in pairs that share their prompts
+    details: bool = False  # probe parameter groups, costs and several batch sizes too
     warm_up: int = 16  # batches for the estimator's own state before it is frozen
     reference: str = "rloo"  # an unbiased estimator: its trajectory has the checkpoints, its long run is the reference
     reference_draws: int = 16  # each over all probe prompts
@@ -66,10 +80,12 @@ class Cell:
     params: str = "{}"  # of the estimator, all of them, as JSON
     source: str = ""  # where the estimator comes from
     digests: tuple[str, ...] = ()  # of the code of task and estimator; empty: whatever it is now
+    checkpoint: int | None = None  # the only one to probe; None: all of them
 
     @property
     def id(self) -> str:
-        return records.cell_id(self.task, self.estimator, self.seed)
+        name = records.cell_id(self.task, self.estimator, self.seed)
+        return name if self.checkpoint is None else f"{name}-c{self.checkpoint}"
 
 
 class Diverged(Exception):
@@ -184,35 +200,96 @@ def evaluate(task: Task, plan: Plan, seed: int, step: int, record: records.CellR
 
 
 def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> None:
-    """Moments of the estimator's gradients at the checkpoints of the reference trajectory, its own state warmed up."""
+    """The estimator's gradients at the checkpoints: their moments against the truth there."""
     for number, step in enumerate(checkpoint_steps(plan)):
-        stored = load_file(checkpoint_file(plan, cell, number), device=plan.device)
-        set_parameters(task, stored)
-        reference = Reference(stored["reference_mean"], float(stored["reference_squared_error"]))
-        estimator = make_estimator(cell.estimator_spec, task, plan)
-
-        def contexts(part: str, draw: int, step: int = step, n: int = estimator.n) -> Problem:
-            rng = generator("cpu", cell.seed, part, step, draw, "prompts")
-            index = torch.randperm(task.sizes["train"], generator=rng)[: plan.batch // n]
-            return task.problem("train", index.to(plan.device))
-
-        def noise(part: str, draw: int, step: int = step) -> torch.Generator:
-            return generator(plan.device, cell.seed, part, step, draw)
-
-        if estimator.state_dict():
-            trainer = Trainer(estimator, task, plan, 0.0)
-            for draw in range(plan.warm_up):
-                trainer.step(contexts("warm-up", draw), noise("warm-up", draw), update_policy=False)
+        if cell.checkpoint not in (None, number):
+            continue
+        if plan.along == "own":
+            estimator, reference = _own_checkpoint(task, plan, cell, number)
+        else:
+            estimator, reference = _shared_checkpoint(task, plan, cell, number)
         estimator.eval()
-        draws = functools.partial(contexts, "probe"), plan.probe_draws, functools.partial(noise, "probe")
-        record.add("probe", "train", step, gradient_metrics(moments_of(estimator, *draws), reference))
+        source = _source(task, plan, cell, "probe", step, plan.batch // estimator.n)
+        found, overall = _measured(estimator, task, source, plan.probe_draws, reference)
+        record.add("probe", "train", step, {name: interval.value for name, interval in overall.items()})
+        place = {"along": plan.along, "step": step, "draws": plan.probe_draws, "samples": plan.batch}
+        record.add_probe(place | {"group": ""}, overall)
+        if not plan.details:
+            continue
+        for group, metrics in found.items():
+            record.add_probe(place | {"group": group}, metrics)
+        record.add_probe(
+            place | {"group": ""}, _cost_metrics(overall["gradient_variance"], costs_of(estimator, source))
+        )
+        if number == 0:
+            _probe_batch_sizes(estimator, task, plan, cell, reference, record)
 
 
-# --- the reference trajectory -----------------------------------------------------------------------------------
+def _measured(
+    estimator: Estimator, task: Task, source: Source, draws: int, reference: Reference
+) -> tuple[dict[str, dict[str, Interval]], dict[str, Interval]]:
+    """The metrics of each group of parameters, and of all parameters."""
+    moments = moments_of(estimator, source, draws // 2, reference.moments.centre, _sizes(task))
+    names = source.problem(source.contexts(0)[:1], None).parameter_names
+    found = {group: gradient_metrics(summary) for group, summary in summaries(moments, reference, names).items()}
+    overall = found.pop("")
+    return found, overall
+
+
+def _probe_batch_sizes(
+    estimator: Estimator, task: Task, plan: Plan, cell: Cell, reference: Reference, record: records.CellRecord
+) -> None:
+    """The variance at several batch sizes, and the slope of its logarithm: how much more samples help."""
+    sizes = [size for size in (plan.batch // 4, plan.batch // 2, plan.batch, 2 * plan.batch) if size % estimator.n == 0]
+    sizes = [size for size in sizes if estimator.n <= size <= estimator.n * task.sizes["train"]]
+    draws = max(4, plan.probe_draws // 4)
+    place = {"along": plan.along, "step": 0, "draws": draws, "group": ""}
+    measured: dict[int, Interval] = {}
+    for size in sizes:
+        source = _source(task, plan, cell, f"batch {size}", 0, size // estimator.n)
+        with contextlib.suppress(ValueError):  # too few contexts for its minibatches
+            _, overall = _measured(estimator, task, source, draws, reference)
+            measured[size] = overall["gradient_variance"]
+            record.add_probe(place | {"samples": size}, {"gradient_variance_by_batch": measured[size]})
+    slope = slope_of_log_variance(list(measured), list(measured.values()))
+    record.add_probe(place | {"samples": plan.batch}, {"gradient_variance_slope": slope})
+
+
+def _cost_metrics(variance: Interval, costs: dict[str, float]) -> dict[str, Interval]:
+    """What one draw costs, and its variance times that: what a given precision costs."""
+    answer = {}
+    for name, cost in costs.items():
+        answer[f"cost_{name}"] = Interval(cost, float("nan"), float("nan"))
+        answer[f"gradient_variance_times_{name}"] = Interval(
+            variance.value * cost, variance.low * cost, variance.high * cost
+        )
+    return answer
+
+
+def _source(task: Task, plan: Plan, cell: Cell, part: str, step: int, contexts: int) -> Source:
+    """Draws with fresh prompts for each pair, all seeded by name."""
+    size = task.sizes["train"]
+
+    def indices(number: int) -> Tensor:
+        rng = generator("cpu", cell.seed, part, step, number, "prompts")
+        return torch.randperm(size, generator=rng)[:contexts].to(plan.device)
+
+    return Source(
+        contexts=indices,
+        problem=lambda index, ledger: task.problem("train", index, ledger),
+        generator=lambda draw: generator(plan.device, cell.seed, part, step, draw),
+    )
+
+
+def _sizes(task: Task) -> list[int]:
+    return [p.numel() for p in task.params]
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------
 
 
 def checkpoint_steps(plan: Plan) -> list[int]:
-    """Start, middle and end (or more) of the reference trajectory; fewer where it has fewer steps."""
+    """Start, middle and end (or more) of a trajectory; fewer where it has fewer steps."""
     return sorted({round(plan.steps * i / max(1, plan.checkpoints - 1)) for i in range(plan.checkpoints)})
 
 
@@ -222,34 +299,73 @@ def checkpoint_file(plan: Plan, cell: Cell, number: int) -> Path:
     return Path(plan.out) / "cells" / name / f"checkpoint-{plan.reference_key[:12]}.safetensors"
 
 
+def _shared_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Estimator, Reference]:
+    """The reference trajectory's parameters, put into the task; the estimator with its own state warmed up there."""
+    step = checkpoint_steps(plan)[number]
+    stored = load_file(checkpoint_file(plan, cell, number), device=plan.device)
+    set_parameters(task, stored)
+    estimator = make_estimator(cell.estimator_spec, task, plan)
+    if estimator.state_dict():
+        source = _source(task, plan, cell, "warm-up", step, plan.batch // estimator.n)
+        trainer = Trainer(estimator, task, plan, 0.0)
+        for draw in range(plan.warm_up):
+            problem = source.problem(source.contexts(draw), None)
+            trainer.step(problem, source.generator(draw), update_policy=False)
+    return estimator, Reference.of_tensors(stored, _sizes(task))
+
+
+def _own_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Estimator, Reference]:
+    """The parameters that the estimator itself has trained by then, in the task, and its own state with them."""
+    task = loaded_task(plan, cell)
+    estimator = make_estimator(cell.estimator_spec, task, plan)
+    steps = checkpoint_steps(plan)[number]
+    _trajectory(estimator, task, plan, cell, cell.estimator_spec, steps, generator(plan.device, cell.seed, "sampling"))
+    return estimator, reference_gradient(task, plan, cell.seed, number)
+
+
+def _trajectory(
+    estimator: Estimator, task: Task, plan: Plan, cell: Cell, spec: str, steps: int, rng: torch.Generator
+) -> None:
+    """Train for `steps` steps and measure nothing."""
+    trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, spec))
+    prompts = batches(task, plan, estimator.n, cell.seed)
+    for _ in range(steps):
+        trainer.step(task.problem("train", next(prompts)), rng)
+
+
 def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
-    """Checkpoint `number` of the reference trajectory, and the long-run gradient there, into its file.
+    """Checkpoint `number` of the reference trajectory, and the true gradient there, into its file.
 
     Each checkpoint's worker runs the trajectory up to it: cheaper than waiting for another one.
     """
     task = loaded_task(plan, cell)
-    estimator = make_estimator(plan.reference, task, plan)
-    trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, plan.reference))
-    prompts = batches(task, plan, estimator.n, cell.seed)
     rng = generator(plan.device, cell.seed, "reference", "sampling")
-    for _ in range(checkpoint_steps(plan)[number]):
-        trainer.step(task.problem("train", next(prompts)), rng)
-    estimator.eval()
-    moments = Moments()
-    everything = torch.arange(task.sizes["train"], device=plan.device)
-    for draw in range(plan.reference_draws):
-        rng = generator(plan.device, cell.seed, "reference", number, draw)
-        parts = everything.split(max(1, 8 * plan.batch // estimator.n))  # larger passes than a step's: quicker
-        vectors = [one_estimate(estimator, task.problem("train", part), rng) * len(part) for part in parts]
-        moments.add(torch.stack(vectors).sum(0) / len(everything))
+    steps = checkpoint_steps(plan)[number]
+    _trajectory(make_estimator(plan.reference, task, plan), task, plan, cell, plan.reference, steps, rng)
     tensors = {f"parameter_{i}": p.detach().clone() for i, p in enumerate(task.params)}
-    tensors["reference_mean"] = moments.vector
-    tensors["reference_squared_error"] = torch.tensor(moments.trace / moments.count, dtype=torch.float64)
+    tensors |= reference_gradient(task, plan, cell.seed, number).tensors()
     path = checkpoint_file(plan, cell, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")
     save_file(tensors, draft)
     os.replace(draft, path)
+
+
+def reference_gradient(task: Task, plan: Plan, seed: int, number: int) -> Reference:
+    """grad J over all train prompts at the task's present parameters: exact where the task knows it, else a long run
+    of the (unbiased) reference estimator."""
+    everything = torch.arange(task.sizes["train"], device=plan.device)
+    whole = task.problem("train", everything)
+    if "exact" in whole.offers:
+        return Reference.known(flatten(whole.exact_gradient()), _sizes(task))
+    estimator = make_estimator(plan.reference, task, plan).eval()
+    moments = Moments(torch.zeros(sum(_sizes(task)), dtype=torch.float64, device=plan.device), _sizes(task), 8)
+    for draw in range(plan.reference_draws):
+        rng = generator(plan.device, seed, "reference", number, draw)
+        parts = everything.split(max(1, 8 * plan.batch // estimator.n))  # larger passes than a step's: quicker
+        vectors = [one_estimate(estimator, task.problem("train", part), rng) * len(part) for part in parts]
+        moments.add((torch.stack(vectors).sum(0) / len(everything))[None])
+    return Reference(moments.recentred(), exact=False)
 
 
 # --- the whole cell, as a worker runs it ------------------------------------------------------------------------
@@ -263,7 +379,8 @@ def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
     try:
         _require_unchanged(cell)
         task = loaded_task(plan, cell)
-        train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record)
+        if plan.train:
+            train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record)
         if plan.checkpoints:
             probe(task, plan, cell, record)
     except Unsupported as error:
@@ -275,7 +392,7 @@ def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-    records.write_cell(folder, key, record.frame(status), status, reason)
+    records.write_cell(folder, key, record.frame(status), status, reason, record.probe_frame())
     return status, reason
 
 

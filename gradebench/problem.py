@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 Relax = Callable[[Tensor], Tensor]
+ENUMERABLE = 4096  # outcomes of one context, at most, for `support`
+ENUMERATED_AT_ONCE = 8192  # outcomes times contexts in one pass of `exact_gradient`
 
 
 @dataclass
@@ -77,6 +79,30 @@ class Problem(ABC):
         """All outcomes (V^T, T) of an enumerable problem."""
         raise NotImplementedError(f"{type(self).__name__} can't be enumerated")
 
+    def exact_gradient(self) -> tuple[Tensor, ...]:
+        """grad J itself, aligned with `params`: the derivative of the sum over all outcomes of p f, in batches."""
+        support = self.support()  # (V^T, T)
+        total = [torch.zeros_like(p) for p in self.params]
+        for part in support.split(max(1, ENUMERATED_AT_ONCE // self.contexts)):
+            z = part.unsqueeze(1).expand(-1, self.contexts, -1)
+            objective = (self.log_prob(z).sum(-1).exp() * self.reward(z)).sum() / self.contexts
+            total = [t + g for t, g in zip(total, self.grad(objective), strict=True)]
+        return tuple(total)
+
+    def replicated(self, copies: int) -> "Problem":
+        """The same contexts dealt out to `copies` independent copies of the parameters: context i to copy i % copies.
+
+        Every parameter then has a leading axis of `copies`, and `grad` of a mean over all contexts is, for each copy,
+        the gradient of the mean over its own contexts, divided by `copies`. One call of an estimator so gives many
+        draws. Raises NotImplementedError where the models can't be batched like that.
+        """
+        raise NotImplementedError(f"{type(self).__name__} can't be replicated")
+
+    @property
+    def parameter_names(self) -> Sequence[str]:
+        """Names aligned with `params`, dotted as in a module's state dict; probes report by their first parts."""
+        return [str(i) for i in range(len(self.params))]
+
     def log_prob(self, z: Tensor) -> Tensor:
         """log p_theta(z_t | z_<t, x), shape (n, B, T)."""
         return self.logits(z).log_softmax(-1).gather(-1, z.unsqueeze(-1)).squeeze(-1)
@@ -109,7 +135,12 @@ class Problem(ABC):
                     p.copy_(s)
 
 
-_GUARDED = {"soft_reward": "soft_reward", "rollout": "soft_reward", "support": "support"}
+_GUARDED = {
+    "soft_reward": "soft_reward",
+    "rollout": "soft_reward",
+    "support": "support",
+    "exact_gradient": "exact",
+}
 
 
 class Guarded:

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from gradebench.errors import InputError
-from gradebench.tables import METRIC_UNITS, METRICS_COLUMNS, write_parquet
+from gradebench.tables import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS, write_parquet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +40,23 @@ class CellRecord:
     def __init__(self, identity: Identity):
         self.identity = dataclasses.asdict(identity)
         self.rows: list[dict[str, Any]] = []
+        self.probes: list[dict[str, Any]] = []
 
     def add(self, phase: str, split: str, step: int, metrics: Mapping[str, float]) -> None:
         for metric, value in metrics.items():
             place = {"phase": phase, "split": split, "step": step}
             unit = METRIC_UNITS.get(metric, "")
             self.rows.append(self.identity | place | {"metric": metric, "value": float(value), "unit": unit})
+
+    def add_probe(self, place: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Metrics with intervals (`value`, `low`, `high`), for probes.csv."""
+        for metric, interval in metrics.items():
+            ends = {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high}
+            self.probes.append(self.identity | dict(place) | {"metric": metric} | ends)
+
+    def probe_frame(self) -> pd.DataFrame:
+        frame = pd.DataFrame(self.probes, columns=PROBES_COLUMNS)
+        return frame.assign(unit=[METRIC_UNITS.get(metric, "") for metric in frame["metric"]])
 
     def frame(self, status: str) -> pd.DataFrame:
         """The rows with their status; a cell without any keeps one, so that it never goes missing."""
@@ -70,10 +81,14 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(draft, path)
 
 
-def write_cell(folder: Path, key: str, frame: pd.DataFrame, status: str, reason: str) -> None:
+def write_cell(
+    folder: Path, key: str, frame: pd.DataFrame, status: str, reason: str, probes: pd.DataFrame | None = None
+) -> None:
     """The cell's rows, then cell.json, whose presence marks the cell as finished."""
     folder.mkdir(parents=True, exist_ok=True)
     write_parquet(frame, folder / "metrics.parquet")
+    if probes is not None and len(probes):
+        write_parquet(probes, folder / "probes.parquet")
     write_json(folder / "cell.json", {"key": key, "status": status, "reason": reason})
 
 

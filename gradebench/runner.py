@@ -7,7 +7,7 @@ import re
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ class Request:
     timeout: float | None = None
     resume: bool = True
     strict: bool = False
+    train: bool = True  # False: `gradebench probe`, gradients alone
+    draws: int | None = None  # of each gradient probe
+    checkpoints: int = 3
+    along: str = "reference"
 
 
 @dataclass
@@ -63,6 +67,7 @@ class Outcome:
     unprobed: dict[str, str]  # task to why its cells have no gradient probes
     interrupted: bool
     reused: int  # cells that an earlier run had finished
+    probes: pd.DataFrame  # every probed metric with its interval
 
     @property
     def complete(self) -> bool:
@@ -143,25 +148,31 @@ def prepare(request: Request, progress: Progress) -> Run:
     _require_numbers(request)
     estimators, left_out = expand("estimators", request.estimators)
     task_specs, left_out_tasks = expand("tasks", request.tasks)
-    count = tables.default_seed_count(len(estimators))
-    seeds = list(range(count)) if request.seeds is None else parse_seeds(request.seeds)
+    seeds = None if request.seeds is None else parse_seeds(request.seeds)
     device = choose_device(request.device)
-    out = Path(request.out or default_folder(task_specs))
+    out = Path(request.out or default_folder(task_specs, "" if request.train else "probe-"))
     records.require_writable(out)
     jobs = request.jobs or (1 if device.startswith("cuda") else usable_cores())
     run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
+    grids = []
     for resolved in task_specs:
         with plugin_errors(f"task {resolved.label}"):
             task = ready_task(resolved, device, request.strict, progress)
             run.tasks[resolved.label] = task
-            run.cells += _grid(_plan(request, run, task), resolved, task, estimators, seeds)
+            grids.append(_tried(_plan(request, run, task), resolved, task, estimators))
+    if seeds is None:
+        seeds = list(range(max(tables.default_seed_count(grid.supported) for grid in grids)))
+    for grid in grids:
+        run.cells += grid.cells(estimators, seeds)
     return run
 
 
 def _require_numbers(request: Request) -> None:
-    for name, value in (("steps", request.steps), ("batch", request.batch), ("jobs", request.jobs)):
-        if value is not None and value < 1:
-            raise InputError(f"--{name} {value}: at least 1 is needed")
+    least = {"steps": 1, "batch": 1, "jobs": 1, "draws": 4, "checkpoints": 1}
+    for name, minimum in least.items():
+        value = getattr(request, name)
+        if value is not None and value < minimum:
+            raise InputError(f"--{name} {value}: at least {minimum} {'is' if minimum == 1 else 'are'} needed")
     for name, number in (("learning-rate", request.learning_rate), ("timeout", request.timeout)):
         if number is not None and not 0 < number < math.inf:
             raise InputError(f"--{name} {number:g}: a number above 0 is needed")
@@ -191,6 +202,7 @@ def ready_task(resolved: registry.Resolved, device: str, strict: bool, progress:
 
 
 def _plan(request: Request, run: Run, task: Task) -> Plan:
+    draws = request.draws or (Plan.probe_draws if request.train else task.default_draws)
     return Plan(
         run_id=run.out.resolve().name,
         out=str(run.out),
@@ -198,33 +210,58 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         steps=request.steps or task.default_steps,
         batch=request.batch or task.default_batch,
         learning_rate=request.learning_rate,
+        train=request.train,
+        checkpoints=request.checkpoints,
+        along=request.along,
+        probe_draws=draws + draws % 2,
+        details=not request.train,
         setting=task.setting,
         settled=task.settled,
     )
 
 
-def _grid(
-    plan: Plan, resolved: registry.Resolved, task: Task, estimators: Sequence[registry.Resolved], seeds: Sequence[int]
-) -> list[tuple[Plan, Cell]]:
-    """The cells of one task, each estimator tried out once before."""
+@dataclass(frozen=True)
+class _Grid:
+    """A task whose estimators have been tried out."""
 
-    def cell(estimator: registry.Resolved, seed: int) -> Cell:
-        params, digests = json.dumps(estimator.params, sort_keys=True), (resolved.digest, estimator.digest)
-        names = (estimator.label, estimator.spec, seed, params, estimator.source, digests)
-        return Cell(resolved.label, resolved.spec, task.options, *names)
+    plan: Plan
+    resolved: registry.Resolved
+    task: Task
+    supported: int  # estimators that can run on it
 
+    def cells(self, estimators: Sequence[registry.Resolved], seeds: Sequence[int]) -> list[tuple[Plan, Cell]]:
+        """One cell for each estimator and seed; without training, for each checkpoint too, to keep all cores busy."""
+        numbers = [None] if self.plan.train else range(len(harness.checkpoint_steps(self.plan)))
+        return [
+            (self.plan, replace(_cell(self.resolved, self.task, estimator, seed), checkpoint=number))
+            for seed in seeds
+            for number in numbers
+            for estimator in estimators
+        ]
+
+
+def _cell(resolved: registry.Resolved, task: Task, estimator: registry.Resolved, seed: int) -> Cell:
+    params, digests = json.dumps(estimator.params, sort_keys=True), (resolved.digest, estimator.digest)
+    names = (estimator.label, estimator.spec, seed, params, estimator.source, digests)
+    return Cell(resolved.label, resolved.spec, task.options, *names)
+
+
+def _tried(plan: Plan, resolved: registry.Resolved, task: Task, estimators: Sequence[registry.Resolved]) -> _Grid:
+    """Each estimator built once for the task, so that what is wrong with one shows before the first cell."""
     reference = registry.resolve("estimators", plan.reference)
+    supported = 0
     for estimator in [*estimators, reference]:
         with plugin_errors(f"estimator {estimator.label}"), contextlib.suppress(harness.Unsupported):
             harness.make_estimator(estimator.spec, task, plan)
-    plan = replace(plan, reference_key=harness.cell_key(plan, cell(reference, 0), task))
-    return [(plan, cell(estimator, seed)) for seed in seeds for estimator in estimators]
+            supported += estimator is not reference
+    plan = replace(plan, reference_key=harness.cell_key(plan, _cell(resolved, task, reference, 0), task))
+    return _Grid(plan, resolved, task, supported)
 
 
-def default_folder(tasks: Sequence[registry.Resolved]) -> Path:
+def default_folder(tasks: Sequence[registry.Resolved], prefix: str = "") -> Path:
     """results/<task>-<time> below the present folder."""
     name = "-".join(dict.fromkeys(task.name for task in tasks))[:60]
-    return Path("results") / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("results") / f"{prefix}{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def config_of(request: Request, run: Run) -> dict[str, Any]:
@@ -270,11 +307,16 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
     for plan, cell in pending:
         if not _has_ended(run, cell):
             _write_status(run, plan, cell, "interrupted", "")
-    metrics = records.merged((_rows_of(run, cell) for _, cell in run.cells), run.out.resolve().name)
+    name = run.out.resolve().name
+    metrics = records.merged((_rows_of(run, cell) for _, cell in run.cells), name)
+    probes = records.merged(_probes_of(run), name)
     comparisons = tables.comparisons(metrics)
     leaderboard = tables.leaderboard(metrics, comparisons)
-    _write_tables(run.out, metrics, comparisons, leaderboard)
-    return Outcome(metrics, comparisons, leaderboard, reasons, unprobed, interrupted, reused)
+    written = {"metrics": metrics, "probes": probes}
+    if request.train:
+        written |= {"tests": comparisons, "leaderboard": leaderboard}
+    _write_tables(run.out, written)
+    return Outcome(metrics, comparisons, leaderboard, reasons, unprobed, interrupted, reused, probes)
 
 
 def _run_pending(
@@ -301,6 +343,9 @@ def _run_pending(
             progress.advance(None, status)
         jobs = []
         for plan, cell in pending:
+            if cell.task in unprobed and not plan.train:
+                _write_status(run, plan, cell, "failed", f"the reference gradient failed: {unprobed[cell.task]}")
+                continue
             # A key of its own, so that a later run, whose reference may succeed, computes the cell again.
             used = replace(plan, checkpoints=0) if cell.task in unprobed else plan
             jobs.append((used, cell, _key(run, used, cell)))
@@ -338,7 +383,7 @@ def _has_ended(run: Run, cell: Cell) -> bool:
 
 def _forget(run: Run, cell: Cell) -> None:
     """Drop what an earlier attempt left, so that a worker that dies now doesn't leave it standing."""
-    for name in ("cell.json", "metrics.parquet", "error.txt"):
+    for name in ("cell.json", "metrics.parquet", "probes.parquet", "error.txt"):
         (_folder(run, cell) / name).unlink(missing_ok=True)
 
 
@@ -351,8 +396,13 @@ def _rows_of(run: Run, cell: Cell) -> pd.DataFrame:
     return pd.read_parquet(_folder(run, cell) / "metrics.parquet")
 
 
-def _write_tables(out: Path, metrics: pd.DataFrame, comparisons: pd.DataFrame, leaderboard: pd.DataFrame) -> None:
-    tables.write_parquet(metrics, out / "metrics.parquet")
-    tables.write_csv(metrics, out / "metrics.csv")
-    tables.write_csv(comparisons, out / "tests.csv")
-    tables.write_csv(leaderboard, out / "leaderboard.csv")
+def _probes_of(run: Run) -> list[pd.DataFrame]:
+    """The probes of all cells that have any; none is an empty table."""
+    files = [_folder(run, cell) / "probes.parquet" for _, cell in run.cells]
+    return [pd.read_parquet(file) for file in files if file.is_file()] or [pd.DataFrame(columns=tables.PROBES_COLUMNS)]
+
+
+def _write_tables(out: Path, frames: Mapping[str, pd.DataFrame]) -> None:
+    for name, frame in frames.items():
+        tables.write_csv(frame, out / f"{name}.csv")
+    tables.write_parquet(frames["metrics"], out / "metrics.parquet")

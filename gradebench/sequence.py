@@ -7,9 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gradebench.problem import Ledger, Problem, Relax
-
-ENUMERABLE = 4096  # sequences, at most, for `support`
+from gradebench.problem import ENUMERABLE, Ledger, Problem, Relax
+from gradebench.replicas import Replicas
 
 
 class Policy(Protocol):
@@ -20,6 +19,7 @@ class Policy(Protocol):
     def embed(self, tokens: Tensor) -> Tensor: ...
     def __call__(self, embeddings: Tensor, cache: Any = None) -> tuple[Tensor, Tensor, Any]: ...
     def parameters(self) -> Any: ...
+    def named_parameters(self) -> Any: ...
 
 
 class Reward(Protocol):
@@ -60,11 +60,14 @@ class SequenceProblem(Problem):
         self.feature_size = policy.feature_size
         offers = {"soft_reward"} if reward_model.differentiable else set()
         offers |= set() if beta else {"fixed_reward"}
-        offers |= {"support"} if vocabulary**horizon <= ENUMERABLE else set()
+        offers |= {"support", "exact"} if vocabulary**horizon <= ENUMERABLE else set()
+        offers |= {"binary"} if vocabulary == 2 else set()
         self.offers = frozenset(offers)
         self._memo: tuple[Tensor, tuple[int, ...], Tensor, Tensor] | None = None
 
     def select(self, index: Tensor) -> "SequenceProblem":
+        if isinstance(self.policy, Replicas):
+            raise NotImplementedError("a part of the contexts would deal them out to other copies")
         return SequenceProblem(
             self.policy,
             self.reward_model,
@@ -75,6 +78,23 @@ class SequenceProblem(Problem):
             self.beta,
             self.ledger,
         )
+
+    def replicated(self, copies: int) -> "SequenceProblem":
+        if self.contexts % copies:
+            raise ValueError(f"{self.contexts} contexts can't be dealt out evenly to {copies} copies")
+        return SequenceProblem(
+            Replicas(self.policy, copies),
+            self.reward_model,
+            self.prompts,
+            self.horizon,
+            self.categories,
+            self.reference,
+            self.beta,
+        )
+
+    @property
+    def parameter_names(self) -> list[str]:
+        return [name for name, p in self.policy.named_parameters() if p.requires_grad]
 
     @torch.no_grad()
     def sample(self, n: int, rng: torch.Generator) -> Tensor:

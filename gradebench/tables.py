@@ -40,13 +40,25 @@ LEADERBOARD_COLUMNS = [
     "gradient_variance_relative", "gradient_bias_squared", "gradient_cosine", "seconds_per_step",
     "peak_memory_bytes", "p_vs_best_holm",
 ]
+PROBES_COLUMNS = [
+    "run_id", "cell_id", "task", "setting", "estimator", "estimator_params", "estimator_source", "seed", "along",
+    "step", "group", "samples", "draws", "metric", "value", "ci_low", "ci_high", "unit",
+]
 # The objective has no unit, so its gradient has that of 1/theta.
 METRIC_UNITS = {
     "reward": "1", "gold_reward": "1", "kl": "nats/sequence", "entropy": "nats/token", "distinct_2": "1",
     "reference_nll": "nats/token", "gradient_variance": "1/theta^2", "gradient_variance_relative": "1",
     "gradient_bias_squared": "1/theta^2", "gradient_cosine": "1", "gradient_snr": "1",
     "gradient_norm_squared": "1/theta^2", "gradient_reference_dot": "1/theta^2",
-    "gradient_reference_norm_squared": "1/theta^2", "seconds_per_step": "s", "reward_calls": "calls",
+    "gradient_reference_norm_squared": "1/theta^2", "gradient_bias_relative": "1", "gradient_mse": "1/theta^2",
+    "gradient_variance_sampling": "1/theta^2", "gradient_variance_prompts": "1/theta^2",
+    "gradient_variance_by_batch": "1/theta^2", "gradient_variance_slope": "1",
+    "gradient_variance_times_seconds": "s/theta^2", "gradient_variance_times_reward_calls": "calls/theta^2",
+    "gradient_variance_times_tokens_sampled": "tokens/theta^2",
+    "gradient_variance_times_forward_passes": "passes/theta^2",
+    "gradient_variance_times_backward_passes": "passes/theta^2", "cost_seconds": "s", "cost_reward_calls": "calls",
+    "cost_tokens_sampled": "tokens", "cost_forward_passes": "passes", "cost_backward_passes": "passes",
+    "seconds_per_step": "s", "reward_calls": "calls",
     "tokens_sampled": "tokens", "forward_passes": "passes", "backward_passes": "passes",
     "peak_memory_bytes": "bytes",
 }

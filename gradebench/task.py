@@ -23,6 +23,7 @@ class Task(ABC):
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
     default_steps: int = 100
     default_batch: int = 32
+    default_draws: int = 100  # of `gradebench probe`, at each checkpoint
     learning_rate: float = 1e-3  # where no tuned value is recorded
 
     setting: str  # what actually ran, after fallbacks; known after `prepare`

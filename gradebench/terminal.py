@@ -2,6 +2,8 @@
 
 import math
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -71,7 +73,13 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
     """The leaderboard and where the files are, on stdout; what went wrong, on stderr."""
     print_leaderboard(outcome.leaderboard)
     print_underpowered(outcome.comparisons)
-    stdout_console().print(f"tables: {run.out}/leaderboard.csv, tests.csv, metrics.csv, metrics.parquet", markup=False)
+    files = "leaderboard.csv, tests.csv, metrics.csv, metrics.parquet, probes.csv"
+    stdout_console().print(f"tables: {run.out}/{files}", markup=False)
+    _print_notes(run, outcome, progress)
+
+
+def _print_notes(run: Run, outcome: Outcome, progress: Progress) -> None:
+    """What went wrong or was fallen back on, on stderr."""
     if outcome.reused:
         progress.note(f"{outcome.reused} cells were finished by an earlier run and kept")
     for name, reason in outcome.unprobed.items():
@@ -83,6 +91,90 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
     for task in run.tasks.values():
         for notice in task.notices:
             progress.note(notice)
+
+
+def print_probes(run: Run, outcome: Outcome, drawn: Sequence[Path], progress: Progress) -> None:
+    """One table a task and checkpoint: what one estimate is worth, each number with its 95 % interval."""
+    console = stdout_console()
+    overall = outcome.probes[outcome.probes["group"] == ""]
+    for (task, setting, step), rows in overall.groupby(["task", "setting", "step"], sort=False):
+        measured = rows.pivot_table(index="estimator", columns="metric", values=["value", "ci_low", "ci_high"])
+        main = rows[rows["metric"] == "gradient_variance"].drop_duplicates("estimator")
+        if main.empty:
+            continue
+        draws, batch = int(main["draws"].iloc[0]), int(main["samples"].iloc[0])
+        title = f"{task}, step {step}  [{setting}]  {draws} draws of {batch} sequences, along {main['along'].iloc[0]}"
+        table = Table(title=Text(title), title_justify="left")
+        table.add_column("estimator", overflow="fold")
+        for heading, *_ in _PROBED:
+            table.add_column(heading, justify="right")
+        order = measured["value"]["gradient_mse"].sort_values(na_position="last").index
+        for estimator in order:
+            cells = []
+            for _, metric, form, shown in _PROBED:
+                known = metric in measured["value"]
+                ends = [measured[end][metric].to_dict()[estimator] if known else math.nan for end in _ENDS]
+                cells.append(_with_interval(metric, ends, form) if shown else _number(ends[0], form))
+            table.add_row(str(estimator), *cells)
+        console.print(table)
+    files = ", ".join(["probes.csv", "metrics.csv", *(f"plots/{path.name}" for path in drawn)])
+    console.print(f"{_PROBE_KEY}\ntables: {run.out}/{files}", markup=False)
+    skipped = outcome.metrics[outcome.metrics["status"] != "ok"].drop_duplicates("estimator")
+    for row in skipped.to_dict("records"):
+        progress.note(f"{row['estimator']} on {row['task']}: {row['status']}")
+    _print_notes(run, outcome, progress)
+
+
+_ENDS = ("value", "ci_low", "ci_high")
+# heading, metric, format, whether its interval is shown here (probes.csv has all)
+_PROBED = (
+    ("variance", "gradient_variance", ".3g", False),
+    ("relative", "gradient_variance_relative", ".3g", True),
+    ("bias² / |grad J|²", "gradient_bias_relative", ".3g", True),
+    ("cosine", "gradient_cosine", ".3f", True),
+    ("MSE", "gradient_mse", ".3g", False),
+    ("of prompts", "gradient_variance_prompts", ".2g", False),
+    ("slope", "gradient_variance_slope", ".2f", True),
+    ("variance x s", "gradient_variance_times_seconds", ".2g", False),
+)
+_PROBE_KEY = (
+    "variance: of one draw, trace of its covariance; relative: over its squared mean; of prompts: the part that the "
+    "choice of prompts adds;\n~0: a bias that can't be told from zero, and the most that it may be; slope: of ln "
+    "variance against ln batch, -1 for independent samples. 95 % intervals."
+)
+
+
+def _with_interval(metric: str, ends: Sequence[float], form: str) -> str:
+    value, low, high = ends
+    if math.isnan(value) or math.isnan(low):
+        return _number(value, form)
+    if metric == "gradient_bias_relative" and low <= 0:
+        return f"~0 (< {max(high, 0):{form}})"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def print_check(report: Mapping[str, Any]) -> None:
+    """A line a finding, and what to look at for each failure."""
+    console = stdout_console()
+    table = Table(title=Text(f"{report['estimator']}  [{report['source']}]"), title_justify="left")
+    for heading in ("check", "", "what was found"):
+        table.add_column(heading, overflow="fold")
+    for finding in report["findings"]:
+        table.add_row(
+            finding["check"],
+            finding["status"].upper() if finding["status"] == "fail" else finding["status"],
+            finding["detail"],
+        )
+    console.print(table)
+    failures = [finding for finding in report["findings"] if finding["status"] == "fail"]
+    for finding in failures:
+        console.print(f"{finding['check']}: look at {finding['advice']}")
+    verdict = f"{len(failures)} checks failed" if failures else "kept its contract"
+    console.print(
+        f"{report['estimator']}: {verdict}. All statistical checks together raise a false alarm once in "
+        f"{1 / report['false_alarm_rate']:,.0f} runs; a bias of {report['margin']:.0%} of the gradient is seen with "
+        "probability 0.999."
+    )
 
 
 # heading, columns of the leaderboard, format

@@ -9,18 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from gradebench import Problem, SequenceProblem
-from gradebench.transformer import ScratchClassifier, ScratchPolicy
+from gradebench import Problem
+from gradebench.enumerable import random_sequence_problem
 
 torch.set_num_threads(1)  # one test process a core; the tensors are tiny
-
-PROMPT = 2  # tokens
-
-
-class TinyReward(ScratchClassifier):
-    """A bidirectional classifier: its reward is neither a sum over tokens nor quadratic in them."""
-
-    differentiable = True
 
 
 class Categoricals(Problem):
@@ -65,29 +57,13 @@ class Categoricals(Problem):
         return torch.tensor(list(itertools.product(range(self.categories), repeat=self.horizon)))
 
 
-def _scatter(module, scale, rng):
-    """Every weight normal(scale), norms' scales around 1: far from the near-uniform of a fresh model."""
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            p.copy_(torch.randn(p.shape, generator=rng) * scale + ("norm.weight" in name))
-
-
 def build_sequence_problem(vocabulary=3, horizon=3, contexts=4, beta=0.0, seed=0, copies=1):
     """A SequenceProblem in float64 on a small causal transformer; enumerable at the default size.
 
     The reference differs from the policy. `copies` repeats every prompt: the same objective, more samples a call.
     """
-    rng = torch.Generator().manual_seed(seed)
-    length = PROMPT + horizon
-    policy, reference = (ScratchPolicy(vocabulary, 4, 1, 2, length).double() for _ in range(2))
-    reward = TinyReward(vocabulary, 4, 1, 2, length).double()
-    for module, scale in ((policy, 0.6), (reference, 0.6), (reward, 1.0)):
-        _scatter(module, scale, rng)
-    for module in (reference, reward):
-        module.requires_grad_(False)
-    every = torch.cartesian_prod(*[torch.arange(vocabulary)] * PROMPT)
-    prompts = every[torch.randperm(len(every), generator=rng)[:contexts]].repeat(copies, 1)
-    return SequenceProblem(policy, reward, prompts, horizon, vocabulary, reference, beta)
+    problem = random_sequence_problem(vocabulary, horizon, contexts, beta, seed)
+    return problem.select(torch.arange(contexts).repeat(copies))
 
 
 def enumerate_gradient(problem):

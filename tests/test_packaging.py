@@ -54,7 +54,10 @@ def test_every_source_file_is_in_the_wheel_as_it_stands(wheel):
 def test_nothing_else_lands_beside_the_package(wheel):
     tops = {name.partition("/")[0] for name in wheel}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"gradebench"}
-    assert not [name for name in wheel if "test" in name or name.endswith((".pyc", ".ipynb"))]
+    paths = [PurePosixPath(name) for name in wheel]
+    assert not [path for path in paths if {"tests", "test", "__pycache__"} & set(path.parts)]
+    assert not [path for path in paths if path.name.startswith(("test_", "conftest", "tiny"))]
+    assert not [path for path in paths if path.suffix in (".pyc", ".ipynb")]
 
 
 def test_the_wheel_carries_licence_and_commands(wheel, project):

@@ -8,7 +8,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from gradebench.tables import PROBES_COLUMNS
+
 NAN_REVIEW = "a film of many words "
+
+
+@pytest.fixture
+def in_process(in_process, monkeypatch):
+    """As everywhere, with few draws in `run`, which has no option for them."""
+    from gradebench import runner
+
+    monkeypatch.setattr(runner.Plan, "probe_draws", 4, raising=False)
 
 
 @pytest.fixture
@@ -17,8 +27,8 @@ def refused(command, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
-    def call(*arguments):
-        status, out, err = command("run", *arguments)
+    def call(*arguments, name="run"):
+        status, out, err = command(name, *arguments)
         assert status == 2, err
         assert out == ""
         assert "Traceback" not in err
@@ -181,6 +191,161 @@ def test_a_failed_cell_ends_in_status_1_with_its_reason_and_the_tables(command, 
 def test_a_skipped_cell_is_no_failure(command, tiny, tmp_path, in_process):
     estimators = ["-e", "rloo", "-e", tiny("NeedsBinary")]
     assert command("run", "-t", tiny(), *estimators, "--seeds", "0", "--steps", 1, "--out", tmp_path / "r")[0] == 0
+
+
+# --- probe ------------------------------------------------------------------------------------------------------
+
+LANGUAGE = "enumerable-lm:vocabulary=3,horizon=3,layers=1,width=4"  # 27 sequences
+PLACE = ["estimator", "step", "group", "samples", "metric"]
+
+
+@pytest.fixture
+def probe(command, in_process, tiny, tmp_path):
+    """Probe in this process; returns exit status, stdout, stderr and probes.csv."""
+
+    def call(*estimators, task=None, out="probes", draws=8, checkpoints=2, options=()):
+        numbers = ["--draws", draws, "--checkpoints", checkpoints, "--steps", 2, "--out", tmp_path / out]
+        named = [part for name in estimators for part in ("-e", name)]
+        status, said, err = command("probe", "-t", task or tiny(), *named, *numbers, *options)
+        path = tmp_path / out / "probes.csv"
+        return status, said, err, pd.read_csv(path, keep_default_na=False, na_values=[""]).fillna({"group": ""})
+
+    return call
+
+
+def timeless(rows):
+    """Without what a clock says."""
+    return rows[~rows["metric"].str.contains("seconds")].drop(columns=["run_id"]).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("task", [None, LANGUAGE], ids=["tiny", "enumerable"])
+def test_probing_writes_one_row_a_metric_with_ends_around_its_value(probe, task, tmp_path):
+    status, _, _, rows = probe("rloo", "grade", task=task, draws=12)
+    assert status == 0
+    written = {path.name for path in (tmp_path / "probes").iterdir()}
+    assert written == {"config.json", "environment.json", "metrics.parquet", "metrics.csv", "probes.csv", "cells"}
+    assert list(rows) == PROBES_COLUMNS
+    assert not rows.duplicated(PLACE).any() and set(rows["run_id"]) == {"probes"}
+    assert set(rows["estimator"]) == {"rloo", "grade"} and set(rows["step"]) == {0, 2}
+    assert set(rows["along"]) == {"reference"} and set(rows["seed"]) == {0} and (rows["unit"] != "").all()
+    measured = rows.dropna(subset=["ci_low", "ci_high"])
+    assert ((measured["ci_low"] <= measured["value"]) & (measured["value"] <= measured["ci_high"])).all()
+    assert (measured["ci_low"] < measured["ci_high"])[measured["metric"] == "gradient_variance"].all()
+    metrics = pd.read_csv(tmp_path / "probes" / "metrics.csv")
+    assert set(metrics["phase"]) == {"probe"} and set(metrics["status"]) == {"ok"}
+
+
+def test_probing_measures_the_whole_its_groups_its_batches_and_its_costs(probe):
+    rows = probe("rloo", draws=12)[3]
+    found = {key: part.set_index("metric")["value"] for key, part in rows.groupby(["step", "group"])}
+    groups = {"token", "position", "blocks.0", "norm"}
+    assert set(found) == {(step, group) for step in (0, 2) for group in {"", *groups}}
+    for step in (0, 2):
+        for metric in ("gradient_variance", "gradient_variance_sampling", "gradient_bias_squared"):
+            parts = sum(found[step, group][metric] for group in groups)
+            assert parts == pytest.approx(found[step, ""][metric], rel=1e-9, abs=1e-12)
+        whole = found[step, ""]
+        assert whole["cost_reward_calls"] == 8 and whole["cost_tokens_sampled"] == 24
+        assert whole["gradient_variance_times_tokens_sampled"] == pytest.approx(24 * whole["gradient_variance"])
+    batches = rows[rows["metric"] == "gradient_variance_by_batch"]
+    assert batches["samples"].tolist() == [4, 8, 16] and set(batches["step"]) == {0}  # 2 is no multiple of 4 samples
+    assert (rows["metric"] == "gradient_variance_slope").sum() == 1
+
+
+def test_along_an_estimators_own_training_the_start_is_shared_and_the_rest_is_not(probe):
+    """For an estimator without a state, which would be warmed up on the shared trajectory alone."""
+    shared, own = (timeless(probe("rloo", options=["--along", along], out=along)[3]) for along in ("reference", "own"))
+    assert set(own["along"]) == {"own"}
+    one, other = (rows.drop(columns=["along", "cell_id"]) for rows in (shared, own))
+    pd.testing.assert_frame_equal(one[one["step"] == 0], other[other["step"] == 0])
+    at_the_end = [rows[(rows["step"] == 2) & (rows["metric"] == "gradient_variance")] for rows in (one, other)]
+    assert at_the_end[0]["value"].tolist() != at_the_end[1]["value"].tolist()
+
+
+def test_the_same_probe_gives_the_same_file_elsewhere(probe):
+    estimators, few = ("rloo", "rebar", "ppo"), {"draws": 4, "checkpoints": 1}
+    one, other = (timeless(probe(*estimators, **few, out=out)[3]) for out in ("one", "two"))
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    another = timeless(probe("rloo", **few, options=["--seed", 1], out="three")[3])
+    assert not another["value"].equals(one[one["estimator"] == "rloo"]["value"].reset_index(drop=True))
+
+
+def test_a_probe_goes_on_with_what_is_finished(probe):
+    first = probe("rloo")[3]
+    status, _, err, more = probe("rloo", "grade")
+    assert status == 0 and "2 cells were finished by an earlier run and kept" in err  # one a checkpoint
+    pd.testing.assert_frame_equal(more[more["estimator"] == "rloo"].reset_index(drop=True), first, check_exact=True)
+    assert "kept" not in probe("rloo", draws=10)[2]
+    assert "kept" not in probe("rloo", draws=10, options=["--fresh"])[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--draws", "2"], "--draws 2: at least 4"),
+        (["--checkpoints", "0"], "--checkpoints 0: at least 1"),
+        (["-e", "reinforse"], "did you mean reinforce"),
+        (["-e", "rloo", "--batch", "6"], "rloo takes 4 samples a prompt, which does not divide --batch 6"),
+        (["-t", "enumerable-lm:vocabulary=9"], "9^4 = 6,561 sequences are more than 4,096"),
+    ],
+)
+def test_a_probe_that_cannot_be_made_is_one_line(refused, tiny, arguments, said):
+    task = [] if "-t" in arguments else ["-t", tiny()]
+    estimator = [] if "-e" in arguments else ["-e", "reinforce"]
+    assert said in refused(*arguments, *task, *estimator, name="probe")
+
+
+@pytest.mark.parametrize("arguments", [["--along", "neither"], ["--seed", "-1"], ["--draws", "many"]])
+def test_a_probe_with_an_option_of_the_wrong_kind_is_a_usage_error(command, arguments):
+    status, out, err = command("probe", *arguments)
+    assert (status, out) == (2, "") and "Traceback" not in err and arguments[0] in err
+
+
+def test_an_odd_number_of_draws_is_made_even(probe):
+    assert set(probe("rloo", draws=7)[3].query("metric == 'gradient_variance'")["draws"]) == {8}
+
+
+def test_an_estimator_that_raises_is_a_failed_row_and_the_others_are_measured(probe, tiny, tmp_path):
+    status, out, err, rows = probe("rloo", tiny("Raises"))
+    assert status == 1 and "Traceback" not in err
+    assert "failed: ArithmeticError: the third law of the estimator" in err
+    assert set(rows["estimator"]) == {"rloo"} and "rloo" in out
+    metrics = pd.read_csv(tmp_path / "probes" / "metrics.csv")
+    found = metrics.groupby("estimator")["status"].unique().apply(list).to_dict()
+    assert found == {"rloo": ["ok"], "tiny.py:Raises": ["failed"]}
+
+
+def test_an_estimator_that_the_task_cannot_serve_is_skipped_without_an_error(probe, tiny):
+    status, _, err, rows = probe("rloo", tiny("NeedsBinary"))
+    assert status == 0 and set(rows["estimator"]) == {"rloo"}
+    assert "tiny.py:NeedsBinary on tiny.py:TinyTask: skipped" in err
+
+
+def test_biases_are_found_where_they_are(probe):
+    """By 95 % intervals that are conservative near zero: of the four unbiased estimators, one is off at 1 % or less."""
+    rows = probe("exact", "reinforce", "rloo", "rebar", "grade", "grade-ste", task=LANGUAGE, draws=120, checkpoints=1)[
+        3
+    ]
+    bias = rows[(rows["metric"] == "gradient_bias_relative") & (rows["group"] == "")].set_index("estimator")
+    assert set(bias.index[bias["ci_low"] > 0]) == {"grade", "grade-ste"}
+    assert (bias["ci_high"][["exact", "reinforce", "rloo", "rebar"]] > 0).all()
+    sampling = rows[(rows["metric"] == "gradient_variance_sampling") & (rows["group"] == "")].set_index("estimator")
+    assert sampling["value"]["exact"] == 0 and (sampling["value"].drop("exact") > 0).all()
+
+
+def test_the_exact_gradient_trains_and_is_probed_like_any_estimator(command, in_process, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["-t", LANGUAGE, "-e", "exact", "-e", "rloo", "--steps", 3, "--seeds", "0-1", "--out", out]
+    assert command("run", *arguments)[0] == 0
+    board = pd.read_csv(out / "leaderboard.csv").set_index("estimator")
+    assert board["status"].to_dict() == {"exact": "ok", "rloo": "ok"}
+    rewards = pd.read_csv(out / "metrics.csv").query("estimator == 'exact' and metric == 'reward' and split == 'train'")
+    assert (rewards.groupby("seed")["value"].last() > rewards.groupby("seed")["value"].first()).all()
+    probes = pd.read_csv(out / "probes.csv")
+    assert list(probes) == PROBES_COLUMNS and set(probes["step"]) == {0, 2, 3}
+    assert set(probes["seed"]) == {0, 1} and probes["group"].isna().all()  # parts are for `probe`
+    variance = probes[probes["metric"] == "gradient_variance"].groupby("estimator")["value"].mean()
+    assert variance["exact"] < variance["rloo"]
 
 
 # --- processes of their own -------------------------------------------------------------------------------------

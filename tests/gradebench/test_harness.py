@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from gradebench import Estimate, harness, records, registry
+from gradebench import Estimate, harness, records, registry, tables
 from gradebench.harness import Cell, Plan, Trainer
 from gradebench.problem import Ledger
 from gradebench.sampling import generator
@@ -138,13 +138,53 @@ def test_every_estimator_samples_the_same_number_of_sequences(plan, cell_of):
 def test_probes_measure_at_every_checkpoint(plan, cell_of):
     plan = replace(plan, probe_draws=200)
     write_references(plan, cell_of())
-    status, reason, rows = ended(plan, cell_of("rloo"))
+    cell = cell_of("rloo")
+    status, reason, rows = ended(plan, cell)
     assert (status, reason) == ("ok", "")
     probes = rows[rows["phase"] == "probe"].pivot(index="step", columns="metric", values="value")
     assert probes.index.tolist() == [0, 2, 3]
     assert probes.notna().all(axis=None)
     assert (probes["gradient_variance"] > 0).all() and (probes["gradient_cosine"] > 0.5).all()
     assert probes["gradient_snr"].mul(probes["gradient_variance_relative"]).tolist() == pytest.approx([1, 1, 1])
+    kept = pd.read_parquet(f"{plan.out}/cells/{cell.id}/probes.parquet")
+    assert list(kept) == tables.PROBES_COLUMNS and set(kept["draws"]) == {200} and set(kept["group"]) == {""}
+    assert kept.pivot(index="step", columns="metric", values="value").equals(probes)  # the same numbers in both files
+    assert ((kept["ci_low"] <= kept["value"]) & (kept["value"] <= kept["ci_high"])).all()
+
+
+def test_a_cell_of_one_checkpoint_probes_there_alone_and_trains_nothing(plan, cell_of):
+    plan = replace(plan, train=False, details=True)
+    write_references(plan, cell_of())
+    rows = ended(plan, replace(cell_of("rloo"), checkpoint=1))[2]
+    assert set(rows["phase"]) == {"probe"} and set(rows["step"]) == {2}
+    whole = ended(plan, cell_of("rloo"))[2]
+    assert set(whole["step"]) == {0, 2, 3}
+    left, right = (numbers(frame[frame["step"] == 2])["value"].tolist() for frame in (rows, whole))
+    assert left == right
+
+
+def test_cells_of_different_checkpoints_have_folders_of_their_own(cell_of):
+    ids = {replace(cell_of(), checkpoint=number).id for number in (None, 0, 1)}
+    assert len(ids) == 3
+
+
+def test_an_estimators_own_trajectory_is_its_training(plan, cell_of, monkeypatch):
+    """Checkpoint `number` holds the parameters, and the state, that training had after as many steps."""
+    cell, seen = cell_of("Remembers"), []
+    step = Trainer.step
+
+    def watched(self, *arguments, **keywords):
+        seen.append([p.detach().clone() for p in self.task.params])
+        return step(self, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", watched)
+        trained(plan, cell)
+    task = harness.loaded_task(plan, cell)
+    for number, steps in enumerate(harness.checkpoint_steps(plan)[:2]):
+        estimator, reference = harness._own_checkpoint(task, plan, cell, number)
+        assert all(torch.equal(p, q) for p, q in zip(task.params, seen[steps], strict=True))
+        assert estimator.state_dict().keys() == {"calls"} and reference.exact
 
 
 def test_a_run_of_one_step_has_two_checkpoints(plan, cell_of):
@@ -155,14 +195,48 @@ def test_a_run_of_one_step_has_two_checkpoints(plan, cell_of):
     assert set(rows[rows["phase"] == "probe"]["step"]) == {0, 1}
 
 
-def test_the_reference_is_the_exact_gradient_within_its_stated_error(plan, cell_of, task, exact_gradient):
-    plan = replace(plan, reference_draws=64, checkpoints=1)
+def stored_reference(plan, cell, task, number=0):
+    """The reference of a checkpoint as a cell reads it, its parameters in the task."""
+    stored = harness.load_file(harness.checkpoint_file(plan, cell, number))
+    harness.set_parameters(task, stored)
+    return harness.Reference.of_tensors(stored, harness._sizes(task))
+
+
+def test_the_reference_is_the_exact_gradient_where_the_task_knows_it(plan, cell_of, task, exact_gradient):
     write_references(plan, cell_of())
-    stored = harness.load_file(harness.checkpoint_file(plan, cell_of(), 0))
-    harness.loaded_task(plan, cell_of())
-    distance = (stored["reference_mean"] - exact_gradient(task.problem("train", torch.arange(32)))).square().sum()
+    for number in range(3):
+        reference = stored_reference(plan, cell_of(), task, number)
+        truth = exact_gradient(task.problem("train", torch.arange(32))).double()
+        assert reference.exact and truth.norm() > 0
+        torch.testing.assert_close(reference.moments.mean, truth, rtol=1e-4, atol=1e-6)
+
+
+def without_exact(monkeypatch, task):
+    """The task as one that is too large to be enumerated."""
+    problem = type(task).problem
+
+    def other(self, *arguments):
+        answer = problem(self, *arguments)
+        answer.offers = answer.offers - {"exact", "support"}
+        return answer
+
+    monkeypatch.setattr(type(task), "problem", other)
+
+
+def test_a_long_run_is_the_reference_elsewhere_within_its_stated_error(
+    plan, cell_of, task, exact_gradient, monkeypatch
+):
+    plan = replace(plan, reference_draws=64, checkpoints=1)
+    truth = exact_gradient(task.problem("train", torch.arange(32)))
+    without_exact(monkeypatch, task)
+    write_references(plan, cell_of())
+    reference = stored_reference(plan, cell_of(), task)
+    moments = reference.moments
+    assert not reference.exact and moments.count == 64
+    assert moments.sums.sum(0).abs().max() < 1e-9  # measured from their mean
     # E distance = stated error; its spread over few effective dimensions is about as large as itself.
-    assert 0.1 < float(distance / stored["reference_squared_error"]) < 4
+    distance = float((moments.mean - truth).square().sum())
+    assert 0.1 < distance / (float(moments.squares.sum()) / 63 / 64) < 4
 
 
 @pytest.mark.parametrize(("estimator", "warm_up"), [("Remembers", 2), ("Plain", 0)])
@@ -171,6 +245,7 @@ def test_probing_freezes_the_estimator_and_forgets_the_trained_parameters(
 ):
     """After a warm-up of what has a state to warm up."""
     plan = replace(plan, checkpoints=1, warm_up=2)
+    monkeypatch.setattr("gradebench.probes.draws_are_separate", lambda estimator, source: False)  # one by one
     cell = cell_of(estimator)
     write_references(plan, cell)
     plain = registry.resolve("estimators", tiny("Plain")).factory

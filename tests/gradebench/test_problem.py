@@ -86,6 +86,23 @@ def test_a_ledger_that_was_handed_in_is_the_one_that_counts(categoricals):
     assert ledger.backward_passes == 1
 
 
+# --- exact, names, copies
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 8192])
+def test_the_exact_gradient_sums_over_all_outcomes_whatever_fits_in_a_pass(
+    problem, exact_gradient, monkeypatch, at_once
+):
+    monkeypatch.setattr("gradebench.problem.ENUMERATED_AT_ONCE", at_once)
+    torch.testing.assert_close(problem.exact_gradient()[0].flatten(), exact_gradient(problem))
+
+
+def test_what_a_subclass_does_not_know_is_not_offered_and_says_so(problem):
+    assert problem.parameter_names == ["0"]
+    with pytest.raises(NotImplementedError, match="Categoricals can't be replicated"):
+        problem.replicated(2)
+
+
 # --- log_prob and score
 
 
@@ -139,6 +156,7 @@ USES = {
     "soft_reward": ("soft_reward", lambda p: p.soft_reward(p.weight.softmax(-1)[None])),
     "rollout": ("soft_reward", lambda p: p.rollout(lambda logits: logits.softmax(-1), 1)),
     "support": ("support", lambda p: p.support()),
+    "exact_gradient": ("exact", lambda p: p.exact_gradient()[0]),
 }
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from gradebench import records
 from gradebench.errors import InputError
-from gradebench.tables import METRICS_COLUMNS
+from gradebench.probes import Interval
+from gradebench.tables import METRICS_COLUMNS, PROBES_COLUMNS
 
 
 @pytest.fixture
@@ -24,6 +25,30 @@ def test_a_row_has_the_fixed_columns_and_the_unit_of_its_metric(record):
         ["test", 5, "kl", 2.0, "nats/sequence", "ok", 3],
         ["test", 5, "my_own_metric", 1.5, "", "ok", 3],
     ]
+
+
+PLACE = {"along": "own", "step": 7, "draws": 40, "samples": 16, "group": "blocks.0"}
+
+
+def test_a_probe_has_the_fixed_columns_its_place_and_its_interval(record):
+    record.add_probe(PLACE, {"gradient_variance": Interval(2.0, 1.5, 3.0), "my_own": Interval(1.0, math.nan, math.nan)})
+    frame = record.probe_frame()
+    assert list(frame) == PROBES_COLUMNS
+    assert frame[list(PLACE)].to_numpy().tolist() == [list(PLACE.values())] * 2
+    assert frame[["metric", "value", "ci_low", "ci_high", "unit"]].iloc[0].tolist() == [
+        *("gradient_variance", 2.0, 1.5, 3.0, "1/theta^2")
+    ]
+    assert frame["unit"][1] == "" and math.isnan(frame["ci_low"][1])
+    assert record.rows == []  # the tidy table has rows of its own
+
+
+def test_a_cell_without_probes_has_an_empty_table_and_no_file(record, tmp_path):
+    assert list(record.probe_frame()) == PROBES_COLUMNS and record.probe_frame().empty
+    records.write_cell(tmp_path, "key", record.frame("ok"), "ok", "", record.probe_frame())
+    assert not (tmp_path / "probes.parquet").exists()
+    record.add_probe(PLACE, {"gradient_variance": Interval(2.0, 1.5, 3.0)})
+    records.write_cell(tmp_path, "key", record.frame("ok"), "ok", "", record.probe_frame())
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "probes.parquet"), record.probe_frame())
 
 
 def test_a_cell_that_measured_nothing_keeps_a_row(record):

@@ -26,7 +26,7 @@ def run(tiny, tmp_path, in_process):
     """Prepare and execute a run of the tiny task."""
 
     def call(*estimators, out="run", progress=None, **keywords):
-        keywords = {"seeds": "0-1", "steps": 2} | keywords
+        keywords = {"seeds": "0-1", "steps": 2, "draws": 4, "checkpoints": 2} | keywords
         request = runner.Request(estimators or ["reinforce"], [tiny()], out=str(tmp_path / out), **keywords)
         progress = progress or runner.Progress()
         return runner.execute(request, runner.prepare(request, progress), progress)
@@ -57,10 +57,14 @@ def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(run, tmp_path):
     out = tmp_path / "run"
     written = {path.name for path in out.iterdir()}
     files = {"config.json", "environment.json", "metrics.parquet", "metrics.csv", "tests.csv", "leaderboard.csv"}
-    assert written == files | {"cells"}
+    assert written == files | {"probes.csv", "cells"}
     metrics = pd.read_csv(out / "metrics.csv")
     assert list(metrics) == METRICS_COLUMNS == list(pd.read_parquet(out / "metrics.parquet"))
     assert list(pd.read_csv(out / "tests.csv")) == tables.TESTS_COLUMNS
+    probes = pd.read_csv(out / "probes.csv")
+    assert list(probes) == tables.PROBES_COLUMNS and set(probes["run_id"]) == {"run"}
+    assert set(probes["step"]) == {0, 2} and set(probes["draws"]) == {4} and set(probes["along"]) == {"reference"}
+    assert len(probes) == 2 * 2 * 2 * probes["metric"].nunique() == len(outcome.probes)
     board = pd.read_csv(out / "leaderboard.csv")
     assert list(board) == tables.LEADERBOARD_COLUMNS
     assert set(board["estimator"]) == {"reinforce", "rloo"} and set(board["status"]) == {"ok"}
@@ -183,6 +187,7 @@ def test_cells_train_without_probes_where_the_reference_fails_and_are_computed_a
     assert outcome.unprobed == {"tiny.py:TinyTask": "too steep"} and not outcome.complete
     assert set(statuses(outcome).values()) == {"ok"}
     assert set(outcome.metrics["phase"]) == {"train", "evaluation"}
+    assert list(outcome.probes) == tables.PROBES_COLUMNS and outcome.probes.empty
     later = run()
     assert later.reused == 0 and later.complete
     assert "probe" in set(later.metrics["phase"])

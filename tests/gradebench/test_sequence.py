@@ -199,6 +199,67 @@ def test_the_enumerated_gradient_equals_finite_differences_of_the_objective(tiny
     assert along == pytest.approx(slope, rel=1e-7)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("at_once", [1, 40, 8192])
+def test_the_exact_gradient_is_the_enumerated_one_in_parts_of_any_size(
+    tiny_problem, exact_gradient, monkeypatch, beta, at_once
+):
+    monkeypatch.setattr("gradebench.problem.ENUMERATED_AT_ONCE", at_once)
+    problem = tiny_problem(beta=beta)
+    found = problem.exact_gradient()
+    assert [g.shape for g in found] == [p.shape for p in problem.params]
+    torch.testing.assert_close(torch.cat([g.flatten() for g in found]), exact_gradient(problem))
+
+
+def test_parameter_names_are_those_of_the_policys_trained_parameters(tiny_problem):
+    problem = tiny_problem()
+    named = dict(problem.policy.named_parameters())
+    assert [named[name] is p for name, p in zip(problem.parameter_names, problem.params, strict=True)] == [True] * len(
+        problem.params
+    )
+    frozen = next(problem.policy.parameters()).requires_grad_(False)
+    rest = problem.select(torch.arange(2))
+    assert len(rest.parameter_names) == len(rest.params) == len(named) - 1 and not any(frozen is p for p in rest.params)
+
+
+# --- replicas
+
+
+def test_copies_share_the_contexts_out_and_give_one_gradient_each(problem, exact_gradient):
+    """Context i belongs to copy i % copies, and a copy's gradient is that of its own mean over `copies`."""
+    copies = problem.replicated(2)
+    assert [p.shape for p in copies.params] == [(2, *p.shape) for p in problem.params]
+    assert copies.parameter_names == problem.parameter_names and copies.offers == problem.offers
+    found = torch.cat([g.reshape(2, -1) for g in copies.exact_gradient()], 1)
+    for copy in range(2):
+        alone = exact_gradient(problem.select(torch.tensor([copy, copy + 2])))
+        torch.testing.assert_close(2 * found[copy], alone)
+
+
+def test_copies_answer_as_the_problem_itself(problem):
+    copies, z = problem.replicated(2), everything(problem)
+    torch.testing.assert_close(copies.log_prob(z), problem.log_prob(z))
+    torch.testing.assert_close(copies.reward(z), problem.reward(z))
+    torch.testing.assert_close(copies.features(z), problem.features(z))
+    drawn, plain = (one.sample(20, generator("cpu", 0)) for one in (copies, problem))
+    assert torch.equal(drawn, plain)
+
+
+def test_copies_leave_the_problem_and_its_ledger_alone(problem):
+    before = [p.detach().clone() for p in problem.params]
+    copies = problem.replicated(4)
+    copies.grad(copies.log_prob(copies.sample(2, generator("cpu", 0))).mean())
+    assert problem.ledger == Ledger()
+    assert all(torch.equal(p, b) and p.grad is None for p, b in zip(problem.params, before, strict=True))
+
+
+def test_copies_need_contexts_that_can_be_shared_out_and_stay_whole(problem):
+    with pytest.raises(ValueError, match="4 contexts can't be dealt out evenly to 3 copies"):
+        problem.replicated(3)
+    with pytest.raises(NotImplementedError):
+        problem.replicated(2).select(torch.tensor([0]))
+
+
 def test_a_penalty_without_a_reference_is_refused(problem):
     problem.reference = None
     with pytest.raises(ValueError, match="reference"):
@@ -206,8 +267,10 @@ def test_a_penalty_without_a_reference_is_refused(problem):
 
 
 def test_offers_say_what_can_be_done(tiny_problem):
-    assert tiny_problem().offers == {"soft_reward", "support", "fixed_reward"}
-    assert tiny_problem(beta=0.1).offers == {"soft_reward", "support"}
+    assert tiny_problem().offers == {"soft_reward", "support", "exact", "fixed_reward"}
+    assert tiny_problem(beta=0.1).offers == {"soft_reward", "support", "exact"}
+    assert tiny_problem(vocabulary=2).offers == tiny_problem().offers | {"binary"}
+    assert tiny_problem(vocabulary=5, horizon=6).offers == {"soft_reward", "fixed_reward"}
     black_box = tiny_problem()
     black_box.reward_model.differentiable = False
     assert "soft_reward" not in black_box.select(torch.tensor([0])).offers

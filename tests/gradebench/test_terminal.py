@@ -26,8 +26,38 @@ def ranked(**changes):
 
 def outcome(leaderboard, reasons=(), **changes):
     facts = {"reasons": dict(reasons), "unprobed": {}, "interrupted": False, "reused": 0} | changes
+    facts = {"metrics": pd.DataFrame({"status": ["ok"]}), "probes": probed()} | facts
     comparisons = pd.DataFrame(columns=tables.TESTS_COLUMNS)
-    return Outcome(pd.DataFrame({"status": ["ok"]}), comparisons, leaderboard, **facts)
+    return Outcome(comparisons=comparisons, leaderboard=leaderboard, **facts)
+
+
+def probed(*rows):
+    """probes.csv of rows (estimator, metric, value, low, high), and changes of the other columns."""
+    facts = {
+        "task": "imdb",
+        "setting": "corpus=a[b]",
+        "along": "own",
+        "step": 0,
+        "draws": 40,
+        "samples": 16,
+        "group": "",
+    }
+    names = ("estimator", "metric", "value", "ci_low", "ci_high")
+    found = [facts | dict(zip(names, row[:5], strict=True)) | dict(*row[5:]) for row in rows]
+    return pd.DataFrame(found, columns=tables.PROBES_COLUMNS)
+
+
+def estimates(estimator, **changes):
+    """The rows of one estimator at one checkpoint."""
+    values = {
+        "gradient_variance": (12.5, 11.0, 14.0),
+        "gradient_variance_relative": (3.25, 2.5, 4.0),
+        "gradient_bias_relative": (0.25, 0.125, 0.375),
+        "gradient_cosine": (0.875, 0.75, 0.9),
+        "gradient_mse": (13.5, 12.0, 15.0),
+        "gradient_variance_prompts": (1.5, 1.0, 2.0),
+    }
+    return [(estimator, name, *ends) for name, ends in (values | changes).items()]
 
 
 @pytest.fixture
@@ -111,3 +141,73 @@ def test_kept_cells_and_missing_probes_are_told(empty_run, capsys):
     assert "7 cells were finished by an earlier run and kept" in err
     assert "imdb: no gradient probes, because the reference gradient failed: too steep" in err
     assert "tables: results/x/leaderboard.csv" in out
+
+
+# --- probes -----------------------------------------------------------------------------------------------------
+
+
+def shown(empty_run, capsys, *rows, drawn=(), **changes):
+    """The lines on stdout of a run of probes, and stderr."""
+    metrics = pd.DataFrame({"status": ["ok"], "estimator": ["rloo"], "task": ["imdb"]})
+    ended = outcome(board(), **{"probes": probed(*rows), "metrics": metrics} | changes)
+    terminal.print_probes(empty_run, ended, drawn, terminal.TerminalProgress())
+    out, err = capsys.readouterr()
+    return out.splitlines(), err
+
+
+def columns_of(lines, estimator):
+    headings = [cell.strip() for cell in next(line for line in lines if "estimator" in line).strip("┃").split("┃")]
+    values = [cell.strip() for cell in next(line for line in lines if f" {estimator} " in line).strip("│").split("│")]
+    return dict(zip(headings, values, strict=True))
+
+
+def test_every_probed_number_stands_under_its_heading_with_its_interval(empty_run, capsys):
+    rows = estimates("rloo", gradient_variance_slope=(-0.98, -1.1, -0.86))
+    rows += [("rloo", "gradient_variance", 99.0, 98.0, 100.0, {"group": "blocks.0"})]  # of a part: not shown
+    lines, _ = shown(empty_run, capsys, *rows)
+    under = columns_of(lines, "rloo")
+    assert (under["variance"], under["MSE"], under["of prompts"]) == ("12.5", "13.5", "1.5")
+    assert under["relative"] == "3.25 [2.5, 4]" and under["cosine"] == "0.875 [0.750, 0.900]"
+    assert under["bias² / |grad J|²"] == "0.25 [0.125, 0.375]" and under["slope"] == "-0.98 [-1.10, -0.86]"
+    assert lines[0].strip() == "imdb, step 0  [corpus=a[b]]  40 draws of 16 sequences, along own"
+
+
+def test_a_bias_that_may_be_zero_is_shown_by_its_upper_end(empty_run, capsys):
+    biases = {"a": (0.001, -0.002, 0.004), "b": (-0.003, -0.005, -0.001), "c": (0.5, np.nan, np.nan)}
+    rows = [row for name, ends in biases.items() for row in estimates(name, gradient_bias_relative=ends)]
+    lines, _ = shown(empty_run, capsys, *rows)
+    found = [columns_of(lines, name)["bias² / |grad J|²"] for name in biases]
+    assert found == ["~0 (< 0.004)", "~0 (< 0)", "0.5"]
+
+
+def test_estimators_are_ordered_by_their_error_and_missing_numbers_are_dashes(empty_run, capsys):
+    rows = [
+        *estimates("worst", gradient_mse=(90.0, 80.0, 99.0)),
+        *estimates("unknown", gradient_mse=(np.nan, np.nan, np.nan), gradient_cosine=(np.nan, np.nan, np.nan)),
+        *estimates("best", gradient_mse=(1.0, 0.5, 2.0)),
+    ]
+    lines, _ = shown(empty_run, capsys, *rows)
+    order = [name for line in lines for name in ("worst", "unknown", "best") if f" {name} " in line]
+    assert order == ["best", "worst", "unknown"]
+    unknown = columns_of(lines, "unknown")
+    assert (unknown["MSE"], unknown["cosine"], unknown["slope"]) == ("-", "-", "-")
+    assert not any("nan" in line for line in lines)
+
+
+def test_each_checkpoint_has_a_table_of_its_own(empty_run, capsys):
+    later = [(*row, {"step": 200}) for row in estimates("rloo")]
+    lines, _ = shown(empty_run, capsys, *estimates("rloo"), *later)
+    assert [line.split("  ")[0].strip() for line in lines if "draws of" in line] == ["imdb, step 0", "imdb, step 200"]
+
+
+def test_what_was_not_probed_is_told_and_the_files_are_named(empty_run, capsys):
+    metrics = pd.DataFrame({"status": ["ok", "skipped"], "estimator": ["rloo", "st"], "task": ["imdb"] * 2})
+    drawn = [Path("results/x/plots/variance.svg")]
+    lines, err = shown(empty_run, capsys, *estimates("rloo"), metrics=metrics, drawn=drawn)
+    assert err == "st on imdb: skipped\n"
+    assert lines[-1] == "tables: results/x/probes.csv, metrics.csv, plots/variance.svg"
+
+
+def test_a_run_without_any_probe_prints_no_table(empty_run, capsys):
+    lines, _ = shown(empty_run, capsys, unprobed={"imdb": "too steep"})
+    assert lines[-1].startswith("tables: ") and not any("estimator" in line for line in lines)

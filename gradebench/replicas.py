@@ -1,0 +1,72 @@
+"""Many copies of a model side by side, each with parameters of its own: one pass gives one gradient a copy."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Replicas:
+    """`copies` of a module; row i of whatever it reads or returns belongs to copy i % copies.
+
+    The parameters are those of the module, expanded along a new first axis (copies, ...): nothing is stored but
+    their gradients, and nothing can be written into them. Calls of the module and of its `embed` are batched over the copies by torch.func.vmap.
+
+    Raises        NotImplementedError for modules whose state changes with a call (dropout, batch statistics).
+    """
+
+    def __init__(self, module: Any, copies: int):
+        if not isinstance(module, nn.Module):
+            raise NotImplementedError(f"{type(module).__name__} is no torch module, so it can't be replicated")
+        if any(isinstance(part, nn.Dropout | nn.modules.batchnorm._BatchNorm) for part in module.modules()):
+            raise NotImplementedError(f"{type(module).__name__} has dropout or batch statistics")
+        self.module, self.copies = module, copies
+        self.methods = _Methods(module)
+        self.feature_size: int = getattr(module, "feature_size", 0)
+        self.trained = {
+            name: p.detach().expand(copies, *p.shape).requires_grad_()
+            for name, p in module.named_parameters()
+            if p.requires_grad
+        }
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        return iter(self.trained.items())
+
+    def parameters(self) -> Iterator[Tensor]:
+        return iter(self.trained.values())
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self._call("embed", tokens)
+
+    def __call__(self, embeddings: Tensor, cache: Any = None) -> Any:
+        return self._call("forward", embeddings, cache) if cache is not None else self._call("forward", embeddings)
+
+    def _call(self, method: str, *inputs: Any) -> Any:
+        """Tensors (N, ...) go in as (N / copies, copies, ...), and come out so."""
+        dealt = _mapped(lambda rows: rows.unflatten(0, (-1, self.copies)), inputs)
+
+        def one(trained: dict[str, Tensor], *arguments: Any) -> Any:
+            parameters = {f"module.{name}": p for name, p in trained.items()}
+            return torch.func.functional_call(self.methods, parameters, (method, *arguments))
+
+        outputs = torch.func.vmap(one, in_dims=(0, *[1] * len(dealt)), out_dims=1)(self.trained, *dealt)
+        return _mapped(lambda rows: rows.flatten(0, 1), outputs)
+
+
+class _Methods(nn.Module):
+    """Any method of a module as a forward pass, which is what `functional_call` can call."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, method: str, *inputs: Any) -> Any:
+        return getattr(self.module, method)(*inputs)
+
+
+def _mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The tuples and lists of a tree as they are, with function(tensor) for every tensor."""
+    if isinstance(tree, tuple | list):
+        return type(tree)(_mapped(function, branch) for branch in tree)
+    return function(tree)

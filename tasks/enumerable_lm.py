@@ -1,0 +1,83 @@
+"""A language model so small that all of its sequences can be listed: every gradient is known exactly."""
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from gradebench import InputError, Ledger, Range, SequenceProblem, Task
+from gradebench.enumerable import random_sequence_problem
+from gradebench.problem import ENUMERABLE
+from gradebench.task import Log
+
+PROMPT = 4  # tokens
+CONTEXTS = 128  # in all splits, at most
+
+
+class EnumerableLm(Task):
+    """Align a tiny causal transformer with a random, non-additive reward, all V^T continuations known.
+
+    Policy, reference and reward are random transformers (weights of order one) in float64. Evaluations are exact
+    expectations over all sequences, so they have no sampling noise.
+    """
+
+    default_steps = 200
+    default_batch = 16
+    default_draws = 500
+    learning_rate = 0.01
+
+    def __init__(
+        self,
+        vocabulary: Annotated[int, Range(2, 64), "V"] = 4,
+        horizon: Annotated[int, Range(1, 12), "T, new tokens"] = 4,
+        layers: Annotated[int, Range(1, 8), "of the policy"] = 2,
+        width: Annotated[int, Range(2, 64), "of the policy; even"] = 8,
+        kl: Annotated[float, Range(0), "beta of the KL penalty, in reward per nat"] = 0.05,
+        instance: Annotated[int, Range(0), "which random weights"] = 0,
+    ):
+        if vocabulary**horizon > ENUMERABLE:
+            raise InputError(
+                f"enumerable-lm: {vocabulary}^{horizon} = {vocabulary**horizon:,} sequences are more than {ENUMERABLE:,}; "
+                "lower vocabulary or horizon"
+            )
+        if width % 2:
+            raise InputError(f"enumerable-lm: width {width} is odd, its two heads need an even one")
+        self.options = {
+            "vocabulary": vocabulary,
+            "horizon": horizon,
+            "layers": layers,
+            "width": width,
+            "kl": kl,
+            "instance": instance,
+        }
+
+    def prepare(self, device: torch.device, log: Log, strict: bool = False) -> None:
+        self.setting = " ".join(f"{name}={value:g}" for name, value in self.options.items())
+
+    def load(self, device: torch.device) -> None:
+        o = self.options
+        contexts = min(CONTEXTS, o["vocabulary"] ** PROMPT)
+        shape = o["layers"], o["width"], PROMPT
+        self.whole = random_sequence_problem(
+            o["vocabulary"], o["horizon"], contexts, o["kl"], o["instance"], *shape, device=device
+        )
+        parts = torch.arange(contexts, device=device).tensor_split([contexts // 2, 3 * contexts // 4])
+        self.contexts = dict(zip(self.splits, parts, strict=True))
+        self.sizes = {split: len(part) for split, part in self.contexts.items()}
+        self.params = list(self.whole.params)
+
+    def problem(self, split: str, index: Tensor, ledger: Ledger | None = None) -> SequenceProblem:
+        problem = self.whole.select(self.contexts[split][index])
+        problem.ledger = ledger or Ledger()
+        return problem
+
+    @torch.no_grad()
+    def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
+        """Exact expectations; `rng` goes unused. kl in nats a sequence, entropy in nats a token."""
+        problem = self.problem(split, torch.arange(self.sizes[split], device=rng.device))
+        z = problem.support().unsqueeze(1).expand(-1, problem.contexts, -1)  # (V^T, B, T)
+        probability = problem.log_prob(z).sum(-1).exp()  # (V^T, B)
+        log_p = problem.logits(z).log_softmax(-1)
+        entropy = -(log_p.exp() * log_p).sum(-1).mean(-1)
+        values = {"reward": problem.raw_reward(z), "kl": problem.divergence(z).sum(-1), "entropy": entropy}
+        return {name: float((probability * value).sum(0).mean()) for name, value in values.items()}
