@@ -359,7 +359,8 @@ def reference_gradient(task: Task, plan: Plan, seed: int, number: int) -> Refere
     if "exact" in whole.offers:
         return Reference.known(flatten(whole.exact_gradient()), _sizes(task))
     estimator = make_estimator(plan.reference, task, plan).eval()
-    moments = Moments(torch.zeros(sum(_sizes(task)), dtype=torch.float64, device=plan.device), _sizes(task), 8)
+    start = torch.zeros(sum(_sizes(task)), dtype=torch.float64, device=plan.device)
+    moments = Moments(start, _sizes(task), min(8, plan.reference_draws))
     for draw in range(plan.reference_draws):
         rng = generator(plan.device, seed, "reference", number, draw)
         parts = everything.split(max(1, 8 * plan.batch // estimator.n))  # larger passes than a step's: quicker

@@ -162,35 +162,53 @@ def _mean_gradient(estimator: Estimator, problem: Problem, rng: torch.Generator)
 def moments_of(estimator: Estimator, source: Source, pairs: int, centre: Tensor, sizes: Sequence[int]) -> Moments:
     """Moments of `pairs` pairs of draws: many in one pass where draws don't read each other, else one by one.
 
-    An estimate that only the choice of prompts varies is drawn BLOCKS times and once a pair.
+    An estimate without noise of its own is drawn for BLOCKS choices of prompts, and once each.
     """
-    problem = source.problem(source.contexts(0), None)
-    first, second = (one_estimate(estimator, problem, source.generator(i)) for i in (0, 1))
-    fixed = torch.equal(first, second)
-    pairs = min(pairs, BLOCKS) if fixed else pairs
+    if not _draws_noise(estimator, source):
+        pairs, drawn, at_once = min(pairs, BLOCKS), _same_twice, 1
+    elif at_once := _pairs_at_once(estimator, source, sum(sizes)):
+        drawn = _many_estimates
+    else:
+        drawn, at_once = _one_by_one, 1
     moments = Moments(centre, sizes, min(BLOCKS, pairs))
-    at_once = 0 if fixed else _pairs_at_once(estimator, source, sum(sizes))
-    for start in range(0, pairs, at_once or 1):
-        if at_once:
-            numbers = range(start, min(start + at_once, pairs))
-            drawn = _many_estimates(estimator, source, numbers)
-            moments.add(drawn[: len(numbers)], drawn[len(numbers) :])
-            continue
-        if start:  # the first pair is drawn already
-            problem = source.problem(source.contexts(start), None)
-            first = one_estimate(estimator, problem, source.generator(2 * start))
-            second = first if fixed else one_estimate(estimator, problem, source.generator(2 * start + 1))
-        moments.add(first[None], second[None])
+    for start in range(0, pairs, at_once):
+        numbers = range(start, min(start + at_once, pairs))
+        moments.add(*drawn(estimator, source, numbers))
     return moments
 
 
-def _many_estimates(estimator: Estimator, source: Source, numbers: range) -> Tensor:
-    """Both draws of these pairs in one pass, (2 pairs, d): the pairs' first draws, then their second ones."""
+def _draws_noise(estimator: Estimator, source: Source) -> bool:
+    """Whether the estimate takes anything from its generator; else only the choice of prompts varies it."""
+    rng = source.generator(0)
+    before = rng.get_state()
+    one_estimate(estimator, source.problem(source.contexts(0), None), rng)
+    return not torch.equal(before, rng.get_state())
+
+
+def _one_by_one(estimator: Estimator, source: Source, numbers: range) -> tuple[Tensor, Tensor]:
+    """The two draws (1, d) of one pair."""
+    (number,) = numbers
+    problem = source.problem(source.contexts(number), None)
+    first, second = (one_estimate(estimator, problem, source.generator(2 * number + i))[None] for i in (0, 1))
+    return first, second
+
+
+def _same_twice(estimator: Estimator, source: Source, numbers: range) -> tuple[Tensor, Tensor]:
+    """A pair (1, d) whose draws are equal."""
+    (number,) = numbers
+    problem = source.problem(source.contexts(number), None)
+    only = one_estimate(estimator, problem, source.generator(2 * number))[None]
+    return only, only
+
+
+def _many_estimates(estimator: Estimator, source: Source, numbers: range) -> tuple[Tensor, Tensor]:
+    """The first draws of these pairs, and the second ones, (pairs, d) each, in one pass."""
     contexts = torch.stack([source.contexts(number) for number in numbers], 1)  # (B, pairs)
     copies = 2 * len(numbers)
     problem = source.problem(contexts.repeat(1, 2).reshape(-1), None).replicated(copies)
     gradient = _mean_gradient(estimator, problem, source.generator(2 * numbers.start))
-    return torch.cat([g.detach().reshape(copies, -1).double() for g in gradient], 1) * copies
+    drawn = torch.cat([g.detach().reshape(copies, -1).double() for g in gradient], 1) * copies
+    return drawn[: len(numbers)], drawn[len(numbers) :]
 
 
 def _pairs_at_once(estimator: Estimator, source: Source, size: int) -> int:
@@ -325,13 +343,13 @@ def _metrics(summary: Summary, kept: Floats, reference_kept: Floats) -> dict[str
         return float(a @ summary.gram @ b)
 
     # np.float64 divides by zero to nan or inf, as wanted here.
-    unit_variance = np.float64(summary.squares @ kept - n * product(draws, draws)) / (n - 1)
+    unit_variance = np.float64(summary.squares @ kept - n * product(draws, draws)) / (n - 1 if n > 1 else math.nan)
     halves = 0.0 if summary.halves is None else float(summary.halves @ kept) / n
     variance = unit_variance + halves
     reference_error = 0.0
     if not summary.exact:
         spread = np.float64(summary.reference_squares @ reference_kept - m * product(truth, truth))
-        reference_error = float(spread / (m - 1) / m)
+        reference_error = float(spread / (m - 1 if m > 1 else math.nan) / m)
     norm_squared = product(draws + centre, draws + centre) - unit_variance / n
     reference_norm_squared = np.float64(product(truth + centre, truth + centre) - reference_error)
     dot = product(draws + centre, truth + centre)
@@ -382,9 +400,13 @@ def gradient_metrics(summary: Summary) -> dict[str, Interval]:
     without_reference = (
         [_metrics(summary, kept, row) for row in reference_kept - np.eye(len(reference_kept))] if varies else []
     )
+    own, truth = values["gradient_norm_squared"], values["gradient_reference_norm_squared"]
     noise = _variance_of_squared_noise(summary)
     floors = {"gradient_bias_squared": noise, "gradient_mse": noise}
-    floors["gradient_bias_relative"] = noise / max(values["gradient_reference_norm_squared"], 1e-300) ** 2
+    if truth > 0:
+        floors["gradient_bias_relative"] = noise / truth**2
+    if own > 0 and truth > 0:  # 1 - cosine is half the squared distance between the unit vectors
+        floors["gradient_cosine"] = _variance_of_squared_noise(summary, own**-0.5, truth**-0.5) / 4
     return {
         name: _jackknife(
             name, value, [[w[name] for w in without], [w[name] for w in without_reference]], floors.get(name, 0.0)
@@ -393,15 +415,15 @@ def gradient_metrics(summary: Summary) -> dict[str, Interval]:
     }
 
 
-def _variance_of_squared_noise(summary: Summary) -> float:
+def _variance_of_squared_noise(summary: Summary, scale: float = 1.0, reference_scale: float = 1.0) -> float:
     """2 tr S^2, S the covariance of mean draw less reference: the variance of |noise|^2, which is all that a squared
     bias of zero has. The jackknife sees only how the noise found moves it, and next to nothing where that is small.
 
     tr S^2 comes from products of Helmert contrasts of the blocks' means, which are independent of each other.
     """
-    parts = [_contrasts(summary.counts)]
+    parts = [scale * _contrasts(summary.counts)]
     if not summary.exact:
-        parts.append(_contrasts(summary.reference_counts))
+        parts.append(reference_scale * _contrasts(summary.reference_counts))
     total, offset = 0.0, 0
     placed = []
     for part in parts:
@@ -427,12 +449,14 @@ def _contrasts(counts: Floats) -> Floats:
 def _jackknife(name: str, value: float, parts: Sequence[Sequence[float]], floor: float) -> Interval:
     """The interval from the values without each block, one list an independent source of noise, and a variance that
     they don't show."""
+    if math.isnan(value):
+        return Interval(math.nan, math.nan, math.nan)
     logarithmic = name in _POSITIVE
     limit = 1.0 if name == "gradient_cosine" else math.inf  # of debiased norms, a cosine may leave [-1, 1]
     variance, freedom = floor, 0.0
     for part in parts:
         left = np.asarray(part, dtype=np.float64)
-        if len(left) < 2:
+        if len(left) < 2 or np.ptp(left) == 0:  # no block matters; all may be zero, which has no logarithm
             continue
         with np.errstate(divide="ignore", invalid="ignore"):
             left = np.log(left) if logarithmic else left
@@ -444,7 +468,7 @@ def _jackknife(name: str, value: float, parts: Sequence[Sequence[float]], floor:
         return Interval(shown, math.nan, math.nan)
     if variance == 0:
         return Interval(shown, shown, shown)
-    degrees = max(len(parts[0]) - 1.0, variance**2 / freedom) if freedom else len(parts[0]) - 1.0
+    degrees = variance**2 / freedom if freedom else len(parts[0]) - 1.0
     width = float(scipy.stats.t.isf((1 - LEVEL) / 2, degrees)) * math.sqrt(variance)
     if logarithmic:
         return Interval(value, value * math.exp(-width), value * math.exp(width))

@@ -310,8 +310,11 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
     name = run.out.resolve().name
     metrics = records.merged((_rows_of(run, cell) for _, cell in run.cells), name)
     probes = records.merged(_probes_of(run), name)
-    comparisons = tables.comparisons(metrics)
-    leaderboard = tables.leaderboard(metrics, comparisons)
+    comparisons = pd.DataFrame(columns=tables.TESTS_COLUMNS)
+    leaderboard = pd.DataFrame(columns=tables.LEADERBOARD_COLUMNS)
+    if request.train:  # without it a cell is one checkpoint, and there is no reward to rank by
+        comparisons = tables.comparisons(metrics)
+        leaderboard = tables.leaderboard(metrics, comparisons)
     written = {"metrics": metrics, "probes": probes}
     if request.train:
         written |= {"tests": comparisons, "leaderboard": leaderboard}

@@ -98,7 +98,7 @@ def print_probes(run: Run, outcome: Outcome, drawn: Sequence[Path], progress: Pr
     console = stdout_console()
     overall = outcome.probes[outcome.probes["group"] == ""]
     for (task, setting, step), rows in overall.groupby(["task", "setting", "step"], sort=False):
-        measured = rows.pivot_table(index="estimator", columns="metric", values=["value", "ci_low", "ci_high"])
+        measured = rows.pivot_table(index="estimator", columns="metric", values=list(_ENDS), dropna=False)
         main = rows[rows["metric"] == "gradient_variance"].drop_duplicates("estimator")
         if main.empty:
             continue
