@@ -9,6 +9,7 @@ Monte-Carlo error. `polynomial`: final losses of ReinMax's polynomial programmin
 """
 
 import argparse
+import functools
 import itertools
 import math
 import tempfile
@@ -41,8 +42,8 @@ def toy() -> pd.DataFrame:
         estimator = registry.resolve("estimators", spec).create().eval()
         source = Source(
             contexts=lambda number: torch.tensor([0]),
-            problem=lambda index, ledger, task=task: task.problem("train", index, ledger),
-            generator=lambda draw, spec=spec, t=t: generator("cpu", "anchors", spec, t, draw),
+            problem=functools.partial(task.problem, "train"),
+            generator=functools.partial(generator, "cpu", "anchors", spec, t),
         )
         exact = flatten(task.problem("train", torch.tensor([0])).exact_gradient())
         moments = moments_of(estimator, source, PAIRS, exact, [1])
@@ -87,7 +88,7 @@ def polynomial(seeds: str) -> pd.DataFrame:
     last = metrics[(metrics["metric"] == "reward") & (metrics["split"] == "test") & (metrics["step"] > 0)]
     rows = []
     for key, values in last.groupby(["task", "estimator"])["value"]:
-        task, estimator = map(str, key)  # type: ignore[arg-type]
+        task, estimator = map(str, key)
         p = task.partition("p=")[2] or "2"
         published, loss = PUBLISHED[estimator][p], -values.mean()
         gap = loss - published

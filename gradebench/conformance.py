@@ -23,7 +23,7 @@ from gradebench import registry
 from gradebench.enumerable import random_sequence_problem
 from gradebench.estimator import NEEDS, Estimate, Estimator
 from gradebench.factorised import FactorisedProblem
-from gradebench.mean_test import MeanTest, mean_test
+from gradebench.hotelling import MeanTest, mean_test
 from gradebench.probes import flatten, one_estimate
 from gradebench.problem import Guarded, Ledger, Problem
 from gradebench.sampling import generator

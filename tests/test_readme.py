@@ -18,10 +18,10 @@ def number(value: float, form: str) -> str:
 
 
 def markdown(leaderboard: pd.DataFrame) -> str:
-    """The leaderboard as the README prints it."""
+    """The leaderboard as the README prints it; what was skipped has nothing to show."""
     head = "rank | tier | estimator | test reward | 95 % interval | gold | KL | variance | relative | bias² | cosine | s/step | p"
     lines = [f"| {head} |", "|" + "--:|" * 2 + "---|" + "--:|" * 10]
-    for row in leaderboard.to_dict("records"):
+    for row in leaderboard[leaderboard["rank"].notna()].to_dict("records"):
         values = [
             number(row["rank"], ".0f"),
             number(row["tier"], ".0f"),
@@ -47,8 +47,12 @@ def test_the_readme_shows_the_committed_leaderboard(run: str):
 
 
 @pytest.mark.parametrize("run", REFERENCE_RUNS)
-def test_every_cell_of_the_committed_runs_is_ok(run: str):
-    assert set(pd.read_csv(ROOT / "results" / run / "leaderboard.csv")["status"]) == {"ok"}
+def test_every_cell_of_the_committed_runs_is_ok_but_those_of_the_oracle(run: str):
+    """The task can't be enumerated."""
+    leaderboard = pd.read_csv(ROOT / "results" / run / "leaderboard.csv").set_index("estimator")
+    skipped = leaderboard["status"].str.startswith("skipped")
+    assert skipped[skipped].index.tolist() == ["exact"]
+    assert set(leaderboard["status"][~skipped]) == {"ok"}
 
 
 def test_the_first_bash_block_is_the_two_commands():

@@ -1,7 +1,8 @@
 """Every built-in estimator passes `gradebench check`, and every wrong twin of one fails the check that is meant for it.
 
-A twin counts as caught only if it is caught with every one of SEEDS seeds. True estimators pass with TRUE_SEEDS seeds
-here, and with 20 in benchmarks/check_study.py (results/check); one that is right fails with probability 1e-3 a seed.
+A twin counts as caught only if it is caught with every one of SEEDS seeds (a few for the dear ones). True estimators
+pass with TRUE_SEEDS seeds here; one that is right fails with probability 1e-3 a seed. benchmarks/check_study.py runs
+all of both with 20 seeds (results/check).
 """
 
 from unittest import mock
@@ -20,6 +21,8 @@ from gradebench.estimators.score_function import Reinforce, Rloo
 from gradebench.sampling import exponential
 
 SEEDS = range(20)
+DEAR_SEEDS = range(3)
+DEAR = ("rebar", "ppo, ratio")  # seconds a seed
 TRUE_SEEDS = range(2)
 TRUE = {
     "exact": Exact,
@@ -355,6 +358,6 @@ for cls in (Grade, GradeSte, StraightThrough):
 @pytest.mark.parametrize("name", MUTANTS)
 def test_wrong_twin_is_caught_on_every_seed(name):
     make, meant = MUTANTS[name]
-    for seed in SEEDS:
+    for seed in DEAR_SEEDS if name.startswith(DEAR) else SEEDS:
         statuses = [finding.status for finding in check(make, seed, only=[meant])]
         assert "fail" in statuses, f"seed {seed}: {statuses}"

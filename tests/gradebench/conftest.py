@@ -52,8 +52,11 @@ def few_draws(monkeypatch):
     """As few evaluations and probes as still give every kind of row."""
     from gradebench import runner
 
-    fewest = {"evaluations": 1, "checkpoints": 2, "probe_draws": 2, "warm_up": 1, "reference_draws": 2}
-    monkeypatch.setattr(runner, "Plan", partial(runner.Plan, **fewest))
+    fewest = {"evaluations": 1, "warm_up": 1, "reference_draws": 2}
+    plan = partial(runner.Plan, **fewest)
+    plan.probe_draws = 4  # what the runner reads from the class
+    monkeypatch.setattr(runner, "Plan", plan)
+    monkeypatch.setattr(runner, "Request", partial(runner.Request, checkpoints=2))
 
 
 @pytest.fixture

@@ -342,7 +342,7 @@ def test_the_exact_gradient_trains_and_is_probed_like_any_estimator(command, in_
     rewards = pd.read_csv(out / "metrics.csv").query("estimator == 'exact' and metric == 'reward' and split == 'train'")
     assert (rewards.groupby("seed")["value"].last() > rewards.groupby("seed")["value"].first()).all()
     probes = pd.read_csv(out / "probes.csv")
-    assert list(probes) == PROBES_COLUMNS and set(probes["step"]) == {0, 2, 3}
+    assert list(probes) == PROBES_COLUMNS and set(probes["step"]) == {0, 3}
     assert set(probes["seed"]) == {0, 1} and probes["group"].isna().all()  # parts are for `probe`
     variance = probes[probes["metric"] == "gradient_variance"].groupby("estimator")["value"].mean()
     assert variance["exact"] < variance["rloo"]

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -159,8 +160,8 @@ def test_a_cell_of_one_checkpoint_probes_there_alone_and_trains_nothing(plan, ce
     assert set(rows["phase"]) == {"probe"} and set(rows["step"]) == {2}
     whole = ended(plan, cell_of("rloo"))[2]
     assert set(whole["step"]) == {0, 2, 3}
-    left, right = (numbers(frame[frame["step"] == 2])["value"].tolist() for frame in (rows, whole))
-    assert left == right
+    left, right = (numbers(frame[frame["step"] == 2])["value"].to_numpy() for frame in (rows, whole))
+    assert np.array_equal(left, right, equal_nan=True)
 
 
 def test_cells_of_different_checkpoints_have_folders_of_their_own(cell_of):
@@ -243,7 +244,7 @@ def test_a_long_run_is_the_reference_elsewhere_within_its_stated_error(
 def test_probing_freezes_the_estimator_and_forgets_the_trained_parameters(
     plan, cell_of, tiny, monkeypatch, estimator, warm_up
 ):
-    """After a warm-up of what has a state to warm up."""
+    """After a warm-up of what has a state to warm up, and one call to see whether noise is drawn."""
     plan = replace(plan, checkpoints=1, warm_up=2)
     monkeypatch.setattr("gradebench.probes.draws_are_separate", lambda estimator, source: False)  # one by one
     cell = cell_of(estimator)
@@ -258,7 +259,7 @@ def test_probing_freezes_the_estimator_and_forgets_the_trained_parameters(
     monkeypatch.setattr(plain, "gradient", watched)
     assert ended(plan, cell)[0] == "ok"
     training, probing = seen[: plan.steps], seen[plan.steps :]
-    assert [mode for mode, _ in probing] == [True] * warm_up + [False] * plan.probe_draws
+    assert [mode for mode, _ in probing] == [True] * warm_up + [False] * (1 + plan.probe_draws)
     assert {theta for _, theta in probing} == {training[0][1]} and len({theta for _, theta in training}) == plan.steps
 
 
