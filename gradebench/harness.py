@@ -210,9 +210,9 @@ def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> Non
             estimator, reference = _shared_checkpoint(task, plan, cell, number)
         estimator.eval()
         source = _source(task, plan, cell, "probe", step, plan.batch // estimator.n)
-        found, overall = _measured(estimator, task, source, plan.probe_draws, reference)
+        found, overall, draws = _measured(estimator, task, source, plan.probe_draws, reference)
         record.add("probe", "train", step, {name: interval.value for name, interval in overall.items()})
-        place = {"along": plan.along, "step": step, "draws": plan.probe_draws, "samples": plan.batch}
+        place = {"along": plan.along, "step": step, "draws": draws, "samples": plan.batch}
         record.add_probe(place | {"group": ""}, overall)
         if not plan.details:
             continue
@@ -227,13 +227,13 @@ def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> Non
 
 def _measured(
     estimator: Estimator, task: Task, source: Source, draws: int, reference: Reference
-) -> tuple[dict[str, dict[str, Interval]], dict[str, Interval]]:
-    """The metrics of each group of parameters, and of all parameters."""
+) -> tuple[dict[str, dict[str, Interval]], dict[str, Interval], int]:
+    """The metrics of each group of parameters, those of all parameters, and from how many draws they are."""
     moments = moments_of(estimator, source, draws // 2, reference.moments.centre, _sizes(task))
     names = source.problem(source.contexts(0)[:1], None).parameter_names
     found = {group: gradient_metrics(summary) for group, summary in summaries(moments, reference, names).items()}
     overall = found.pop("")
-    return found, overall
+    return found, overall, 2 * moments.count
 
 
 def _probe_batch_sizes(
@@ -248,7 +248,7 @@ def _probe_batch_sizes(
     for size in sizes:
         source = _source(task, plan, cell, f"batch {size}", 0, size // estimator.n)
         with contextlib.suppress(ValueError):  # too few contexts for its minibatches
-            _, overall = _measured(estimator, task, source, draws, reference)
+            _, overall, _ = _measured(estimator, task, source, draws, reference)
             measured[size] = overall["gradient_variance"]
             record.add_probe(place | {"samples": size}, {"gradient_variance_by_batch": measured[size]})
     slope = slope_of_log_variance(list(measured), list(measured.values()))

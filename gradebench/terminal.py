@@ -119,9 +119,6 @@ def print_probes(run: Run, outcome: Outcome, drawn: Sequence[Path], progress: Pr
         console.print(table)
     files = ", ".join(["probes.csv", "metrics.csv", *(f"plots/{path.name}" for path in drawn)])
     console.print(f"{_PROBE_KEY}\ntables: {run.out}/{files}", markup=False)
-    skipped = outcome.metrics[outcome.metrics["status"] != "ok"].drop_duplicates("estimator")
-    for row in skipped.to_dict("records"):
-        progress.note(f"{row['estimator']} on {row['task']}: {row['status']}")
     _print_notes(run, outcome, progress)
 
 

@@ -1,0 +1,105 @@
+"""The tables of docs/gradients.md are those of the committed results."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "gradients.md").read_text(encoding="utf-8")
+SHOWN = {"gradient_variance_relative": ".3g", "gradient_bias_relative": ".2g", "gradient_cosine": ".2f"}
+
+
+def interval(value: float, low: float, high: float, form: str, floor: bool) -> str:
+    """A value with its interval; of a bias that can't be told from zero, the most that it may be."""
+    if math.isnan(value):
+        return "-"
+    if math.isnan(low):
+        return f"{value:{form}}"
+    if floor and low <= 0:
+        return f"~0 (< {max(high, 0):{form}})"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def probe_table(probes: pd.DataFrame) -> str:
+    """One row an estimator, by its mean squared error at the start; the first and the last checkpoint."""
+    overall = probes[probes["group"].isna()].set_index(["estimator", "step", "metric"])[["value", "ci_low", "ci_high"]]
+    overall = overall[~overall.index.duplicated()]
+    first, last = overall.index.unique("step").min(), overall.index.unique("step").max()
+    lines = ["| | relative variance | bias² | cosine | relative variance, end | bias², end | cosine, end |"]
+    lines.append("|---|" + "--:|" * 6)
+    order = overall.xs(("gradient_mse", first), level=("metric", "step"))["value"].sort_values().index
+    for estimator in order:
+        cells = [
+            interval(*overall.loc[(estimator, step, metric)], form, metric == "gradient_bias_relative")
+            for step in (first, last)
+            for metric, form in SHOWN.items()
+        ]
+        lines.append(f"| `{estimator}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def toy_table(toy: pd.DataFrame) -> str:
+    lines = [
+        "| t | estimator | gradient | ln variance, closed form | measured, 95 % interval |",
+        "|--:|---|--:|--:|--:|",
+    ]
+    for row in toy.to_dict("records"):
+        measured = (
+            f"{row['ln_variance_measured']:.4f} [{row['ln_variance_ci_low']:.4f}, {row['ln_variance_ci_high']:.4f}]"
+        )
+        closed = f"{row['ln_variance_closed_form']:.4f}"
+        lines.append(f"| {row['t']:g} | `{row['estimator']}` | {row['exact_gradient']:g} | {closed} | {measured} |")
+    return "\n".join(lines)
+
+
+def polynomial_table(polynomial: pd.DataFrame) -> str:
+    lines = ["| estimator | p | published | measured | within 0.003 |", "|---|--:|--:|--:|---|"]
+    for row in polynomial.sort_values(["estimator", "p"]).to_dict("records"):
+        verdict = "yes" if row["within_0.003"] else f"no ({row['gap']:+.4f})"
+        lines.append(
+            f"| `{row['estimator']}` | {row['p']:g} | {row['published_loss']:g} | {row['loss']:.4f} | {verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def study_table(study: pd.DataFrame) -> str:
+    lines = ["| | check | passed, of 20 seeds |", "|---|---|--:|"]
+    lines += [f"| {row['name']} | {row['check']} | {row['passed']} |" for row in study.to_dict("records")]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("run", ["gradients-enumerable-lm", "gradients-imdb-embedded"])
+def test_the_page_shows_the_committed_probes(run):
+    assert probe_table(pd.read_csv(ROOT / "results" / run / "probes.csv")) in PAGE
+
+
+@pytest.mark.parametrize(("file", "table"), [("toy", toy_table), ("polynomial", polynomial_table)])
+def test_the_page_shows_the_committed_anchors(file, table):
+    assert table(pd.read_csv(ROOT / "results" / "anchors" / f"{file}.csv")) in PAGE
+
+
+def test_anchors_agree_with_closed_forms_and_published_losses():
+    toy = pd.read_csv(ROOT / "results" / "anchors" / "toy.csv")
+    error = (toy["ln_variance_measured"] - toy["ln_variance_closed_form"]).abs()
+    assert (error < (toy["ln_variance_ci_high"] - toy["ln_variance_ci_low"])).all()  # twice the half-width
+    assert pd.read_csv(ROOT / "results" / "anchors" / "polynomial.csv")["within_0.003"].all()
+
+
+def test_the_study_passed_every_truth_and_caught_every_twin_on_every_seed():
+    study = pd.read_csv(ROOT / "results" / "check" / "study.csv")
+    assert study_table(study) in PAGE
+    assert (study["seeds"] == 20).all()
+    assert (study.loc[study["kind"] == "true", "passed"] == 20).all()
+    assert (study.loc[study["kind"] == "twin", "passed"] == 0).all()
+
+
+def test_unbiased_estimators_cover_zero_and_biased_ones_show_their_bias():
+    """By intervals at 95 % that are too wide near zero; eight estimators at three checkpoints."""
+    probes = pd.read_csv(ROOT / "results" / "gradients-enumerable-lm" / "probes.csv")
+    bias = probes[(probes["metric"] == "gradient_bias_relative") & probes["group"].isna()]
+    unbiased = bias[bias["estimator"].isin(["exact", "reinforce", "rloo", "rebar"])]
+    assert ((unbiased["ci_low"] <= 0) & (unbiased["ci_high"] >= 0)).all()
+    start = bias[bias["step"] == 0].set_index("estimator")
+    assert (start.loc[["grade", "grade-ste", "st", "ppo"], "ci_low"] > 0).all()
