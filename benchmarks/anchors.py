@@ -20,7 +20,9 @@ import pandas as pd
 import torch
 
 from gradebench import registry, runner
-from gradebench.probes import Reference, Source, flatten, gradient_metrics, moments_of, summaries
+from gradebench.gradient_metrics import gradient_metrics, summaries
+from gradebench.moments import Reference, flatten
+from gradebench.probes import Source, moments_of
 from gradebench.sampling import generator
 
 OUT = Path("results/anchors")

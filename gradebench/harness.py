@@ -23,19 +23,9 @@ import gradebench
 from gradebench import records, registry
 from gradebench.errors import InputError
 from gradebench.estimator import Estimate, Estimator
-from gradebench.probes import (
-    Interval,
-    Moments,
-    Reference,
-    Source,
-    costs_of,
-    flatten,
-    gradient_metrics,
-    moments_of,
-    one_estimate,
-    slope_of_log_variance,
-    summaries,
-)
+from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
+from gradebench.moments import Moments, Reference, flatten
+from gradebench.probes import Source, costs_of, moments_of, one_estimate
 from gradebench.problem import Guarded, Ledger, Problem
 from gradebench.sampling import generator
 from gradebench.task import Task

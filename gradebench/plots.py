@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from gradebench.errors import InputError
-from gradebench.probes import Interval
+from gradebench.gradient_metrics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradebench.factorised import FactorisedProblem
 from gradebench.hotelling import Draw, MeanTest, mean_test
-from gradebench.probes import flatten
+from gradebench.moments import flatten
 from gradebench.problem import Guarded, Problem
 from gradebench.sampling import generator
 from gradebench.subject import BETA, SEQUENCES, Failed, Finding, Skipped, Subject

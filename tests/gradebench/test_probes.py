@@ -11,24 +11,12 @@ import scipy.stats
 import torch
 from safetensors.torch import load, save
 
+from gradebench import gradient_metrics as measures
 from gradebench import probes, registry
 from gradebench.estimator import Estimate, Estimator, score
-from gradebench.probes import (
-    BLOCKS,
-    Interval,
-    Moments,
-    Reference,
-    Source,
-    costs_of,
-    draws_are_separate,
-    flatten,
-    gradient_metrics,
-    group_of,
-    moments_of,
-    one_estimate,
-    slope_of_log_variance,
-    summaries,
-)
+from gradebench.gradient_metrics import Interval, gradient_metrics, group_of, slope_of_log_variance, summaries
+from gradebench.moments import BLOCKS, Moments, Reference, flatten
+from gradebench.probes import Source, costs_of, draws_are_separate, moments_of, one_estimate
 from gradebench.sampling import generator
 
 ALPHA = 1e-3  # false alarms of each statistical test, unless it states another rate
@@ -342,7 +330,7 @@ def test_the_variance_of_squared_noise_is_right_on_average(noisy):
         run.add(truth + 0.5 * normal(16, 3, seed=("reference", i)))
         reference = Reference(run, exact=False) if noisy else Reference.known(truth, [3])
         draws = streamed(truth + scale * normal(40, 3, seed=("draws", i)), centre=truth)
-        found.append(probes._variance_of_squared_noise(summaries(draws, reference, ["0"])[""]))
+        found.append(measures._variance_of_squared_noise(summaries(draws, reference, ["0"])[""]))
     covariance = scale.square() / 40 + noisy * 0.25 / 16
     error = float(np.std(found)) / math.sqrt(1000)
     true = 2 * float(covariance.square().sum())

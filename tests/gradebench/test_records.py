@@ -8,7 +8,7 @@ import pytest
 
 from gradebench import records
 from gradebench.errors import InputError
-from gradebench.probes import Interval
+from gradebench.gradient_metrics import Interval
 from gradebench.tables import METRICS_COLUMNS, PROBES_COLUMNS
 
 
