@@ -17,7 +17,7 @@ from gradebench.moments import BLOCKS, Moments, flatten
 from gradebench.problem import Guarded, Ledger, Problem
 
 COPIES = 256  # draws in one pass, at most
-COPIED_ENTRIES = 2**22  # draws in one pass times parameters, at most
+COPIED_ENTRIES = 2**19  # draws in one pass times parameters, at most: larger models gain nothing and fill the memory
 COPIED_ROWS = 2**14  # draws in one pass times sequences of one draw, at most
 FEWEST_COPIES = 8  # below, one pass of many draws isn't quicker than one a draw
 
