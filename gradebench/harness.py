@@ -212,7 +212,7 @@ def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> Non
             place | {"group": ""}, _cost_metrics(overall["gradient_variance"], costs_of(estimator, source))
         )
         if number == 0:
-            _probe_batch_sizes(estimator, task, plan, cell, reference, record)
+            _probe_batch_sizes(estimator, task, plan, cell, reference, overall["gradient_variance"], record)
 
 
 def _measured(
@@ -227,22 +227,29 @@ def _measured(
 
 
 def _probe_batch_sizes(
-    estimator: Estimator, task: Task, plan: Plan, cell: Cell, reference: Reference, record: records.CellRecord
+    estimator: Estimator,
+    task: Task,
+    plan: Plan,
+    cell: Cell,
+    reference: Reference,
+    whole: Interval,
+    record: records.CellRecord,
 ) -> None:
-    """The variance at several batch sizes, and the slope of its logarithm: how much more samples help."""
-    sizes = [size for size in (plan.batch // 4, plan.batch // 2, plan.batch, 2 * plan.batch) if size % estimator.n == 0]
-    sizes = [size for size in sizes if estimator.n <= size <= estimator.n * task.sizes["train"]]
-    draws = max(4, plan.probe_draws // 4)
-    place = {"along": plan.along, "step": 0, "draws": draws, "group": ""}
+    """The variance at smaller batches beside that of a `whole` one, and the slope of its logarithm: what samples buy."""
+    sizes = [plan.batch // 8, plan.batch // 4, plan.batch // 2]
     measured: dict[int, Interval] = {}
-    for size in sizes:
+    place = {"along": plan.along, "step": 0, "group": ""}
+    for size in (size for size in sizes if size and size % estimator.n == 0):
         source = _source(task, plan, cell, f"batch {size}", 0, size // estimator.n)
         with contextlib.suppress(ValueError):  # too few contexts for its minibatches
-            _, overall, _ = _measured(estimator, task, source, draws, reference)
+            _, overall, draws = _measured(estimator, task, source, max(4, plan.probe_draws // 4), reference)
             measured[size] = overall["gradient_variance"]
-            record.add_probe(place | {"samples": size}, {"gradient_variance_by_batch": measured[size]})
+            row = {"gradient_variance_by_batch": measured[size]}
+            record.add_probe(place | {"samples": size, "draws": draws}, row)
+    measured[plan.batch] = whole
     slope = slope_of_log_variance(list(measured), list(measured.values()))
-    record.add_probe(place | {"samples": plan.batch}, {"gradient_variance_slope": slope})
+    last = {"gradient_variance_by_batch": whole, "gradient_variance_slope": slope}
+    record.add_probe(place | {"samples": plan.batch, "draws": plan.probe_draws}, last)
 
 
 def _cost_metrics(variance: Interval, costs: dict[str, float]) -> dict[str, Interval]:
