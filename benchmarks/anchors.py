@@ -1,7 +1,7 @@
 """Published and closed-form values against what the package measures.
 
     python benchmarks/anchors.py toy           seconds
-    python benchmarks/anchors.py polynomial    minutes
+    python benchmarks/anchors.py polynomial    a quarter of an hour
 
 `toy`: gradient and ln variance of E (b - t)^2 at theta = 1/2, by listing all draws and by the probe engine, with the
 Monte-Carlo error. `polynomial`: final losses of ReinMax's polynomial programming (Liu et al. 2023, table 1 and figure
@@ -113,7 +113,7 @@ def polynomial(seeds: str) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["toy", "polynomial"])
-    parser.add_argument("--seeds", default="0-1")
+    parser.add_argument("--seeds", default="0")
     arguments = parser.parse_args()
     table = toy() if arguments.what == "toy" else polynomial(arguments.seeds)
     OUT.mkdir(parents=True, exist_ok=True)

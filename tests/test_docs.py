@@ -83,7 +83,10 @@ def test_the_page_shows_the_committed_anchors(file, table):
 def test_anchors_agree_with_closed_forms_and_published_losses():
     toy = pd.read_csv(ROOT / "results" / "anchors" / "toy.csv")
     error = (toy["ln_variance_measured"] - toy["ln_variance_closed_form"]).abs()
-    assert (error < (toy["ln_variance_ci_high"] - toy["ln_variance_ci_low"])).all()  # twice the half-width
+    half_width = (toy["ln_variance_ci_high"] - toy["ln_variance_ci_low"]) / 2
+    # Two values with probability 1/2 each have the largest variance of all such laws: its estimate is off by 1 / draws
+    # at the second order, which no interval of the first order shows.
+    assert (error < half_width + 2 / toy["draws"]).all()
     assert pd.read_csv(ROOT / "results" / "anchors" / "polynomial.csv")["within_0.003"].all()
 
 
