@@ -22,7 +22,7 @@ from gradebench.sampling import exponential
 
 SEEDS = range(20)
 DEAR_SEEDS = range(3)
-DEAR = ("rebar", "ppo, ratio")  # seconds a seed
+DEAR = ("rebar", "ppo")  # half a second a seed and more
 TRUE_SEEDS = range(2)
 TRUE = {
     "exact": Exact,
