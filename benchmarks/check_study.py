@@ -2,7 +2,7 @@
 
     python benchmarks/check_study.py --seeds 20
 
-Truths run the whole suite, twins the check that is meant for them (tests/estimators/test_contract.py has both lists).
+Truths run the whole suite, twins the check that is meant for them (tests/estimators/twins.py has both lists).
 Writes results/check/study.csv, one row an estimator or twin: how many seeds passed, and the least p-value.
 """
 
@@ -19,7 +19,7 @@ import torch
 from gradebench import registry
 from gradebench.conformance import Finding, check
 
-LISTS = Path(__file__).parents[1] / "tests" / "estimators" / "test_contract.py"
+LISTS = Path(__file__).parents[1] / "tests" / "estimators" / "twins.py"
 
 
 def judged(kind: str, name: str, seeds: int) -> dict[str, object]:

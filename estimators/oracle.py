@@ -16,6 +16,7 @@ class Exact(Estimator):
     Source        the definition.
     """
 
+    family = "oracle"
     unbiased = True
     needs = frozenset({"exact"})
 

@@ -13,6 +13,7 @@ Temperature = Annotated[float, Range(0, low_open=True), "temperature of the Gumb
 class Relaxed(Estimator):
     """Gradient of f along a differentiable rollout whose tokens are `relax(logits)`."""
 
+    family = "relaxed path"
     needs = frozenset({"soft_reward"})
     pathwise = True
 

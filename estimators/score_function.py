@@ -19,6 +19,7 @@ class Reinforce(Estimator):
     Source        Williams 1992, eq. 11.  Deviates: the average is corrected for its start at zero, as in Adam.
     """
 
+    family = "score function"
     unbiased = True
     total: Tensor  # sum of decay^age * reward * (1 - decay)
     weight: Tensor  # sum of decay^age * (1 - decay)
@@ -56,6 +57,7 @@ class Rloo(Estimator):
     Source        Kool et al. 2019, eq. 8.  Deviates: nowhere.
     """
 
+    family = "score function"
     unbiased = True
 
     def __init__(self, n: Annotated[int, Range(2), "samples per context"] = 4):

@@ -17,11 +17,11 @@ if (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
 
 _HOMES = {
-    "errors": ("InputError",),
+    "errors": ("InputError", "Unsupported"),
     "estimator": ("Estimate", "Estimator", "score"),
     "options": ("Range",),
     "problem": ("Ledger", "Problem"),
-    "sampling": ("gumbel", "gumbel_given", "harden", "straight_through", "generator"),
+    "sampling": ("exponential", "gumbel", "gumbel_given", "harden", "straight_through", "generator"),
     "sequence": ("SequenceProblem",),
     "task": ("Task",),
 }
@@ -35,6 +35,8 @@ __all__ = [
     "Range",
     "SequenceProblem",
     "Task",
+    "Unsupported",
+    "exponential",
     "generator",
     "gumbel",
     "gumbel_given",
@@ -44,11 +46,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from gradebench.errors import InputError
+    from gradebench.errors import InputError, Unsupported
     from gradebench.estimator import Estimate, Estimator, score
     from gradebench.options import Range
     from gradebench.problem import Ledger, Problem
-    from gradebench.sampling import generator, gumbel, gumbel_given, harden, straight_through
+    from gradebench.sampling import exponential, generator, gumbel, gumbel_given, harden, straight_through
     from gradebench.sequence import SequenceProblem
     from gradebench.task import Task
 

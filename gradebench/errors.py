@@ -1,5 +1,9 @@
-"""The one exception that the command line turns into one line and exit status 2."""
+"""What ends a command, or a cell, in one line."""
 
 
 class InputError(Exception):
-    """What the user gave can't be used; the message says what is wrong and what to do."""
+    """What the user gave can't be used; the message says what is wrong and what to do. Exit status 2."""
+
+
+class Unsupported(Exception):
+    """The task does not offer what the estimator needs; the message says what. Its cells are `skipped`."""

@@ -15,7 +15,8 @@ from gradebench.problem import Problem
 # exact         the gradient itself is known
 # fixed_reward  f doesn't depend on the parameters
 # binary        every decision has two outcomes
-NEEDS = frozenset({"soft_reward", "support", "exact", "fixed_reward", "binary"})
+# independent   no decision reads another
+NEEDS = frozenset({"soft_reward", "support", "exact", "fixed_reward", "binary", "independent"})
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Estimator(nn.Module):
     Hyper-parameters are the typed arguments of `__init__`.
     """
 
+    family: ClassVar[str] = ""  # what it is one of, such as "score function"; for the card
     unbiased: ClassVar[bool] = False  # E[grad] = grad J for any problem; `gradebench check` holds it to that
     # Where one that is biased in general is exact, and with which options: `gradebench check` holds it to that too.
     # "on_policy": everywhere; "off_policy": calls at moved parameters, on one decision; "linear", "quadratic": such
@@ -53,7 +55,14 @@ class Estimator(nn.Module):
     period: int = 1  # calls that share one fresh batch (PPO: epochs x minibatches)
 
     def init(self, problem: Problem) -> None:
-        """Build the parts whose shape depends on the problem; called once, before the first gradient."""
+        """Build the parts whose shape depends on the problem; called once, before the first gradient.
+
+        Raises Unsupported where the problem is too small for it (cells are then `skipped`).
+        """
+
+    def expected_scale(self, problem: Problem) -> float:
+        """c where the estimate is exact but for its length, E[grad] = c grad J, in the cases of `unbiased_if`."""
+        return 1.0
 
     def reset(self) -> None:
         """Forget cached rollouts: the next call of `gradient` draws afresh."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradebench.problem import ENUMERABLE, Ledger, Problem, Relax
+from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, independent_draws
 
 
 class FactorisedProblem(Problem):
@@ -33,7 +33,7 @@ class FactorisedProblem(Problem):
         self.table, self.logits_of, self.reward_of, self.expectation = table, logits_of, reward_of, expectation
         self.contexts, self.copies = contexts, copies
         self.horizon, self.categories = self._logits().shape[1:]
-        offers = {"soft_reward", "fixed_reward"}
+        offers = {"soft_reward", "fixed_reward", "independent"}
         offers |= {"support"} if self.categories**self.horizon <= ENUMERABLE else set()
         offers |= {"exact"} if expectation or "support" in offers else set()
         offers |= {"binary"} if self.categories == 2 else set()
@@ -52,6 +52,12 @@ class FactorisedProblem(Problem):
         log_p = self._logits().log_softmax(-1)
         noise = torch.empty(n, *log_p.shape, dtype=log_p.dtype, device=log_p.device).exponential_(generator=rng)
         return (log_p - noise.log()).argmax(-1)  # the Gumbel-max trick
+
+    @torch.no_grad()
+    def draw(self, choose: Choose, n: int) -> Tensor:
+        self.ledger.forward_passes += 1
+        self.ledger.tokens_sampled += n * self.contexts * self.horizon
+        return independent_draws(self._logits().expand(n, -1, -1, -1), choose)
 
     def logits(self, z: Tensor) -> Tensor:
         self.ledger.forward_passes += 1

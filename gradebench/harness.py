@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import gradebench
 from gradebench import records, registry
-from gradebench.errors import InputError
+from gradebench.errors import InputError, Unsupported
 from gradebench.estimator import Estimate, Estimator
 from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
 from gradebench.moments import Moments, Reference, flatten
@@ -80,10 +80,6 @@ class Cell:
 
 class Diverged(Exception):
     """The gradient was not finite for too many steps."""
-
-
-class Unsupported(Exception):
-    """The task does not offer what the estimator needs."""
 
 
 # --- a step -----------------------------------------------------------------------------------------------------
@@ -241,7 +237,7 @@ def _probe_batch_sizes(
     place = {"along": plan.along, "step": 0, "group": ""}
     for size in (size for size in sizes if size and size % estimator.n == 0):
         source = _source(task, plan, cell, f"batch {size}", 0, size // estimator.n)
-        with contextlib.suppress(ValueError):  # too few contexts for its minibatches
+        with contextlib.suppress(Unsupported):  # too few contexts for its minibatches
             _, overall, draws = _measured(estimator, task, source, max(4, plan.probe_draws // 4), reference)
             measured[size] = overall["gradient_variance"]
             row = {"gradient_variance_by_batch": measured[size]}
@@ -422,19 +418,22 @@ def cell_key(plan: Plan, cell: Cell, task: Task) -> str:
 def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:
     """The estimator on the plan's device, with its parts built for the task.
 
-    Raises InputError where its samples don't divide the batch, Unsupported where the task lacks what it needs.
+    Raises Unsupported where its samples don't divide the batch, and where the task lacks what it needs.
     """
     resolved = registry.resolve("estimators", spec)
     estimator, label = resolved.create(), resolved.label
     if plan.batch % estimator.n:
-        raise InputError(f"{label} takes {estimator.n} samples a prompt, which does not divide --batch {plan.batch}")
+        raise Unsupported(f"{label} takes {estimator.n} samples a prompt, which does not divide --batch {plan.batch}")
     contexts = min(plan.batch // estimator.n, task.sizes["train"])
     problem = task.problem("train", torch.arange(contexts, device=plan.device))
     lacking = estimator.needs - problem.offers
     if lacking:
         raise Unsupported(f"{label} needs {', '.join(sorted(lacking))}, which the task does not offer")
     torch.manual_seed(0)  # initial weights of its own parts
-    estimator.init(problem)
+    try:
+        estimator.init(problem)
+    except Unsupported as reason:
+        raise Unsupported(f"{label}: {reason}") from reason
     return estimator.to(plan.device)
 
 

@@ -74,6 +74,13 @@ class PretrainedPolicy(nn.Module):
         )
         return output.logits[..., : self.categories], output.hidden_states[-1], output.past_key_values
 
+    def reordered(self, cache: DynamicCache, rows: Tensor) -> DynamicCache:
+        """The cache of these rows (M,) of the batch."""
+        grown = branch(cache)
+        assert grown is not None
+        grown.reorder_cache(rows)  # type: ignore[arg-type]  # it says LongTensor, and Tensor is meant
+        return grown
+
 
 class PretrainedReward(nn.Module):
     """Probability (N,) that a text is positive, by a sequence classifier.

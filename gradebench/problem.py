@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Relax = Callable[[Tensor], Tensor]
+Choose = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 ENUMERABLE = 4096  # outcomes of one context, at most, for `support`
 ENUMERATED_AT_ONCE = 8192  # outcomes times contexts in one pass of `exact_gradient`
 
@@ -20,7 +21,7 @@ class Ledger:
     reward_calls     evaluations of f on one sequence, hard or relaxed
     tokens_sampled   categorical draws, hard or relaxed
     forward_passes   evaluations of a batch of sequences by the policy, or by the reference; a cached decode is one
-    backward_passes  differentiations with respect to the policy's parameters
+    backward_passes  differentiations, with respect to the policy's parameters or to relaxed tokens
     """
 
     reward_calls: int = 0
@@ -50,6 +51,14 @@ class Problem(ABC):
     @abstractmethod
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         """Hard draws z (n, B, T), int64, without a graph."""
+
+    @abstractmethod
+    def draw(self, choose: Choose, n: int) -> Tensor:
+        """Hard draws z (n, B, T) by the estimator's own rule: choose(logits) is called once a position, in order.
+
+        Without a graph. It reads logits (n, B, V) and gives ids (n, B); or ids and parents (n, B): which of the n
+        draws of the same context each of them continues, as in a beam search.
+        """
 
     @abstractmethod
     def logits(self, z: Tensor) -> Tensor:
@@ -107,17 +116,25 @@ class Problem(ABC):
         """log p_theta(z_t | z_<t, x), shape (n, B, T)."""
         return self.logits(z).log_softmax(-1).gather(-1, z.unsqueeze(-1)).squeeze(-1)
 
-    def grad(self, value: Tensor, weights: Tensor | None = None, create_graph: bool = False) -> tuple[Tensor, ...]:
+    def grad(
+        self,
+        value: Tensor,
+        weights: Tensor | None = None,
+        create_graph: bool = False,
+        of: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
         """Sum of weights * grad value, aligned with `params`; without `weights`, of the sum of `value`.
 
         The graph is freed unless `create_graph`, which also makes the answer differentiable (also in `weights`).
+        `of`: tensors to differentiate by in place of `params`, such as the tokens of a rollout.
         """
         self.ledger.backward_passes += 1
+        of = self.params if of is None else of
         if not value.requires_grad:
-            return tuple(torch.zeros_like(p) for p in self.params)
+            return tuple(torch.zeros_like(p) for p in of)
         weights = torch.ones_like(value) if weights is None else weights
         return torch.autograd.grad(
-            value, self.params, weights, create_graph=create_graph, allow_unused=True, materialize_grads=True
+            value, of, weights, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
 
     @contextmanager
@@ -133,6 +150,26 @@ class Problem(ABC):
             with torch.no_grad():
                 for p, s in zip(self.params, saved, strict=True):
                     p.copy_(s)
+
+
+def independent_draws(logits: Tensor, choose: Choose) -> Tensor:
+    """`Problem.draw` where no position reads another: logits (n, B, T, V), returns z (n, B, T)."""
+    z = torch.empty(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+    for t, step in enumerate(logits.unbind(2)):
+        z[:, :, t], parents = chosen(choose(step))
+        if parents is not None:
+            z[:, :, :t] = continued(z[:, :, :t], parents)
+    return z
+
+
+def chosen(answer: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Ids and parents of what a `Choose` gave."""
+    return answer if isinstance(answer, tuple) else (answer, None)
+
+
+def continued(z: Tensor, parents: Tensor) -> Tensor:
+    """Draws z (n, B, t), each replaced by the one of its context that `parents` (n, B) names."""
+    return z.gather(0, parents.unsqueeze(-1).expand_as(z))
 
 
 _GUARDED = {

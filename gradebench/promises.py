@@ -62,12 +62,14 @@ def _truth(problem: Problem) -> tuple[float, NDArray[np.float64]]:
 
 
 def _compared(subject: Subject, problem: Any, truth: Problem, label: str, **options: Any) -> MeanTest:
-    """The mean of fresh gradients on `problem` against the exact one of `truth`, the same objective."""
+    """The mean of fresh gradients on `problem` against the exact one of `truth`, the same objective; in the cases of
+    `unbiased_if`, after the length that the estimator expects is divided out."""
     estimator = subject.ready(truth, **options)
     size, gradient = _truth(truth)
+    scale = 1.0 if subject.unbiased else estimator.expected_scale(problem)
 
     def estimate(number: int) -> NDArray[np.float64]:
-        return subject.gradient(estimator, problem, subject.rng(label, number)).numpy()
+        return subject.gradient(estimator, problem, subject.rng(label, number)).numpy() / scale
 
     return mean_test(_numbered(estimate), gradient, size, ALPHA, MARGIN)
 
@@ -149,6 +151,7 @@ def _off_policy(subject: Subject, options: dict[str, Any]) -> MeanTest:
     rng = subject.rng("move")
     delta = [0.1 * torch.randn(p.shape, generator=rng, dtype=p.dtype) for p in problem.params]
     estimator = subject.ready(one, **options)
+    scale = estimator.expected_scale(problem)
     with one.shifted(delta):
         size, gradient = _truth(one)
 
@@ -157,7 +160,7 @@ def _off_policy(subject: Subject, options: dict[str, Any]) -> MeanTest:
         rng, guarded = subject.rng("off policy", number), Guarded(problem, estimator.needs)
         estimator.gradient(guarded, rng)  # type: ignore[arg-type]
         with problem.shifted(delta):
-            return flatten(estimator.gradient(guarded, rng).grad).numpy()  # type: ignore[arg-type]
+            return flatten(estimator.gradient(guarded, rng).grad).numpy() / scale  # type: ignore[arg-type]
 
     return mean_test(_numbered(second), gradient, size, ALPHA, MARGIN)
 

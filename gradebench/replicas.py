@@ -42,6 +42,9 @@ class Replicas:
     def __call__(self, embeddings: Tensor, cache: Any = None) -> Any:
         return self._call("forward", embeddings, cache) if cache is not None else self._call("forward", embeddings)
 
+    def reordered(self, cache: Any, rows: Tensor) -> Any:
+        return _mapped(lambda tensor: tensor[rows], cache)  # rows of one copy stay with it
+
     def _call(self, method: str, *inputs: Any) -> Any:
         """Tensors (N, ...) go in as (N / copies, copies, ...), and come out so."""
         dealt = _mapped(lambda rows: rows.unflatten(0, (-1, self.copies)), inputs)

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from gradebench import harness, records, registry, tables
-from gradebench.errors import InputError
+from gradebench.errors import InputError, Unsupported
 from gradebench.harness import Cell, Plan
 from gradebench.task import Task
 from gradebench.workers import usable_cores, workers
@@ -249,11 +249,16 @@ def _cell(resolved: registry.Resolved, task: Task, estimator: registry.Resolved,
 def _tried(plan: Plan, resolved: registry.Resolved, task: Task, estimators: Sequence[registry.Resolved]) -> _Grid:
     """Each estimator built once for the task, so that what is wrong with one shows before the first cell."""
     reference = registry.resolve("estimators", plan.reference)
-    supported = 0
+    unsupported: dict[str, str] = {}
     for estimator in [*estimators, reference]:
-        with plugin_errors(f"estimator {estimator.label}"), contextlib.suppress(harness.Unsupported):
-            harness.make_estimator(estimator.spec, task, plan)
-            supported += estimator is not reference
+        with plugin_errors(f"estimator {estimator.label}"):
+            try:
+                harness.make_estimator(estimator.spec, task, plan)
+            except Unsupported as reason:
+                unsupported[estimator.label] = str(reason)
+    supported = sum(estimator.label not in unsupported for estimator in estimators)
+    if not supported:
+        raise InputError(f"nothing can run on {resolved.label}: {'; '.join(unsupported.values())}")
     plan = replace(plan, reference_key=harness.cell_key(plan, _cell(resolved, task, reference, 0), task))
     return _Grid(plan, resolved, task, supported)
 

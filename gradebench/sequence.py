@@ -7,17 +7,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gradebench.problem import ENUMERABLE, Ledger, Problem, Relax
+from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, chosen, continued
 from gradebench.replicas import Replicas
 
 
 class Policy(Protocol):
-    """A causal language model: `embed` reads ids or relaxed one-hots, the call continues from a cache."""
+    """A causal language model: `embed` reads ids or relaxed one-hots, the call continues from a cache.
+
+    `reordered` gives the cache of the rows (M,) of the batch that it was grown on.
+    """
 
     feature_size: int
 
     def embed(self, tokens: Tensor) -> Tensor: ...
     def __call__(self, embeddings: Tensor, cache: Any = None) -> tuple[Tensor, Tensor, Any]: ...
+    def reordered(self, cache: Any, rows: Tensor) -> Any: ...
     def parameters(self) -> Any: ...
     def named_parameters(self) -> Any: ...
 
@@ -96,19 +100,32 @@ class SequenceProblem(Problem):
     def parameter_names(self) -> list[str]:
         return [name for name, p in self.policy.named_parameters() if p.requires_grad]
 
-    @torch.no_grad()
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        noise: list[Tensor] = []  # one buffer for all positions
+
+        def gumbel_max(logits: Tensor) -> Tensor:
+            if not noise:
+                noise.append(torch.empty_like(logits))
+            # argmax of log pi - log E with E ~ Exp(1) is a draw from pi
+            return (logits.log_softmax(-1) - noise[0].exponential_(generator=rng).log()).argmax(-1)
+
+        return self.draw(gumbel_max, n)
+
+    @torch.no_grad()
+    def draw(self, choose: Choose, n: int) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
         logits, _, cache = self.policy(self.policy.embed(self._prompts(n)))
-        z = torch.empty(len(logits), self.horizon, dtype=torch.int64, device=logits.device)
-        noise = torch.empty_like(logits[:, -1])
+        z = torch.empty(n, self.contexts, self.horizon, dtype=torch.int64, device=logits.device)
         for t in range(self.horizon):
             if t:
-                logits, _, cache = self.policy(self.policy.embed(z[:, t - 1 : t]), cache)
-            # argmax of log pi - log E with E ~ Exp(1) is a draw from pi (the Gumbel-max trick)
-            z[:, t] = (logits[:, -1].log_softmax(-1) - noise.exponential_(generator=rng).log()).argmax(-1)
-        return z.view(n, self.contexts, self.horizon)
+                logits, _, cache = self.policy(self.policy.embed(z[:, :, t - 1].reshape(-1, 1)), cache)
+            z[:, :, t], parents = chosen(choose(logits[:, -1].view(n, self.contexts, -1)))
+            if parents is not None:
+                z[:, :, :t] = continued(z[:, :, :t], parents)
+                rows = parents * self.contexts + torch.arange(self.contexts, device=z.device)
+                cache = self.policy.reordered(cache, rows.flatten())
+        return z
 
     def logits(self, z: Tensor) -> Tensor:
         return self._parallel(z)[0]
@@ -164,8 +181,14 @@ class SequenceProblem(Problem):
         values = torch.arange(self.categories, device=device)
         return torch.cartesian_prod(*[values] * self.horizon).view(-1, self.horizon)
 
-    def grad(self, value: Tensor, weights: Tensor | None = None, create_graph: bool = False) -> tuple[Tensor, ...]:
-        answer = super().grad(value, weights, create_graph)
+    def grad(
+        self,
+        value: Tensor,
+        weights: Tensor | None = None,
+        create_graph: bool = False,
+        of: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        answer = super().grad(value, weights, create_graph, of)
         if not create_graph:
             self._memo = None  # its graph has been freed
         return answer

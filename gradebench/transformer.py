@@ -89,6 +89,10 @@ class ScratchPolicy(Transformer):
         features, cache = self.features(embeddings, cache)
         return features @ self.token.T, features, cache
 
+    def reordered(self, cache: Cache, rows: Tensor) -> Cache:
+        """The cache of these rows (M,) of the batch."""
+        return [(keys[rows], values[rows]) for keys, values in cache]
+
 
 class ScratchClassifier(Transformer):
     """Probability (N,) that a text is positive, from mean-pooled features."""

@@ -1,6 +1,6 @@
 """A problem that takes notes of what an estimator does with it, and can change the reward: what `check` looks through."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradebench.problem import Ledger, Problem, Relax
+from gradebench.problem import Choose, Ledger, Problem, Relax
 
 
 @dataclass
@@ -44,6 +44,12 @@ class Watched:
         self.notes.ledger.tokens_sampled += z.numel()
         return z
 
+    def draw(self, choose: Choose, n: int) -> Tensor:
+        z = self._problem.draw(choose, n)
+        self.notes.called.add("draw")
+        self.notes.ledger.tokens_sampled += z.numel()
+        return z
+
     def reward(self, z: Tensor) -> Tensor:
         self.notes.called.add("reward")
         return self._rewarded(self._problem.reward(z))
@@ -76,7 +82,13 @@ class Watched:
         self.notes.called.add("exact_gradient")
         return tuple(self._factor * g for g in self._problem.exact_gradient())
 
-    def grad(self, value: Tensor, weights: Tensor | None = None, create_graph: bool = False) -> tuple[Tensor, ...]:
+    def grad(
+        self,
+        value: Tensor,
+        weights: Tensor | None = None,
+        create_graph: bool = False,
+        of: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
         if self._value is not None and self._value.requires_grad:
             mean = self._value.mean()
             self.notes.expected = torch.autograd.grad(
@@ -84,7 +96,7 @@ class Watched:
             )
             self._value = None
         self.notes.ledger.backward_passes += 1
-        return self._problem.grad(value, weights, create_graph)
+        return self._problem.grad(value, weights, create_graph, of)
 
     @contextmanager
     def shifted(self, delta: Any) -> Iterator[None]:

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from gradebench import Ledger, Problem, Range, Task
 from gradebench.options import text_of
-from gradebench.problem import ENUMERABLE, Relax
+from gradebench.problem import ENUMERABLE, Choose, Relax, independent_draws
 from gradebench.replicas import Replicas
 from gradebench.task import Log
 
@@ -67,7 +67,7 @@ class LatentProblem(Problem):
         super().__init__([p for _, p in self._named()], ledger)
         self.contexts, self.horizon, self.categories = len(images), horizon, categories
         self.feature_size = encoder.feature_size
-        offers = {"soft_reward"}
+        offers = {"soft_reward", "independent"}
         offers |= {"support", "exact"} if categories**horizon <= ENUMERABLE else set()
         offers |= {"binary"} if categories == 2 else set()
         self.offers = frozenset(offers)
@@ -87,6 +87,12 @@ class LatentProblem(Problem):
         log_p = self._posterior()
         noise = torch.empty(n, *log_p.shape, dtype=log_p.dtype, device=log_p.device).exponential_(generator=rng)
         return (log_p - noise.log()).argmax(-1)  # the Gumbel-max trick
+
+    @torch.no_grad()
+    def draw(self, choose: Choose, n: int) -> Tensor:
+        self.ledger.forward_passes += 1
+        self.ledger.tokens_sampled += n * self.contexts * self.horizon
+        return independent_draws(self.encoder(self.images)[0].expand(n, -1, -1, -1), choose)
 
     def logits(self, z: Tensor) -> Tensor:
         self.ledger.forward_passes += 1

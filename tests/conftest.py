@@ -11,6 +11,7 @@ from torch import nn
 
 from gradebench import Problem
 from gradebench.enumerable import random_sequence_problem
+from gradebench.problem import independent_draws
 
 torch.set_num_threads(1)  # one test process a core; the tensors are tiny
 
@@ -21,7 +22,7 @@ class Categoricals(Problem):
     weight (B, T, V) holds the logits; `of` maps relaxed one-hots (n, B, T, V) to rewards (n, B).
     """
 
-    offers = frozenset({"soft_reward", "support", "fixed_reward"})
+    offers = frozenset({"soft_reward", "support", "fixed_reward", "independent"})
 
     def __init__(self, weight, of, ledger=None):
         super().__init__([weight], ledger)
@@ -33,6 +34,9 @@ class Categoricals(Problem):
         p = self.weight.detach().softmax(-1).expand(n, -1, -1, -1)
         noise = torch.empty_like(p, memory_format=torch.contiguous_format).exponential_(generator=rng)
         return (p / noise).argmax(-1)
+
+    def draw(self, choose, n):
+        return independent_draws(self.weight.detach().expand(n, -1, -1, -1), choose)
 
     def logits(self, z):
         return self.weight.expand(len(z), -1, -1, -1)

@@ -67,7 +67,7 @@ def refused(command, tmp_path, monkeypatch):
         (["--device", "meta"], ["--device 'meta'", "auto, cpu and cuda"]),
         (["-e", "nowhere.py:Mine"], ["nowhere.py", "No such file"]),
         (["--batch", "6", "-e", "rloo"], ["rloo takes 4 samples a prompt", "--batch 6"]),
-        (["--batch", "4", "-e", "ppo:minibatches=8"], ["estimator ppo:minibatches=8", "4 contexts", "8 minibatches"]),
+        (["--batch", "4", "-e", "ppo:minibatches=8"], ["ppo:minibatches=8", "4 contexts", "8 minibatches"]),
     ],
 )
 def test_a_request_that_cannot_be_used_is_one_line(refused, tiny, arguments, said):

@@ -132,12 +132,12 @@ def test_exact_gradient_in_several_batches_of_outcomes_is_the_same(problem, monk
 
 
 def test_offers_say_what_can_be_done():
-    assert problem_of().offers == {"soft_reward", "fixed_reward", "support", "exact"}
+    assert problem_of().offers == {"soft_reward", "fixed_reward", "independent", "support", "exact"}
     many = torch.zeros(13, 2, requires_grad=True)  # 8192 outcomes
     arguments = many, lambda table: table, lambda y: y[..., 1].sum(-1)
-    assert FactorisedProblem(*arguments).offers == {"soft_reward", "fixed_reward", "binary"}
+    assert FactorisedProblem(*arguments).offers == {"soft_reward", "fixed_reward", "independent", "binary"}
     closed = FactorisedProblem(*arguments, expectation=lambda p: p[:, 1].sum())
-    assert closed.offers == {"soft_reward", "fixed_reward", "binary", "exact"}
+    assert closed.offers == {"soft_reward", "fixed_reward", "independent", "binary", "exact"}
     with pytest.raises(NotImplementedError, match="enumerated"):
         closed.support()
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gradebench import InputError, SequenceProblem, generator, gumbel, harden, straight_through
-from gradebench.estimators.rebar import Rebar
+from gradebench.estimators.control_variate import Rebar
 from gradebench.estimators.relaxed import GradeSte
 from gradebench.pretrained import PretrainedPolicy, load_policy, load_reward, positive_label, try_policy
 from gradebench.vocabulary import train_vocabulary

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gradebench import score
-from gradebench.estimators.rebar import Rebar
+from gradebench.estimators.control_variate import Rebar
 from gradebench.estimators.relaxed import Grade, GradeSte
 from gradebench.estimators.score_function import Reinforce, Rloo
 from gradebench.factorised import FactorisedProblem

@@ -6,7 +6,7 @@ from scipy.stats import chi2, ncx2
 from torch.nn import functional
 
 from gradebench.problem import Ledger
-from gradebench.sampling import generator, gumbel, harden
+from gradebench.sampling import exponential, generator, gumbel, harden
 from gradebench.sequence import distinct_bigrams, evaluate_sequences
 
 ALPHA = 1e-3  # false alarms of each statistical test
@@ -413,3 +413,43 @@ def test_evaluation_reports_the_sampled_texts(problem):
     assert metrics["kl"] == pytest.approx(problem.divergence(z[None]).sum(-1).mean().item())
     assert metrics["reference_nll"] == pytest.approx(-prior.log_prob(z[None]).mean().item())
     assert metrics["distinct_2"] == distinct_bigrams(z.tolist())
+
+
+# --- draws by a rule of the estimator's own
+
+
+def gumbel_max(rng):
+    return lambda logits: (logits.log_softmax(-1) - exponential(logits, rng).log()).argmax(-1)
+
+
+def test_drawing_by_gumbel_max_is_sampling(tiny_problem):
+    problem = tiny_problem(contexts=4)
+    drawn = problem.draw(gumbel_max(generator("cpu", 1)), 3)
+    assert torch.equal(drawn, problem.sample(3, generator("cpu", 1)))
+
+
+def test_a_draw_reads_the_logits_of_its_own_prefix(tiny_problem):
+    problem, seen, rng = tiny_problem(contexts=4), [], generator("cpu", 1)
+
+    def choose(logits):
+        seen.append(logits)
+        return gumbel_max(rng)(logits)
+
+    z = problem.draw(choose, 3)
+    torch.testing.assert_close(torch.stack(seen, 2), problem.logits(z).detach())
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_beam_continues_the_prefixes_of_its_parents(tiny_problem, copies):
+    problem, seen, rng = tiny_problem(contexts=4), [], generator("cpu", 1)
+    problem = problem.replicated(copies) if copies > 1 else problem
+    parents = torch.tensor([[2, 1, 0, 0], [0, 0, 2, 1], [0, 2, 2, 1]])
+
+    def choose(logits):
+        seen.append(logits)
+        return gumbel_max(rng)(logits), parents
+
+    z = problem.draw(choose, 3)
+    last = problem.logits(z).detach()[:, :, -1]
+    before = seen[-1].gather(0, parents.unsqueeze(-1).expand_as(seen[-1]))
+    torch.testing.assert_close(before, last)  # the last position's logits, dealt out to who continues them

@@ -204,10 +204,16 @@ def test_a_part_of_the_contexts_answers_for_its_images(problem):
 
 
 def test_offers_say_what_can_be_done():
-    assert small_problem().offers == {"soft_reward", "support", "exact"}
-    assert small_problem(latents=12, categories=2).offers == {"soft_reward", "support", "exact", "binary"}
+    assert small_problem().offers == {"soft_reward", "independent", "support", "exact"}
+    assert small_problem(latents=12, categories=2).offers == {
+        "soft_reward",
+        "independent",
+        "support",
+        "exact",
+        "binary",
+    }
     many = small_problem(latents=13, categories=2)
-    assert many.offers == {"soft_reward", "binary"}
+    assert many.offers == {"soft_reward", "independent", "binary"}
     with pytest.raises(NotImplementedError, match="enumerated"):
         many.support()
 

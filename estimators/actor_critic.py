@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gradebench import Estimate, Estimator, Problem, Range
+from gradebench import Estimate, Estimator, Problem, Range, Unsupported
 
 
 class Ppo(Estimator):
@@ -22,6 +22,7 @@ class Ppo(Estimator):
                   Deviates: discount 1; the value head is linear in the policy's detached features.
     """
 
+    family = "actor-critic"
     unbiased_if: ClassVar = {
         "on_policy": {"epochs": 1, "minibatches": 1, "lam": 1.0, "whiten": False},
         "off_policy": {"epochs": 2, "minibatches": 1, "lam": 1.0, "whiten": False, "clip": 1e6},
@@ -42,7 +43,7 @@ class Ppo(Estimator):
 
     def init(self, problem: Problem) -> None:
         if problem.contexts < self.minibatches:
-            raise ValueError(f"{problem.contexts} contexts can't fill {self.minibatches} minibatches")
+            raise Unsupported(f"{problem.contexts} contexts can't fill {self.minibatches} minibatches")
         like = problem.params[0]
         self.value = nn.Linear(problem.feature_size, 1, device=like.device, dtype=like.dtype)
         nn.init.zeros_(self.value.weight)

@@ -26,6 +26,7 @@ class Rebar(Estimator):
                   factorised one is biased on autoregressive policies; tau and eta descend the squared estimate.
     """
 
+    family = "control variate"
     unbiased = True
     needs = frozenset({"soft_reward"})
     own_learning_rate = 0.1  # tau has to travel by factors within tens of steps: at tau = 1 a soft chain may explode

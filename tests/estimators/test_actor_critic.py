@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from gradebench.estimators.ppo import Ppo, generalised_advantage
+from gradebench.estimators.actor_critic import Ppo, generalised_advantage
 from gradebench.sampling import generator
 
 WIDE = 1e6  # a clip that never binds

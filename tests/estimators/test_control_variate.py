@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gradebench.estimators import rebar
-from gradebench.estimators.rebar import Rebar
+from gradebench.estimators import control_variate
+from gradebench.estimators.control_variate import Rebar
 from gradebench.estimators.score_function import Reinforce
 from gradebench.harness import Plan, Trainer
 from gradebench.probes import one_estimate

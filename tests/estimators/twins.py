@@ -1,0 +1,56 @@
+"""The built-in estimators that must pass `gradebench check`, and their wrong twins that must not.
+
+Gathered from twins_*.py beside this file, one a family. Each has TRUE (name to a function of options that makes the
+estimator), MUTANTS (name to such a function and the check that is meant to catch it) and, where f may depend on the
+parameters, WITHOUT_GRAD_F: names of TRUE, and the check that must notice when grad f is left out.
+"""
+
+from pathlib import Path
+
+from gradebench import registry
+
+TRUE = {}
+MUTANTS = {}
+
+
+class BlackBox:
+    """A problem that hides how the reward depends on the parameters."""
+
+    def __init__(self, problem):
+        self._problem = problem
+        self.offers = problem.offers | {"fixed_reward"}
+
+    def __getattr__(self, name):
+        return getattr(self._problem, name)
+
+    def reward(self, z):
+        return self._problem.reward(z).detach()
+
+    def select(self, index):
+        return BlackBox(self._problem.select(index))
+
+
+class NoRewardGradient:
+    def gradient(self, problem, rng):
+        return super().gradient(BlackBox(problem), rng)
+
+
+def without_grad_f(make):
+    """The estimator that `make` builds, with grad f left out."""
+
+    def twin(**options):
+        estimator = make(**options)
+        estimator.__class__ = type("Twin", (NoRewardGradient, type(estimator)), {})
+        return estimator
+
+    return twin
+
+
+for file in sorted(Path(__file__).parent.glob("twins_*.py")):
+    true, mutants, blind = (
+        registry.load_file(str(file), name).factory for name in ("TRUE", "MUTANTS", "WITHOUT_GRAD_F")
+    )
+    TRUE |= true
+    MUTANTS |= mutants | {
+        f"{name} without grad f": (without_grad_f(true[name]), check) for name, check in blind.items()
+    }
