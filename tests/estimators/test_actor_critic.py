@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from gradebench import Unsupported
 from gradebench.estimators.actor_critic import Ppo, generalised_advantage
 from gradebench.sampling import generator
 
@@ -251,7 +252,7 @@ def test_costs_a_batch_are_those_declared(tiny_problem):
 
 
 def test_more_minibatches_than_contexts_are_refused(tiny_problem):
-    with pytest.raises(ValueError, match="minibatches"):
+    with pytest.raises(Unsupported, match="minibatches"):
         Ppo(minibatches=5).init(tiny_problem())
 
 

@@ -36,7 +36,7 @@ def test_each_term_is_where_the_formula_has_it(tiny_problem, beta):
     rng = generator("cpu", 0)
     z = problem.sample(1, rng)
     logits = problem.logits(z).log_softmax(-1)
-    noise = rebar.exponential(logits, rng)
+    noise = control_variate.exponential(logits, rng)
     top = noise.gather(-1, z[..., None])
     tied = -(noise / logits.exp() + top).log()  # a function of theta at given z; the winner's entry isn't
     tied = tied.scatter(-1, z[..., None], -top.log()) - logits
