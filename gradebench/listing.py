@@ -72,6 +72,7 @@ def _entry_as_json(entry: Entry) -> dict[str, Any]:
     if entry.kind == "estimators":
         facts["unbiased"] = entry.unbiased
         facts["needs"] = None if entry.needs is None else list(entry.needs)
+        facts["card"] = entry.card
     facts["options"] = None if entry.options is None else [option.as_json() for option in entry.options.values()]
     return facts
 
@@ -90,16 +91,18 @@ def row(entry: Entry) -> list[str]:
     return [entry.name, entry.source, unbiased, " ".join(entry.needs or ()), summary]
 
 
-def option_lines(entry: Entry) -> list[str]:
-    """One line for each option: `n: int >= 2, default 4 (samples per prompt)`."""
-    return [
+def detail_lines(entry: Entry) -> list[str]:
+    """The card of an estimator, and one line for each option: `n: int >= 2, default 4 (samples per prompt)`."""
+    card = entry.card if entry.kind == "estimators" else {}
+    lines = [line for name, text in card.items() for line in f"{name}: {text}".replace("\n", "\n    ").split("\n")]
+    return lines + [
         f"{option.name}: {option.describe()}{f' ({option.doc})' if option.doc else ''}"
         for option in (entry.options or {}).values()
     ]
 
 
 def plain_lines(listed: dict[str, list[Entry]], verbose: bool) -> Iterator[str]:
-    """Aligned text for pipes and files: one entry a line, however long, and with `verbose` its options below it."""
+    """Aligned text for pipes and files: one entry a line, however long, and with `verbose` its card and options below it."""
     for position, (kind, found) in enumerate(listed.items()):
         if position:
             yield ""
@@ -108,7 +111,7 @@ def plain_lines(listed: dict[str, list[Entry]], verbose: bool) -> Iterator[str]:
         for index, cells in enumerate(rows):
             yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
             if verbose and index:
-                yield from (f"    {line}" for line in option_lines(found[index - 1]))
+                yield from (f"    {line}" for line in detail_lines(found[index - 1]))
 
 
 def _print_tables(listed: dict[str, list[Entry]], verbose: bool) -> None:
@@ -123,7 +126,7 @@ def _print_tables(listed: dict[str, list[Entry]], verbose: bool) -> None:
             table.add_column(title, overflow="fold", no_wrap=title in (kind, "unbiased"))
         for entry in found:
             *cells, summary = row(entry)
-            details = [summary, *(option_lines(entry) if verbose else [])]
+            details = [summary, *(detail_lines(entry) if verbose else [])]
             # Text, as brackets in a plain string would be read as markup.
             last = Text("\n  ".join(details), style="red" if entry.problem else "")
             table.add_row(*map(Text, cells), last)

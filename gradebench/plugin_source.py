@@ -11,10 +11,11 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
 
+from gradebench.card import card
 from gradebench.options import REQUIRED, Option, Range, option
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -57,6 +58,7 @@ class Facts:
     unbiased: bool | None = None
     needs: tuple[str, ...] | None = None
     options: dict[str, Option] | None = None
+    card: dict[str, str] = field(default_factory=dict)
     problem: str | None = None  # why an import would fail
 
 
@@ -235,19 +237,21 @@ def _definition(source: Source, name: str) -> tuple[Source, Definition] | None:
 
 
 def _facts_of(source: Source, node: Definition) -> Facts:
-    lines = (ast.get_docstring(node) or "").splitlines()
-    summary = lines[0] if lines else ""
+    doc = ast.get_docstring(node) or ""
+    summary = doc.partition("\n")[0]
     try:
         if not isinstance(node, ast.ClassDef):
-            return Facts(summary, options=_options(source, node))
+            return Facts(summary, options=_options(source, node), card=card(doc))
         lineage, complete = _lineage(source, node)
         unbiased = _class_attribute(lineage, "unbiased")
         needs = _class_attribute(lineage, "needs")
+        family = _class_attribute(lineage, "family")
         return Facts(
             summary,
             unbiased if isinstance(unbiased, bool) else None,
             tuple(sorted(needs)) if isinstance(needs, set | tuple | list) else None,
             _class_options(lineage, complete),
+            card(doc, family if isinstance(family, str) else ""),
         )
     except (SyntaxError, RecursionError):  # of a file that a base class or an annotation comes from
         return Facts(summary)

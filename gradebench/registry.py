@@ -48,6 +48,7 @@ class Entry:
     unbiased: bool | None = None
     needs: tuple[str, ...] | None = None
     options: dict[str, Option] | None = None
+    card: dict[str, str] = field(default_factory=dict)
     problem: str | None = None  # why it can't be used, in one line
 
     @property

@@ -23,8 +23,9 @@ def noisy():
     print("noise of an import")
 
 
+CARD = {"family": "of [draws]", "formula": "first line,\nsecond line"}
 SUMMARY = "A summary of [brackets] that is " + "very " * 40 + "long."
-SOUND = Entry("estimators", "sound", "m:S", "dist", "1.2", True, SUMMARY, True, ("binary", "support"), options_of(draw))
+SOUND = Entry("estimators", "sound", "m:S", "dist", "1.2", True, SUMMARY, True, ("binary", "support"), options_of(draw), CARD)
 UNKNOWN = Entry("estimators", "unknown", "m:U", "dist", "1.2", False, "Unknown.")
 BROKEN = Entry("estimators", "broken", "m:B", "other", "0.3", False, problem="there is no module m")
 TASK = Entry("tasks", "toy[red]", "m:T", "dist", "1.2", True, "A toy.", unbiased=True)
@@ -82,6 +83,7 @@ def test_the_document_has_the_same_and_the_options(registered, capsys):
     assert (sound["distribution"], sound["version"], sound["builtin"]) == ("dist", "1.2", True)
     assert sound["summary"] == SUMMARY
     assert sound["options"] == [options_of(draw)["n"].as_json()]
+    assert sound["card"] == CARD and unknown["card"] == {}
     assert (unknown["unbiased"], unknown["needs"], unknown["options"]) == (None, None, None)
     assert document["tasks"][0]["name"] == "toy[red]" and "needs" not in document["tasks"][0]
     assert document["warnings"] == []
@@ -98,8 +100,13 @@ def test_verbose_text_has_the_options_of_the_import(registered, capsys, monkeypa
     listing.print_listing("estimators", verbose=True)
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert lines[3] == "    n: int >= 2, default 4 (samples)"
-    assert lines[4].endswith("BROKEN: unknown can't be imported: OSError: no")
+    assert lines[3:7] == [
+        "    family: of [draws]",
+        "    formula: first line,",
+        "        second line",
+        "    n: int >= 2, default 4 (samples)",
+    ]
+    assert lines[7].endswith("BROKEN: unknown can't be imported: OSError: no")
     assert "noise" not in captured.out and "noise" in captured.err
 
 
