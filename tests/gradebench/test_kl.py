@@ -139,7 +139,8 @@ def test_the_score_function_carries_the_penalty_by_both_of_its_terms(tabular):
 def test_k1_in_the_loss_has_no_gradient(tabular):
     problem = tabular()
     found = mean_gradient(problem, lambda z: log_ratio(problem, z))
-    assert found.norm() < 1e-12 < 1e-2 < gradient_of(kl(problem), problem).norm()
+    assert found.norm() < 1e-12
+    assert gradient_of(kl(problem), problem).norm() > 1e-2
 
 
 def test_k3_in_the_loss_follows_the_other_divergence(tabular):
