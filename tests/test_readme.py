@@ -1,6 +1,8 @@
 """What the README shows is what was measured, and what it tells a reader to do works."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -64,12 +66,37 @@ def test_the_first_bash_block_is_the_two_commands():
     assert tests.startswith(".venv/bin/pytest")
 
 
-def test_the_example_estimator_is_an_estimator_with_a_gradient(tiny_problem):
+def example_of_an_estimator() -> str:
     example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert example is not None
-    assert len(example[1].strip().split("\n")) <= 15
+    return example[1]
+
+
+def test_the_example_estimator_runs_and_is_on_the_leaderboard(tmp_path):
+    """With the spelling that the README gives, on a task of a few seconds."""
+    assert len(example_of_an_estimator().strip().split("\n")) <= 15
+    file = re.search(r"In a file `(.*?)`", README)
+    spec = re.search(r"gradebench run -e all -e (\S+) -t", README)
+    assert file and spec
+    (tmp_path / file[1]).write_text(example_of_an_estimator(), encoding="utf-8")
+    arguments = ["-e", "reinforce", "-e", spec[1], "-t", "bernoulli-toy", "--seeds", "0-2", "--steps", "2"]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("gradebench"), "run", *arguments, "--out", "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    board = pd.read_csv(tmp_path / "out" / "leaderboard.csv").set_index("estimator")
+    name = spec[1].removeprefix("./")
+    assert board.loc[name, "status"] == "ok" and board.loc[name, "n_seeds"] == 3
+    assert name in done.stdout
+
+
+def test_the_example_estimator_is_an_estimator_with_a_gradient(tiny_problem):
     namespace: dict = {"__name__": "mine"}
-    exec(compile(example[1], "mine.py", "exec"), namespace)  # noqa: S102 - our own README
+    exec(compile(example_of_an_estimator(), "mine.py", "exec"), namespace)  # noqa: S102 - our own README
     (estimator,) = [
         v for v in namespace.values() if isinstance(v, type) and issubclass(v, Estimator) and v != Estimator
     ]
