@@ -1,4 +1,4 @@
-"""PPO against plain loops: advantages, ratio, clipping, minibatches, and what each part may touch."""
+"""A2C by enumeration; PPO against plain loops: advantages, ratio, clipping, minibatches, what each part may touch."""
 
 import itertools
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gradebench import Unsupported
-from gradebench.estimators.actor_critic import Ppo, generalised_advantage
+from gradebench.estimators.actor_critic import A2c, Ppo, generalised_advantage
+from gradebench.plugin_source import read_facts
 from gradebench.sampling import generator
 
 WIDE = 1e6  # a clip that never binds
@@ -14,7 +15,10 @@ WIDE = 1e6  # a clip that never binds
 
 def made(problem, *arguments, **options):
     """A PPO on `problem` whose value head is random, not zero: advantages of both signs."""
-    estimator = Ppo(*arguments, **options)
+    return with_random_value(Ppo(*arguments, **options), problem)
+
+
+def with_random_value(estimator, problem):
     estimator.init(problem)
     rng = generator("cpu", "value")
     with torch.no_grad():
@@ -38,6 +42,63 @@ def move(problem, size, seed="move"):
     with torch.no_grad():
         for p in problem.params:
             p.add_(torch.randn(p.shape, generator=rng, dtype=p.dtype) * size)
+
+
+# --- A2C
+
+
+def mean_over_outcomes(one, estimator):
+    """E[g] (d,) on a single context: a copy of the parameters for every outcome, weighed by its probability."""
+    z = one.support().unsqueeze(0)  # (1, V^T, T)
+    many = one.select(torch.zeros(z.shape[1], dtype=torch.int64))
+    probability = many.log_prob(z).sum((0, -1)).exp().detach()
+    copies = many.replicated(z.shape[1])
+    copies.sample = lambda n, rng: z
+    gradient = estimator.gradient(copies, None).grad
+    return torch.cat([torch.einsum("c,c...->...", probability, g).flatten() for g in gradient]) * z.shape[1]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_a2c_is_unbiased_over_all_outcomes_for_any_value(tiny_problem, exact_gradient, beta):
+    one = tiny_problem(contexts=1, beta=beta)
+    truth = exact_gradient(one)
+    found = mean_over_outcomes(one, with_random_value(A2c(), one))
+    torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-12)
+    short = mean_over_outcomes(one, with_random_value(A2c(lam=0.9), one))
+    assert (short - truth).norm() > 0.01 * truth.norm()
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.9, 1.0])
+def test_a2c_weighs_each_token_by_its_own_advantage(tiny_problem, lam):
+    problem = tiny_problem(beta=0.3, copies=4)
+    estimator = with_random_value(A2c(lam), problem)
+    z = problem.sample(1, generator("cpu", 0))
+    value = estimator.value(problem.features(z)).squeeze(-1).detach()
+    reward = problem.reward(z).detach()
+    advantage = reward.unsqueeze(-1) - value if lam == 1 else generalised_advantage(reward, value, lam)
+    expected = weighted_scores(problem, z, advantage) + flat(problem.grad(problem.reward(z).mean()))
+    estimate = estimator.gradient(problem, generator("cpu", 0))
+    torch.testing.assert_close(flat(estimate.grad), expected)
+    own = list(estimator.value.parameters())
+    wanted = (estimator.value(problem.features(z)).squeeze(-1) - (advantage + value)).square().mean()
+    for found, g in zip(*(torch.autograd.grad(loss, own) for loss in (estimate.own_loss, wanted)), strict=True):
+        torch.testing.assert_close(found, g)
+        assert g.abs().max() > 0
+
+
+def test_a2c_promises_to_be_unbiased_at_lambda_one_alone():
+    assert A2c().unbiased and not A2c(lam=0.9).unbiased
+    assert read_facts("gradebench.estimators.actor_critic", "A2c").unbiased  # its defaults, as `gradebench list` reads
+
+
+def test_a2c_starts_as_reinforce_and_costs_one_backward_pass(tiny_problem):
+    problem, estimator = tiny_problem(), A2c()
+    estimator.init(problem)
+    found = flat(estimator.gradient(problem, generator("cpu", 0)).grad)
+    ledger = problem.ledger
+    assert (ledger.reward_calls, ledger.tokens_sampled, ledger.backward_passes) == (4, 12, 1)
+    z = problem.sample(1, generator("cpu", 0))
+    torch.testing.assert_close(found, weighted_scores(problem, z, problem.reward(z).unsqueeze(-1).expand_as(z)))
 
 
 # --- the first step on a batch

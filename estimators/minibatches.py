@@ -1,0 +1,23 @@
+"""Several passes over one batch, in parts."""
+
+import torch
+from torch import Tensor
+
+from gradebench import Problem, Unsupported
+
+
+def enough_for(problem: Problem, minibatches: int) -> None:
+    """Raises Unsupported where the problem has fewer contexts than minibatches."""
+    if problem.contexts < minibatches:
+        raise Unsupported(f"{problem.contexts} contexts can't fill {minibatches} minibatches")
+
+
+def shuffled(problem: Problem, epochs: int, minibatches: int, rng: torch.Generator) -> list[Tensor]:
+    """Indices of contexts, shuffled for every epoch: one tensor (about B / minibatches,) for each of its minibatches."""
+    enough_for(problem, minibatches)  # a probe at a smaller batch calls no init
+    device = problem.params[0].device
+    return [
+        index
+        for _ in range(epochs)
+        for index in torch.randperm(problem.contexts, generator=rng, device=device).tensor_split(minibatches)
+    ]
