@@ -17,6 +17,7 @@ from gradebench.sequence import SequenceProblem
 
 SEQUENCES = 256  # in one draw, so that draws are near normal
 BETA = 0.1  # of the KL penalty, through which f depends on the parameters
+INSTANCE = {2: 1, 3: 0}  # vocabulary to the random weights of a policy that draws most sequences now and then
 ONE_DECISION = {2: 91, 3: 29}  # vocabulary to the random weights at which one decision has a large gradient
 LEARNING = 40  # steps of the estimator's own parts before it is judged
 
@@ -67,7 +68,7 @@ class Subject:
             beta = 0.0 if "fixed_reward" in self.needs else BETA
         copies = 1 if "exact" in self.needs else copies  # its draws are all alike
         vocabulary = 2 if "binary" in self.needs else 3
-        instance = ONE_DECISION[vocabulary] if horizon == 1 else 0
+        instance = (ONE_DECISION if horizon == 1 else INSTANCE)[vocabulary]
         problem = random_sequence_problem(vocabulary, horizon, 4, beta, instance)
         lacking = self.needs - problem.offers
         if lacking:
