@@ -5,7 +5,17 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from gradebench import Estimate, Estimator, Problem, Range, gumbel, harden, straight_through
+from gradebench import (
+    Estimate,
+    Estimator,
+    Problem,
+    Range,
+    exponential,
+    gumbel,
+    gumbel_given,
+    harden,
+    straight_through,
+)
 
 Temperature = Annotated[float, Range(0, low_open=True), "temperature of the Gumbel-softmax"]
 
@@ -76,3 +86,114 @@ class StraightThrough(Relaxed):
 
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
         return straight_through(harden(logits + gumbel(logits, rng)), (logits / self.tau).softmax(-1))
+
+
+class GumbelRao(Relaxed):
+    """Gumbel-Rao: GRADE-STE whose backward pass averages over the noise that would have given the same token.
+
+    Approximates  grad E_{z~p}[f(z)]
+    With          grad f(y),  value of y_t: one_hot(b_t), b_t ~ pi_t, gradient: that of
+                  mean_k softmax((l_t + G^k) / tau), k fixed draws of the Gumbel noise given b_t = argmax(l_t + G^k)
+    Requires      differentiable reward.
+    Bias          yes: for one decision that of GRADE-STE at the same tau, with less variance.
+    Cost a call   B reward calls, BT sampled tokens, kBT softmaxes that the backward pass keeps, 1 backward pass.
+    Source        Paulus et al. 2021 (Gumbel-Rao).  Deviates: nowhere.
+    """
+
+    def __init__(
+        self,
+        k: Annotated[int, Range(1), "draws of the noise given the token"] = 10,
+        tau: Temperature = 1.0,
+    ):
+        super().__init__(tau)
+        self.k = k
+
+    def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
+        hard = harden(logits + gumbel(logits, rng))
+        log_pi = logits.detach().log_softmax(-1).expand(self.k, *logits.shape)  # (k, n, B, V)
+        token = hard.argmax(-1).expand(self.k, *hard.shape[:-1])  # (k, n, B)
+        noise = gumbel_given(log_pi, token, exponential(log_pi, rng)) - log_pi  # without a graph: only l moves
+        return straight_through(hard, ((logits + noise) / self.tau).softmax(-1).mean(0))
+
+
+class GappedSt(Relaxed):
+    """Gapped straight-through: the backward softmax reads logits moved so that the sampled token leads by a gap.
+
+    Approximates  grad E_{z~p}[f(z)]
+    With          grad f(y),  value of y_t: one_hot(b_t), b_t ~ pi_t, gradient: that of softmax((l_t + m1 - m2) / tau)
+                  m1  max l - l_b on the sampled entry: it becomes the largest
+                  m2  (l_i + gap - max l)_+ on the others: they stay at least gap below; m1 and m2 are fixed
+    Requires      differentiable reward.
+    Bias          yes.
+    Cost a call   B reward calls, BT sampled tokens, 1 backward pass through the whole rollout.
+    Source        Fan et al. 2022 (GST).  Deviates: nowhere.
+    """
+
+    def __init__(
+        self,
+        gap: Annotated[float, Range(0), "least lead of the sampled logit over the others"] = 1.0,
+        tau: Annotated[float, Range(0, low_open=True), "temperature of the backward softmax"] = 1.0,
+    ):
+        super().__init__(tau)
+        self.gap = gap
+
+    def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
+        hard = harden(logits + gumbel(logits, rng))
+        behind = logits.detach().amax(-1, keepdim=True) - logits.detach()  # (n, B, V), not negative
+        move = torch.where(hard > 0, behind, -(self.gap - behind).clamp_min(0.0))  # m1 - m2
+        return straight_through(hard, ((logits + move) / self.tau).softmax(-1))
+
+
+class ReinMax(Relaxed):
+    """ReinMax: a straight-through estimate of second order, Heun's rule in place of Euler's.
+
+    Approximates  grad E_{z~p}[f(z)]
+    With          grad f(y),  value of y_t: one_hot(b_t) = D, b_t ~ pi_t, gradient: 2 S((softmax(l / tau) + D) / 2)
+                  - S(pi) / 2 with S(q) = diag q - q q^T; at tau = 1 that is
+                  (diag pi + D D^T - pi D^T - D pi^T) / 2
+    Requires      differentiable reward.
+    Bias          yes; none at tau = 1 where f is quadratic and decisions are independent.
+    Cost a call   B reward calls, BT sampled tokens, 1 backward pass through the whole rollout.
+    Source        Liu et al. 2023, algorithm 2.  Deviates: nowhere.
+    """
+
+    unbiased_if: ClassVar = {"linear": {"tau": 1.0}, "quadratic": {"tau": 1.0}}
+
+    def __init__(self, tau: Annotated[float, Range(0, low_open=True), "temperature of the averaged softmax"] = 1.0):
+        super().__init__(tau)
+
+    def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
+        hard = harden(logits + gumbel(logits, rng))
+        middle = ((logits / self.tau).softmax(-1) + hard) / 2
+        at_middle = logits + (middle.log() - logits).detach()  # the value of log middle, the gradient of logits
+        return straight_through(hard, 2 * at_middle.softmax(-1) - logits.softmax(-1) / 2)
+
+
+class DecoupledSt(Relaxed):
+    """Decoupled straight-through: one temperature draws the token, another shapes the gradient.
+
+    Approximates  grad E_{z~p}[f(z)]
+    With          grad f(y),  value of y_t: one_hot(z_t), z_t ~ softmax(l_t / tau_forward), gradient: that of
+                  softmax(l_t / tau_backward).  `st` is the case tau_forward = 1; its tau is tau_backward
+    Requires      differentiable reward.
+    Bias          yes. At tau_forward != 1 another policy is sampled than the one trained, and f is differentiated at
+                  its tokens. None at tau_backward = 1 where f is linear and decisions are independent: no token
+                  matters there.
+    Cost a call   B reward calls, BT sampled tokens, 1 backward pass through the whole rollout.
+    Source        Shah et al. 2024 (Decoupled ST).  Deviates: tokens follow the policy by default, tau_forward = 1;
+                  the paper tunes both.
+    """
+
+    unbiased_if: ClassVar = {"linear": {"tau_forward": 1.0, "tau_backward": 1.0}}
+
+    def __init__(
+        self,
+        tau_forward: Annotated[float, Range(0, low_open=True), "temperature that tokens are drawn at"] = 1.0,
+        tau_backward: Annotated[float, Range(0, low_open=True), "temperature of the backward softmax"] = 2.0,
+    ):
+        super().__init__(tau_backward)
+        self.tau_forward = tau_forward
+
+    def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
+        hard = harden(logits / self.tau_forward + gumbel(logits, rng))
+        return straight_through(hard, (logits / self.tau).softmax(-1))

@@ -1,17 +1,22 @@
-"""Wrong twins of the relaxed paths."""
+"""Wrong twins of the relaxed paths; those with a wrong Jacobian that breaks no promise are in test_relaxed.py."""
 
+from typing import ClassVar
 from unittest import mock
 
 import torch
 
 from gradebench import Estimate, gumbel, harden, straight_through
 from gradebench.estimators import relaxed
-from gradebench.estimators.relaxed import Grade, GradeSte, StraightThrough
+from gradebench.estimators.relaxed import DecoupledSt, GappedSt, Grade, GradeSte, GumbelRao, ReinMax, StraightThrough
 
 TRUE = {
     "grade": Grade,
     "grade-ste": GradeSte,
     "st": StraightThrough,
+    "gumbel-rao": GumbelRao,
+    "gapped-st": GappedSt,
+    "reinmax": ReinMax,
+    "decoupled-st": DecoupledSt,
 }
 WITHOUT_GRAD_F: dict[str, str] = {}
 
@@ -95,14 +100,56 @@ class StraightThroughNoisy(StraightThrough):
         return straight_through(harden(soft), soft)
 
 
+class ReinMaxWithoutHalf(ReinMax):
+    """The term of first order is not taken off: twice the softmax at the middle alone."""
+
+    def relax(self, logits, rng):
+        hard = harden(logits + gumbel(logits, rng))
+        middle = (logits.softmax(-1) + hard) / 2
+        return straight_through(hard, 2 * (logits + (middle.log() - logits).detach()).softmax(-1))
+
+
+class ReinMaxFirstOrder(ReinMax):
+    """The middle is the policy itself: plain straight-through, exact for linear rewards only."""
+
+    unbiased_if: ClassVar = {"quadratic": {"tau": 1.0}}
+
+    def relax(self, logits, rng):
+        hard = harden(logits + gumbel(logits, rng))
+        return straight_through(hard, logits.softmax(-1))
+
+
+class ReinMaxMovingMiddle(ReinMax):
+    """The averaged probabilities are differentiated where they should be held: a detach too few."""
+
+    def relax(self, logits, rng):
+        hard = harden(logits + gumbel(logits, rng))
+        middle = (logits.softmax(-1) + hard) / 2
+        return straight_through(hard, 2 * middle.log().softmax(-1) - logits.softmax(-1) / 2)
+
+
+class DecoupledWarm(DecoupledSt):
+    """Tokens are drawn at the backward temperature too."""
+
+    def __init__(self, tau_forward=1.0, tau_backward=2.0):
+        super().__init__(tau_backward, tau_backward)
+
+
 MUTANTS = {
     "st, noise in the backward pass": (StraightThroughNoisy, "unbiased if"),
+    "reinmax, first order not taken off": (ReinMaxWithoutHalf, "unbiased if"),
+    "reinmax, no second order": (ReinMaxFirstOrder, "unbiased if"),
+    "reinmax, middle not held": (ReinMaxMovingMiddle, "unbiased if"),
+    "decoupled-st, drawn at the backward temperature": (DecoupledWarm, "law of the draws"),
 }
-for cls in (Grade, GradeSte, StraightThrough):
+for cls in (Grade, GradeSte, StraightThrough, GumbelRao, GappedSt, ReinMax, DecoupledSt):
     MUTANTS |= {
         f"{cls.__name__}, one noise for all positions": (one_noise(cls), "law of the draws"),
+        f"{cls.__name__}, feedback detached": (no_feedback(cls), "pathwise"),
+    }
+for cls in (Grade, GradeSte, StraightThrough):
+    MUTANTS |= {
         f"{cls.__name__}, no noise": (no_noise(cls), "law of the draws"),
         f"{cls.__name__}, wrong sign of the noise": (wrong_sign(cls), "law of the draws"),
-        f"{cls.__name__}, feedback detached": (no_feedback(cls), "pathwise"),
         f"{cls.__name__}, every other token detached": (detached_half(cls), "pathwise"),
     }
