@@ -180,9 +180,16 @@ def train(estimator: Estimator, task: Task, plan: Plan, cell: Cell, record: reco
 
 
 def evaluate(task: Task, plan: Plan, seed: int, step: int, record: records.CellRecord) -> None:
-    """All splits, with the same prompts and noise at every step and for every estimator of a seed."""
+    """All splits, with the same prompts and noise at every step and for every estimator of a seed.
+
+    So step 0 is the same for all of them, and evaluated once a process.
+    """
     for split in task.splits:
-        record.add("evaluation", split, step, task.evaluate(split, generator(plan.device, seed, "evaluation", split)))
+        known = _first_evaluations.get((id(task), seed, split)) if step == 0 else None
+        metrics = known or task.evaluate(split, generator(plan.device, seed, "evaluation", split))
+        record.add("evaluation", split, step, metrics)
+        if step == 0:
+            _first_evaluations[id(task), seed, split] = metrics
 
 
 def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> None:
@@ -446,6 +453,7 @@ def learning_rate_of(task: Task, plan: Plan, estimator_spec: str) -> float:
 
 
 _tasks: dict[str, tuple[Task, list[Tensor]]] = {}  # of this process, with their initial parameters
+_first_evaluations: dict[tuple[int, int, str], dict[str, float]] = {}  # by task, seed and split, at those parameters
 
 
 def loaded_task(plan: Plan, cell: Cell) -> Task:
@@ -453,6 +461,7 @@ def loaded_task(plan: Plan, cell: Cell) -> Task:
     identity = f"{cell.task_spec} {cell.digests[:1]} {sorted(cell.task_options.items())} {plan.settled} {plan.device}"
     if identity not in _tasks:
         _tasks.clear()  # cells come grouped by task, so one at a time is kept
+        _first_evaluations.clear()
         task = registry.resolve("tasks", cell.task_spec).factory(**cell.task_options)
         task.settled = plan.settled
         if task.settled is None:
