@@ -189,7 +189,9 @@ def check(
 def list_plugins(
     kind: Annotated[Kind | None, typer.Argument(help="estimators or tasks; default: both")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="a JSON document")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="import each plugin, and show its card and options")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="import each plugin, and show its card and options")
+    ] = False,
 ) -> None:
     """List the registered estimators and tasks, without importing them."""
     from gradebench.listing import print_listing

@@ -25,7 +25,9 @@ def noisy():
 
 CARD = {"family": "of [draws]", "formula": "first line,\nsecond line"}
 SUMMARY = "A summary of [brackets] that is " + "very " * 40 + "long."
-SOUND = Entry("estimators", "sound", "m:S", "dist", "1.2", True, SUMMARY, True, ("binary", "support"), options_of(draw), CARD)
+SOUND = Entry(
+    "estimators", "sound", "m:S", "dist", "1.2", True, SUMMARY, True, ("binary", "support"), options_of(draw), CARD
+)
 UNKNOWN = Entry("estimators", "unknown", "m:U", "dist", "1.2", False, "Unknown.")
 BROKEN = Entry("estimators", "broken", "m:B", "other", "0.3", False, problem="there is no module m")
 TASK = Entry("tasks", "toy[red]", "m:T", "dist", "1.2", True, "A toy.", unbiased=True)
