@@ -6,8 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from gradebench.registry import entries
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "gradients.md").read_text(encoding="utf-8")
+SHOWN_OF_CARDS = ("bias", "assumptions", "cost", "references")
 SHOWN = {"gradient_variance_relative": ".3g", "gradient_bias_relative": ".2g", "gradient_cosine": ".2f"}
 
 
@@ -106,3 +109,22 @@ def test_unbiased_estimators_cover_zero_and_biased_ones_show_their_bias():
     assert ((unbiased["ci_low"] <= 0) & (unbiased["ci_high"] >= 0)).all()
     start = bias[bias["step"] == 0].set_index("estimator")
     assert (start.loc[["grade", "grade-ste", "st", "ppo"], "ci_low"] > 0).all()
+
+
+def catalogue() -> str:
+    """docs/estimators.md's tables, one a family, from the cards that the docstrings hold."""
+    builtin = [entry for entry in entries("estimators").values() if entry.builtin]
+    lines = []
+    for family in sorted({entry.card["family"] for entry in builtin}):
+        lines += [f"## {family[0].upper()}{family[1:]}", ""]
+        lines += ["| | bias | requires | cost | source |", "|---|---|---|---|---|"]
+        for entry in builtin:
+            if entry.card["family"] == family:
+                texts = [entry.card[field].replace("|", "\\|") for field in SHOWN_OF_CARDS]
+                lines.append(f"| **`{entry.name}`** {' | '.join([entry.summary, *texts])} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def test_the_catalogue_page_says_what_the_docstrings_say():
+    assert catalogue() in (ROOT / "docs" / "estimators.md").read_text(encoding="utf-8")

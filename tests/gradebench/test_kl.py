@@ -11,8 +11,19 @@ import torch
 from torch import nn
 
 from gradebench import SequenceProblem, score
-from gradebench.estimators.relaxed import Grade, GradeSte, StraightThrough
+from gradebench.estimators.control_variate import MuProp, Rebar
+from gradebench.estimators.coupled import Carms
+from gradebench.estimators.relaxed import (
+    DecoupledSt,
+    GappedSt,
+    Grade,
+    GradeSte,
+    GumbelRao,
+    ReinMax,
+    StraightThrough,
+)
 from gradebench.estimators.score_function import Rloo
+from gradebench.estimators.without_replacement import UnorderedSet
 from gradebench.sampling import generator
 
 V, T, BETA = 3, 3, 0.7
@@ -158,12 +169,19 @@ def test_hard_and_relaxed_tokens_have_one_penalty(tabular):
     torch.testing.assert_close(hard, soft, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("make", [Rloo, Grade, GradeSte, StraightThrough])
+# Those that know a constant reward for what it is: others have noise of its size.
+SCORE_FUNCTION = [Rloo, Carms, lambda: UnorderedSet(2), Rebar, MuProp]
+RELAXED = [Grade, GradeSte, StraightThrough, GumbelRao, GappedSt, ReinMax, DecoupledSt]
+
+
+@pytest.mark.parametrize("make", SCORE_FUNCTION + RELAXED)
 def test_at_one_decision_the_penalty_is_exact_for_all(tabular, make):
     """No token is read by the penalty, so no draw and no relaxation can change its gradient."""
     whole = tabular()
     problem = SequenceProblem(whole.policy, Nothing(), whole.prompts, 1, V, whole.reference, BETA)
-    found = make().gradient(problem, generator("cpu", 0)).grad[0]
+    estimator = make()
+    estimator.init(problem)
+    found = estimator.gradient(problem, generator("cpu", 0)).grad[0]
     p, q = problem.policy.tables[0].log_softmax(-1), problem.reference.tables[0].log_softmax(-1)
     (expected,) = torch.autograd.grad(-BETA * (p.exp() * (p - q)).sum(), problem.policy.tables[0])
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
