@@ -32,11 +32,11 @@ class Relaxed(Estimator):
         self.tau = tau
 
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
-        """The relaxed one-hot (n, B, V) drawn from logits (n, B, V) at one position."""
+        """The relaxed one-hots (n, B, V) drawn from logits (n, B, V) at one position, or at several side by side."""
         raise NotImplementedError
 
     def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
-        y = problem.rollout(lambda logits: self.relax(logits, rng), self.n)  # (n, B, T, V)
+        y = problem.rollout(lambda logits: self.relax(logits, rng), self.n, together=True)  # (n, B, T, V)
         return Estimate(problem.grad(problem.soft_reward(y).mean()))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, independent_draws
+from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, independent_draws, independent_tokens
 
 
 class FactorisedProblem(Problem):
@@ -74,11 +74,10 @@ class FactorisedProblem(Problem):
         self.ledger.reward_calls += len(y) * self.contexts
         return self.reward_of(y)
 
-    def rollout(self, relax: Relax, n: int) -> Tensor:
+    def rollout(self, relax: Relax, n: int, together: bool = False) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
-        logits = self._logits().expand(n, -1, -1, -1)
-        return torch.stack([relax(logits[:, :, t]) for t in range(self.horizon)], 2)
+        return independent_tokens(self._logits().expand(n, -1, -1, -1), relax, together)
 
     def features(self, z: Tensor) -> Tensor:
         """A constant and the position, (n, B, T, 2): nothing else precedes a decision."""

@@ -73,8 +73,12 @@ class Problem(ABC):
         """f_theta (n, B) of relaxed one-hots y (n, B, T, V), differentiable in y."""
 
     @abstractmethod
-    def rollout(self, relax: Relax, n: int) -> Tensor:
-        """Differentiable draws y (n, B, T, V): relax(logits) is called once a position, in order, and y is fed back."""
+    def rollout(self, relax: Relax, n: int, together: bool = False) -> Tensor:
+        """Differentiable draws y (n, B, T, V): relax(logits) is called once a position, in order, and y is fed back.
+
+        `together`: relax treats all rows (n, B, V) alike and has no sense of position, so where no position reads
+        another it may get all of them in one call, as (n, B T, V).
+        """
 
     @abstractmethod
     def features(self, z: Tensor) -> Tensor:
@@ -160,6 +164,13 @@ def independent_draws(logits: Tensor, choose: Choose) -> Tensor:
         if parents is not None:
             z[:, :, :t] = continued(z[:, :, :t], parents)
     return z
+
+
+def independent_tokens(logits: Tensor, relax: Relax, together: bool) -> Tensor:
+    """`Problem.rollout` where no position reads another: logits (n, B, T, V), returns y (n, B, T, V)."""
+    if together:
+        return relax(logits.flatten(1, 2)).view_as(logits)
+    return torch.stack([relax(step) for step in logits.unbind(2)], 2)
 
 
 def chosen(answer: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -133,7 +133,7 @@ class SequenceProblem(Problem):
     def features(self, z: Tensor) -> Tensor:
         return self._parallel(z)[1].detach()
 
-    def rollout(self, relax: Relax, n: int) -> Tensor:
+    def rollout(self, relax: Relax, n: int, together: bool = False) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
         logits, features, cache = self.policy(self.policy.embed(self._prompts(n)))

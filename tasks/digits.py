@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from gradebench import Ledger, Problem, Range, Task
 from gradebench.options import text_of
-from gradebench.problem import ENUMERABLE, Choose, Relax, independent_draws
+from gradebench.problem import ENUMERABLE, Choose, Relax, independent_draws, independent_tokens
 from gradebench.replicas import Replicas
 from gradebench.task import Log
 
@@ -105,11 +105,10 @@ class LatentProblem(Problem):
             features = self.encoder(self.images)[1]  # (B, D)
         return features[:, None].expand(*z.shape, -1)
 
-    def rollout(self, relax: Relax, n: int) -> Tensor:
+    def rollout(self, relax: Relax, n: int, together: bool = False) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
-        logits = self.encoder(self.images)[0].expand(n, -1, -1, -1)
-        return torch.stack([relax(logits[:, :, t]) for t in range(self.horizon)], 2)
+        return independent_tokens(self.encoder(self.images)[0].expand(n, -1, -1, -1), relax, together)
 
     def reward(self, z: Tensor) -> Tensor:
         return self.soft_reward(functional.one_hot(z, self.categories).to(self.images))

@@ -294,3 +294,15 @@ def test_a_hundred_steps_along_the_exact_gradient_raise_the_elbo_of_held_out_ima
 
 def test_the_setting_names_every_option():
     assert loaded(latents=2, width=16).setting == "latents=2 categories=8 width=16"
+
+
+def test_relaxed_tokens_may_be_made_together(problem):
+    calls = []
+
+    def relax(logits):
+        calls.append(logits.shape)
+        return logits.softmax(-1)
+
+    one_by_one, together = (problem.rollout(relax, 5, together) for together in (False, True))
+    torch.testing.assert_close(together, one_by_one)
+    assert calls == [(5, 4, problem.categories)] * 2 + [(5, 8, problem.categories)]
