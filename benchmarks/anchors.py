@@ -1,7 +1,7 @@
 """Published and closed-form values against what the package measures.
 
     python benchmarks/anchors.py toy           seconds
-    python benchmarks/anchors.py polynomial    half an hour on two cores; --estimators st reinmax: other rows stay
+    python benchmarks/anchors.py polynomial    ten minutes on two cores; --estimators st reinmax: other rows stay
 
 `toy`: gradient and ln variance of E (b - t)^2 at theta = 1/2, by listing all draws and by the probe engine, with the
 Monte-Carlo error. `polynomial`: final losses of ReinMax's polynomial programming (Liu et al. 2023, table 1 and figure

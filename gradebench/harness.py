@@ -42,13 +42,13 @@ class Plan:
     batch: int
     learning_rate: float | None = None  # None: the recorded tuned value, else the task's
     clip: float = 1.0  # of the gradient's global norm
-    evaluations: int = 3  # after step 0, evenly spaced
+    evaluations: int = 2  # after step 0, evenly spaced
     checkpoints: int = 3  # of the reference trajectory, its start and end included
     train: bool = True  # False: gradient probes alone
     along: str = "reference"  # whose trajectory has the checkpoints: "reference", shared by all, or "own"
-    probe_draws: int = 12  # in pairs that share their prompts
+    probe_draws: int = 6  # in pairs that share their prompts
     details: bool = False  # probe parameter groups, costs and several batch sizes too
-    warm_up: int = 16  # batches for the estimator's own state before it is frozen
+    warm_up: int = 8  # batches for the estimator's own state before it is frozen
     reference: str = "rloo"  # an unbiased estimator: its trajectory has the checkpoints, its long run is the reference
     reference_draws: int = 16  # each over all probe prompts
     patience: int = 5  # updates refused because the gradient isn't finite, before a cell counts as diverged
