@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, independent_draws, independent_tokens
+from gradebench.sampling import categorical
 
 
 class FactorisedProblem(Problem):
@@ -49,9 +50,7 @@ class FactorisedProblem(Problem):
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
-        log_p = self._logits().log_softmax(-1)
-        noise = torch.empty(n, *log_p.shape, dtype=log_p.dtype, device=log_p.device).exponential_(generator=rng)
-        return (log_p - noise.log()).argmax(-1)  # the Gumbel-max trick
+        return categorical(self._logits().expand(n, -1, -1, -1), rng)
 
     @torch.no_grad()
     def draw(self, choose: Choose, n: int) -> Tensor:

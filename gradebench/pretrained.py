@@ -6,6 +6,7 @@ once when a model is loaded, because the families of the library differ in it an
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,18 +62,30 @@ class PretrainedPolicy(nn.Module):
         super().__init__()
         self.model = model.eval()  # no dropout: rollout and log_prob must see one policy
         self.categories = categories
+        self.skips_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.feature_size = trial_features(self)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(N, L) ids or (N, L, V) relaxed one-hots to (N, L, D)."""
         return embed_as(self.model.get_input_embeddings(), tokens)  # type: ignore[operator]
 
-    def forward(self, embeddings: Tensor, cache: DynamicCache | None = None) -> tuple[Tensor, Tensor, DynamicCache]:
-        """Logits (N, L, V), features (N, L, D) and the cache grown by L positions; `cache` itself stays as it is."""
+    def forward(
+        self, embeddings: Tensor, cache: DynamicCache | None = None, last: int | None = None
+    ) -> tuple[Tensor, Tensor, DynamicCache]:
+        """Logits (N, L, V), features (N, L, D) and the cache grown by L positions; `cache` itself stays as it is.
+
+        With `last`, logits and features of so many last positions only.
+        """
+        last = last or embeddings.shape[1]
         output = self.model(
-            inputs_embeds=embeddings, past_key_values=branch(cache), use_cache=True, output_hidden_states=True
+            inputs_embeds=embeddings,
+            past_key_values=branch(cache),
+            use_cache=True,
+            output_hidden_states=True,
+            **({"logits_to_keep": last} if self.skips_logits else {}),
         )
-        return output.logits[..., : self.categories], output.hidden_states[-1], output.past_key_values
+        logits, features = output.logits[:, -last:, : self.categories], output.hidden_states[-1][:, -last:]
+        return logits, features, output.past_key_values
 
     def reordered(self, cache: DynamicCache, rows: Tensor) -> DynamicCache:
         """The cache of these rows (M,) of the batch."""

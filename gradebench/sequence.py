@@ -9,18 +9,22 @@ from torch import Tensor
 
 from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, chosen, continued
 from gradebench.replicas import Replicas
+from gradebench.sampling import categorical
 
 
 class Policy(Protocol):
     """A causal language model: `embed` reads ids or relaxed one-hots, the call continues from a cache.
 
-    `reordered` gives the cache of the rows (M,) of the batch that it was grown on.
+    A call gives logits, features and the grown cache; of the `last` positions only, if that is given. A cache that was
+    continued is used up. `reordered` gives the cache of the rows (M,) of the batch that it was grown on.
     """
 
     feature_size: int
 
     def embed(self, tokens: Tensor) -> Tensor: ...
-    def __call__(self, embeddings: Tensor, cache: Any = None) -> tuple[Tensor, Tensor, Any]: ...
+    def __call__(
+        self, embeddings: Tensor, cache: Any = None, last: int | None = None
+    ) -> tuple[Tensor, Tensor, Any]: ...
     def reordered(self, cache: Any, rows: Tensor) -> Any: ...
     def parameters(self) -> Any: ...
     def named_parameters(self) -> Any: ...
@@ -101,21 +105,13 @@ class SequenceProblem(Problem):
         return [name for name, p in self.policy.named_parameters() if p.requires_grad]
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
-        noise: list[Tensor] = []  # one buffer for all positions
-
-        def gumbel_max(logits: Tensor) -> Tensor:
-            if not noise:
-                noise.append(torch.empty_like(logits))
-            # argmax of log pi - log E with E ~ Exp(1) is a draw from pi
-            return (logits.log_softmax(-1) - noise[0].exponential_(generator=rng).log()).argmax(-1)
-
-        return self.draw(gumbel_max, n)
+        return self.draw(lambda logits: categorical(logits, rng), n)
 
     @torch.no_grad()
     def draw(self, choose: Choose, n: int) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
-        logits, _, cache = self.policy(self.policy.embed(self._prompts(n)))
+        logits, _, cache = self.policy(self.policy.embed(self._prompts(n)), last=1)
         z = torch.empty(n, self.contexts, self.horizon, dtype=torch.int64, device=logits.device)
         for t in range(self.horizon):
             if t:
@@ -136,7 +132,7 @@ class SequenceProblem(Problem):
     def rollout(self, relax: Relax, n: int, together: bool = False) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
-        logits, features, cache = self.policy(self.policy.embed(self._prompts(n)))
+        logits, features, cache = self.policy(self.policy.embed(self._prompts(n)), last=1)
         tokens: list[Tensor] = []
         seen: list[tuple[Tensor, Tensor]] = []
         for t in range(self.horizon):
@@ -202,10 +198,9 @@ class SequenceProblem(Problem):
         n = len(tokens)
         past = tokens[:, :, :-1].reshape(n * self.contexts, -1, *tokens.shape[3:])
         embeddings = torch.cat([policy.embed(self._prompts(n)), policy.embed(past)], 1)
-        logits, features, _ = policy(embeddings)
-        start = self.prompts.shape[1] - 1
+        logits, features, _ = policy(embeddings, last=self.horizon)
         shape = (n, self.contexts, self.horizon, -1)
-        return logits[:, start:].reshape(shape), features[:, start:].reshape(shape)
+        return logits.reshape(shape), features.reshape(shape)
 
     def _parallel(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """`_forward` of the policy, shared by log_prob, features and the penalty of one batch of tokens."""

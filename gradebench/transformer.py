@@ -4,16 +4,55 @@ Written out rather than taken from a library for two reasons: its attention can 
 variates that learn need that, fused kernels lack it), and a decoding step costs microseconds of overhead.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Cache = list[tuple[Tensor, Tensor]]  # keys and values (N, heads, length, width / heads), one pair a layer
+Pair = tuple[Tensor, Tensor]  # keys and values (N, heads, length, width / heads)
+
+
+@dataclass
+class Room:
+    """Room for the keys and values of a whole text, written in place: for decoding without a graph."""
+
+    keys: Tensor
+    values: Tensor
+    filled: int = 0
+
+    @classmethod
+    def of(cls, past: Pair, length: int) -> "Room":
+        rooms = (x.new_empty(*x.shape[:2], length, x.shape[3]) for x in past)
+        room = cls(*rooms)
+        room.append(*past)
+        return room
+
+    def append(self, keys: Tensor, values: Tensor) -> Pair:
+        """All keys and values so far, as views."""
+        start, self.filled = self.filled, self.filled + keys.shape[2]
+        self.keys[:, :, start : self.filled] = keys
+        self.values[:, :, start : self.filled] = values
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+
+Cache = list[Pair] | list[Room]  # one a layer
 
 
 def embed_tokens(weight: Tensor, tokens: Tensor) -> Tensor:
     """Embeddings (..., D) of ids (...) or of relaxed one-hots (..., V), with weight (V, D)."""
     return tokens @ weight if tokens.is_floating_point() else functional.embedding(tokens, weight)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Values (N, heads, L, width / heads) mixed by softmax(q k^T / sqrt(width / heads) + mask).
+
+    In one kernel where there is no graph; that kernel can't be differentiated twice.
+    """
+    if not torch.is_grad_enabled():
+        return functional.scaled_dot_product_attention(q, k, v, mask)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return (scores if mask is None else scores + mask).softmax(-1) @ v
 
 
 class Block(nn.Module):
@@ -28,19 +67,18 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None):
+    def forward(self, x: Tensor, mask: Tensor | None, past: Pair | Room | None) -> tuple[Tensor, Pair]:
         batch, length, width = x.shape
         q, k, v = (
             self.query_key_value(self.attention_norm(x))
             .view(batch, length, 3, self.heads, width // self.heads)
             .permute(2, 0, 3, 1, 4)
         )  # each (N, heads, L, width / heads)
-        if past is not None:
+        if isinstance(past, Room):
+            k, v = past.append(k, v)
+        elif past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        scores = q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5
-        if mask is not None:
-            scores = scores + mask
-        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, width)
+        mixed = attention(q, k, v, mask).transpose(1, 2).reshape(batch, length, width)
         x = x + self.attention_out(mixed)
         return x + self.feed_forward(self.feed_forward_norm(x)), (k, v)
 
@@ -63,19 +101,22 @@ class Transformer(nn.Module):
         return embed_tokens(self.token, tokens)
 
     def features(self, embeddings: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
-        """Features (N, L, D) and the cache grown by L positions."""
-        start = cache[0][0].shape[2] if cache else 0
-        length = embeddings.shape[1]
+        """Features (N, L, D) and the cache grown by L positions; without a graph, in place."""
+        length, start = embeddings.shape[1], 0
+        if cache and not torch.is_grad_enabled():
+            cache = [past if isinstance(past, Room) else Room.of(past, self.length) for past in cache]
+        if cache:
+            start = cache[0].filled if isinstance(cache[0], Room) else cache[0][0].shape[2]
         x = embeddings + self.position[start : start + length]
         mask = None
         if self.causal and length > 1:
             mask = torch.full((length, start + length), float("-inf"), device=x.device, dtype=x.dtype)
             mask = mask.triu(start + 1)
-        grown: Cache = []
+        grown: list[Pair] = []
         for i, block in enumerate(self.blocks):
             x, pair = block(x, mask, cache[i] if cache else None)
             grown.append(pair)
-        return self.norm(x), grown
+        return self.norm(x), cache if cache and isinstance(cache[0], Room) else grown
 
 
 class ScratchPolicy(Transformer):
@@ -84,13 +125,18 @@ class ScratchPolicy(Transformer):
     def __init__(self, vocabulary: int, width: int, layers: int, heads: int, length: int):
         super().__init__(vocabulary, width, layers, heads, length, causal=True)
 
-    def forward(self, embeddings: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor, Cache]:
-        """Logits (N, L, V), features (N, L, D) and the grown cache."""
+    def forward(
+        self, embeddings: Tensor, cache: Cache | None = None, last: int | None = None
+    ) -> tuple[Tensor, Tensor, Cache]:
+        """Logits (N, L, V), features (N, L, D) and the grown cache; of L = `last` positions only, if given."""
         features, cache = self.features(embeddings, cache)
+        features = features if last is None else features[:, -last:]
         return features @ self.token.T, features, cache
 
     def reordered(self, cache: Cache, rows: Tensor) -> Cache:
         """The cache of these rows (M,) of the batch."""
+        if isinstance(cache[0], Room):
+            return [Room(room.keys[rows], room.values[rows], room.filled) for room in cache]
         return [(keys[rows], values[rows]) for keys, values in cache]
 
 

@@ -11,6 +11,7 @@ from gradebench import Ledger, Problem, Range, Task
 from gradebench.options import text_of
 from gradebench.problem import ENUMERABLE, Choose, Relax, independent_draws, independent_tokens
 from gradebench.replicas import Replicas
+from gradebench.sampling import categorical
 from gradebench.task import Log
 
 SPLITS = {"train": 1000, "validation": 250, "test": 500}  # images
@@ -84,9 +85,7 @@ class LatentProblem(Problem):
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
-        log_p = self._posterior()
-        noise = torch.empty(n, *log_p.shape, dtype=log_p.dtype, device=log_p.device).exponential_(generator=rng)
-        return (log_p - noise.log()).argmax(-1)  # the Gumbel-max trick
+        return categorical(self._posterior().expand(n, -1, -1, -1), rng)
 
     @torch.no_grad()
     def draw(self, choose: Choose, n: int) -> Tensor:

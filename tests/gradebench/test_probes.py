@@ -686,7 +686,7 @@ def test_draws_in_one_pass_have_the_moments_of_draws_one_by_one(tiny_problem, mo
     together = moments(estimator, source_of(problem, seed="together"), 256, problem)
     assert probes._pairs_at_once(estimator, source_of(problem), sum(sizes_of(problem))) > 1
     monkeypatch.setattr(probes, "draws_are_separate", lambda estimator, source: False)
-    alone = moments(estimator, source_of(problem, seed="alone"), 96, problem)
+    alone = moments(estimator, source_of(problem, seed="alone"), 144, problem)
     reference = reference_of(problem)
     one, other = measured(together, reference), measured(alone, reference)
     normal_quantile = scipy.stats.norm.isf(0.025)

@@ -117,9 +117,21 @@ def test_noise_follows_its_law(draw, law):
     assert ks_1samp(noise.numpy() * 1.05, getattr(scipy.stats, law).cdf).pvalue < ALPHA  # 5 % of scale would be seen
 
 
-def test_exponential_noise_is_never_zero(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator: self.zero_())
-    assert gumbel(torch.empty(3), generator("cpu", 0)).isfinite().all()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bits", [0, 1, 2**63 - 1])
+def test_noise_is_finite_at_the_ends_of_the_uniform(monkeypatch, dtype, bits):
+    monkeypatch.setattr(torch.Tensor, "random_", lambda self, generator: self.fill_(bits))
+    noise = exponential(torch.empty(3, dtype=dtype), generator("cpu", 0))
+    assert noise.dtype == dtype
+    assert (noise > 0).all()
+    assert noise.log().isfinite().all()
+
+
+def test_noise_is_fine_near_zero_where_the_winners_of_a_race_are():
+    noise = exponential(torch.empty(2_000_000), generator("cpu", 0))
+    small = noise[noise < 1e-4]  # 200 in expectation: in steps of 2^-24, a tenth of their pairs would collide
+    assert 140 < len(small) < 260  # 4 standard deviations
+    assert len(small.unique()) == len(small)
 
 
 def test_noise_has_shape_and_dtype_of_its_model_and_no_graph():
