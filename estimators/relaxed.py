@@ -26,6 +26,7 @@ class Relaxed(Estimator):
     family = "relaxed path"
     needs = frozenset({"soft_reward"})
     pathwise = True
+    hard: ClassVar[bool] = False  # whether tokens are one-hots, so that their gradients can be had in parallel
 
     def __init__(self, tau: Temperature = 1.0):
         super().__init__()
@@ -36,7 +37,8 @@ class Relaxed(Estimator):
         raise NotImplementedError
 
     def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
-        y = problem.rollout(lambda logits: self.relax(logits, rng), self.n, together=True)  # (n, B, T, V)
+        # y (n, B, T, V)
+        y = problem.rollout(lambda logits: self.relax(logits, rng), self.n, True, rng if self.hard else None)
         return Estimate(problem.grad(problem.soft_reward(y).mean()))
 
 
@@ -66,6 +68,8 @@ class GradeSte(Relaxed):
     Source        Jang et al. 2017, section 2.2; Nel 2025 (GRADE-STE).  Deviates: tau is constant.
     """
 
+    hard = True
+
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
         soft = ((logits + gumbel(logits, rng)) / self.tau).softmax(-1)
         return straight_through(harden(soft), soft)
@@ -82,6 +86,7 @@ class StraightThrough(Relaxed):
     Source        Bengio et al. 2013; Liu et al. 2023, eq. 2.
     """
 
+    hard = True
     unbiased_if: ClassVar = {"linear": {"tau": 1.0}}
 
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
@@ -99,6 +104,8 @@ class GumbelRao(Relaxed):
     Cost a call   B reward calls, BT sampled tokens, kBT softmaxes that the backward pass keeps, 1 backward pass.
     Source        Paulus et al. 2021 (Gumbel-Rao).  Deviates: nowhere.
     """
+
+    hard = True
 
     def __init__(
         self,
@@ -129,6 +136,8 @@ class GappedSt(Relaxed):
     Source        Fan et al. 2022 (GST).  Deviates: nowhere.
     """
 
+    hard = True
+
     def __init__(
         self,
         gap: Annotated[float, Range(0), "least lead of the sampled logit over the others"] = 1.0,
@@ -157,6 +166,7 @@ class ReinMax(Relaxed):
     Source        Liu et al. 2023, algorithm 2.  Deviates: nowhere.
     """
 
+    hard = True
     unbiased_if: ClassVar = {"linear": {"tau": 1.0}, "quadratic": {"tau": 1.0}}
 
     def __init__(self, tau: Annotated[float, Range(0, low_open=True), "temperature of the averaged softmax"] = 1.0):
@@ -184,6 +194,7 @@ class DecoupledSt(Relaxed):
                   the paper tunes both.
     """
 
+    hard = True
     unbiased_if: ClassVar = {"linear": {"tau_forward": 1.0, "tau_backward": 1.0}}
 
     def __init__(

@@ -73,11 +73,15 @@ class Problem(ABC):
         """f_theta (n, B) of relaxed one-hots y (n, B, T, V), differentiable in y."""
 
     @abstractmethod
-    def rollout(self, relax: Relax, n: int, together: bool = False) -> Tensor:
+    def rollout(
+        self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None
+    ) -> Tensor:
         """Differentiable draws y (n, B, T, V): relax(logits) is called once a position, in order, and y is fed back.
 
         `together`: relax treats all rows (n, B, V) alike and has no sense of position, so where no position reads
         another it may get all of them in one call, as (n, B T, V).
+        `rng`: given where relax gives one-hots, the generator that it draws from. Then tokens may be drawn without a
+        graph, and relax called again, with the same noise, on the logits of one parallel pass over them.
         """
 
     @abstractmethod

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, chosen, continued
 from gradebench.replicas import Replicas
-from gradebench.sampling import categorical
+from gradebench.sampling import categorical, straight_through
 
 
 class Policy(Protocol):
@@ -48,6 +49,9 @@ class SequenceProblem(Problem):
     prompts (B, P) int64; T = `horizon` new tokens; `beta` in reward per nat.
     """
 
+    straight_through: Literal["auto", "sequential", "parallel"] = "auto"  # the graph of rollouts with hard tokens
+    residual: float = 1e-4  # of a parallel one: the last term of the feedback that is added, relative to their sum
+
     def __init__(
         self,
         policy: Policy,
@@ -71,6 +75,7 @@ class SequenceProblem(Problem):
         offers |= {"support", "exact"} if vocabulary**horizon <= ENUMERABLE else set()
         offers |= {"binary"} if vocabulary == 2 else set()
         self.offers = frozenset(offers)
+        self._feedback: tuple[Tensor, Tensor] | None = None  # embeddings that a parallel rollout read, and gave
         self._memo: tuple[Tensor, tuple[int, ...], Tensor, Tensor] | None = None
 
     def select(self, index: Tensor) -> "SequenceProblem":
@@ -129,7 +134,11 @@ class SequenceProblem(Problem):
     def features(self, z: Tensor) -> Tensor:
         return self._parallel(z)[1].detach()
 
-    def rollout(self, relax: Relax, n: int, together: bool = False) -> Tensor:
+    def rollout(
+        self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None
+    ) -> Tensor:
+        if rng is not None and self._goes_parallel():
+            return self._parallel_rollout(relax, n, rng)
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
         logits, features, cache = self.policy(self.policy.embed(self._prompts(n)), last=1)
@@ -144,6 +153,36 @@ class SequenceProblem(Problem):
             seen.append((here, feature))
         y = torch.stack(tokens, 2)
         self._remember(y, *(torch.stack(parts, 2) for parts in zip(*seen, strict=True)))
+        return y
+
+    def _goes_parallel(self) -> bool:
+        """Whether straight-through rollouts are differentiated in parallel over time.
+
+        On a CPU the sequential graph is the quicker one; on a GPU it waits for the launch of its many small kernels.
+        """
+        return self.straight_through == "parallel" or (self.straight_through == "auto" and self.prompts.is_cuda)
+
+    def _parallel_rollout(self, relax: Relax, n: int, rng: torch.Generator) -> Tensor:
+        """The draws of `rollout`, their graph that of one parallel pass over the tokens.
+
+        The pass reads the tokens' embeddings as constants. That a token depends on the ones before it, `grad` adds.
+        """
+        start = rng.get_state()
+        z = self.draw(lambda logits: relax(logits).argmax(-1), n)
+        end = rng.get_state()
+        rng.set_state(start)
+        with torch.no_grad():
+            read = self.policy.embed(z[:, :, :-1].flatten(0, 1))  # (n B, T - 1, D)
+        read.requires_grad_()
+        self.ledger.forward_passes += 1
+        logits, features, _ = self.policy(torch.cat([self.policy.embed(self._prompts(n)), read], 1), last=self.horizon)
+        shape = (n, self.contexts, self.horizon, -1)
+        logits, features = logits.reshape(shape), features.reshape(shape)
+        soft = torch.stack([relax(step) for step in logits.unbind(2)], 2)  # with the noise of the draws again
+        rng.set_state(end)
+        y = straight_through(functional.one_hot(z, self.categories).to(soft.dtype), soft)
+        self._feedback = (read, self.policy.embed(y[:, :, :-1].flatten(0, 1)))
+        self._remember(y, logits, features)
         return y
 
     def reward(self, z: Tensor) -> Tensor:
@@ -184,10 +223,39 @@ class SequenceProblem(Problem):
         create_graph: bool = False,
         of: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
+        if self._feedback is not None and of is None:
+            return self._grad_with_feedback(value, weights, create_graph)
         answer = super().grad(value, weights, create_graph, of)
         if not create_graph:
             self._memo = None  # its graph has been freed
         return answer
+
+    def _grad_with_feedback(self, value: Tensor, weights: Tensor | None, create_graph: bool) -> tuple[Tensor, ...]:
+        """`grad` through a parallel rollout, where tokens depend on earlier ones through their embeddings alone.
+
+        Let a be the derivative of the value by the embeddings read, at fixed tokens, and K the derivative of the
+        tokens' embeddings by those read. The whole adjoint of the embeddings is a + K'a + K'K'a + ...: K is strictly
+        lower triangular in time, so that the series ends after T terms, and is small long before.
+        """
+        if create_graph:
+            raise NotImplementedError("a parallel rollout can't be differentiated twice")
+        assert self._feedback is not None
+        read, given = self._feedback
+        weights = torch.ones_like(value) if weights is None else weights
+        (term,) = torch.autograd.grad(value, read, weights, retain_graph=True, materialize_grads=True)
+        self.ledger.backward_passes += 1
+        adjoint = term
+        for _ in range(self.horizon - 2):
+            (term,) = torch.autograd.grad(given, read, term, retain_graph=True)
+            self.ledger.backward_passes += 1
+            adjoint = adjoint + term
+            if bool(term.norm() <= self.residual * adjoint.norm()):
+                break
+        self.ledger.backward_passes += 1
+        self._memo = self._feedback = None  # their graphs are freed
+        return torch.autograd.grad(
+            [value, given], self.params, [weights, adjoint], allow_unused=True, materialize_grads=True
+        )
 
     def _prompts(self, n: int) -> Tensor:
         return self.prompts.repeat(n, 1)
@@ -213,10 +281,7 @@ class SequenceProblem(Problem):
         self._memo = (tokens, self._state(tokens), logits, features)
 
     def _state(self, tokens: Tensor) -> tuple[int, ...]:
-        """Changes when tokens or a parameter were written to, or graphs were switched on or off.
-
-        A fused optimizer writes to parameters unseen: after its step, a new problem is needed.
-        """
+        """Changes when tokens or a parameter were written to, or graphs were switched on or off."""
         return (int(torch.is_grad_enabled()), tokens._version, *(p._version for p in self.params))
 
 

@@ -1,0 +1,121 @@
+"""Straight-through gradients in parallel over time against the sequential graph, which nothing but autograd makes."""
+
+import pytest
+import torch
+
+from gradebench import registry
+from gradebench.estimators.relaxed import GradeSte
+from gradebench.moments import flatten
+from gradebench.sampling import generator
+from gradebench.sequence import SequenceProblem
+
+HARD = ("grade-ste", "st", "gumbel-rao", "gapped-st", "reinmax", "decoupled-st")
+
+
+@pytest.fixture
+def go(monkeypatch):
+    """Sets how straight-through rollouts are differentiated; in parallel, with the series to its end by default."""
+
+    def setting(how, residual=0.0):
+        monkeypatch.setattr(SequenceProblem, "straight_through", how)
+        monkeypatch.setattr(SequenceProblem, "residual", residual)
+
+    return setting
+
+
+def gradient(problem, name="grade-ste", samples=1):
+    estimator = registry.resolve("estimators", name).create()
+    estimator.n = samples
+    return flatten(estimator.gradient(problem, generator("cpu", "draws")).grad)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("horizon", [1, 2, 5])
+@pytest.mark.parametrize("name", HARD)
+def test_both_roads_give_one_gradient(tiny_problem, go, name, horizon, beta):
+    found = {}
+    for how in ("sequential", "parallel"):
+        go(how)
+        found[how] = gradient(tiny_problem(horizon=horizon, beta=beta), name, samples=3)
+    torch.testing.assert_close(found["parallel"], found["sequential"], rtol=0, atol=1e-10)
+    assert found["parallel"].norm() > 1e-3
+
+
+def test_without_the_feedback_the_gradient_is_another_one(tiny_problem, go):
+    """The twin: the shortcut of detaching the tokens fed back, as many implementations do."""
+    go("sequential")
+    whole = gradient(tiny_problem(horizon=5))
+    go("parallel")
+    problem, rng, estimator = tiny_problem(horizon=5), generator("cpu", "draws"), GradeSte()
+    y = problem.rollout(lambda x: estimator.relax(x, rng), 1, True, rng)
+    problem._feedback = None
+    detached = flatten(problem.grad(problem.soft_reward(y).mean()))
+    assert (detached - whole).norm() > 1e-3 * whole.norm()
+
+
+def test_the_series_stops_at_its_residual(tiny_problem, go):
+    """Passes: the direct derivative, one a term of the feedback, and the last."""
+    go("sequential")
+    whole, passes, errors = gradient(tiny_problem(horizon=8)), {}, {}
+    for residual in (0.0, 1e-4, 1e-2):
+        go("parallel", residual)
+        problem = tiny_problem(horizon=8)
+        errors[residual] = float((gradient(problem) - whole).norm() / whole.norm())
+        passes[residual] = problem.ledger.backward_passes
+    assert passes[0.0] == 2 + 6  # tokens 1 to 7 are read; through them a derivative can go back six times
+    assert passes[1e-2] < passes[1e-4] <= passes[0.0]
+    assert errors[0.0] < 1e-12
+    assert errors[1e-4] < 1e-3
+    assert 1e-12 < errors[1e-2] < 1e-1
+
+
+def test_the_tokens_are_those_of_the_sequential_rollout(tiny_problem, go):
+    drawn, states = {}, {}
+    for how in ("sequential", "parallel"):
+        go(how)
+        rng, estimator = generator("cpu", 0), GradeSte()
+        drawn[how] = tiny_problem().rollout(lambda x, rng=rng: estimator.relax(x, rng), 5, True, rng)
+        states[how] = rng.get_state()
+    assert torch.equal(drawn["sequential"], drawn["parallel"])
+    assert torch.equal(states["sequential"], states["parallel"])
+
+
+def test_soft_tokens_keep_their_graph(tiny_problem, go):
+    """GRADE promises no one-hots: both settings are the same sequential rollout."""
+    found = {}
+    for how in ("sequential", "parallel"):
+        go(how)
+        found[how] = gradient(tiny_problem(), "grade")
+    assert torch.equal(found["parallel"], found["sequential"])
+
+
+def test_copies_side_by_side_go_parallel_too(tiny_problem, go):
+    found = {}
+    for how in ("sequential", "parallel"):
+        go(how)
+        problem = tiny_problem(contexts=6, beta=0.3).replicated(3)
+        grads = GradeSte().gradient(problem, generator("cpu", "draws")).grad
+        found[how] = torch.cat([g.flatten(1) for g in grads], 1)
+    torch.testing.assert_close(found["parallel"], found["sequential"], rtol=0, atol=1e-10)
+
+
+def test_a_second_derivative_is_refused(tiny_problem, go):
+    go("parallel")
+    problem, rng, estimator = tiny_problem(), generator("cpu", 0), GradeSte()
+    y = problem.rollout(lambda x: estimator.relax(x, rng), 1, True, rng)
+    with pytest.raises(NotImplementedError, match="twice"):
+        problem.grad(problem.soft_reward(y).mean(), create_graph=True)
+
+
+def test_the_next_gradient_of_a_problem_owes_nothing_to_the_last_rollout(tiny_problem, go):
+    go("parallel")
+    problem = tiny_problem()
+    gradient(problem)
+    z = problem.sample(2, generator("cpu", 1))
+    after = flatten(problem.grad(problem.log_prob(z).sum(-1).mean()))
+    fresh = tiny_problem()
+    torch.testing.assert_close(after, flatten(fresh.grad(fresh.log_prob(z).sum(-1).mean())), rtol=0, atol=1e-14)
+
+
+def test_a_cpu_takes_the_sequential_graph_by_default(tiny_problem):
+    assert not tiny_problem()._goes_parallel()
