@@ -312,6 +312,17 @@ def test_the_step_ascends_a_gradient_clipped_to_its_global_norm(task, plan, size
     assert bool((task.params[0] > before).all())
 
 
+def test_a_problem_that_outlives_an_update_reads_the_new_parameters(task, plan):
+    """A fused optimizer leaves no trace that a problem could see, unless the harness does."""
+    kept = task.problem("train", torch.arange(8))
+    z = kept.sample(1, generator("cpu", 1))
+    before = kept.log_prob(z)
+    Trainer(Learner(1.0), task, plan, 0.01).step(kept, generator("cpu", 0))
+    after = kept.log_prob(z)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, task.problem("train", torch.arange(8)).log_prob(z))
+
+
 def test_a_few_gradients_that_are_not_finite_are_refused_and_forgiven(task, plan):
     plan = replace(plan, steps=20)
     before = [p.clone() for p in task.params]
