@@ -39,14 +39,19 @@ class FreeReward:
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens
 
-    def __call__(self, embedded: torch.Tensor) -> torch.Tensor:
-        return (embedded % 2 == 0).float().mean(1)
+    def __call__(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return (embeddings % 2 == 0).float().mean(1)
 
 
 def model_of(shape: Shape) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads, "vocab_size": shape.vocabulary}
-    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    sizes: dict[str, Any] = {
+        "n_embd": shape.width,
+        "n_layer": shape.layers,
+        "n_head": shape.heads,
+        "vocab_size": shape.vocabulary,
+    }
+    special: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     return GPT2LMHeadModel(GPT2Config(n_positions=shape.prompt + shape.horizon, **sizes, **special))
 
 
@@ -71,7 +76,8 @@ class InTurn(TrainerCallback):
     """Before each step of TRL's trainer, one of each of ours."""
 
     def __init__(self, ours: dict[str, Ours]):
-        self.ours, self.seconds = ours, {name: [] for name in ("trl", *ours)}
+        self.ours = ours
+        self.seconds: dict[str, list[float]] = {name: [] for name in ("trl", *ours)}
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         for name, one in self.ours.items():
@@ -114,7 +120,9 @@ def compared(kind: str, shape: Shape, steps: int) -> dict[str, object]:
         )
         trainer = trainer_of(
             model=model_of(shape),
-            reward_funcs=lambda completion_ids, **_: [sum(i % 2 == 0 for i in row) / len(row) for row in completion_ids],
+            reward_funcs=lambda completion_ids, **_: [
+                sum(i % 2 == 0 for i in row) / len(row) for row in completion_ids
+            ],
             args=arguments,
             train_dataset=prompts,
             processing_class=wrapped,

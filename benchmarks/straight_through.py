@@ -4,19 +4,19 @@
 
 A process for each length and road, one after the other: peak memory is that of the process above what it held before
 (CPU), or that of the device's allocator (GPU). The weights are random: the more a trained policy reads its own tokens,
-the more terms, and backward passes, the feedback has.
+the more terms, and backward passes, the feedback has. `share_of_matrix_rate`: the operations that any gradient needs
+(sampling, one forward and backward pass) over what the machine's matrix products would do in the time.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
-from shapes import Shape, seconds_of
+from shapes import Shape, matrix_rate, seconds_of
 
 from gradebench.estimators.relaxed import GradeSte
 from gradebench.estimators.score_function import Reinforce
@@ -37,7 +37,9 @@ def measured(road: str, shape: Shape, device: str, dtype: torch.dtype, residual:
     estimator.gradient(problem, rng)
     peak, passes = _peak_memory(device) - idle, problem.ledger.backward_passes
     (seconds,) = seconds_of([lambda: estimator.gradient(problem, rng)], device, 5)
-    return {"road": road, "horizon": shape.horizon, "seconds": seconds, "peak_bytes": peak, "backward_passes": passes}
+    share = shape.floor_operations / seconds / matrix_rate(device, dtype)
+    row = {"road": road, **vars(shape), "dtype": str(dtype).removeprefix("torch."), "seconds": seconds}
+    return row | {"peak_bytes": peak, "backward_passes": passes, "share_of_matrix_rate": share}
 
 
 def _resident(device: str) -> float:
@@ -50,6 +52,8 @@ def _resident(device: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--horizons", default="16,32,64,128,256")
+    for name in ("batch", "width", "layers", "heads", "vocabulary"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Shape(), name))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)
@@ -59,7 +63,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.only:
-        shape = replace(Shape(), horizon=int(arguments.only[1]))
+        sizes = {name: getattr(arguments, name) for name in ("batch", "width", "layers", "heads", "vocabulary")}
+        shape = Shape(horizon=int(arguments.only[1]), **sizes)
         dtype = getattr(torch, arguments.dtype)
         print(json.dumps(measured(arguments.only[0], shape, arguments.device, dtype, arguments.residual)))
         return

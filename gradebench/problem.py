@@ -73,9 +73,7 @@ class Problem(ABC):
         """f_theta (n, B) of relaxed one-hots y (n, B, T, V), differentiable in y."""
 
     @abstractmethod
-    def rollout(
-        self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None
-    ) -> Tensor:
+    def rollout(self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None) -> Tensor:
         """Differentiable draws y (n, B, T, V): relax(logits) is called once a position, in order, and y is fed back.
 
         `together`: relax treats all rows (n, B, V) alike and has no sense of position, so where no position reads

@@ -22,7 +22,8 @@ class Replicas:
             raise NotImplementedError(f"{type(module).__name__} is no torch module, so it can't be replicated")
         if any(isinstance(part, nn.Dropout | nn.modules.batchnorm._BatchNorm) for part in module.modules()):
             raise NotImplementedError(f"{type(module).__name__} has dropout or batch statistics")
-        self.module, self.copies = module, copies
+        self.module: Any = module
+        self.copies = copies
         self.methods = _Methods(module)
         self.feature_size: int = getattr(module, "feature_size", 0)
         self.trained = {

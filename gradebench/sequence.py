@@ -121,7 +121,7 @@ class SequenceProblem(Problem):
         for t in range(self.horizon):
             if t:
                 logits, _, cache = self.policy(self.policy.embed(z[:, :, t - 1].reshape(-1, 1)), cache)
-            z[:, :, t], parents = chosen(choose(logits[:, -1].view(n, self.contexts, -1)))
+            z[:, :, t], parents = chosen(choose(in_single(logits[:, -1].view(n, self.contexts, -1))))
             if parents is not None:
                 z[:, :, :t] = continued(z[:, :, :t], parents)
                 rows = parents * self.contexts + torch.arange(self.contexts, device=z.device)
@@ -134,9 +134,7 @@ class SequenceProblem(Problem):
     def features(self, z: Tensor) -> Tensor:
         return self._parallel(z)[1].detach()
 
-    def rollout(
-        self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None
-    ) -> Tensor:
+    def rollout(self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None) -> Tensor:
         if rng is not None and self._goes_parallel():
             return self._parallel_rollout(relax, n, rng)
         self.ledger.forward_passes += 1
@@ -149,6 +147,7 @@ class SequenceProblem(Problem):
                 relaxed = tokens[-1].view(-1, 1, self.categories)
                 logits, features, cache = self.policy(self.policy.embed(relaxed), cache)
             here, feature = (x[:, -1].view(n, self.contexts, -1) for x in (logits, features))
+            here = in_single(here)
             tokens.append(relax(here))
             seen.append((here, feature))
         y = torch.stack(tokens, 2)
@@ -177,7 +176,7 @@ class SequenceProblem(Problem):
         self.ledger.forward_passes += 1
         logits, features, _ = self.policy(torch.cat([self.policy.embed(self._prompts(n)), read], 1), last=self.horizon)
         shape = (n, self.contexts, self.horizon, -1)
-        logits, features = logits.reshape(shape), features.reshape(shape)
+        logits, features = in_single(logits).reshape(shape), features.reshape(shape)
         soft = torch.stack([relax(step) for step in logits.unbind(2)], 2)  # with the noise of the draws again
         rng.set_state(end)
         y = straight_through(functional.one_hot(z, self.categories).to(soft.dtype), soft)
@@ -200,7 +199,8 @@ class SequenceProblem(Problem):
         self.ledger.reward_calls += n * self.contexts
         flat = tokens.reshape(n * self.contexts, *tokens.shape[2:])
         model = self.reward_model
-        return model(torch.cat([model.embed(self._prompts(n)), model.embed(flat)], 1)).view(n, self.contexts)
+        score = model(torch.cat([model.embed(self._prompts(n)), model.embed(flat)], 1))
+        return in_single(score).view(n, self.contexts)
 
     def divergence(self, tokens: Tensor) -> Tensor:
         """KL(p_theta(.|prefix) || p_ref(.|prefix)) in nats, (n, B, T), along hard or relaxed tokens."""
@@ -268,7 +268,7 @@ class SequenceProblem(Problem):
         embeddings = torch.cat([policy.embed(self._prompts(n)), policy.embed(past)], 1)
         logits, features, _ = policy(embeddings, last=self.horizon)
         shape = (n, self.contexts, self.horizon, -1)
-        return logits.reshape(shape), features.reshape(shape)
+        return in_single(logits).reshape(shape), features.reshape(shape)
 
     def _parallel(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """`_forward` of the policy, shared by log_prob, features and the penalty of one batch of tokens."""
@@ -283,6 +283,11 @@ class SequenceProblem(Problem):
     def _state(self, tokens: Tensor) -> tuple[int, ...]:
         """Changes when tokens or a parameter were written to, or graphs were switched on or off."""
         return (int(torch.is_grad_enabled()), tokens._version, *(p._version for p in self.params))
+
+
+def in_single(x: Tensor) -> Tensor:
+    """At least in single precision: what is drawn, scored and summed, whatever the models compute in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def distinct_bigrams(tokens: Sequence[Sequence[int]]) -> float:

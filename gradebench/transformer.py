@@ -23,8 +23,8 @@ class Room:
 
     @classmethod
     def of(cls, past: Pair, length: int) -> "Room":
-        rooms = (x.new_empty(*x.shape[:2], length, x.shape[3]) for x in past)
-        room = cls(*rooms)
+        keys, values = (x.new_empty(*x.shape[:2], length, x.shape[3]) for x in past)
+        room = cls(keys, values)
         room.append(*past)
         return room
 
@@ -41,7 +41,7 @@ Cache = list[Pair] | list[Room]  # one a layer
 
 def embed_tokens(weight: Tensor, tokens: Tensor) -> Tensor:
     """Embeddings (..., D) of ids (...) or of relaxed one-hots (..., V), with weight (V, D)."""
-    return tokens @ weight if tokens.is_floating_point() else functional.embedding(tokens, weight)
+    return tokens.to(weight.dtype) @ weight if tokens.is_floating_point() else functional.embedding(tokens, weight)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

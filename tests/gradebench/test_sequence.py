@@ -5,9 +5,10 @@ import torch
 from scipy.stats import chi2, ncx2
 from torch.nn import functional
 
+from gradebench import registry
 from gradebench.problem import Ledger
 from gradebench.sampling import exponential, generator, gumbel, harden
-from gradebench.sequence import distinct_bigrams, evaluate_sequences
+from gradebench.sequence import SequenceProblem, distinct_bigrams, evaluate_sequences
 
 ALPHA = 1e-3  # false alarms of each statistical test
 
@@ -453,3 +454,29 @@ def test_a_beam_continues_the_prefixes_of_its_parents(tiny_problem, copies):
     last = problem.logits(z).detach()[:, :, -1]
     before = seen[-1].gather(0, parents.unsqueeze(-1).expand_as(seen[-1]))
     torch.testing.assert_close(before, last)  # the last position's logits, dealt out to who continues them
+
+
+# --- models in half precision
+
+
+@pytest.mark.parametrize("how", ["sequential", "parallel"])
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "ppo", "grpo", "rebar", "grade", "grade-ste", "gumbel-rao"])
+def test_models_in_half_precision_are_drawn_from_and_scored_in_single(tiny_problem, monkeypatch, name, how):
+    """The gradient is that of float64 but for the rounding of weights and activations; the tokens are the same."""
+    monkeypatch.setattr(SequenceProblem, "straight_through", how)
+    found = {}
+    for dtype in (torch.float64, torch.bfloat16):
+        problem = tiny_problem(contexts=8, beta=0.1)
+        for module in (problem.policy, problem.reward_model, problem.reference):
+            module.to(torch.bfloat16).to(dtype)  # one rounding of the weights, then both compute on the same ones
+        estimator = registry.resolve("estimators", name).create()
+        estimator.init(problem)
+        estimator.eval()
+        gradient = estimator.gradient(problem, generator("cpu", 0)).grad
+        assert all(g.dtype == dtype for g in gradient)
+        z = problem.sample(2, generator("cpu", 1))
+        assert problem.logits(z).dtype == problem.reward(z).dtype == torch.promote_types(dtype, torch.float32)
+        found[dtype] = torch.cat([g.double().flatten() for g in gradient])
+    exact, rounded = found[torch.float64], found[torch.bfloat16]
+    least = 0.8 if name == "grade" else 0.98  # soft tokens are rounded before they are fed back, hard ones are not
+    assert torch.cosine_similarity(exact, rounded, 0) > least
