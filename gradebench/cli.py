@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,8 @@ import typer
 from gradebench.errors import InputError
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from gradebench.runner import Outcome
 
 app = typer.Typer(
@@ -165,6 +168,85 @@ def _exit_by(outcome: "Outcome") -> None:
         raise SystemExit(130)
     if not outcome.complete:
         raise SystemExit(1)
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run", show_default=False)]
+CsvOption = Annotated[Path | None, typer.Option("--csv", help="write the table here too")]
+
+
+@app.command()
+def leaderboard(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs", show_default=False)],
+    csv: CsvOption = None,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="rank runs that differ in setting, budget or version apart, not refuse them")
+    ] = False,
+) -> None:
+    """Rank the estimators of one run, or of several as if they had been one."""
+    from gradebench import boards, tables
+    from gradebench import runs as folders
+
+    metrics = folders.read_metrics(runs, apart)
+    comparisons = _tested(metrics)
+    board = tables.leaderboard(metrics, comparisons)
+    boards.print_leaderboard(board)
+    boards.print_underpowered(comparisons)
+    _write(board, csv)
+
+
+@app.command()
+def compare(
+    run: RunArgument,
+    a: Annotated[str | None, typer.Argument(help="an estimator", show_default=False)] = None,
+    b: Annotated[str | None, typer.Argument(help="another one", show_default=False)] = None,
+    csv: CsvOption = None,
+) -> None:
+    """Compare two estimators of a run by every metric; without names, each with the best by test reward."""
+    from gradebench import boards
+    from gradebench import runs as folders
+
+    if a and not b:
+        raise InputError(f"{a} is to be compared with nothing; give two estimators, or none")
+    comparisons = _tested(folders.read_metrics([run]))
+    rows = folders.chosen_pair(comparisons, a, b) if a and b else folders.against_best(comparisons)
+    if rows.empty:
+        raise InputError(f"{run} has nothing to compare: fewer than two estimators, or no rewards")
+    tested = comparisons[comparisons["p_holm"].notna()]
+    boards.print_comparisons(rows, int(tested.groupby(["task", "setting", "metric"]).size().max()))
+    _write(rows, csv)
+
+
+@app.command()
+def status(run: RunArgument) -> None:
+    """What became of every cell of a run, also while it goes on; exit status 1 unless all are ok or skipped."""
+    from gradebench import boards
+    from gradebench import runs as folders
+
+    statuses = folders.cell_statuses(run)
+    boards.print_statuses(statuses)
+    if any(cell.status not in ("ok", "skipped") for cell in statuses):
+        raise SystemExit(1)
+
+
+def _tested(metrics: "DataFrame") -> "DataFrame":
+    """The tests of merged metrics; what they can't be made of is the user's input here."""
+    from gradebench import tables
+
+    try:
+        return tables.comparisons(metrics)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _write(table: "DataFrame", path: Path | None) -> None:
+    if path is None:
+        return
+    from gradebench.tables import write_csv
+
+    try:
+        write_csv(table, path)
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror}; give another --csv") from error
 
 
 @app.command()

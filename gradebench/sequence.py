@@ -75,7 +75,8 @@ class SequenceProblem(Problem):
         offers |= {"support", "exact"} if vocabulary**horizon <= ENUMERABLE else set()
         offers |= {"binary"} if vocabulary == 2 else set()
         self.offers = frozenset(offers)
-        self._feedback: tuple[Tensor, Tensor] | None = None  # embeddings that a parallel rollout read, and gave
+        # logits of a parallel rollout, embeddings that it read as constants, and those that its tokens give
+        self._feedback: tuple[Tensor, Tensor, Tensor] | None = None
         self._memo: tuple[Tensor, tuple[int, ...], Tensor, Tensor] | None = None
 
     def select(self, index: Tensor) -> "SequenceProblem":
@@ -180,7 +181,7 @@ class SequenceProblem(Problem):
         soft = torch.stack([relax(step) for step in logits.unbind(2)], 2)  # with the noise of the draws again
         rng.set_state(end)
         y = straight_through(functional.one_hot(z, self.categories).to(soft.dtype), soft)
-        self._feedback = (read, self.policy.embed(y[:, :, :-1].flatten(0, 1)))
+        self._feedback = (logits, read, self.policy.embed(y[:, :, :-1].flatten(0, 1)))
         self._remember(y, logits, features)
         return y
 
@@ -231,30 +232,31 @@ class SequenceProblem(Problem):
         return answer
 
     def _grad_with_feedback(self, value: Tensor, weights: Tensor | None, create_graph: bool) -> tuple[Tensor, ...]:
-        """`grad` through a parallel rollout, where tokens depend on earlier ones through their embeddings alone.
+        """`grad` through a parallel rollout, where a token depends on earlier ones through their embeddings alone.
 
-        Let a be the derivative of the value by the embeddings read, at fixed tokens, and K the derivative of the
-        tokens' embeddings by those read. The whole adjoint of the embeddings is a + K'a + K'K'a + ...: K is strictly
-        lower triangular in time, so that the series ends after T terms, and is small long before.
+        The value's derivative by the logits makes one by the embeddings read, the tokens that gave these make of it one
+        by earlier logits, and so on: a series in a matrix that is strictly lower triangular in time. It ends after T
+        terms and is small long before. Its sum is the adjoint of the embeddings that the tokens give.
         """
         if create_graph:
             raise NotImplementedError("a parallel rollout can't be differentiated twice")
         assert self._feedback is not None
-        read, given = self._feedback
-        weights = torch.ones_like(value) if weights is None else weights
-        (term,) = torch.autograd.grad(value, read, weights, retain_graph=True, materialize_grads=True)
+        logits, read, given = self._feedback
         self.ledger.backward_passes += 1
-        adjoint = term
-        for _ in range(self.horizon - 2):
-            (term,) = torch.autograd.grad(given, read, term, retain_graph=True)
+        weights = torch.ones_like(value) if weights is None else weights
+        (direct,) = torch.autograd.grad(value, logits, weights, retain_graph=True, materialize_grads=True)
+        of_logits, of_given = direct, torch.zeros_like(given)
+        for _ in range(self.horizon - 1):
             self.ledger.backward_passes += 1
-            adjoint = adjoint + term
-            if bool(term.norm() <= self.residual * adjoint.norm()):
+            (term,) = torch.autograd.grad(logits, read, of_logits, retain_graph=True)
+            of_given = of_given + term
+            if bool(term.norm() <= self.residual * of_given.norm()):
                 break
+            (of_logits,) = torch.autograd.grad(given, logits, term, retain_graph=True)
         self.ledger.backward_passes += 1
         self._memo = self._feedback = None  # their graphs are freed
         return torch.autograd.grad(
-            [value, given], self.params, [weights, adjoint], allow_unused=True, materialize_grads=True
+            [logits, given], self.params, [direct, of_given], allow_unused=True, materialize_grads=True
         )
 
     def _prompts(self, n: int) -> Tensor:

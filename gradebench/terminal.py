@@ -1,27 +1,21 @@
 """What a run shows: progress on stderr, the leaderboard on stdout."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from gradebench.boards import number, print_leaderboard, print_underpowered, stdout_console
 from gradebench.harness import Cell
 from gradebench.runner import Outcome, Progress, Run
 
-WIDTH_WHEN_PIPED = 200
 REASONS_SHOWN = 20
-
-
-def stdout_console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else WIDTH_WHEN_PIPED, highlight=False, markup=False)
 
 
 class TerminalProgress(Progress):
@@ -114,7 +108,7 @@ def print_probes(run: Run, outcome: Outcome, drawn: Sequence[Path], progress: Pr
             for _, metric, form, shown in _PROBED:
                 known = metric in measured["value"]
                 ends = [measured[end][metric].to_dict()[estimator] if known else math.nan for end in _ENDS]
-                cells.append(_with_interval(metric, ends, form) if shown else _number(ends[0], form))
+                cells.append(_with_interval(metric, ends, form) if shown else number(ends[0], form))
             table.add_row(str(estimator), *cells)
         console.print(table)
     files = ", ".join(["probes.csv", "metrics.csv", *(f"plots/{path.name}" for path in drawn)])
@@ -144,7 +138,7 @@ _PROBE_KEY = (
 def _with_interval(metric: str, ends: Sequence[float], form: str) -> str:
     value, low, high = ends
     if math.isnan(value) or math.isnan(low):
-        return _number(value, form)
+        return number(value, form)
     if metric == "gradient_bias_relative" and low <= 0:
         return f"~0 (< {max(high, 0):{form}})"
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
@@ -172,53 +166,3 @@ def print_check(report: Mapping[str, Any]) -> None:
         f"{1 / report['false_alarm_rate']:,.0f} runs; a bias of {report['margin']:.0%} of the gradient is seen with "
         "probability 0.999."
     )
-
-
-# heading, columns of the leaderboard, format
-_NUMBERS = (
-    ("rank", ["rank"], ".0f"),
-    ("tier", ["tier"], ".0f"),
-    ("test reward", ["test_reward_mean"], ".3f"),
-    ("95 % interval", ["test_reward_ci_low", "test_reward_ci_high"], ".3f"),
-    ("gold", ["test_gold_reward_mean"], ".3f"),
-    ("train-test", ["generalization_gap"], "+.3f"),
-    ("KL", ["kl_mean"], ".2f"),
-    ("variance", ["gradient_variance"], ".3g"),
-    ("relative", ["gradient_variance_relative"], ".3g"),
-    ("bias²", ["gradient_bias_squared"], ".2f"),
-    ("cosine", ["gradient_cosine"], ".2f"),
-    ("s/step", ["seconds_per_step"], ".3f"),
-    ("p vs best", ["p_vs_best_holm"], ".3g"),
-)
-
-
-def print_leaderboard(leaderboard: pd.DataFrame) -> None:
-    """One table a task and setting."""
-    console = stdout_console()
-    for (task, setting), board in leaderboard.groupby(["task", "setting"], sort=False):
-        table = Table(title=Text(f"{task}  [{setting}]"), title_justify="left")
-        table.add_column("estimator", overflow="fold")  # a label cut short names no estimator
-        for heading, _, _ in _NUMBERS:
-            table.add_column(heading, justify="right")
-        table.add_column("status")
-        for row in board.to_dict("records"):
-            numbers = (" ".join(_number(row[c], form) for c in columns) for _, columns, form in _NUMBERS)
-            table.add_row(str(row["estimator"]), *numbers, str(row["status"]))
-        console.print(table)
-
-
-def _number(value: Any, form: str) -> str:
-    return "-" if value is None or pd.isna(value) or not math.isfinite(value) else format(value, form)
-
-
-def print_underpowered(comparisons: pd.DataFrame) -> None:
-    """Say so where the seeds are too few for any difference to be supported."""
-    rewards = comparisons[comparisons["metric"] == "reward"] if len(comparisons) else comparisons
-    if len(rewards) and (rewards["verdict"] == "underpowered").any():
-        n, family = int(rewards["n_pairs"].max()), len(rewards)
-        least = min(1.0, float(rewards["smallest_attainable_p"].min()) * family)
-        stdout_console().print(
-            f"underpowered: with {n} seeds the smallest p after Holm over {family} comparisons is {least:.3g}; "
-            "add seeds to tell estimators apart",
-            markup=False,
-        )

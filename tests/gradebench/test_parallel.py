@@ -56,7 +56,7 @@ def test_without_the_feedback_the_gradient_is_another_one(tiny_problem, go):
 
 
 def test_the_series_stops_at_its_residual(tiny_problem, go):
-    """Passes: the direct derivative, one a term of the feedback, and the last."""
+    """Passes: one for the derivative by the logits, one a term of the feedback, and the last."""
     go("sequential")
     whole, passes, errors = gradient(tiny_problem(horizon=8)), {}, {}
     for residual in (0.0, 1e-4, 1e-2):
@@ -64,7 +64,7 @@ def test_the_series_stops_at_its_residual(tiny_problem, go):
         problem = tiny_problem(horizon=8)
         errors[residual] = float((gradient(problem) - whole).norm() / whole.norm())
         passes[residual] = problem.ledger.backward_passes
-    assert passes[0.0] == 2 + 6  # tokens 1 to 7 are read; through them a derivative can go back six times
+    assert passes[0.0] == 2 + 7  # tokens 1 to 7 are read: from the last logits a derivative can go back seven times
     assert passes[1e-2] < passes[1e-4] <= passes[0.0]
     assert errors[0.0] < 1e-12
     assert errors[1e-4] < 1e-3

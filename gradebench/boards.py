@@ -1,0 +1,117 @@
+"""Leaderboards, comparisons and statuses on stdout, for a person or a pipe."""
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gradebench.runs import CellStatus
+
+WIDTH_WHEN_PIPED = 200
+
+
+def stdout_console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else WIDTH_WHEN_PIPED, highlight=False, markup=False)
+
+
+# heading, columns of the leaderboard, format
+_NUMBERS = (
+    ("rank", ["rank"], ".0f"),
+    ("tier", ["tier"], ".0f"),
+    ("test reward", ["test_reward_mean"], ".3f"),
+    ("95 % interval", ["test_reward_ci_low", "test_reward_ci_high"], ".3f"),
+    ("gold", ["test_gold_reward_mean"], ".3f"),
+    ("train-test", ["generalization_gap"], "+.3f"),
+    ("KL", ["kl_mean"], ".2f"),
+    ("variance", ["gradient_variance"], ".3g"),
+    ("relative", ["gradient_variance_relative"], ".3g"),
+    ("bias²", ["gradient_bias_squared"], ".2f"),
+    ("cosine", ["gradient_cosine"], ".2f"),
+    ("s/step", ["seconds_per_step"], ".3f"),
+    ("p vs best", ["p_vs_best_holm"], ".3g"),
+)
+
+
+def print_leaderboard(leaderboard: pd.DataFrame) -> None:
+    """One table a task and setting."""
+    console = stdout_console()
+    for (task, setting), board in leaderboard.groupby(["task", "setting"], sort=False):
+        table = Table(title=Text(f"{task}  [{setting}]"), title_justify="left")
+        table.add_column("estimator", overflow="fold")  # a label cut short names no estimator
+        for heading, _, _ in _NUMBERS:
+            table.add_column(heading, justify="right")
+        table.add_column("status")
+        for row in board.to_dict("records"):
+            numbers = (" ".join(number(row[c], form) for c in columns) for _, columns, form in _NUMBERS)
+            table.add_row(str(row["estimator"]), *numbers, str(row["status"]))
+        console.print(table)
+
+
+def number(value: Any, form: str) -> str:
+    return "-" if value is None or pd.isna(value) or not math.isfinite(value) else format(value, form)
+
+
+def print_underpowered(comparisons: pd.DataFrame) -> None:
+    """Say so where a task's seeds are too few for any difference of its estimators to be supported."""
+    rewards = comparisons[(comparisons["metric"] == "reward") & (comparisons["n_pairs"] > 0)]
+    for (task, _), tests in rewards.groupby(["task", "setting"], sort=False):
+        if not (tests["verdict"] == "underpowered").any():
+            continue
+        n, family = int(tests["n_pairs"].max()), int(tests["p_holm"].notna().sum())
+        least = min(1.0, float(tests["smallest_attainable_p"].min()) * family)
+        stdout_console().print(
+            f"{task} is underpowered: with {n} seeds the smallest p after Holm over {family} comparisons is {least:.3g}; "
+            "add seeds to tell estimators apart"
+        )
+
+
+# heading, column of the tests, format
+_TESTED = (
+    ("pairs", "n_pairs", ".0f"),
+    ("difference", "mean_difference", "+.4g"),
+    ("95 % from", "ci_low", "+.4g"),
+    ("to", "ci_high", "+.4g"),
+    ("effect", "effect_size", "+.2f"),
+    ("p", "p_value", ".3g"),
+    ("p (Holm)", "p_holm", ".3g"),
+)
+
+
+def print_comparisons(rows: pd.DataFrame, family: int) -> None:
+    """One table a task and setting: each row one estimator against another by one metric, paired by seed."""
+    console = stdout_console()
+    for (task, setting), tests in rows.groupby(["task", "setting"], sort=False):
+        table = Table(title=Text(f"{task}  [{setting}]"), title_justify="left")
+        for heading in ("metric", "a", "b"):
+            table.add_column(heading, overflow="fold")
+        for heading, _, _ in _TESTED:
+            table.add_column(heading, justify="right")
+        table.add_column("verdict")
+        for row in tests.to_dict("records"):
+            metric = (
+                "ln gradient_variance" if row["metric"] == "gradient_variance" else f"{row['split']} {row['metric']}"
+            )
+            names = (metric, str(row["estimator_a"]), str(row["estimator_b"]))
+            table.add_row(*names, *(number(row[column], form) for _, column, form in _TESTED), str(row["verdict"]))
+        console.print(table)
+    console.print(
+        f"difference is a - b, paired by seed; p (Holm) counts all {family} pairs of the run, p is for a pair that was "
+        "chosen before it; a difference of ln variance is a log ratio"
+    )
+
+
+def print_statuses(statuses: Sequence[CellStatus]) -> None:
+    """How many cells ended how, then each that isn't ok with its reason."""
+    console = stdout_console()
+    counts = Counter(cell.status for cell in statuses)
+    console.print(f"{len(statuses)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.most_common()))
+    reasons = Counter((cell.status, cell.reason) for cell in statuses if cell.status != "ok")
+    for (status, reason), count in reasons.most_common():
+        first = next(cell.cell for cell in statuses if (cell.status, cell.reason) == (status, reason))
+        console.print(f"{status} {count}, as {first}" + (f": {reason}" if reason else ""))
