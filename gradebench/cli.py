@@ -267,6 +267,19 @@ def check(
         raise SystemExit(1)
 
 
+@app.command()
+def doctor() -> None:
+    """Say what a run will find here: versions, devices, plugins, folders, the hub; exit status 1 where it would fail."""
+    from gradebench.doctor import findings
+
+    bad = False
+    for finding in findings():
+        typer.echo(f"{finding.state:4}  {finding.subject:10}  {finding.detail}")
+        bad = bad or finding.state == "bad"
+    if bad:
+        raise SystemExit(1)
+
+
 @app.command("list")
 def list_plugins(
     kind: Annotated[Kind | None, typer.Argument(help="estimators or tasks; default: both")] = None,
