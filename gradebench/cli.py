@@ -268,6 +268,20 @@ def check(
 
 
 @app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="such as my-estimator, for my_estimator.py", show_default=False)],
+) -> None:
+    """Write an estimator to start from into this folder: a page that works, with three holes to fill."""
+    from gradebench.new import write_page
+
+    file, cls = write_page(name, Path())
+    spec = f"./{file.name}:{cls}"
+    typer.echo(
+        f"{file.name} has the estimator {cls}. Next:\n  gradebench check {spec}\n  gradebench run -e rloo -e {spec}"
+    )
+
+
+@app.command()
 def doctor() -> None:
     """Say what a run will find here: versions, devices, plugins, folders, the hub; exit status 1 where it would fail."""
     from gradebench.doctor import findings

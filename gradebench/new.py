@@ -1,0 +1,63 @@
+"""`gradebench new`: an estimator of one's own to start from, one page with three holes to fill."""
+
+import re
+from pathlib import Path
+
+from gradebench.errors import InputError
+
+_PAGE = '''"""{cls}: an estimator for GradeBench. Three holes to fill: what it promises, its options, its gradient."""
+
+from typing import Annotated
+
+import torch
+
+from gradebench import Estimate, Estimator, Problem, Range, score
+
+
+class {cls}(Estimator):
+    """{cls}: in one line, what it does.
+
+    Approximates  grad E_{{z~p}}[f(z)]
+    With          (f(z) - b) grad log p(z), b the mean reward of the prompt's other samples
+    Requires      black-box reward.
+    Bias          none.
+    Cost a call   nB reward calls, nBT sampled tokens, 1 backward pass.
+    Source        the paper and its equation.
+    """
+
+    # 1. What it promises. `unbiased` is tested by `gradebench check`; where it is False, the bias is printed. In
+    #    `needs` stands what it can't do without, such as frozenset({{"soft_reward"}}): elsewhere it is skipped.
+    family = "score function"
+    unbiased = True
+
+    # 2. Its options, for -e {file}:{cls}:n=8.
+    def __init__(self, n: Annotated[int, Range(2), "samples per prompt"] = 4):
+        super().__init__()
+        self.n = n
+
+    # 3. Its gradient: uphill, aligned with problem.params. All randomness comes from rng.
+    def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
+        z = problem.sample(self.n, rng)  # (n, B, T) token ids
+        reward = problem.reward(z)  # (n, B)
+        baseline = (reward.sum(0) - reward) / (self.n - 1)  # (n, B), blind to the sample that it is for
+        return Estimate(problem.grad(score(problem, z, reward, reward - baseline)))
+'''
+
+
+def write_page(name: str, folder: Path) -> tuple[Path, str]:
+    """Writes NAME.py into the folder; returns the file and the name of its class.
+
+    Raises        InputError for a name that makes no class, and where the file is there or can't be written.
+    """
+    words = re.findall(r"[A-Za-z0-9]+", name)
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or not words:
+        raise InputError(f"{name!r} makes no name of a class; give letters, digits and hyphens, such as my-estimator")
+    file, cls = folder / f"{'_'.join(words).lower()}.py", "".join(word[0].upper() + word[1:] for word in words)
+    try:
+        with file.open("x", encoding="utf-8") as page:
+            page.write(_PAGE.format(cls=cls, file=file.name))
+    except FileExistsError:
+        raise InputError(f"{file} is there already; give another name") from None
+    except OSError as error:
+        raise InputError(f"can't write {file}: {error.strerror}") from error
+    return file, cls
