@@ -106,6 +106,28 @@ def print_comparisons(rows: pd.DataFrame, family: int) -> None:
     )
 
 
+def print_claims(verdicts: pd.DataFrame) -> None:
+    """Each claim with its verdict, what was measured, and what would decide it."""
+    console = stdout_console()
+    for row in verdicts.to_dict("records"):
+        console.print(f"{row['verdict']}: {row['says']}")
+        console.print(f"    {row['source']}")
+        if row["verdict"] == "untested":
+            console.print(f"    {row['reason']}")
+            continue
+        ends = f"{number(row['ci_low'], '.4g')} to {number(row['ci_high'], '.4g')}"
+        console.print(
+            f"    claimed {row['claimed']}, measured {number(row['measured'], '.4g')} ({ends}), {row['n_pairs']} seeds, "
+            f"p (Holm) {number(row['p_holm'], '.3g')}, seen with power 0.8 from {number(row['detectable'], '.3g')} away"
+        )
+        if not pd.isna(row["seeds_needed"]):
+            console.print(
+                f"    {number(row['seeds_needed'], '.0f')} seeds would be needed, if the truth is as measured"
+            )
+        console.print(f"    on {row['task']} [{row['setting']}]")
+    console.print("A verdict is about a claim in these settings, of task, scale and budget; papers had others.")
+
+
 def print_statuses(statuses: Sequence[CellStatus]) -> None:
     """How many cells ended how, then each that isn't ok with its reason."""
     console = stdout_console()

@@ -217,6 +217,29 @@ def compare(
 
 
 @app.command()
+def claims(
+    run: RunArgument,
+    file: Annotated[
+        Path | None, typer.Option("--claims", help="TOML file of claims; default: the published ones that come along")
+    ] = None,
+    csv: CsvOption = None,
+) -> None:
+    """Test published claims on a run: supported, contradicted, not distinguishable, underpowered or untested."""
+    from gradebench import boards
+    from gradebench import claims as published
+    from gradebench import runs as folders
+
+    listed = published.read_claims(file or published.BUILT_IN)
+    metrics = folders.read_metrics([run])
+    try:
+        verdicts = published.judge(listed, metrics)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    boards.print_claims(verdicts)
+    _write(verdicts, csv)
+
+
+@app.command()
 def status(run: RunArgument) -> None:
     """What became of every cell of a run, also while it goes on; exit status 1 unless all are ok or skipped."""
     from gradebench import boards

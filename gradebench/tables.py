@@ -263,12 +263,12 @@ def _summary(group: _Group) -> pd.DataFrame:
 
 def _interval(group: _Group, estimator: str, rewards: pd.Series) -> tuple[float, float]:
     """95 % bootstrap interval of the mean over seeds."""
-    generator = _generator("test_reward", group.task, group.setting, estimator)
+    generator = named_generator("test_reward", group.task, group.setting, estimator)
     return statistics.bootstrap_interval(rewards.to_numpy(), generator)
 
 
-def _generator(*names: str) -> np.random.Generator:
-    """A generator seeded by names, so that no result depends on what else is in the table, or on its order."""
+def named_generator(*names: str) -> np.random.Generator:
+    """A random generator seeded by names, so that no result depends on what else is in the table, or on its order."""
     digest = hashlib.sha256("\0".join(("gradebench tables", *names)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
@@ -295,6 +295,24 @@ def comparisons(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=TESTS_COLUMNS)
 
 
+def per_seed(metrics: pd.DataFrame, metric: str, split: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    """For each task and setting its names and the values (seed x estimator) of ok cells, NaN where one is missing.
+
+    `metric` as at the last evaluation of the split; generalization_gap, train less test reward; or gradient_variance,
+    the geometric mean over checkpoints. Estimators without any value have no column.
+
+    Raises        ValueError as `comparisons` does.
+    """
+    for group in _groups(metrics):
+        if metric == "gradient_variance":
+            values = np.exp(_log_variance(group))
+        elif metric == "generalization_gap":
+            values = _column(group.final, ("train", "reward")) - _column(group.final, ("test", "reward"))
+        else:
+            values = _column(group.final, (split, metric))
+        yield (group.task, group.setting), values.dropna().unstack("estimator")
+
+
 def _family(
     group: _Group, metric: str, split: str, per_seed_of: Callable[[_Group], pd.Series], suffix: str
 ) -> list[dict[str, Any]]:
@@ -305,7 +323,7 @@ def _family(
     values = per_seed.unstack("estimator").reindex(columns=group.estimators)  # (seed, estimator)
     rows = []
     for a, b in combinations(_by_mean(_finite_mean(per_seed).reindex(group.estimators)), 2):
-        generator = _generator(metric, group.task, group.setting, a, b)
+        generator = named_generator(metric, group.task, group.setting, a, b)
         result = vars(statistics.compare(values[a].to_numpy(), values[b].to_numpy(), generator))
         names = {"task": group.task, "setting": group.setting, "metric": metric, "split": split}
         rows.append({**names, "estimator_a": a, "estimator_b": b, **result, "test": result["test"] + suffix})

@@ -1,0 +1,193 @@
+"""Published claims as data: each a hypothesis on two estimators of a run, tested seed by seed."""
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from gradebench import statistics, tables
+from gradebench.errors import InputError
+
+BUILT_IN = Path(__file__).with_name("claims.toml")
+POWER = 0.8  # of `detectable` and `seeds_needed`
+COLUMNS = [
+    "claim", "task", "setting", "verdict", "measured", "ci_low", "ci_high", "claimed", "n_pairs", "p_value", "p_holm",
+    "detectable", "seeds_needed", "reason", "says", "source",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The ratio or difference of `a` and `b` in a metric is at least, or at most, a bound. See claims.toml."""
+
+    id: str
+    says: str
+    source: str
+    task: str
+    a: str
+    b: str
+    metric: str
+    form: str
+    split: str = "test"
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.form not in ("difference", "ratio"):
+            raise InputError(f"claim {self.id}: form {self.form!r} is none of difference and ratio")
+        if (self.at_least is None) == (self.at_most is None):
+            raise InputError(f"claim {self.id}: give one of at_least and at_most")
+        if self.form == "ratio" and not self.bound > 0:
+            raise InputError(f"claim {self.id}: a ratio's bound is above 0, not {self.bound:g}")
+
+    @property
+    def bound(self) -> float:
+        return self.at_least if self.at_least is not None else self.at_most  # type: ignore[return-value]
+
+    @property
+    def claimed(self) -> str:
+        """Such as "rloo / ppo >= 1.5"."""
+        sides = f"{self.a} {'/' if self.form == 'ratio' else '-'} {self.b}"
+        return f"{sides} {'>=' if self.at_least is not None else '<='} {self.bound:.4g}"
+
+
+def read_claims(path: Path = BUILT_IN) -> list[Claim]:
+    """The claims of a TOML file.
+
+    Raises        InputError for what isn't one, for unknown, missing and mistyped entries, and an id that comes twice.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no TOML: {error}") from error
+    entries = content.get("claim")
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path} has no [[claim]]")
+    claims = [_claim(entry, number) for number, entry in enumerate(entries, 1)]
+    twice = {claim.id for claim in claims if sum(other.id == claim.id for other in claims) > 1}
+    if twice:
+        raise InputError(f"{path} has the claim {min(twice)} twice")
+    return claims
+
+
+def _claim(entry: Mapping[str, Any], number: int) -> Claim:
+    name = f"claim {entry.get('id', number)}"
+    types = {field.name: (int, float) if field.name.startswith("at_") else str for field in fields(Claim)}
+    for key, value in entry.items():
+        if key not in types:
+            raise InputError(f"{name}: unknown entry {key!r}; there are {', '.join(types)}")
+        if (
+            not isinstance(value, types[key])
+            or isinstance(value, bool)
+            or (isinstance(value, float) and math.isnan(value))
+        ):
+            raise InputError(f"{name}: {key} = {value!r} is no {'number' if key.startswith('at_') else 'text'}")
+    required = [field.name for field in fields(Claim) if field.name not in ("split", "at_least", "at_most")]
+    lacking = [key for key in required if key not in entry]
+    if lacking:
+        raise InputError(f"{name}: lacks {', '.join(lacking)}")
+    return Claim(**entry)
+
+
+def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row a claim and setting of its task, COLUMNS; claims that the run says nothing on come last, `untested`.
+
+    With          d_s = a_s - bound - b_s for a difference, a_s - bound b_s for a ratio, ln a_s - ln b_s - ln bound for
+                  a ratio of variances, one a seed; the paired sign-flip test of mean d = 0, Holm over the file
+    verdict       supported or contradicted where p_holm < 0.05, by the side that d is on; underpowered where no outcome
+                  could have been, or one seed or none has both; else not distinguishable
+    measured      the difference or ratio itself, with its 95 % bootstrap interval
+    detectable    how far from the claimed bound the truth must be to be seen with a power of 0.8 at these seeds, by the
+                  normal approximation: in units of the difference, as a factor for a ratio of variances
+    seeds_needed  for claims that are not decided: so many, if the truth is what was measured
+    """
+    rows = [row for claim in claims for row in _rows(claim, metrics)]
+    adjusted = statistics.holm([row["p_value"] for row in rows])
+    family = int(np.count_nonzero(~np.isnan(adjusted)))
+    for row, p_holm in zip(rows, adjusted, strict=True):
+        contrast = row.pop("contrast")
+        row["p_holm"] = float(p_holm)
+        if contrast is not None:
+            row |= _verdict(row, contrast, family)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.sort_values("verdict", key=lambda verdicts: verdicts == "untested", kind="stable", ignore_index=True)
+
+
+def _rows(claim: Claim, metrics: pd.DataFrame) -> list[dict[str, Any]]:
+    """One row for each setting of the task, with the `contrast` of its seeds; without any, one that says why."""
+    named = {"claim": claim.id, "claimed": claim.claimed, "says": claim.says, "source": claim.source}
+    empty = {"task": claim.task, "verdict": "untested", "p_value": math.nan, "n_pairs": 0, "contrast": None}
+    mine = metrics[metrics["task"].str.partition(":")[0] == claim.task]
+    if mine.empty:
+        return [named | empty | {"reason": f"the run has no task {claim.task}"}]
+    rows = []
+    for (task, setting), values in tables.per_seed(mine, claim.metric, claim.split):
+        place = {"task": task, "setting": setting}
+        lacking = [name for name in (claim.a, claim.b) if name not in values.columns]
+        if lacking:
+            reason = f"the run has no {claim.metric} of {' and '.join(lacking)}"
+            rows.append(named | empty | place | {"reason": reason})
+            continue
+        both = values[[claim.a, claim.b]].replace([math.inf, -math.inf], math.nan).dropna()
+        rows.append(named | place | {"verdict": "", "reason": ""} | _measured(claim, both, f"{task} {setting}"))
+    return rows
+
+
+def _measured(claim: Claim, both: pd.DataFrame, place: str) -> dict[str, Any]:
+    a, b = both[claim.a].to_numpy(), both[claim.b].to_numpy()
+    log = claim.metric == "gradient_variance" and claim.form == "ratio"
+    if log:
+        a, b = np.log(a), np.log(b)
+
+    def effect(index: Any) -> float:
+        chosen = np.asarray(index, dtype=int)
+        if log:
+            return float(np.exp((a[chosen] - b[chosen]).mean()))
+        means = a[chosen].mean(), b[chosen].mean()
+        return float(means[0] / means[1] if claim.form == "ratio" else means[0] - means[1])
+
+    if claim.form == "difference":
+        contrast = a - b - claim.bound
+    else:
+        contrast = a - b - math.log(claim.bound) if log else a - claim.bound * b
+    generator = tables.named_generator("claims", claim.id, place)
+    low, high = statistics.bootstrap_interval(np.arange(len(a)), generator, statistic=effect)
+    return {
+        "measured": effect(np.arange(len(a))) if len(a) else math.nan,
+        "ci_low": low,
+        "ci_high": high,
+        "n_pairs": len(a),
+        "p_value": statistics.paired_permutation_p(contrast, generator),
+        "contrast": contrast,
+        "log": log,
+        "at_least": claim.at_least is not None,
+    }
+
+
+def _verdict(row: dict[str, Any], contrast: statistics.Floats, family: int) -> dict[str, Any]:
+    """The verdict, and what it would take."""
+    n = len(contrast)
+    side = float(contrast.mean()) if n else math.nan
+    outcome = statistics.verdict(row["p_holm"], family * statistics.smallest_attainable_p(n), side)
+    above, below = ("supported", "contradicted") if row.pop("at_least") else ("contradicted", "supported")
+    answer: dict[str, Any] = {"verdict": {"a higher": above, "b higher": below}.get(outcome, outcome)}
+    log = row.pop("log")
+    if n < 2:
+        return answer
+    spread = float(contrast.std(ddof=1))
+    quantiles = scipy.stats.norm.isf(statistics.ALPHA / 2 / family) + scipy.stats.norm.isf(1 - POWER)
+    distance = quantiles * spread / math.sqrt(n)
+    answer["detectable"] = math.exp(distance) if log else distance
+    if answer["verdict"] in ("underpowered", "not distinguishable"):
+        by_spread = (quantiles * spread / abs(side)) ** 2 if side else math.inf
+        least = statistics.seeds_needed(family)
+        answer["seeds_needed"] = max(least, math.ceil(by_spread)) if by_spread < 1e6 else math.inf
+    return answer
