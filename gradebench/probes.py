@@ -56,25 +56,32 @@ def moments_of(estimator: Estimator, source: Source, pairs: int, centre: Tensor,
 
     An estimate without noise of its own is drawn for BLOCKS choices of prompts, and once each.
     """
-    if not _draws_noise(estimator, source):
+    first, noisy = _first_pair(estimator, source)
+    if not noisy:
         pairs, drawn, at_once = min(pairs, BLOCKS), _same_twice, 1
     elif at_once := _pairs_at_once(estimator, source, sum(sizes)):
         drawn = _many_estimates
     else:
         drawn, at_once = _one_by_one, 1
     moments = Moments(centre, sizes, min(BLOCKS, pairs))
-    for start in range(0, pairs, at_once):
+    moments.add(*first)
+    for start in range(1, pairs, at_once):
         numbers = range(start, min(start + at_once, pairs))
         moments.add(*drawn(estimator, source, numbers))
     return moments
 
 
-def _draws_noise(estimator: Estimator, source: Source) -> bool:
-    """Whether the estimate takes anything from its generator; else only the choice of prompts varies it."""
-    rng = source.generator(0)
+def _first_pair(estimator: Estimator, source: Source) -> tuple[tuple[Tensor, Tensor], bool]:
+    """The two draws (1, d) of pair 0, and whether they took anything from their generators.
+
+    An estimate that doesn't is the same twice: only the choice of prompts varies it.
+    """
+    problem, rng = source.problem(source.contexts(0), None), source.generator(0)
     before = rng.get_state()
-    one_estimate(estimator, source.problem(source.contexts(0), None), rng)
-    return not torch.equal(before, rng.get_state())
+    first = one_estimate(estimator, problem, rng)[None]
+    if torch.equal(before, rng.get_state()):
+        return (first, first), False
+    return (first, one_estimate(estimator, problem, source.generator(1))[None]), True
 
 
 def _one_by_one(estimator: Estimator, source: Source, numbers: range) -> tuple[Tensor, Tensor]:

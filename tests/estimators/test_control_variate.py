@@ -381,7 +381,7 @@ def test_relax_learns_to_beat_the_moving_average_that_it_starts_from(exact_gradi
     descend(estimator, problem, 600, 3e-3)
     for call in range(50):
         baseline.gradient(problem, generator("cpu", "learn", call))
-    learned, plain = (squared_errors(e, problem, truth) for e in (estimator, baseline))
+    learned, plain = (squared_errors(e, problem, truth, 800) for e in (estimator, baseline))
     assert in_standard_errors(plain - learned) > 4
     assert learned.mean() < 0.7 * plain.mean()
 

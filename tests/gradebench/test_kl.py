@@ -42,7 +42,7 @@ class Tabular(nn.Module):
     def embed(self, tokens):
         return tokens if tokens.is_floating_point() else nn.functional.one_hot(tokens, V).double()
 
-    def forward(self, embeddings, cache=None):
+    def forward(self, embeddings, cache=None, last=None):
         """The cache is the number of tokens read, and the outer product (N, V, ..., V) of those after the prompt."""
         read, outer = cache or (0, embeddings.new_ones(len(embeddings)))
         logits = []
@@ -53,7 +53,8 @@ class Tabular(nn.Module):
                 outer.flatten(1) @ self.tables[read].flatten(0, -2) if read else self.tables[0].expand(len(token), V)
             )
             read += 1
-        return torch.stack(logits, 1), torch.zeros(len(embeddings), len(logits), 1).double(), (read, outer)
+        logits = torch.stack(logits[-last:] if last else logits, 1)
+        return logits, torch.zeros(*logits.shape[:2], 1).double(), (read, outer)
 
 
 class Table(nn.Module):
