@@ -49,8 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", default="", help="regular expression; rows of other names stay as they are")
     arguments = parser.parse_args()
-    names = [(kind, name) for kind in ("TRUE", "MUTANTS") for name in registry.load_file(str(LISTS), kind).factory]
+    listed = [(kind, name) for kind in ("TRUE", "MUTANTS") for name in registry.load_file(str(LISTS), kind).factory]
+    names = [(kind, name) for kind, name in listed if re.search(arguments.only, name)]
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
         futures = [pool.submit(judged, kind, name, arguments.seeds) for kind, name in names]
         rows = []
@@ -59,7 +61,13 @@ def main() -> None:
             print(rows[-1], flush=True)
     out = Path("results/check/study.csv")
     out.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(out, index=False, float_format="%.3g")
+    table = pd.DataFrame(rows)
+    if out.is_file() and arguments.only:
+        table = pd.concat([table, pd.read_csv(out)]).drop_duplicates(["kind", "name"])
+    order = {("true" if kind == "TRUE" else "twin", name): place for place, (kind, name) in enumerate(listed)}
+    table["place"] = [order.get(pair) for pair in zip(table["kind"], table["name"], strict=True)]
+    table = table.dropna(subset="place").sort_values("place").drop(columns="place")
+    table.to_csv(out, index=False, float_format="%.3g")
 
 
 if __name__ == "__main__":

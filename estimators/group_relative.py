@@ -8,7 +8,7 @@ from torch import Tensor
 from gradebench import Estimate, Estimator, Problem, Range, Unsupported
 from gradebench.estimators.minibatches import enough_for, shuffled
 
-EPS = 1e-6  # under every standard deviation
+EPS = 1e-6  # no more spread than this is none
 
 Samples = Annotated[int, Range(2), "samples per context"]
 Epochs = Annotated[int, Range(1), "passes over each batch"]
@@ -20,6 +20,11 @@ Std = Annotated[bool, "divide advantages by the group's standard deviation"]
 
 _EXACT = {"minibatches": 1, "clip_low": 1e6, "clip_high": 1e6, "std": False}
 EXACT_IF = {"on_policy": {"epochs": 1, **_EXACT}, "off_policy": {"epochs": 2, **_EXACT}}
+
+
+def one_over(std: Tensor) -> Tensor:
+    """1 / std, and 0 where there is no spread: equal samples have no advantage, and a penalty must not explode there."""
+    return torch.where(std > EPS, 1 / std, 0.0)
 
 
 class GroupRelative(Estimator):
@@ -46,7 +51,7 @@ class GroupRelative(Estimator):
         A sample's own reward in its baseline takes 1/n off that gradient's length.
         """
         centred = reward - reward.mean(0)
-        scale = 1 / (reward.std(0) + EPS) if self.std else torch.ones_like(reward[0])
+        scale = one_over(reward.std(0)) if self.std else torch.ones_like(reward[0])
         return centred * scale, ((1 - 1 / self.n) * scale).expand_as(reward)
 
     def token_weight(self, horizon: int) -> float:
@@ -276,7 +281,7 @@ class ReinforcePp(GroupRelative):
     def advantage(self, reward: Tensor) -> tuple[Tensor, Tensor]:
         if not self.whiten:
             return reward, torch.ones_like(reward)
-        scale = 1 / (reward.std() + EPS)
+        scale = one_over(reward.std())
         return (reward - reward.mean()) * scale, ((1 - 1 / reward.numel()) * scale).expand_as(reward)
 
     def expected_scale(self, problem: Problem) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradebench import Unsupported
-from gradebench.estimators.group_relative import EPS, Cispo, Dapo, DrGrpo, Grpo, Gspo, ReinforcePp
+from gradebench.estimators.group_relative import Cispo, Dapo, DrGrpo, Grpo, Gspo, ReinforcePp
 from gradebench.estimators.score_function import Rloo
 from gradebench.sampling import generator
 
@@ -42,7 +42,7 @@ class Population(Grpo):
 
     def advantage(self, reward):
         centred = reward - reward.mean(0)
-        return centred / (reward.std(0, correction=0) + EPS), torch.ones_like(reward)
+        return centred / reward.std(0, correction=0).clamp_min(1e-9), torch.ones_like(reward)
 
 
 def length(bernoulli_toy, estimator, theta):
@@ -64,7 +64,7 @@ def test_dividing_by_the_group_deviation_lengthens_the_gradient_most_where_succe
     for m in range(1, 8):
         variance = m / 8 * (1 - m / 8)
         exact += math.comb(8, m) * theta**m * (1 - theta) ** (8 - m) * variance / math.sqrt(variance * 8 / 7)
-    assert found == pytest.approx(exact / (theta * (1 - theta)), rel=1e-5)  # EPS remains
+    assert found == pytest.approx(exact / (theta * (1 - theta)), rel=1e-9)
     assert abs(length(bernoulli_toy, Population(8), theta) - known) > 0.1  # squares over n would give 1.86, 2.33, 2.57
 
 
@@ -109,7 +109,7 @@ def test_first_step_is_the_normalised_score_meaned_over_tokens(tiny_problem, kin
     for i, b in itertools.product(range(4), range(4)):
         group = reward[:, b].tolist()
         mean = sum(group) / 4
-        deviation = math.sqrt(sum((f - mean) ** 2 for f in group) / 3) + EPS
+        deviation = math.sqrt(sum((f - mean) ** 2 for f in group) / 3)
         advantage[i, b] = (group[i] - mean) / deviation / 3  # of three tokens
         of_reward[i, b] = 0.75 / deviation / 3
     expected = weighted_scores(problem, z, advantage.unsqueeze(-1).expand_as(z))
@@ -129,9 +129,9 @@ def test_first_step_of_reinforce_pp_whitens_over_the_batch(tiny_problem, n):
     problem = tiny_problem(beta=0.3, copies=2)
     z = problem.sample(n, generator("cpu", 0))
     reward = problem.reward(z).detach()
-    advantage = (reward - reward.mean()) / (reward.std() + EPS)
+    advantage = (reward - reward.mean()) / reward.std()
     expected = weighted_scores(problem, z, advantage.unsqueeze(-1).expand_as(z) / 3)
-    scale = (1 - 1 / reward.numel()) / (reward.std() + EPS) / 3
+    scale = (1 - 1 / reward.numel()) / reward.std() / 3
     penalty = scale * flat(problem.grad(problem.reward(z).mean()))
     torch.testing.assert_close(first(made(ReinforcePp, n=n), problem), expected + penalty)
 
@@ -166,7 +166,7 @@ def later(tiny_problem, estimator, beta=0.0, horizon=3):
 
 
 def group_advantage(reward, std=True):
-    return (reward - reward.mean(0)) / (reward.std(0) + EPS if std else 1)
+    return (reward - reward.mean(0)) / (reward.std(0) if std else 1)
 
 
 def clipped_weight(ratio, advantage, low, high):
@@ -191,7 +191,7 @@ def test_clipping_stops_a_token_only_where_the_objective_would_leave_the_interva
     problem, z, old, reward, found = later(tiny_problem, estimator)
     ratio = (problem.log_prob(z).detach() - old).exp()
     if isinstance(estimator, ReinforcePp):
-        advantage = (reward - reward.mean()) / (reward.std() + EPS)
+        advantage = (reward - reward.mean()) / reward.std()
     else:
         advantage = group_advantage(reward, std=not isinstance(estimator, DrGrpo))
     weights, cases = torch.zeros_like(ratio), set()
@@ -237,8 +237,8 @@ def test_grad_f_counts_by_importance_at_later_steps_with_the_factor_of_the_advan
     importance = (problem.log_prob(z).detach() - old).sum(-1).exp()
     scale = {
         DrGrpo: torch.tensor(0.75),
-        ReinforcePp: (1 - 1 / 64) / (reward.std() + EPS) / 3,
-    }.get(kind, 0.75 / (reward.std(0) + EPS) / 3)
+        ReinforcePp: (1 - 1 / 64) / reward.std() / 3,
+    }.get(kind, 0.75 / reward.std(0) / 3)
     of_reward = flat(problem.grad(problem.reward(z), scale * importance / importance.numel()))
     torch.testing.assert_close(found, without + of_reward)
     assert of_reward.norm() > 0.1 * without.norm()
@@ -304,3 +304,23 @@ def test_one_sequence_cannot_be_whitened(tiny_problem):
     with pytest.raises(Unsupported, match="two"):
         ReinforcePp(minibatches=1).init(tiny_problem(contexts=1))
     ReinforcePp(minibatches=1, whiten=False).init(tiny_problem(contexts=1))
+
+
+@pytest.mark.parametrize("kind", [Grpo, Dapo, Gspo, Cispo, ReinforcePp])
+def test_equal_rewards_have_no_advantage_and_no_penalty(kind):
+    """1 / (0 + epsilon) would put a million times the penalty on the gradient of such a group."""
+    reward = torch.full((4, 3), 0.3, dtype=torch.float64)
+    if kind is not ReinforcePp:  # its spread is that of the batch
+        reward[:, 0] = torch.tensor([0.1, 0.2, 0.4, 0.7])
+    advantage, scale = kind().advantage(reward)
+    assert not advantage[:, 1:].any() and not scale[:, 1:].any()
+    if kind is not ReinforcePp:
+        assert float(advantage[:, 0].std()) == pytest.approx(1) and bool((scale[:, 0] > 1).all())
+
+
+@pytest.mark.parametrize("kind", [Grpo, Dapo, Gspo, Cispo, ReinforcePp])
+def test_advantages_in_units_of_the_spread_know_no_scale(kind):
+    reward = torch.randn(4, 3, dtype=torch.float64, generator=generator("cpu", 0)) * 1e-3
+    (one, by), (ten, tenth) = (kind().advantage(factor * reward) for factor in (1, 10))
+    torch.testing.assert_close(ten, one, rtol=1e-12, atol=0)
+    torch.testing.assert_close(10 * tenth, by, rtol=1e-12, atol=0)
