@@ -240,6 +240,19 @@ def claims(
 
 
 @app.command()
+def report(run: RunArgument) -> None:
+    """Write a run's report.html: one file to look at, send or print, with every number behind its figures."""
+    from gradebench.report import write_report
+
+    try:
+        typer.echo(write_report(run))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    except OSError as error:
+        raise InputError(f"can't write into {run}: {error.strerror}") from error
+
+
+@app.command()
 def status(run: RunArgument) -> None:
     """What became of every cell of a run, also while it goes on; exit status 1 unless all are ok or skipped."""
     from gradebench import boards

@@ -1,0 +1,137 @@
+"""Small figures as SVG text that takes its colours from the page around it, so that they follow its dark mode.
+
+Every figure comes with the table of what it shows; see `report`. Axes are linear or logarithmic; values that are not
+finite, or not positive on a logarithmic axis, are left out by the caller's table too.
+"""
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW = 720, 64, 16, 12, 46, 20
+PLOT_HEIGHT = 380
+COLOURS = 8  # classes c0 to c7 of the page's style sheet
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From data to pixels, with round ticks."""
+
+    low: float
+    high: float
+    first: float
+    last: float
+    logarithmic: bool = False
+
+    @classmethod
+    def over(cls, values: Sequence[float], first: float, last: float, logarithmic: bool = False) -> "Axis":
+        """An axis with room for all values; logarithmic ones are positive."""
+        low, high = min(values), max(values)
+        if logarithmic:
+            low, high = math.log10(low), math.log10(high)
+        room = 0.06 * (high - low) or max(abs(high) * 0.1, 0.1)
+        return cls(low - room, high + room, first, last, logarithmic)
+
+    def at(self, value: float) -> float:
+        value = math.log10(value) if self.logarithmic else value
+        return self.first + (value - self.low) / (self.high - self.low) * (self.last - self.first)
+
+    def ticks(self, about: int = 6) -> list[float]:
+        if self.logarithmic:
+            step = max(1, math.ceil((self.high - self.low) / about))
+            exponents = range(math.ceil(self.low), math.floor(self.high) + 1, step)
+            if len(exponents) > 1:
+                return [10.0**exponent for exponent in exponents]
+            return [10**x for x in np.linspace(self.low, self.high, 4)[1:-1]]
+        size = 10.0 ** math.floor(math.log10((self.high - self.low) / about))
+        step = next(size * factor for factor in (1, 2, 5, 10) if (self.high - self.low) / (size * factor) <= about)
+        count = math.floor(self.high / step) - math.ceil(self.low / step) + 1
+        return [(math.ceil(self.low / step) + i) * step for i in range(count)]
+
+
+def forest(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
+    """A value with its interval for each name, one below the other."""
+    left, height = 150, TOP + ROW * len(rows) + BOTTOM
+    axis = Axis.over([end for _, *ends in rows for end in ends if math.isfinite(end)], left, WIDTH - RIGHT)
+    parts = _x_axis(axis, height, label, left)
+    for place, (name, value, low, high) in enumerate(rows):
+        y = TOP + ROW * (place + 0.5)
+        parts.append(_text(left - 8, y + 4, name, "end"))
+        if math.isfinite(low) and math.isfinite(high):
+            parts.append(f'<line class="bar c0" x1="{axis.at(low):.1f}" x2="{axis.at(high):.1f}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<circle class="dot c0" cx="{axis.at(value):.1f}" cy="{y}" r="4"/>')
+    return _page(parts, height, f"{label}: " + ", ".join(f"{name} {value:.3g}" for name, value, *_ in rows))
+
+
+def scatter(points: Mapping[str, tuple[float, float]], x: str, y: str, logs: tuple[bool, bool] = (False, False)) -> str:
+    """A named dot for each pair of values."""
+    height = TOP + PLOT_HEIGHT + BOTTOM
+    across = Axis.over([value for value, _ in points.values()], LEFT, WIDTH - RIGHT - 90, logs[0])
+    up = Axis.over([value for _, value in points.values()], height - BOTTOM, TOP, logs[1])
+    parts = _x_axis(across, height, x, LEFT) + _y_axis(up, y)
+    taken: list[float] = []
+    for name, (a, b) in sorted(points.items(), key=lambda item: up.at(item[1][1])):
+        cx, cy = across.at(a), up.at(b)
+        parts.append(f'<circle class="dot c0" cx="{cx:.1f}" cy="{cy:.1f}" r="4"/>')
+        line = max([cy + 4, *(end + 12 for end in taken if abs(end - cy - 4) < 12)])  # labels don't hide each other
+        taken.append(line)
+        parts.append(_text(cx + 7, line, name, "start"))
+    said = "; ".join(f"{name}: {a:.3g}, {b:.3g}" for name, (a, b) in points.items())
+    return _page(parts, height, f"{y} against {x}. {said}")
+
+
+def curves(series: Mapping[str, Sequence[tuple[float, float, float, float]]], x: str, y: str) -> str:
+    """For each name a line through (x, value) with a band (low, high)."""
+    height = TOP + PLOT_HEIGHT + BOTTOM
+    points = [point for line in series.values() for point in line]
+    across = Axis.over([point[0] for point in points], LEFT, WIDTH - RIGHT - 110)
+    up = Axis.over([end for point in points for end in point[1:] if math.isfinite(end)], height - BOTTOM, TOP)
+    parts = _x_axis(across, height, x, LEFT) + _y_axis(up, y)
+    ends = sorted(((up.at(line[-1][1]), name) for name, line in series.items()), key=lambda end: end[0])
+    lines: dict[str, float] = {}
+    for at, name in ends:
+        lines[name] = max([at + 4, *(other + 12 for other in list(lines.values())[-1:])])
+    for number, (name, line) in enumerate(series.items()):
+        colour = f"c{number % COLOURS}"
+        banded = [point for point in line if math.isfinite(point[2]) and math.isfinite(point[3])]
+        outline = [(p[0], p[3]) for p in banded] + [(p[0], p[2]) for p in reversed(banded)]
+        parts.append(f'<polygon class="band {colour}" points="{_path(outline, across.at, up.at)}"/>')
+        parts.append(f'<polyline class="line {colour}" points="{_path([p[:2] for p in line], across.at, up.at)}"/>')
+        parts.append(_text(across.at(line[-1][0]) + 7, lines[name], name, "start"))
+    said = "; ".join(f"{name} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in series.items())
+    return _page(parts, height, f"{y} by {x}. {said}")
+
+
+def _path(points: Sequence[Sequence[float]], x: Callable[[float], float], y: Callable[[float], float]) -> str:
+    return " ".join(f"{x(point[0]):.1f},{y(point[1]):.1f}" for point in points)
+
+
+def _x_axis(axis: Axis, height: float, label: str, left: float) -> list[str]:
+    bottom = height - BOTTOM
+    parts = [_text((left + WIDTH - RIGHT) / 2, height - 8, label, "middle")]
+    for tick in axis.ticks():
+        at = axis.at(tick)
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
+        parts.append(_text(at, bottom + 16, f"{tick:.4g}", "middle"))
+    return parts
+
+
+def _y_axis(axis: Axis, label: str) -> list[str]:
+    middle = (axis.first + axis.last) / 2
+    parts = [f'<g transform="rotate(-90 14 {middle})">{_text(14, middle, label, "middle")}</g>']
+    for tick in axis.ticks():
+        at = axis.at(tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(_text(LEFT - 6, at + 4, f"{tick:.4g}", "end"))
+    return parts
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+
+
+def _page(parts: Sequence[str], height: float, description: str) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(description)}">{"".join(parts)}</svg>'

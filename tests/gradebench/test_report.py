@@ -1,0 +1,176 @@
+"""The report of a run: whole, escaped, offline, and every figure with its numbers."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from gradebench import report, svg, tables
+
+NASTY = './m"<b>.py:A&<script>alert(1)</script>'
+
+
+class Page(HTMLParser):
+    """Elements that were opened and not closed are an error, but those that HTML leaves open."""
+
+    VOID = frozenset({"meta", "br", "line", "circle", "polyline", "polygon"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.attributes, self.words = [], [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of three estimators, one of them with a label that is markup, and one skipped."""
+    rows = []
+    for place, estimator in enumerate(("rloo", "ppo", NASTY, "exact")):
+        for seed in range(8):
+            identity = {"run_id": "run", "cell_id": f"{place}-{seed}", "task": "imdb", "setting": "corpus=<i>"}
+            identity |= {"estimator": estimator, "estimator_params": "{}", "estimator_source": "x", "seed": seed}
+            if estimator == "exact":
+                rows.append(
+                    identity | {"phase": "train", "split": "train", "step": 0, "metric": "", "status": "skipped"}
+                )
+                continue
+            values = [
+                ("evaluation", split, step, metric, value + 0.01 * place * step + 0.002 * (seed * 7 % 5))
+                for split in ("train", "test")
+                for step in (0, 20, 40)
+                for metric, value in (("reward", 0.5), ("gold_reward", 0.45), ("kl", 0.1))
+            ]
+            for step in (0, 40):
+                for metric in ("gradient_variance", "gradient_norm_squared", "gradient_bias_squared"):
+                    values.append(("probe", "train", step, metric, 1.0 + place + 0.1 * seed))
+                values.append(("probe", "train", step, "gradient_reference_norm_squared", 2.0))
+            values.append(("train", "train", 40, "seconds_per_step", 0.01 * (1 + place)))
+            names = ("phase", "split", "step", "metric", "value")
+            rows += [identity | dict(zip(names, value, strict=True)) | {"unit": "", "status": "ok"} for value in values]
+    tables.write_parquet(pd.DataFrame(rows, columns=tables.METRICS_COLUMNS), tmp_path / "metrics.parquet")
+    cells = sorted({row["cell_id"] for row in rows})
+    request = {"estimators": ["all", NASTY], "tasks": ["imdb"], "seeds": "0-7", "steps": 40}
+    config = {"cells": cells, "request": request, "plans": {"imdb": {"steps": 40}}, "tasks": {"imdb": {"kl": "<u>"}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2.13.0<"}}))
+    return tmp_path
+
+
+def test_the_command_writes_a_whole_page(command, run):
+    status, out, _ = command("report", run)
+    assert status == 0 and out.strip() == str(run / "report.html")
+    text = (run / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.seen.count("svg") == 6  # intervals, curves, and four pairs of quantities
+    assert page.seen.count("figure") == page.seen.count("figcaption") == 6
+    assert text.count("<summary>the numbers</summary>") == 6
+    assert len(text) < 3e6
+
+
+def test_nothing_from_the_run_is_markup(run):
+    page = Page(report.page(run))
+    assert "script" not in page.seen and "i" not in page.seen and "u" not in page.seen and "b" not in page.seen
+    assert any(NASTY in word for word in page.words)
+    assert any("corpus=<i>" in word for word in page.words)
+
+
+def test_nothing_is_fetched(run):
+    text = report.page(run)
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.seen)
+    assert not {"src", "href", "onload", "onclick"} & {name for name, _ in page.attributes}
+    assert "url(" not in text and "@import" not in text
+
+
+def test_every_figure_has_words_for_those_who_do_not_see_it(run):
+    page = Page(report.page(run))
+    labels = [value for name, value in page.attributes if name == "aria-label"]
+    assert len(labels) == 6 and all("rloo" in label and "ppo" in label for label in labels)
+    assert [value for name, value in page.attributes if name == "role"] == ["img"] * 6
+
+
+def test_the_report_says_how_to_repeat_it_and_what_was_skipped(run):
+    words = " ".join(Page(report.page(run)).words)
+    assert "gradebench run -e all -e" in words and "-t imdb --seeds 0-7 --steps 40" in words
+    assert "skipped" in words and "2.13.0<" in words
+
+
+def test_claims_and_cards_are_in_it(run):
+    words = " ".join(Page(report.page(run)).words)
+    assert "RLOO ends with a higher reward than PPO" in words and "contradicted" in words
+    assert "Kool et al. 2019" in words
+
+
+@pytest.mark.parametrize(
+    ("tiers", "said"),
+    [
+        ([1, 2, 2], "a ends highest"),
+        ([1, 1, 2], "a and b end highest, and can't be told apart at 8 seeds"),
+        ([1, 1, 1], "No difference between 3 estimators is supported by 8 seeds"),
+        ([], "No estimator has a test reward"),
+    ],
+)
+def test_the_verdict_is_the_first_tier(tiers, said):
+    board = pd.DataFrame({"estimator": list("abc")[: len(tiers)], "tier": tiers, "n_seeds": 8})
+    assert said in report.verdict(board)
+
+
+def test_a_run_of_one_seed_has_a_report(run):
+    frame = pd.read_parquet(run / "metrics.parquet")
+    tables.write_parquet(frame[frame["seed"] == 0], run / "metrics.parquet")
+    Page(report.page(run))
+
+
+def test_a_run_without_any_reward_has_a_report(run):
+    frame = pd.read_parquet(run / "metrics.parquet")
+    tables.write_parquet(frame[frame["status"] == "skipped"], run / "metrics.parquet")
+    assert "No estimator has a test reward" in report.page(run)
+
+
+def test_a_folder_without_a_run_is_one_line(command, tmp_path):
+    status, _, err = command("report", tmp_path)
+    assert status == 2 and len(err.splitlines()) == 1
+
+
+# --- figures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 1e5), (0.501, 0.502), (5.0, 5.0), (1e-9, 2e-9)])
+def test_ticks_are_round_and_within(low, high):
+    axis = svg.Axis.over([low, high], 0, 100)
+    ticks = axis.ticks()
+    assert 2 <= len(ticks) <= 7
+    assert all(axis.low <= tick <= axis.high for tick in ticks)
+    assert all(float(f"{tick:.4g}") == pytest.approx(tick, rel=1e-6, abs=1e-12 * high) for tick in ticks)
+    assert axis.at(low) < axis.at(high) or low == high
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-6, 1e6), (2.0, 3.0), (1.0, 10.0)])
+def test_logarithmic_ticks_are_powers_of_ten_where_there_are_two(low, high):
+    axis = svg.Axis.over([low, high], 0, 100, logarithmic=True)
+    ticks = axis.ticks()
+    assert len(ticks) >= 2
+    assert all(math.log10(tick) >= axis.low - 1e-9 and math.log10(tick) <= axis.high + 1e-9 for tick in ticks)
+
+
+def test_marks_stay_inside_the_figure(run):
+    for name, limit in (("cx", svg.WIDTH), ("x1", svg.WIDTH), ("x2", svg.WIDTH)):
+        found = [float(x) for x in re.findall(rf'{name}="([-0-9.]+)"', report.page(run))]
+        assert found and min(found) >= 0 and max(found) <= limit
