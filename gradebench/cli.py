@@ -75,6 +75,7 @@ def run(
 ) -> None:
     """Train and probe estimators on tasks, and write the leaderboard with its tests."""
     from gradebench import runner, terminal
+    from gradebench.report import write_report
 
     request = runner.Request(
         estimators=estimator or ["all"],
@@ -98,6 +99,10 @@ def run(
             typer.echo(cell.id)
         return
     outcome = runner.execute(request, prepared, progress)
+    try:
+        write_report(prepared.out, outcome.metrics, outcome.leaderboard)
+    except OSError as error:  # the tables are there, and `gradebench report` can write it later
+        progress.note(f"no report: {error.strerror}")
     terminal.print_outcome(prepared, outcome, progress)
     _exit_by(outcome)
 

@@ -76,22 +76,21 @@ _SCATTERS = (
 )
 
 
-def write_report(run: Path) -> Path:
-    """Writes report.html into the run's folder; returns its path.
+def write_report(run: Path, metrics: pd.DataFrame | None = None, board: pd.DataFrame | None = None) -> Path:
+    """Writes report.html into the run's folder; returns its path. Its tables are read and made where not given.
 
     Raises        InputError where the folder holds no run that can be read.
     """
+    metrics = read_metrics([run]) if metrics is None else metrics
+    board = tables.leaderboard(metrics, tables.comparisons(metrics)) if board is None else board
     path = run / "report.html"
-    path.write_text(page(run), encoding="utf-8")
+    path.write_text(page(run, metrics, board), encoding="utf-8")
     return path
 
 
-def page(run: Path) -> str:
+def page(run: Path, metrics: pd.DataFrame, board: pd.DataFrame) -> str:
     """The report: verdict, leaderboard and figures of each task, then claims, estimators, and how it was made."""
-    metrics = read_metrics([run])
     config, environment = read_json(run / "config.json"), read_json(run / "environment.json")
-    comparisons = tables.comparisons(metrics)
-    board = tables.leaderboard(metrics, comparisons)
     title = f"GradeBench: {run.resolve().name}"
     parts = [f"<h1>{_e(title)}</h1>"]
     for (task, setting), mine in board.groupby(["task", "setting"], sort=False):
@@ -123,7 +122,7 @@ def _of_task(task: str, setting: str, board: pd.DataFrame, metrics: pd.DataFrame
     )
     if len(ranked):
         columns = ["estimator", "test_reward_mean", "test_reward_ci_low", "test_reward_ci_high"]
-        rows = [(str(name), *map(float, ends)) for name, *ends in ranked[columns].itertuples(index=False)]
+        rows = [(str(name), float(x), float(a), float(b)) for name, x, a, b in ranked[columns].itertuples(index=False)]
         parts.append(_figure(svg.forest(rows, "test reward"), "Test reward with its 95 % interval.", ranked, columns))
     parts += _curves(ranked, metrics)
     for x, y, logs, caption in _SCATTERS:

@@ -41,8 +41,8 @@ class Axis:
 
     def ticks(self, about: int = 6) -> list[float]:
         if self.logarithmic:
-            step = max(1, math.ceil((self.high - self.low) / about))
-            exponents = range(math.ceil(self.low), math.floor(self.high) + 1, step)
+            decades = max(1, math.ceil((self.high - self.low) / about))
+            exponents = range(math.ceil(self.low), math.floor(self.high) + 1, decades)
             if len(exponents) > 1:
                 return [10.0**exponent for exponent in exponents]
             return [10**x for x in np.linspace(self.low, self.high, 4)[1:-1]]

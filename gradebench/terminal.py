@@ -69,6 +69,7 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
     print_underpowered(outcome.comparisons)
     files = "leaderboard.csv, tests.csv, metrics.csv, metrics.parquet, probes.csv"
     stdout_console().print(f"tables: {run.out}/{files}", markup=False)
+    stdout_console().print(f"report: {run.out}/report.html", markup=False)
     _print_notes(run, outcome, progress)
 
 

@@ -73,6 +73,10 @@ def run(tmp_path):
     return tmp_path
 
 
+def text_of(run):
+    return report.write_report(run).read_text(encoding="utf-8")
+
+
 def test_the_command_writes_a_whole_page(command, run):
     status, out, _ = command("report", run)
     assert status == 0 and out.strip() == str(run / "report.html")
@@ -85,14 +89,14 @@ def test_the_command_writes_a_whole_page(command, run):
 
 
 def test_nothing_from_the_run_is_markup(run):
-    page = Page(report.page(run))
+    page = Page(text_of(run))
     assert "script" not in page.seen and "i" not in page.seen and "u" not in page.seen and "b" not in page.seen
     assert any(NASTY in word for word in page.words)
     assert any("corpus=<i>" in word for word in page.words)
 
 
 def test_nothing_is_fetched(run):
-    text = report.page(run)
+    text = text_of(run)
     page = Page(text)
     assert not {"script", "link", "img", "iframe", "object"} & set(page.seen)
     assert not {"src", "href", "onload", "onclick"} & {name for name, _ in page.attributes}
@@ -100,20 +104,20 @@ def test_nothing_is_fetched(run):
 
 
 def test_every_figure_has_words_for_those_who_do_not_see_it(run):
-    page = Page(report.page(run))
+    page = Page(text_of(run))
     labels = [value for name, value in page.attributes if name == "aria-label"]
     assert len(labels) == 6 and all("rloo" in label and "ppo" in label for label in labels)
     assert [value for name, value in page.attributes if name == "role"] == ["img"] * 6
 
 
 def test_the_report_says_how_to_repeat_it_and_what_was_skipped(run):
-    words = " ".join(Page(report.page(run)).words)
+    words = " ".join(Page(text_of(run)).words)
     assert "gradebench run -e all -e" in words and "-t imdb --seeds 0-7 --steps 40" in words
     assert "skipped" in words and "2.13.0<" in words
 
 
 def test_claims_and_cards_are_in_it(run):
-    words = " ".join(Page(report.page(run)).words)
+    words = " ".join(Page(text_of(run)).words)
     assert "RLOO ends with a higher reward than PPO" in words and "contradicted" in words
     assert "Kool et al. 2019" in words
 
@@ -135,13 +139,13 @@ def test_the_verdict_is_the_first_tier(tiers, said):
 def test_a_run_of_one_seed_has_a_report(run):
     frame = pd.read_parquet(run / "metrics.parquet")
     tables.write_parquet(frame[frame["seed"] == 0], run / "metrics.parquet")
-    Page(report.page(run))
+    Page(text_of(run))
 
 
 def test_a_run_without_any_reward_has_a_report(run):
     frame = pd.read_parquet(run / "metrics.parquet")
     tables.write_parquet(frame[frame["status"] == "skipped"], run / "metrics.parquet")
-    assert "No estimator has a test reward" in report.page(run)
+    assert "No estimator has a test reward" in text_of(run)
 
 
 def test_a_folder_without_a_run_is_one_line(command, tmp_path):
@@ -172,5 +176,5 @@ def test_logarithmic_ticks_are_powers_of_ten_where_there_are_two(low, high):
 
 def test_marks_stay_inside_the_figure(run):
     for name, limit in (("cx", svg.WIDTH), ("x1", svg.WIDTH), ("x2", svg.WIDTH)):
-        found = [float(x) for x in re.findall(rf'{name}="([-0-9.]+)"', report.page(run))]
+        found = [float(x) for x in re.findall(rf'{name}="([-0-9.]+)"', text_of(run))]
         assert found and min(found) >= 0 and max(found) <= limit
