@@ -32,12 +32,13 @@ th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--rule); text-ali
 th:first-child, td:first-child, td.text { text-align: left; } td.text { white-space: normal; min-width: 14rem; }
 thead th { color: var(--faint); font-weight: 600; } tr.new-tier td { border-top: 2px solid var(--faint); }
 figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: 0.9rem; } summary { cursor: pointer; }
-svg { width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--rule); }
-.bar { stroke-width: 2; } .line { fill: none; stroke-width: 2; } .band { opacity: 0.18; stroke: none; }
+svg { width: 100%; min-width: 36rem; height: auto; } svg text { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--rule); }
+svg text.label { stroke: none; } .bar { stroke-width: 2; } .line { fill: none; stroke-width: 2; } svg .band { opacity: 0.18; stroke: none; }
 .verdict { font-weight: 700; }
 @media print { details > * { display: block; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
 """ + "".join(
-    f".c{i} {{ stroke: var(--c{i}); }} .dot.c{i}, .band.c{i} {{ fill: var(--c{i}); }}\n" for i in range(svg.COLOURS)
+    f".c{i} {{ stroke: var(--c{i}); }} .dot.c{i}, .band.c{i}, text.c{i} {{ fill: var(--c{i}); }}\n"
+    for i in range(svg.COLOURS)
 )
 
 # heading, column of the leaderboard, format
@@ -74,6 +75,15 @@ _SCATTERS = (
         "Variance against seconds a step, at the same number of sampled sequences.",
     ),
 )
+_AXES = {
+    "kl_mean": "KL to the reference, nats",
+    "test_reward_mean": "test reward",
+    "test_gold_reward_mean": "gold reward",
+    "gradient_variance_relative": "relative variance",
+    "gradient_bias_squared": "relative squared bias",
+    "seconds_per_step": "seconds a step",
+    "gradient_variance": "variance",
+}
 
 
 def write_report(run: Path, metrics: pd.DataFrame | None = None, board: pd.DataFrame | None = None) -> Path:
@@ -174,7 +184,7 @@ def _scatter(board: pd.DataFrame, x: str, y: str, logs: tuple[bool, bool], capti
     left_out = [str(name) for name in board["estimator"] if name not in points]
     if left_out:
         caption += f" Without a number for it: {', '.join(left_out)}."
-    picture = svg.scatter(points, x.replace("_", " "), y.replace("_", " "), logs)
+    picture = svg.scatter(points, _AXES[x], _AXES[y], logs)
     return [_figure(picture, caption, board[board["estimator"].isin(points)], ["estimator", x, y])]
 
 
@@ -251,7 +261,7 @@ def _figure(picture: str, caption: str, data: pd.DataFrame, columns: Sequence[st
     """A picture, what it shows in words, and its numbers."""
     shown = _table(data, [(name.replace("_", " "), name, ".4g") for name in columns])
     return (
-        f"<figure>{picture}<figcaption>{_e(caption)}</figcaption>"
+        f"<figure><div class=wide>{picture}</div><figcaption>{_e(caption)}</figcaption>"
         f"<details><summary>the numbers</summary>{shown}</details></figure>"
     )
 

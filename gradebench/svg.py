@@ -13,7 +13,11 @@ import numpy as np
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW = 720, 64, 16, 12, 46, 20
 PLOT_HEIGHT = 380
+LETTER, LINE = 6.6, 12.0  # of a label: pixels a letter, at most, and a line
 COLOURS = 8  # classes c0 to c7 of the page's style sheet
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,16 @@ class Axis:
 
     def ticks(self, about: int = 6) -> list[float]:
         if self.logarithmic:
-            decades = max(1, math.ceil((self.high - self.low) / about))
-            exponents = range(math.ceil(self.low), math.floor(self.high) + 1, decades)
+            apart = max(1, math.ceil((self.high - self.low) / about))
+            exponents = range(math.ceil(self.low), math.floor(self.high) + 1, apart)
             if len(exponents) > 1:
                 return [10.0**exponent for exponent in exponents]
-            return [10**x for x in np.linspace(self.low, self.high, 4)[1:-1]]
+            low, high = 10**self.low, 10**self.high
+            decades = range(math.floor(self.low), math.ceil(self.high))
+            finer = [m * 10.0**exponent for exponent in decades for m in (1, 2, 5) if low <= m * 10.0**exponent <= high]
+            return (
+                finer if len(finer) > 1 else [float(f"{10**x:.2g}") for x in np.linspace(self.low, self.high, 4)[1:-1]]
+            )
         size = 10.0 ** math.floor(math.log10((self.high - self.low) / about))
         step = next(size * factor for factor in (1, 2, 5, 10) if (self.high - self.low) / (size * factor) <= about)
         count = math.floor(self.high / step) - math.ceil(self.low / step) + 1
@@ -72,15 +81,36 @@ def scatter(points: Mapping[str, tuple[float, float]], x: str, y: str, logs: tup
     across = Axis.over([value for value, _ in points.values()], LEFT, WIDTH - RIGHT - 90, logs[0])
     up = Axis.over([value for _, value in points.values()], height - BOTTOM, TOP, logs[1])
     parts = _x_axis(across, height, x, LEFT) + _y_axis(up, y)
-    taken: list[float] = []
-    for name, (a, b) in sorted(points.items(), key=lambda item: up.at(item[1][1])):
-        cx, cy = across.at(a), up.at(b)
+    dots = {name: (across.at(a), up.at(b)) for name, (a, b) in points.items()}
+    taken = [(cx - 5, cy - 5, cx + 5, cy + 5) for cx, cy in dots.values()]
+    for name, (cx, cy) in sorted(dots.items(), key=lambda item: item[1][::-1]):
+        box = _free_box(name, cx, cy, taken)
+        taken.append(box)
+        middle = (box[1] + box[3]) / 2
+        if abs(middle - cy) > LINE:  # far from its dot
+            near = box[0] if box[0] > cx else box[2]
+            parts.append(f'<line class="grid" x1="{cx:.1f}" y1="{cy:.1f}" x2="{near:.1f}" y2="{middle:.1f}"/>')
         parts.append(f'<circle class="dot c0" cx="{cx:.1f}" cy="{cy:.1f}" r="4"/>')
-        line = max([cy + 4, *(end + 12 for end in taken if abs(end - cy - 4) < 12)])  # labels don't hide each other
-        taken.append(line)
-        parts.append(_text(cx + 7, line, name, "start"))
+        parts.append(_text(box[0], middle + 4, name, "start"))
     said = "; ".join(f"{name}: {a:.3g}, {b:.3g}" for name, (a, b) in points.items())
     return _page(parts, height, f"{y} against {x}. {said}")
+
+
+def _free_box(name: str, cx: float, cy: float, taken: Sequence[Box]) -> Box:
+    """Where the label of a dot hides nothing: beside it, else above or below, as near as there is room."""
+    width, middle = LETTER * len(name), cy
+    for away in range(40):
+        for middle in sorted({cy + away * LINE / 2, cy - away * LINE / 2}):
+            for left in (cx + 7, cx - 7 - width):
+                box = (left, middle - LINE / 2, left + width, middle + LINE / 2)
+                inside = left >= LEFT and left + width <= WIDTH and box[1] >= 0 and box[3] <= TOP + PLOT_HEIGHT
+                if inside and not any(_overlap(box, other) for other in taken):
+                    return box
+    return cx + 7, middle - LINE / 2, cx + 7 + width, middle + LINE / 2
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float, float, float]]], x: str, y: str) -> str:
@@ -100,7 +130,7 @@ def curves(series: Mapping[str, Sequence[tuple[float, float, float, float]]], x:
         outline = [(p[0], p[3]) for p in banded] + [(p[0], p[2]) for p in reversed(banded)]
         parts.append(f'<polygon class="band {colour}" points="{_path(outline, across.at, up.at)}"/>')
         parts.append(f'<polyline class="line {colour}" points="{_path([p[:2] for p in line], across.at, up.at)}"/>')
-        parts.append(_text(across.at(line[-1][0]) + 7, lines[name], name, "start"))
+        parts.append(_text(across.at(line[-1][0]) + 7, lines[name], name, "start", f"label {colour}"))
     said = "; ".join(f"{name} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in series.items())
     return _page(parts, height, f"{y} by {x}. {said}")
 
@@ -129,8 +159,9 @@ def _y_axis(axis: Axis, label: str) -> list[str]:
     return parts
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:
+    named = f' class="{style}"' if style else ""
+    return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 
 def _page(parts: Sequence[str], height: float, description: str) -> str:
