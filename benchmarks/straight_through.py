@@ -1,4 +1,4 @@
-"""Straight-through gradients, sequential against parallel: seconds, peak memory, backward passes for several lengths.
+"""Straight-through gradients by each road of `SequenceProblem`: seconds, peak memory, backward passes by length.
 
     python benchmarks/straight_through.py --csv results/speed/straight_through.csv
 
@@ -24,7 +24,7 @@ from gradebench.harness import _peak_memory, _reset_peak_memory
 from gradebench.sampling import generator
 from gradebench.sequence import SequenceProblem
 
-ROADS = ("reinforce", "sequential", "parallel")
+ROADS = ("reinforce", "plain", "once", "parallel")
 
 
 def measured(road: str, shape: Shape, device: str, dtype: torch.dtype, residual: float) -> dict[str, object]:
@@ -73,13 +73,13 @@ def main() -> None:
         for road in ROADS:
             command = [sys.executable, __file__, *sys.argv[1:], "--only", road, horizon]
             rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-        score, sequential, parallel = rows[-3:]
-        print(
-            f"T = {horizon}: reinforce {score['seconds']:.3f} s, sequential {sequential['seconds']:.3f} s "
-            f"({sequential['peak_bytes'] / 1e6:.0f} MB), parallel {parallel['seconds']:.3f} s "
-            f"({parallel['peak_bytes'] / 1e6:.0f} MB, {parallel['backward_passes']} backward passes)",
-            flush=True,
-        )
+        score, *ours = rows[-len(ROADS) :]
+        told = [
+            f"{row['road']} {row['seconds'] / score['seconds']:.2f} ({row['peak_bytes'] / 1e6:.0f} MB, "
+            f"{row['backward_passes']} backward passes)"
+            for row in ours
+        ]
+        print(f"T = {horizon}: reinforce {score['seconds']:.3f} s; as multiples of it: {', '.join(told)}", flush=True)
     if arguments.csv:
         arguments.csv.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(arguments.csv, index=False, float_format="%.4g")

@@ -26,7 +26,7 @@ class Relaxed(Estimator):
     family = "relaxed path"
     needs = frozenset({"soft_reward"})
     pathwise = True
-    hard: ClassVar[bool] = False  # whether tokens are one-hots, so that their gradients can be had in parallel
+    hard: ClassVar[bool] = False  # whether tokens are one-hots: quicker roads to their gradients are open then
 
     def __init__(self, tau: Temperature = 1.0):
         super().__init__()

@@ -78,8 +78,9 @@ class Problem(ABC):
 
         `together`: relax treats all rows (n, B, V) alike and has no sense of position, so where no position reads
         another it may get all of them in one call, as (n, B T, V).
-        `rng`: given where relax gives one-hots, the generator that it draws from. Then tokens may be drawn without a
-        graph, and relax called again, with the same noise, on the logits of one parallel pass over them.
+        `rng`: given where relax gives one-hots and their graph will be differentiated once, the generator that it draws
+        from. Then tokens may be drawn without a graph, and relax called again, with the same noise, on the logits of
+        one parallel pass over them.
         """
 
     @abstractmethod

@@ -215,6 +215,7 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         along=request.along,
         probe_draws=draws + draws % 2,
         details=not request.train,
+        reference_draws=Plan.reference_draws if request.train else 2 * Plan.reference_draws,
         setting=task.setting,
         settled=task.settled,
     )

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gradebench.once import Once
 from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, chosen, continued
 from gradebench.replicas import Replicas
 from gradebench.sampling import categorical, straight_through
+from gradebench.transformer import ScratchPolicy
 
 
 class Policy(Protocol):
@@ -49,7 +51,7 @@ class SequenceProblem(Problem):
     prompts (B, P) int64; T = `horizon` new tokens; `beta` in reward per nat.
     """
 
-    straight_through: Literal["auto", "sequential", "parallel"] = "auto"  # the graph of rollouts with hard tokens
+    straight_through: Literal["auto", "plain", "once", "parallel"] = "auto"  # the graph of rollouts with hard tokens
     residual: float = 1e-4  # of a parallel one: the last term of the feedback that is added, relative to their sum
 
     def __init__(
@@ -77,6 +79,7 @@ class SequenceProblem(Problem):
         self.offers = frozenset(offers)
         # logits of a parallel rollout, embeddings that it read as constants, and those that its tokens give
         self._feedback: tuple[Tensor, Tensor, Tensor] | None = None
+        self._one_hots: tuple[Tensor | None, Tensor] = (None, torch.empty(0))  # of the last rollout, and their ids
         self._memo: tuple[Tensor, tuple[int, ...], Tensor, Tensor] | None = None
 
     def select(self, index: Tensor) -> "SequenceProblem":
@@ -136,31 +139,47 @@ class SequenceProblem(Problem):
         return self._parallel(z)[1].detach()
 
     def rollout(self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None) -> Tensor:
-        if rng is not None and self._goes_parallel():
+        if rng is not None and self._road() == "parallel":
             return self._parallel_rollout(relax, n, rng)
+        policy: Policy | Once = self.policy
+        if rng is not None and self._road() == "once":
+            assert isinstance(policy, ScratchPolicy)
+            policy = Once(policy)
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
-        logits, features, cache = self.policy(self.policy.embed(self._prompts(n)), last=1)
+        logits, features, cache = policy(policy.embed(self._prompts(n)), last=1)
         tokens: list[Tensor] = []
+        ids: list[Tensor] = []
         seen: list[tuple[Tensor, Tensor]] = []
         for t in range(self.horizon):
             if t:
-                relaxed = tokens[-1].view(-1, 1, self.categories)
-                logits, features, cache = self.policy(self.policy.embed(relaxed), cache)
-            here, feature = (x[:, -1].view(n, self.contexts, -1) for x in (logits, features))
+                read = tokens[-1].view(-1, 1, self.categories)
+                embedded = policy.embed(read, ids[-1].view(-1, 1)) if isinstance(policy, Once) else policy.embed(read)
+                logits, features, cache = policy(embedded, cache)
+            here, feature = (x.view(n, self.contexts, -1) for x in (logits, features))
             here = in_single(here)
             tokens.append(relax(here))
             seen.append((here, feature))
+            if isinstance(policy, Once):
+                ids.append(tokens[-1].argmax(-1))
         y = torch.stack(tokens, 2)
+        if ids:
+            self._one_hots = (y, torch.stack(ids, 2))
         self._remember(y, *(torch.stack(parts, 2) for parts in zip(*seen, strict=True)))
         return y
 
-    def _goes_parallel(self) -> bool:
-        """Whether straight-through rollouts are differentiated in parallel over time.
+    def _road(self) -> str:
+        """How straight-through rollouts are differentiated.
 
-        On a CPU the sequential graph is the quicker one; on a GPU it waits for the launch of its many small kernels.
+        plain     autograd's own graph, step after step
+        once      the same without its repetitions, for the transformer made here: the quickest on a CPU
+        parallel  in parallel over time: a GPU would wait for the launch of a sequential graph's many small kernels
         """
-        return self.straight_through == "parallel" or (self.straight_through == "auto" and self.prompts.is_cuda)
+        able = isinstance(self.policy, ScratchPolicy) and not torch.is_autocast_enabled(self.prompts.device.type)
+        road = self.straight_through
+        if road == "auto":
+            road = "parallel" if self.prompts.is_cuda else "once"
+        return "plain" if road == "once" and not able else road
 
     def _parallel_rollout(self, relax: Relax, n: int, rng: torch.Generator) -> Tensor:
         """The draws of `rollout`, their graph that of one parallel pass over the tokens.
@@ -181,7 +200,8 @@ class SequenceProblem(Problem):
         soft = torch.stack([relax(step) for step in logits.unbind(2)], 2)  # with the noise of the draws again
         rng.set_state(end)
         y = straight_through(functional.one_hot(z, self.categories).to(soft.dtype), soft)
-        self._feedback = (logits, read, self.policy.embed(y[:, :, :-1].flatten(0, 1)))
+        self._one_hots = (y, z)
+        self._feedback = (logits, read, self._embedded(self.policy, y, self.horizon - 1))
         self._remember(y, logits, features)
         return y
 
@@ -198,9 +218,8 @@ class SequenceProblem(Problem):
         """r (n, B), without the penalty, of ids (n, B, T) or relaxed one-hots (n, B, T, V)."""
         n = len(tokens)
         self.ledger.reward_calls += n * self.contexts
-        flat = tokens.reshape(n * self.contexts, *tokens.shape[2:])
         model = self.reward_model
-        score = model(torch.cat([model.embed(self._prompts(n)), model.embed(flat)], 1))
+        score = model(torch.cat([model.embed(self._prompts(n)), self._embedded(model, tokens, self.horizon)], 1))
         return in_single(score).view(n, self.contexts)
 
     def divergence(self, tokens: Tensor) -> Tensor:
@@ -266,11 +285,18 @@ class SequenceProblem(Problem):
         """One parallel pass: logits (n, B, T, V) and features (n, B, T, D) before each position."""
         self.ledger.forward_passes += 1
         n = len(tokens)
-        past = tokens[:, :, :-1].reshape(n * self.contexts, -1, *tokens.shape[3:])
-        embeddings = torch.cat([policy.embed(self._prompts(n)), policy.embed(past)], 1)
-        logits, features, _ = policy(embeddings, last=self.horizon)
+        past = self._embedded(policy, tokens, self.horizon - 1)
+        logits, features, _ = policy(torch.cat([policy.embed(self._prompts(n)), past], 1), last=self.horizon)
         shape = (n, self.contexts, self.horizon, -1)
         return in_single(logits).reshape(shape), features.reshape(shape)
+
+    def _embedded(self, model: Policy | Reward, tokens: Tensor, length: int) -> Tensor:
+        """Embeddings (n B, length, D) of the first tokens; those of a rollout's one-hots are looked up."""
+        first = tokens[:, :, :length].flatten(0, 1)
+        if tokens is not self._one_hots[0] or isinstance(model, Replicas):
+            return model.embed(first)
+        table = model.embed(torch.arange(self.categories, device=tokens.device)[None])[0]
+        return _LookUp.apply(first, self._one_hots[1][:, :, :length].flatten(0, 1), table)
 
     def _parallel(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """`_forward` of the policy, shared by log_prob, features and the penalty of one batch of tokens."""
@@ -285,6 +311,24 @@ class SequenceProblem(Problem):
     def _state(self, tokens: Tensor) -> tuple[int, ...]:
         """Changes when tokens or a parameter were written to, or graphs were switched on or off."""
         return (int(torch.is_grad_enabled()), tokens._version, *(p._version for p in self.params))
+
+
+class _LookUp(torch.autograd.Function):
+    """Rows of a table (V, D) named by ids (...), with the gradient of a product for the one-hots (..., V) they are of."""
+
+    @staticmethod
+    def forward(ctx: Any, one_hots: Tensor, ids: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(ids, table)
+        return functional.embedding(ids, table)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        ids, table = ctx.saved_tensors
+        of_one_hots = gradient @ table.T if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[2]:
+            return of_one_hots, None, None
+        rows = gradient.flatten(0, -2).to(table.dtype)
+        return of_one_hots, None, torch.zeros_like(table).index_add(0, ids.flatten(), rows)
 
 
 def in_single(x: Tensor) -> Tensor:

@@ -4,7 +4,10 @@ Written out rather than taken from a library for two reasons: its attention can 
 variates that learn need that, fused kernels lack it), and a decoding step costs microseconds of overhead.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +16,23 @@ from torch.nn import functional
 Pair = tuple[Tensor, Tensor]  # keys and values (N, heads, length, width / heads)
 
 
+class InPlace(ABC):
+    """Keys and values of a whole text, written in place; `filled` positions of it so far."""
+
+    filled: int
+
+    @abstractmethod
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """`attention` to all positions so far and to those of k and v, which are appended."""
+
+    @abstractmethod
+    def reordered(self, rows: Tensor) -> "InPlace":
+        """Those of the rows (M,) of the batch."""
+
+
 @dataclass
-class Room:
-    """Room for the keys and values of a whole text, written in place: for decoding without a graph."""
+class Room(InPlace):
+    """For decoding without a graph."""
 
     keys: Tensor
     values: Tensor
@@ -25,18 +42,28 @@ class Room:
     def of(cls, past: Pair, length: int) -> "Room":
         keys, values = (x.new_empty(*x.shape[:2], length, x.shape[3]) for x in past)
         room = cls(keys, values)
-        room.append(*past)
+        room._append(*past)
         return room
 
-    def append(self, keys: Tensor, values: Tensor) -> Pair:
-        """All keys and values so far, as views."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        self._append(k, v)
+        return attention(q, self.keys[:, :, : self.filled], self.values[:, :, : self.filled], mask)
+
+    def reordered(self, rows: Tensor) -> "Room":
+        return Room(self.keys[rows], self.values[rows], self.filled)
+
+    def _append(self, keys: Tensor, values: Tensor) -> None:
         start, self.filled = self.filled, self.filled + keys.shape[2]
         self.keys[:, :, start : self.filled] = keys
         self.values[:, :, start : self.filled] = values
-        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
 
 
-Cache = list[Pair] | list[Room]  # one a layer
+Cache = Sequence[Pair | InPlace]  # one a layer, all of one kind
+Linear = Callable[[nn.Linear, Tensor], Tensor]
+
+
+def plain(layer: nn.Linear, x: Tensor) -> Tensor:
+    return layer(x)
 
 
 def embed_tokens(weight: Tensor, tokens: Tensor) -> Tensor:
@@ -67,20 +94,24 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, mask: Tensor | None, past: Pair | Room | None) -> tuple[Tensor, Pair]:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, past: Pair | InPlace | None, linear: Linear
+    ) -> tuple[Tensor, Pair]:
         batch, length, width = x.shape
         q, k, v = (
-            self.query_key_value(self.attention_norm(x))
+            linear(self.query_key_value, self.attention_norm(x))
             .view(batch, length, 3, self.heads, width // self.heads)
             .permute(2, 0, 3, 1, 4)
         )  # each (N, heads, L, width / heads)
-        if isinstance(past, Room):
-            k, v = past.append(k, v)
-        elif past is not None:
-            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        mixed = attention(q, k, v, mask).transpose(1, 2).reshape(batch, length, width)
-        x = x + self.attention_out(mixed)
-        return x + self.feed_forward(self.feed_forward_norm(x)), (k, v)
+        if isinstance(past, InPlace):
+            mixed = past.attend(q, k, v, mask)
+        else:
+            if past is not None:
+                k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+            mixed = attention(q, k, v, mask)
+        x = x + linear(self.attention_out, mixed.transpose(1, 2).reshape(batch, length, width))
+        hidden, activation, out = cast("tuple[nn.Linear, nn.GELU, nn.Linear]", tuple(self.feed_forward))
+        return x + linear(out, activation(linear(hidden, self.feed_forward_norm(x)))), (k, v)
 
 
 class Transformer(nn.Module):
@@ -100,13 +131,13 @@ class Transformer(nn.Module):
         """(N, L) ids or (N, L, V) relaxed one-hots to (N, L, D)."""
         return embed_tokens(self.token, tokens)
 
-    def features(self, embeddings: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+    def features(self, embeddings: Tensor, cache: Cache | None = None, linear: Linear = plain) -> tuple[Tensor, Cache]:
         """Features (N, L, D) and the cache grown by L positions; without a graph, in place."""
         length, start = embeddings.shape[1], 0
         if cache and not torch.is_grad_enabled():
-            cache = [past if isinstance(past, Room) else Room.of(past, self.length) for past in cache]
+            cache = [past if isinstance(past, InPlace) else Room.of(past, self.length) for past in cache]
         if cache:
-            start = cache[0].filled if isinstance(cache[0], Room) else cache[0][0].shape[2]
+            start = cache[0].filled if isinstance(cache[0], InPlace) else cache[0][0].shape[2]
         x = embeddings + self.position[start : start + length]
         mask = None
         if self.causal and length > 1:
@@ -114,9 +145,9 @@ class Transformer(nn.Module):
             mask = mask.triu(start + 1)
         grown: list[Pair] = []
         for i, block in enumerate(self.blocks):
-            x, pair = block(x, mask, cache[i] if cache else None)
+            x, pair = block(x, mask, cache[i] if cache else None, linear)
             grown.append(pair)
-        return self.norm(x), cache if cache and isinstance(cache[0], Room) else grown
+        return self.norm(x), cache if cache and isinstance(cache[0], InPlace) else grown
 
 
 class ScratchPolicy(Transformer):
@@ -135,9 +166,7 @@ class ScratchPolicy(Transformer):
 
     def reordered(self, cache: Cache, rows: Tensor) -> Cache:
         """The cache of these rows (M,) of the batch."""
-        if isinstance(cache[0], Room):
-            return [Room(room.keys[rows], room.values[rows], room.filled) for room in cache]
-        return [(keys[rows], values[rows]) for keys, values in cache]
+        return [past.reordered(rows) if isinstance(past, InPlace) else (past[0][rows], past[1][rows]) for past in cache]
 
 
 class ScratchClassifier(Transformer):
