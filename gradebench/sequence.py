@@ -1,12 +1,13 @@
 """The problem of aligning an autoregressive language model, on any policy and reward that read embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from gradebench.once import Once
 from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, chosen, continued
@@ -48,7 +49,8 @@ class SequenceProblem(Problem):
     The penalty is the sum of exact per-position divergences along the sampled prefix. Its expectation is the divergence
     of the sequence distributions, and one definition serves hard and relaxed tokens alike.
 
-    prompts (B, P) int64; T = `horizon` new tokens; `beta` in reward per nat.
+    prompts (B, P) int64; T = `horizon` new tokens; `beta` in reward per nat. With `rows_at_once`, parallel passes keep
+    the activations of so many sequences at a time and compute the others again when they are differentiated.
     """
 
     straight_through: Literal["auto", "plain", "once", "parallel"] = "auto"  # the graph of rollouts with hard tokens
@@ -64,12 +66,14 @@ class SequenceProblem(Problem):
         reference: Policy | None = None,
         beta: float = 0.0,
         ledger: Ledger | None = None,
+        rows_at_once: int | None = None,
     ):
         super().__init__([p for p in policy.parameters() if p.requires_grad], ledger)
         if beta and reference is None:
             raise ValueError("a KL penalty needs a reference policy")
         self.policy, self.reward_model, self.reference, self.beta = policy, reward_model, reference, beta
         self.prompts, self.horizon, self.categories = prompts, horizon, vocabulary
+        self.rows_at_once = rows_at_once
         self.contexts = len(prompts)
         self.feature_size = policy.feature_size
         offers = {"soft_reward"} if reward_model.differentiable else set()
@@ -94,6 +98,7 @@ class SequenceProblem(Problem):
             self.reference,
             self.beta,
             self.ledger,
+            self.rows_at_once,
         )
 
     def replicated(self, copies: int) -> "SequenceProblem":
@@ -219,7 +224,8 @@ class SequenceProblem(Problem):
         n = len(tokens)
         self.ledger.reward_calls += n * self.contexts
         model = self.reward_model
-        score = model(torch.cat([model.embed(self._prompts(n)), self._embedded(model, tokens, self.horizon)], 1))
+        texts = torch.cat([model.embed(self._prompts(n)), self._embedded(model, tokens, self.horizon)], 1)
+        (score,) = self._in_pieces(lambda part: (model(part),), texts)
         return in_single(score).view(n, self.contexts)
 
     def divergence(self, tokens: Tensor) -> Tensor:
@@ -286,9 +292,20 @@ class SequenceProblem(Problem):
         self.ledger.forward_passes += 1
         n = len(tokens)
         past = self._embedded(policy, tokens, self.horizon - 1)
-        logits, features, _ = policy(torch.cat([policy.embed(self._prompts(n)), past], 1), last=self.horizon)
+        texts = torch.cat([policy.embed(self._prompts(n)), past], 1)
+        logits, features = self._in_pieces(lambda part: policy(part, last=self.horizon)[:2], texts)
         shape = (n, self.contexts, self.horizon, -1)
         return in_single(logits).reshape(shape), features.reshape(shape)
+
+    def _in_pieces(self, model: Callable[[Tensor], tuple[Tensor, ...]], texts: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of a model that reads the rows of `texts` each by itself, a checkpoint for every piece of them."""
+        if self.rows_at_once is None or not torch.is_grad_enabled():
+            return model(texts)
+        pieces = [
+            checkpoint(model, part, use_reentrant=False, preserve_rng_state=False)
+            for part in texts.split(self.rows_at_once)
+        ]
+        return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
     def _embedded(self, model: Policy | Reward, tokens: Tensor, length: int) -> Tensor:
         """Embeddings (n B, length, D) of the first tokens; those of a rollout's one-hots are looked up."""

@@ -81,8 +81,12 @@ class Imdb(Task):
         reward: Annotated[
             str, "trained, or a hub id or folder of a sequence classifier with that vocabulary"
         ] = "trained",
+        checkpointing: Annotated[
+            int, Range(0), "sequences whose activations are held at a time, others being computed twice; 0: all"
+        ] = 0,
     ):
         self.options = {"corpus": corpus, "size": size, "kl": kl, "policy": policy, "reward": reward}
+        self.options["checkpointing"] = checkpointing
         self.notices: list[str] = []
 
     # --- once a run -------------------------------------------------------------------------------------------
@@ -232,6 +236,7 @@ class Imdb(Task):
             self.reference,
             self.options["kl"],
             ledger,
+            self.options["checkpointing"] or None,
         )
 
     def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:

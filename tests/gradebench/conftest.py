@@ -52,9 +52,8 @@ def few_draws(monkeypatch):
     """As few evaluations and probes as still give every kind of row."""
     from gradebench import runner
 
-    fewest = {"evaluations": 1, "warm_up": 1, "reference_draws": 2}
-    plan = partial(runner.Plan, **fewest)
-    plan.probe_draws = 4  # what the runner reads from the class
+    plan = partial(runner.Plan, evaluations=1, warm_up=1)
+    plan.probe_draws, plan.reference_draws = 4, 2  # what the runner reads from the class
     monkeypatch.setattr(runner, "Plan", plan)
     monkeypatch.setattr(runner, "Request", partial(runner.Request, checkpoints=2))
 

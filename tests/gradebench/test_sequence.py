@@ -6,6 +6,7 @@ from scipy.stats import chi2, ncx2
 from torch.nn import functional
 
 from gradebench import registry
+from gradebench.moments import flatten
 from gradebench.problem import Ledger
 from gradebench.sampling import exponential, generator, gumbel, harden
 from gradebench.sequence import SequenceProblem, distinct_bigrams, evaluate_sequences
@@ -480,3 +481,36 @@ def test_models_in_half_precision_are_drawn_from_and_scored_in_single(tiny_probl
     exact, rounded = found[torch.float64], found[torch.bfloat16]
     least = 0.8 if name == "grade" else 0.98  # soft tokens are rounded before they are fed back, hard ones are not
     assert torch.cosine_similarity(exact, rounded, 0) > least
+
+
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "ppo", "relax", "rebar", "grade", "grade-ste"])
+def test_checkpointing_changes_no_gradient(tiny_problem, name):
+    """Pieces of two rows, of eight: with first and second derivatives, of scores and of paths."""
+    found = []
+    for rows_at_once in (None, 2):
+        problem = tiny_problem(contexts=4, horizon=3, beta=0.3)
+        problem.rows_at_once = rows_at_once
+        estimator = registry.resolve("estimators", name).create().train()
+        torch.manual_seed(0)
+        estimator.init(problem)
+        estimate = estimator.double().gradient(problem, generator("cpu", "draws"))
+        own = torch.zeros(1)
+        if estimate.own_loss is not None:
+            own = torch.autograd.grad(estimate.own_loss, list(estimator.parameters()), materialize_grads=True)
+        found.append(flatten([*estimate.grad, *own]))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-10)
+    assert found[0].norm() > 1e-6
+
+
+def test_checkpointing_computes_pieces_again(tiny_problem):
+    """Two pieces: each read when it is computed, and once more when it is differentiated."""
+    passes = []
+    for rows_at_once in (None, 2):
+        problem = tiny_problem(contexts=4, horizon=3)
+        problem.rows_at_once = rows_at_once
+        z = problem.sample(1, generator("cpu", 0))
+        seen = []
+        problem.policy.register_forward_pre_hook(lambda *_: seen.append(1))  # noqa: B023 - the list of its own turn
+        problem.grad(problem.log_prob(z).sum())
+        passes.append(len(seen))
+    assert passes == [1, 4]
