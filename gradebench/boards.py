@@ -6,14 +6,18 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import scipy.stats
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from gradebench.runs import CellStatus
+from gradebench.statistics import ALPHA
 
 WIDTH_WHEN_PIPED = 200
+PAIRS_SHOWN = 15
 
 
 def stdout_console() -> Console:
@@ -69,6 +73,50 @@ def print_underpowered(comparisons: pd.DataFrame) -> None:
             f"{task} is underpowered: with {n} seeds the smallest p after Holm over {family} comparisons is {least:.3g}; "
             "add seeds to tell estimators apart"
         )
+
+
+def print_controls(controls: pd.DataFrame) -> None:
+    """How often the same estimator, run twice, was told apart from itself."""
+    for (task, _, metric), tests in controls.groupby(["task", "setting", "metric"], sort=False):
+        tested = tests[tests["p_value"].notna()]
+        alarms = int((tested["verdict"] == "false alarm").sum())
+        if tested.empty:
+            continue
+        high = scipy.stats.binomtest(alarms, len(tested)).proportion_ci().high
+        step = tested["smallest_attainable_p"]  # p-values are its multiples: so many of them are below the level
+        expected = float((step * (np.ceil(ALPHA / step) - 1)).sum())
+        stdout_console().print(
+            f"A/A control of {task}, {metric}: {alarms} of {len(tested)} estimators were told apart from themselves at "
+            f"p < {ALPHA:g}; {expected:.1f} would be by chance, and a rate of up to {high:.0%} is possible"
+        )
+
+
+def print_plan(needed: pd.DataFrame) -> None:
+    """Seeds by pair, the widest spread first, and what they come to."""
+    console = stdout_console()
+    for (task, setting), pairs in needed.groupby(["task", "setting"], sort=False):
+        table = Table(title=Text(f"{task}  [{setting}]"), title_justify="left")
+        for heading in ("a", "b"):
+            table.add_column(heading, overflow="fold")
+        for heading in ("pilot seeds", "spread", "seeds needed", "at most", "detectable"):
+            table.add_column(heading, justify="right")
+        for row in pairs.head(PAIRS_SHOWN).to_dict("records"):
+            numbers = [number(row["pilot_seeds"], ".0f"), number(row["spread"], ".3f")]
+            numbers += [number(row[name], ".0f") for name in ("seeds_needed", "seeds_needed_high")]
+            table.add_row(row["estimator_a"], row["estimator_b"], *numbers, number(row["detectable"], ".3f"))
+        console.print(table)
+        if len(pairs) > PAIRS_SHOWN:
+            console.print(f"and {len(pairs) - PAIRS_SHOWN} pairs that need no more seeds than these")
+        first, most = pairs.iloc[0], pairs["seeds_needed"].max()
+        console.print(
+            f"{task}: {number(most, '.0f')} seeds for a difference in test reward of {first['difference']:g} between any "
+            f"two of them, p < {ALPHA:g} after Holm over {first['family']} pairs, with a power of 0.8; half of the pairs "
+            f"need {number(pairs['seeds_needed'].median(), '.0f')} or fewer"
+        )
+    console.print(
+        "spread: of the paired difference between seeds of the pilot; at most: by the upper end of its 80 % interval; "
+        "detectable: the least difference seen so at the seeds of a run"
+    )
 
 
 # heading, column of the tests, format

@@ -14,7 +14,7 @@ from gradebench.errors import InputError
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from gradebench.runner import Outcome
+    from gradebench.runner import Outcome, Request
 
 app = typer.Typer(
     help="The referee for gradient estimators of language-model rewards.",
@@ -69,6 +69,14 @@ def run(
     jobs: JobsOption = None,
     timeout: TimeoutOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run, and stop")] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="PILOT", help="say how many seeds it takes, by the spread in this earlier run, and stop"),
+    ] = None,
+    difference: Annotated[float, typer.Option(help="of test rewards, that --plan is to make visible")] = 0.02,
+    control: Annotated[
+        bool, typer.Option("--control", help="train every estimator twice, to see how often it is told from itself")
+    ] = False,
     resume: ResumeOption = True,
     strict: StrictOption = False,
     launcher: Annotated[Launcher, typer.Option(help="where cells run")] = Launcher.local,
@@ -90,7 +98,11 @@ def run(
         timeout=timeout,
         resume=resume,
         strict=strict,
+        control=control,
     )
+    if plan:
+        _print_plan(plan, request, difference)
+        return
     progress = terminal.TerminalProgress()
     prepared = runner.prepare(request, progress)
     terminal.announce(prepared, runner.config_of(request, prepared), progress)
@@ -105,6 +117,24 @@ def run(
         progress.note(f"no report: {error.strerror}")
     terminal.print_outcome(prepared, outcome, progress)
     _exit_by(outcome)
+
+
+def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
+    """What `run --plan` says: nothing is run, and no task is loaded."""
+    from gradebench import boards, planning, runner
+    from gradebench import runs as folders
+
+    if not difference > 0:
+        raise InputError(f"--difference {difference:g}: a number above 0 is needed")
+    metrics = folders.read_metrics([pilot])
+    wanted = {task.name for task in runner.expand("tasks", request.tasks)[0]}
+    metrics = metrics[metrics["task"].str.partition(":")[0].isin(wanted)]
+    if metrics.empty:
+        raise InputError(f"{pilot} has no {' or '.join(sorted(wanted))}; give a run of the same task as the pilot")
+    labels = {one.label for one in runner.expand("estimators", request.estimators)[0]}
+    ok = metrics.loc[metrics["status"] == "ok", "estimator"].unique()
+    seeds = len(runner.parse_seeds(request.seeds)) if request.seeds else None
+    boards.print_plan(planning.plan(metrics, labels & set(ok), difference, seeds))
 
 
 @app.command()

@@ -72,6 +72,7 @@ class Cell:
     source: str = ""  # where the estimator comes from
     digests: tuple[str, ...] = ()  # of the code of task and estimator; empty: whatever it is now
     checkpoint: int | None = None  # the only one to probe; None: all of them
+    twin: str = ""  # names other draws than the seed's own, for an A/A control; it is trained and not probed
 
     @property
     def id(self) -> str:
@@ -166,7 +167,7 @@ def train(estimator: Estimator, task: Task, plan: Plan, cell: Cell, record: reco
     ledger = Ledger()
     trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, cell.estimator_spec))
     prompts = batches(task, plan, estimator.n, cell.seed)
-    rng = generator(plan.device, cell.seed, "sampling")
+    rng = generator(plan.device, cell.seed, "sampling", *filter(None, [cell.twin]))
     marks = {round(plan.steps * i / plan.evaluations) for i in range(plan.evaluations + 1)}
     estimator.train()
     _reset_peak_memory(plan.device)
@@ -384,7 +385,7 @@ def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
         task = loaded_task(plan, cell)
         if plan.train:
             train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record)
-        if plan.checkpoints:
+        if plan.checkpoints and not cell.twin:
             probe(task, plan, cell, record)
     except Unsupported as error:
         status, reason = "skipped", str(error)

@@ -42,6 +42,7 @@ class Request:
     draws: int | None = None  # of each gradient probe
     checkpoints: int = 3
     along: str = "reference"
+    control: bool = False  # every estimator twice, with other draws: its own A/A control
 
 
 @dataclass
@@ -68,6 +69,9 @@ class Outcome:
     interrupted: bool
     reused: int  # cells that an earlier run had finished
     probes: pd.DataFrame  # every probed metric with its interval
+    controls: pd.DataFrame = field(  # every estimator against its control twin, if the run has them
+        default_factory=lambda: pd.DataFrame(columns=tables.TESTS_COLUMNS)
+    )
 
     @property
     def complete(self) -> bool:
@@ -163,8 +167,15 @@ def prepare(request: Request, progress: Progress) -> Run:
     if seeds is None:
         seeds = list(range(max(tables.default_seed_count(grid.supported) for grid in grids)))
     for grid in grids:
-        run.cells += grid.cells(estimators, seeds)
+        cells = grid.cells(estimators, seeds)
+        run.cells += cells
+        if request.control:
+            run.cells += [(plan, _twin(cell)) for plan, cell in cells]
     return run
+
+
+def _twin(cell: Cell) -> Cell:
+    return replace(cell, estimator=cell.estimator + tables.CONTROL, twin="control")
 
 
 def _require_numbers(request: Request) -> None:
@@ -318,14 +329,17 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
     probes = records.merged(_probes_of(run), name)
     comparisons = pd.DataFrame(columns=tables.TESTS_COLUMNS)
     leaderboard = pd.DataFrame(columns=tables.LEADERBOARD_COLUMNS)
+    controls = pd.DataFrame(columns=tables.TESTS_COLUMNS)
     if request.train:  # without it a cell is one checkpoint, and there is no reward to rank by
         comparisons = tables.comparisons(metrics)
         leaderboard = tables.leaderboard(metrics, comparisons)
     written = {"metrics": metrics, "probes": probes}
     if request.train:
         written |= {"tests": comparisons, "leaderboard": leaderboard}
+    if request.control:
+        written["controls"] = controls = tables.controls(metrics)
     _write_tables(run.out, written)
-    return Outcome(metrics, comparisons, leaderboard, reasons, unprobed, interrupted, reused, probes)
+    return Outcome(metrics, comparisons, leaderboard, reasons, unprobed, interrupted, reused, probes, controls)
 
 
 def _run_pending(

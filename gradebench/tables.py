@@ -63,6 +63,7 @@ METRIC_UNITS = {
     "peak_memory_bytes": "bytes",
 }
 # fmt: on
+CONTROL = " (control)"  # ends the name of an estimator's twin in an A/A control, which no table ranks
 MINIMUM_SEEDS = 3  # below three pairs there is no effect size
 
 _CELL = ["task", "setting", "estimator", "seed"]
@@ -120,9 +121,14 @@ def _text(column: pd.Series) -> pd.Series:
     return column.astype(object).where(column.notna(), "").astype(str)
 
 
-def _groups(metrics: pd.DataFrame) -> Iterator[_Group]:
-    """The groups by task, then setting; within them, groupby and unstack sort by name, seed and step. Raises ValueError as `_checked` and `_reject_mixed_parameters` do."""
+def _groups(metrics: pd.DataFrame, controls: bool = False) -> Iterator[_Group]:
+    """The groups by task, then setting; within them, groupby and unstack sort by name, seed and step.
+
+    Raises ValueError as `_checked` and `_reject_mixed_parameters` do.
+    """
     rows = _checked(metrics)
+    if not controls:
+        rows = rows[~rows["estimator"].str.endswith(CONTROL)]
     for (task, setting), group in rows.groupby(["task", "setting"], sort=True):
         status = group.groupby(["estimator", "seed"])["status"].agg(_cell_status)
         cells = pd.MultiIndex.from_frame(group[["estimator", "seed"]])
@@ -295,6 +301,27 @@ def comparisons(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=TESTS_COLUMNS)
 
 
+def controls(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The tests of every estimator against its control twin, which differs from it in nothing but what it drew.
+
+    TESTS_COLUMNS; the verdict is "false alarm" where p < 0.05, as it should be in 5 % of the rows of a metric, else
+    "not distinguishable". Not adjusted: each row is a test of the test.
+
+    Raises        ValueError as `comparisons` does.
+    """
+    rows = []
+    for group in _groups(metrics, controls=True):
+        for metric, split, per_seed_of, suffix in _FAMILIES:
+            values = per_seed_of(group).dropna().unstack("estimator")
+            for twin in [name for name in values.columns if name.endswith(CONTROL)]:
+                a = twin.removesuffix(CONTROL)
+                if a in values.columns:
+                    row = _compared(group, metric, split, suffix, values, a, twin)
+                    alarm = row["p_value"] < statistics.ALPHA
+                    rows.append(row | {"verdict": "false alarm" if alarm else "not distinguishable"})
+    return pd.DataFrame(rows, columns=TESTS_COLUMNS)
+
+
 def per_seed(metrics: pd.DataFrame, metric: str, split: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
     """For each task and setting its names and the values (seed x estimator) of ok cells, NaN where one is missing.
 
@@ -321,12 +348,8 @@ def _family(
     if not per_seed.notna().any():
         return []
     values = per_seed.unstack("estimator").reindex(columns=group.estimators)  # (seed, estimator)
-    rows = []
-    for a, b in combinations(_by_mean(_finite_mean(per_seed).reindex(group.estimators)), 2):
-        generator = named_generator(metric, group.task, group.setting, a, b)
-        result = vars(statistics.compare(values[a].to_numpy(), values[b].to_numpy(), generator))
-        names = {"task": group.task, "setting": group.setting, "metric": metric, "split": split}
-        rows.append({**names, "estimator_a": a, "estimator_b": b, **result, "test": result["test"] + suffix})
+    ranked = _by_mean(_finite_mean(per_seed).reindex(group.estimators))
+    rows = [_compared(group, metric, split, suffix, values, a, b) for a, b in combinations(ranked, 2)]
     adjusted = statistics.holm([row["p_value"] for row in rows])
     size = int(np.count_nonzero(~np.isnan(adjusted)))
     for row, p_holm in zip(rows, adjusted, strict=True):
@@ -335,6 +358,16 @@ def _family(
             row["p_holm"], size * row["smallest_attainable_p"], row["mean_difference"], statistics.ALPHA
         )
     return rows
+
+
+def _compared(
+    group: _Group, metric: str, split: str, suffix: str, values: pd.DataFrame, a: str, b: str
+) -> dict[str, Any]:
+    """The row of two columns of values (seed, estimator), without p_holm and verdict."""
+    generator = named_generator(metric, group.task, group.setting, a, b)
+    result = vars(statistics.compare(values[a].to_numpy(), values[b].to_numpy(), generator))
+    names = {"task": group.task, "setting": group.setting, "metric": metric, "split": split}
+    return {**names, "estimator_a": a, "estimator_b": b, **result, "test": result["test"] + suffix}
 
 
 def _by_mean(means: pd.Series) -> list[str]:

@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from gradebench.boards import number, print_leaderboard, print_underpowered, stdout_console
+from gradebench.boards import number, print_controls, print_leaderboard, print_underpowered, stdout_console
 from gradebench.harness import Cell
 from gradebench.runner import Outcome, Progress, Run
 
@@ -67,7 +67,9 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
     """The leaderboard and where the files are, on stdout; what went wrong, on stderr."""
     print_leaderboard(outcome.leaderboard)
     print_underpowered(outcome.comparisons)
+    print_controls(outcome.controls)
     files = "leaderboard.csv, tests.csv, metrics.csv, metrics.parquet, probes.csv"
+    files += "" if outcome.controls.empty else ", controls.csv"
     stdout_console().print(f"tables: {run.out}/{files}", markup=False)
     stdout_console().print(f"report: {run.out}/report.html", markup=False)
     _print_notes(run, outcome, progress)

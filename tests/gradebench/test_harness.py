@@ -244,7 +244,7 @@ def test_a_long_run_is_the_reference_elsewhere_within_its_stated_error(
 def test_probing_freezes_the_estimator_and_forgets_the_trained_parameters(
     plan, cell_of, tiny, monkeypatch, estimator, warm_up
 ):
-    """After a warm-up of what has a state to warm up, and one call to see whether noise is drawn."""
+    """After a warm-up of what has a state to warm up."""
     plan = replace(plan, checkpoints=1, warm_up=2)
     monkeypatch.setattr("gradebench.probes.draws_are_separate", lambda estimator, source: False)  # one by one
     cell = cell_of(estimator)
@@ -259,7 +259,7 @@ def test_probing_freezes_the_estimator_and_forgets_the_trained_parameters(
     monkeypatch.setattr(plain, "gradient", watched)
     assert ended(plan, cell)[0] == "ok"
     training, probing = seen[: plan.steps], seen[plan.steps :]
-    assert [mode for mode, _ in probing] == [True] * warm_up + [False] * (1 + plan.probe_draws)
+    assert [mode for mode, _ in probing] == [True] * warm_up + [False] * plan.probe_draws
     assert {theta for _, theta in probing} == {training[0][1]} and len({theta for _, theta in training}) == plan.steps
 
 

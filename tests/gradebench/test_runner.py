@@ -248,3 +248,31 @@ def test_preparing_a_run_leaves_no_folder(tiny, tmp_path):
     request = runner.Request(["reinforce"], [tiny()], out=str(tmp_path / "a" / "b"))
     runner.prepare(request, runner.Progress())
     assert not (tmp_path / "a").exists()
+
+
+# --- control ----------------------------------------------------------------------------------------------------
+
+
+def test_a_control_trains_every_estimator_twice_with_other_draws_and_ranks_it_once(run, tmp_path):
+    plain = run("rloo", "reinforce", out="plain")
+    outcome = run("rloo", "reinforce", out="control", control=True)
+    pd.testing.assert_frame_equal(
+        outcome.leaderboard.drop(columns=["seconds_per_step", "peak_memory_bytes"]),
+        plain.leaderboard.drop(columns=["seconds_per_step", "peak_memory_bytes"]),
+    )
+    rewards = tables.controls(outcome.metrics).query("metric == 'reward'")
+    assert list(rewards["estimator_b"]) == [f"{name}{tables.CONTROL}" for name in rewards["estimator_a"]]
+    assert set(rewards["estimator_a"]) == {"rloo", "reinforce"}
+    assert (rewards["mean_difference"] != 0).all()
+    assert not outcome.metrics.query("phase == 'probe'")["estimator"].str.endswith(tables.CONTROL).any()
+    written = pd.read_csv(tmp_path / "control" / "controls.csv")
+    assert list(written.columns) == tables.TESTS_COLUMNS
+    assert len(written) == len(outcome.controls)
+
+
+def test_a_twin_starts_where_its_estimator_does(run):
+    metrics = run("rloo", control=True).metrics
+    first = metrics.query("phase == 'evaluation' and step == 0").pivot_table(
+        index=["seed", "split", "metric"], columns="estimator", values="value"
+    )
+    assert (first["rloo"] == first[f"rloo{tables.CONTROL}"]).all()

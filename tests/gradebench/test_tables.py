@@ -508,3 +508,30 @@ def test_written_files_are_as_readable_as_any_other(tmp_path):
     (tmp_path / "plain").write_text("")
     tables.write_csv(pd.DataFrame({"x": [1]}), tmp_path / "table.csv")
     assert (tmp_path / "table.csv").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+# --- controls ---------------------------------------------------------------------------------------------------
+
+
+def test_controls_raise_false_alarms_at_their_level():
+    """200 estimators that differ from their twins in nothing but noise: 10 alarms expected, at most 24 but for 1e-4."""
+    rng = np.random.default_rng(0)
+    names = [f"e{i:03}" for i in range(200)]
+    rows = []
+    for name in [*names, *(name + tables.CONTROL for name in names)]:
+        for seed in SEEDS:
+            rows.append(row(name, seed, "evaluation", "test", LAST_STEP, "reward", rng.normal()))
+    found = tables.controls(pd.DataFrame(rows))
+    assert len(found) == 200
+    assert 1 <= (found["verdict"] == "false alarm").sum() <= 24
+
+
+def test_a_control_that_differs_is_an_alarm():
+    """The twin: a harness whose second run isn't like its first."""
+    rows = []
+    for name, shift in (("a", 0.0), ("a" + tables.CONTROL, 0.1)):
+        for seed in SEEDS:
+            rows.append(row(name, seed, "evaluation", "test", LAST_STEP, "reward", shift + 0.01 * seed))
+    (found,) = tables.controls(pd.DataFrame(rows)).to_dict("records")
+    assert found["verdict"] == "false alarm"
+    assert found["p_value"] == 2 / 2**8
