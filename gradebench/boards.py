@@ -3,7 +3,8 @@
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,30 @@ def print_controls(controls: pd.DataFrame) -> None:
             f"A/A control of {task}, {metric}: {alarms} of {len(tested)} estimators were told apart from themselves at "
             f"p < {ALPHA:g}; {expected:.1f} would be by chance, and a rate of up to {high:.0%} is possible"
         )
+
+
+def print_tuning(tunings: pd.DataFrame, choices: Mapping[str, Any], out: Path) -> None:
+    """The curves and choices of `gradebench tune`: each estimator's objective by learning rate, the choice marked."""
+    console = stdout_console()
+    for (task, setting), curves in tunings.groupby(["task", "setting"], sort=False):
+        table = Table(title=Text(f"{task}  [{setting}]  mean objective"), title_justify="left")
+        table.add_column("estimator", overflow="fold")
+        rates = sorted(curves["learning_rate"].unique())
+        for rate in rates:
+            table.add_column(f"{rate:g}", justify="right")
+        for estimator, points in curves.groupby("estimator"):
+            cells = {
+                row["learning_rate"]: number(row["objective"], ".3f") + ("*" if row["chosen"] else "")
+                if row["status"] == "ok"
+                else row["status"]
+                for row in points.to_dict("records")
+            }
+            table.add_row(str(estimator), *(cells.get(rate, "-") for rate in rates))
+        console.print(table)
+        ends = [name for name, one in choices["tasks"][task]["estimators"].items() if one["at_the_end"] and rates[1:]]
+        if ends:
+            console.print(f"* at an end of the rates: {', '.join(ends)}; a wider --rates may hold a better one")
+    console.print(f"* chosen, for gradebench run --tuned {out}/tuned.json; curves.csv and trials.csv beside it")
 
 
 def print_plan(needed: pd.DataFrame) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from gradebench.runner import Outcome, Request
+    from gradebench.task import Task
 
 app = typer.Typer(
     help="The referee for gradient estimators of language-model rewards.",
@@ -64,6 +65,9 @@ def run(
     steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
     batch: BatchOption = None,
     learning_rate: RateOption = None,
+    tuned: Annotated[
+        str | None, typer.Option(metavar="FILE", help="tuned.json of `gradebench tune`, for its learning rates")
+    ] = None,
     device: DeviceOption = "auto",
     out: OutOption = None,
     jobs: JobsOption = None,
@@ -99,6 +103,7 @@ def run(
         resume=resume,
         strict=strict,
         control=control,
+        tuned=tuned,
     )
     if plan:
         _print_plan(plan, request, difference)
@@ -117,6 +122,69 @@ def run(
         progress.note(f"no report: {error.strerror}")
     terminal.print_outcome(prepared, outcome, progress)
     _exit_by(outcome)
+
+
+@app.command()
+def tune(
+    estimator: EstimatorOption = None,
+    task: TaskOption = None,
+    trials: Annotated[int, typer.Option(min=1, help="learning rates for each estimator, the same for all")] = 8,
+    rates: Annotated[
+        str | None,
+        typer.Option(help="LOW:HIGH between which, or a list, 1e-4,1e-3; default: a tenth to ten times the task's"),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="0-9 or 0,2,5-7; a comparison has to use others")] = "1000-1001",
+    steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
+    batch: BatchOption = None,
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    jobs: JobsOption = None,
+    timeout: TimeoutOption = None,
+    resume: ResumeOption = True,
+    strict: StrictOption = False,
+) -> None:
+    """Choose a learning rate for each estimator, with equal effort, for `run --tuned`."""
+    from gradebench import boards, runner, terminal, tuning
+
+    tasks = task or ["imdb"]
+    request = runner.Request(
+        estimators=estimator or ["all"],
+        tasks=tasks,
+        seeds=seeds,
+        steps=steps,
+        batch=batch,
+        device=device,
+        out=out or str(runner.default_folder(runner.expand("tasks", tasks)[0], "tuning-")),
+        jobs=jobs,
+        timeout=timeout,
+        resume=resume,
+        strict=strict,
+    )
+    given, low, high = _rates(rates)
+
+    def rates_for(task: "Task") -> list[float]:
+        ends = (low or task.learning_rate / 10, high or task.learning_rate * 10)
+        return given or tuning.quasi_random_rates(*ends, trials)
+
+    found = tuning.tune(request, rates_for, terminal.TerminalProgress())
+    boards.print_tuning(found.curves, found.choices, found.out)
+    if found.interrupted:
+        raise SystemExit(130)
+
+
+def _rates(text: str | None) -> tuple[list[float], float | None, float | None]:
+    """A list, or the ends of an interval."""
+    if text is None:
+        return [], None, None
+    try:
+        numbers = [float(part) for part in text.replace(":", ",").split(",")]
+    except ValueError:
+        numbers = []
+    interval = ":" in text
+    usable = all(0 < number < float("inf") for number in numbers) and len(set(numbers)) == len(numbers)
+    if not numbers or not usable or (interval and (len(numbers) != 2 or numbers != sorted(numbers))):
+        raise InputError(f"--rates {text}: numbers above 0 are needed, as in 1e-4:1e-2 or 1e-4,1e-3,1e-2")
+    return ([], *numbers) if interval else (numbers, None, None)  # type: ignore[return-value]
 
 
 def _print_plan(pilot: Path, request: "Request", difference: float) -> None:

@@ -55,6 +55,7 @@ class Plan:
     patience: int = 5  # updates refused because the gradient isn't finite, before a cell counts as diverged
     setting: str = ""  # what the task runs on, as `prepare` settled it
     settled: dict[str, Any] | None = field(default=None, hash=False)  # of the task, for workers
+    tuned: dict[str, float] = field(default_factory=dict, hash=False)  # learning rates found by `gradebench tune`
     reference_key: str = ""  # changes with whatever the reference trajectory depends on
 
 
@@ -417,7 +418,7 @@ def identity_of(plan: Plan, cell: Cell) -> records.Identity:
 def cell_key(plan: Plan, cell: Cell, task: Task) -> str:
     """Changes with anything that the cell's numbers depend on: plan, cell, rate, sources of its plugins, versions."""
     facts = {
-        "plan": {k: v for k, v in asdict(plan).items() if k not in ("run_id", "out", "settled")},
+        "plan": {k: v for k, v in asdict(plan).items() if k not in ("run_id", "out", "settled", "tuned")},
         "cell": asdict(cell),
         "learning_rate": learning_rate_of(task, plan, cell.estimator_spec),
         "versions": [gradebench.__version__, torch.__version__],
@@ -448,10 +449,13 @@ def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:
 
 
 def learning_rate_of(task: Task, plan: Plan, estimator_spec: str) -> float:
-    """--learning-rate, else the value tuned for the estimator, else the task's."""
+    """--learning-rate, else that of --tuned, else the value recorded for the estimator, else the task's."""
     if plan.learning_rate is not None:
         return plan.learning_rate
-    tuned = task.tuned(registry.resolve("estimators", estimator_spec).name)
+    resolved = registry.resolve("estimators", estimator_spec)
+    if resolved.label in plan.tuned:
+        return plan.tuned[resolved.label]
+    tuned = task.tuned(resolved.name)
     return float(tuned["learning_rate"]) if tuned else task.learning_rate
 
 

@@ -19,6 +19,7 @@ from gradebench import harness, records, registry, tables
 from gradebench.errors import InputError, Unsupported
 from gradebench.harness import Cell, Plan
 from gradebench.task import Task
+from gradebench.tuned import read_choices
 from gradebench.workers import usable_cores, workers
 
 
@@ -43,6 +44,7 @@ class Request:
     checkpoints: int = 3
     along: str = "reference"
     control: bool = False  # every estimator twice, with other draws: its own A/A control
+    tuned: str | None = None  # file of `gradebench tune`, whose learning rates are to be used
 
 
 @dataclass
@@ -62,16 +64,15 @@ class Outcome:
     """How a run ended."""
 
     metrics: pd.DataFrame
-    comparisons: pd.DataFrame
-    leaderboard: pd.DataFrame
+    probes: pd.DataFrame  # every probed metric with its interval
     reasons: dict[str, str]  # cell id to why it isn't `ok`
     unprobed: dict[str, str]  # task to why its cells have no gradient probes
     interrupted: bool
     reused: int  # cells that an earlier run had finished
-    probes: pd.DataFrame  # every probed metric with its interval
-    controls: pd.DataFrame = field(  # every estimator against its control twin, if the run has them
-        default_factory=lambda: pd.DataFrame(columns=tables.TESTS_COLUMNS)
-    )
+    comparisons: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=tables.TESTS_COLUMNS))
+    leaderboard: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=tables.LEADERBOARD_COLUMNS))
+    # every estimator against its control twin, if the run has them
+    controls: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=tables.TESTS_COLUMNS))
 
     @property
     def complete(self) -> bool:
@@ -154,6 +155,7 @@ def prepare(request: Request, progress: Progress) -> Run:
     task_specs, left_out_tasks = expand("tasks", request.tasks)
     seeds = None if request.seeds is None else parse_seeds(request.seeds)
     device = choose_device(request.device)
+    tuned = read_choices(Path(request.tuned)) if request.tuned else None
     out = Path(request.out or default_folder(task_specs, "" if request.train else "probe-"))
     records.require_writable(out)
     jobs = request.jobs or (1 if device.startswith("cuda") else usable_cores())
@@ -166,12 +168,39 @@ def prepare(request: Request, progress: Progress) -> Run:
             grids.append(_tried(_plan(request, run, task), resolved, task, estimators))
     if seeds is None:
         seeds = list(range(max(tables.default_seed_count(grid.supported) for grid in grids)))
+    if tuned:
+        grids = [_with_rates(grid, request.tuned, tuned, estimators, seeds, progress) for grid in grids]
     for grid in grids:
         cells = grid.cells(estimators, seeds)
         run.cells += cells
         if request.control:
             run.cells += [(plan, _twin(cell)) for plan, cell in cells]
     return run
+
+
+def _with_rates(
+    grid: "_Grid",
+    file: str | None,
+    tuned: Mapping[str, Any],
+    estimators: Sequence[registry.Resolved],
+    seeds: Sequence[int],
+    progress: Progress,
+) -> "_Grid":
+    """The grid with the learning rates of a tuning. Raises InputError where they are of something else than what runs."""
+    label, task = grid.resolved.label, grid.task
+    if label not in tuned["tasks"]:
+        raise InputError(f"--tuned {file}: it has no {label}, only {', '.join(tuned['tasks'])}")
+    choices = tuned["tasks"][label]
+    if choices["setting"] != task.setting:
+        raise InputError(f"--tuned {file}: it is of [{choices['setting']}], and this would run [{task.setting}]")
+    if both := sorted(set(seeds) & set(tuned["seeds"])):
+        raise InputError(f"--tuned {file}: seed {both[0]} was tuned on; compare on other seeds")
+    rates = {name: float(chosen["learning_rate"]) for name, chosen in choices["estimators"].items()}
+    if lacking := [estimator.label for estimator in estimators if estimator.label not in rates]:
+        progress.note(f"--tuned {file} has no rate for {', '.join(lacking)}; they keep theirs")
+    if choices["steps"] != grid.plan.steps:
+        progress.note(f"--tuned {file} is of {choices['steps']} steps, and these are {grid.plan.steps}")
+    return replace(grid, plan=replace(grid.plan, tuned=rates))
 
 
 def _twin(cell: Cell) -> Cell:
@@ -305,6 +334,21 @@ def config_of(request: Request, run: Run) -> dict[str, Any]:
 
 def execute(request: Request, run: Run, progress: Progress) -> Outcome:
     """Run all cells that aren't finished yet, and write the tables, also when interrupted."""
+    outcome = measure(request, run, progress)
+    written = {"metrics": outcome.metrics, "probes": outcome.probes}
+    if request.train:  # without it a cell is one checkpoint, and there is no reward to rank by
+        outcome.comparisons = tables.comparisons(outcome.metrics)
+        outcome.leaderboard = tables.leaderboard(outcome.metrics, outcome.comparisons)
+        written |= {"tests": outcome.comparisons, "leaderboard": outcome.leaderboard}
+    if request.control:
+        written["controls"] = outcome.controls = tables.controls(outcome.metrics)
+    for name, frame in written.items():
+        tables.write_csv(frame, run.out / f"{name}.csv")
+    return outcome
+
+
+def measure(request: Request, run: Run, progress: Progress) -> Outcome:
+    """Run all cells that aren't finished yet, and gather what they measured, also when interrupted; no comparisons."""
     run.out.mkdir(parents=True, exist_ok=True)
     records.write_json(run.out / "config.json", config_of(request, run))
     records.write_json(run.out / "environment.json", records.environment(run.device))
@@ -327,19 +371,8 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
     name = run.out.resolve().name
     metrics = records.merged((_rows_of(run, cell) for _, cell in run.cells), name)
     probes = records.merged(_probes_of(run), name)
-    comparisons = pd.DataFrame(columns=tables.TESTS_COLUMNS)
-    leaderboard = pd.DataFrame(columns=tables.LEADERBOARD_COLUMNS)
-    controls = pd.DataFrame(columns=tables.TESTS_COLUMNS)
-    if request.train:  # without it a cell is one checkpoint, and there is no reward to rank by
-        comparisons = tables.comparisons(metrics)
-        leaderboard = tables.leaderboard(metrics, comparisons)
-    written = {"metrics": metrics, "probes": probes}
-    if request.train:
-        written |= {"tests": comparisons, "leaderboard": leaderboard}
-    if request.control:
-        written["controls"] = controls = tables.controls(metrics)
-    _write_tables(run.out, written)
-    return Outcome(metrics, comparisons, leaderboard, reasons, unprobed, interrupted, reused, probes, controls)
+    tables.write_parquet(metrics, run.out / "metrics.parquet")
+    return Outcome(metrics, probes, reasons, unprobed, interrupted, reused)
 
 
 def _run_pending(
@@ -423,9 +456,3 @@ def _probes_of(run: Run) -> list[pd.DataFrame]:
     """The probes of all cells that have any; none is an empty table."""
     files = [_folder(run, cell) / "probes.parquet" for _, cell in run.cells]
     return [pd.read_parquet(file) for file in files if file.is_file()] or [pd.DataFrame(columns=tables.PROBES_COLUMNS)]
-
-
-def _write_tables(out: Path, frames: Mapping[str, pd.DataFrame]) -> None:
-    for name, frame in frames.items():
-        tables.write_csv(frame, out / f"{name}.csv")
-    tables.write_parquet(frames["metrics"], out / "metrics.parquet")

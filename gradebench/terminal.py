@@ -53,7 +53,11 @@ def announce(run: Run, config: dict[str, Any], progress: Progress) -> None:
     for label, task in run.tasks.items():
         plan = next(plan for plan, cell in run.cells if cell.task == label)
         rates = ", ".join(f"{name} {rate:g}" for name, rate in config["learning_rates"][label].items())
-        tuned = "as given" if plan.learning_rate is not None else "tuned on other seeds, or the task's own"
+        tuned = "tuned on other seeds, or the task's own"
+        if plan.tuned:
+            tuned = f"of {config['request']['tuned']}"
+        if plan.learning_rate is not None:
+            tuned = "as given"
         progress.note(
             f"{label} [{task.setting}]: {len(config['learning_rates'][label])} estimators x {len(seeds)} seeds, "
             f"{plan.steps} steps of {plan.batch} sequences, {run.jobs} side by side on {run.device}"

@@ -1,0 +1,160 @@
+"""Equal tuning: the same trials for all, the right choice from them, and a comparison that uses it and says so."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gradebench import tuning
+from gradebench.tables import METRICS_COLUMNS
+
+
+def metrics(objective, statuses=None, rates=(0.001, 0.01, 0.1), seeds=(1000, 1001), beta=0.5):
+    """Rows of a tuning: objective(estimator, rate, seed) of estimators a and b, whose KL is always 0.2."""
+    rows = []
+    for name in ("a", "b"):
+        for rate in rates:
+            for seed in seeds:
+                status = (statuses or {}).get((name, rate, seed), "ok")
+                cell = {"task": "t", "setting": "s", "estimator": f"{name} @ {rate:g}", "seed": seed, "status": status}
+                values = {"reward": objective(name, rate, seed) + beta * 0.2, "kl": 0.2}
+                for metric, value in values.items() if status == "ok" else {"": math.nan}.items():
+                    for step in (0, 4):  # what came before the last step must not count
+                        place = {"split": "validation", "step": step, "metric": metric}
+                        rows.append(cell | place | {"value": value if step else -1.0})
+    return pd.DataFrame(rows).reindex(columns=METRICS_COLUMNS)
+
+
+def curves(*arguments, **keywords):
+    return tuning.curves_of(tuning.trials_of(metrics(*arguments, **keywords), {"t": 4}, {"t": 0.5}))
+
+
+def chosen(table):
+    return dict(table[table["chosen"]].set_index("estimator")["learning_rate"])
+
+
+def test_the_rate_with_the_highest_mean_objective_is_chosen():
+    table = curves(lambda name, rate, seed: -abs(math.log10(rate) + (2 if name == "a" else 1)) + 0.01 * (seed - 1000.5))
+    assert chosen(table) == {"a": 0.01, "b": 0.1}
+    assert table.set_index(["estimator", "learning_rate"]).loc[("a", 0.01), "objective"] == pytest.approx(0.0)
+    assert table["standard_error"].to_numpy() == pytest.approx(0.005)
+
+
+def test_a_rate_at_which_a_seed_diverged_is_not_chosen():
+    table = curves(lambda name, rate, seed: rate, statuses={("a", 0.1, 1001): "diverged"})
+    assert chosen(table) == {"a": 0.01, "b": 0.1}
+    lost = table.set_index(["estimator", "learning_rate"]).loc[("a", 0.1)]
+    assert lost["status"] == "diverged" and math.isnan(lost["objective"])
+
+
+def test_of_equal_rates_the_smaller_is_chosen():
+    assert chosen(curves(lambda name, rate, seed: 1.0)) == {"a": 0.001, "b": 0.001}
+
+
+def test_nothing_is_chosen_where_nothing_ended():
+    every = {("a", rate, seed): "failed" for rate in (0.001, 0.01, 0.1) for seed in (1000, 1001)}
+    assert chosen(curves(lambda name, rate, seed: rate, statuses=every)) == {"b": 0.1}
+
+
+def test_what_was_skipped_has_no_curve():
+    every = {("a", rate, seed): "skipped" for rate in (0.001, 0.01, 0.1) for seed in (1000, 1001)}
+    assert set(curves(lambda name, rate, seed: rate, statuses=every)["estimator"]) == {"b"}
+
+
+@pytest.mark.parametrize("trials", [1, 2, 5, 8, 34])
+def test_rates_fill_the_logarithm_evenly(trials):
+    """The golden recurrence leaves gaps of at most 1.62 / n, plus the piece at an end; random ones leave ln n / n."""
+    rates = np.sort(tuning.quasi_random_rates(1e-4, 1e-2, trials))
+    shares = np.log(rates / 1e-4) / np.log(100)
+    assert ((shares >= 0) & (shares < 1)).all() and len(set(rates)) == trials
+    assert np.diff([0.0, *shares, 1.0]).max() < 2.7 / trials + 0.01
+
+
+@pytest.fixture
+def tuned(command, tiny, tmp_path, in_process):
+    """Tune two estimators of the tiny task; returns the folder and what was printed."""
+
+    def call(*more):
+        out = tmp_path / "tuning"
+        arguments = ("-e", "reinforce", "-e", "rloo", "-t", tiny(), "--trials", "3", "--steps", "2", "--out", out)
+        status, shown, err = command("tune", *arguments, *more)
+        assert status == 0, err
+        return out, shown
+
+    return call
+
+
+def test_every_estimator_gets_the_same_trials(tuned):
+    out, shown = tuned()
+    trials = pd.read_csv(out / "trials.csv")
+    tried = trials.groupby("estimator")[["learning_rate", "seed"]].apply(lambda rows: sorted(map(tuple, rows.values)))
+    assert tried["reinforce"] == tried["rloo"] and len(tried["rloo"]) == 6
+    assert (trials["status"] == "ok").all()
+    assert set(trials["seed"]) == {1000, 1001}
+    best = trials.groupby(["estimator", "learning_rate"])["objective"].mean().unstack().idxmax(axis=1)
+    (task,) = json.loads((out / "tuned.json").read_text())["tasks"].values()
+    assert {name: one["learning_rate"] for name, one in task["estimators"].items()} == best.to_dict()
+    assert list(pd.read_csv(out / "curves.csv").columns) == tuning.CURVES_COLUMNS
+    assert "*" in shown and "tuned.json" in shown
+
+
+def test_a_tuning_goes_on_with_what_is_finished(tuned, monkeypatch):
+    out, _ = tuned()
+    first = (out / "trials.csv").read_bytes()
+
+    def never(*arguments):
+        raise AssertionError("a finished cell was computed again")
+
+    monkeypatch.setattr("gradebench.harness.run_cell", never)
+    assert (tuned()[0] / "trials.csv").read_bytes() == first
+
+
+def test_a_run_uses_the_rates_and_names_them(tuned, command, tiny, tmp_path):
+    out, _ = tuned()
+    (task,) = json.loads((out / "tuned.json").read_text())["tasks"].values()
+    rates = {name: one["learning_rate"] for name, one in task["estimators"].items()}
+    arguments = ("-e", "reinforce", "-e", "rloo", "-e", "grade", "-t", tiny(), "--steps", "2", "--seeds", "0-1")
+    file = out / "tuned.json"
+    status, _, err = command("run", *arguments, "--out", tmp_path / "run", "--tuned", file)
+    assert status == 0, err
+    assert f"learning rates (of {file})" in err and "no rate for grade" in err
+    (used,) = json.loads((tmp_path / "run" / "config.json").read_text())["learning_rates"].values()
+    assert used == rates | {"grade": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seeds": "1001"}, "seed 1001 was tuned on"),
+        ({"task": "TinyTask:kl=0.5"}, "it is of [kl=0]"),
+        ({"file": "nowhere.json"}, "can't read nowhere.json"),
+        ({"file": __file__}, "is no tuned.json"),
+    ],
+)
+def test_rates_of_something_else_are_refused(tuned, command, tiny, tmp_path, change, said):
+    out, _ = tuned()
+    if "task" in change:  # the same label as the one that was tuned, in another setting
+        content = json.loads((out / "tuned.json").read_text())
+        (label,) = content["tasks"]
+        content["tasks"] = {"tiny.py:TinyTask:kl=0.5": content["tasks"][label]}
+        (out / "tuned.json").write_text(json.dumps(content))
+    arguments = ("-e", "rloo", "-t", tiny(change.get("task", "TinyTask")), "--seeds", change.get("seeds", "0-1"))
+    file = change.get("file", out / "tuned.json")
+    status, shown, err = command("run", *arguments, "--steps", "2", "--out", tmp_path / "run", "--tuned", file)
+    assert (status, shown) == (2, "")
+    assert said in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "run").exists()
+
+
+def test_rates_can_be_listed(tuned):
+    out, _ = tuned("--rates", "0.03,0.01")
+    assert set(pd.read_csv(out / "trials.csv")["learning_rate"]) == {0.01, 0.03}
+
+
+@pytest.mark.parametrize("rates", ["1e-2:1e-3", "0:1", "a:b", "1e-3:inf", "1e-3:1e-2:1e-1", "", "1e-3,1e-3", "1e-3,-1"])
+def test_other_rates_are_refused(command, tiny, rates):
+    status, shown, err = command("tune", "-t", tiny(), "--rates", rates)
+    assert (status, shown) == (2, "")
+    assert err.startswith(f"gradebench: --rates {rates}: numbers above 0")
