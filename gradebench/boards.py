@@ -16,6 +16,7 @@ from rich.text import Text
 
 from gradebench.runs import CellStatus
 from gradebench.statistics import ALPHA
+from gradebench.tables import pareto_front
 
 WIDTH_WHEN_PIPED = 200
 PAIRS_SHOWN = 15
@@ -56,6 +57,8 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
             numbers = (" ".join(number(row[c], form) for c in columns) for _, columns, form in _NUMBERS)
             table.add_row(str(row["estimator"]), *numbers, str(row["status"]))
         console.print(table)
+        if front := pareto_front(board):
+            console.print(f"not dominated in test reward, relative variance and s/step: {', '.join(front)}")
 
 
 def number(value: Any, form: str) -> str:

@@ -343,12 +343,16 @@ def claims(
 
 
 @app.command()
-def report(run: RunArgument) -> None:
+def report(
+    run: RunArgument,
+    plots: Annotated[bool, typer.Option("--plots", help="write each figure as SVG too, into the run's plots/")] = False,
+) -> None:
     """Write a run's report.html: one file to look at, send or print, with every number behind its figures."""
     from gradebench.report import write_report
 
     try:
-        typer.echo(write_report(run))
+        for path in write_report(run, plots=plots):
+            typer.echo(path)
     except ValueError as error:
         raise InputError(str(error)) from error
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from gradebench import claims, statistics, svg, tables
 from gradebench.registry import entries
 from gradebench.runs import cell_statuses, read_json, read_metrics
 
+_PICTURE = re.compile(r'(<svg [^>]*aria-label="([^"]*)".*?</svg>)', re.DOTALL)
+_NO_NAME = re.compile(r"[^a-z0-9]+")
 CURVES = 8  # estimators in the figure of learning curves: more would hide each other
 
 _STYLE = """
@@ -32,7 +35,7 @@ th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--rule); text-ali
 th:first-child, td:first-child, td.text { text-align: left; } td.text { white-space: normal; min-width: 14rem; }
 thead th { color: var(--faint); font-weight: 600; } tr.new-tier td { border-top: 2px solid var(--faint); }
 figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: 0.9rem; } summary { cursor: pointer; }
-svg { width: 100%; min-width: 36rem; height: auto; } svg text { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--rule); }
+svg { width: 100%; min-width: 36rem; height: auto; } svg text { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--rule); } .leader { stroke: var(--faint); }
 svg text.label { stroke: none; } .bar { stroke-width: 2; } .line { fill: none; stroke-width: 2; } svg .band { opacity: 0.18; stroke: none; }
 .verdict { font-weight: 700; }
 @media print { details > * { display: block; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
@@ -86,16 +89,26 @@ _AXES = {
 }
 
 
-def write_report(run: Path, metrics: pd.DataFrame | None = None, board: pd.DataFrame | None = None) -> Path:
-    """Writes report.html into the run's folder; returns its path. Its tables are read and made where not given.
+def write_report(
+    run: Path, metrics: pd.DataFrame | None = None, board: pd.DataFrame | None = None, plots: bool = False
+) -> list[Path]:
+    """Writes report.html into the run's folder, and with `plots` each of its figures; returns their paths.
+
+    The run's tables are read and made where they aren't given.
 
     Raises        InputError where the folder holds no run that can be read.
     """
     metrics = read_metrics([run]) if metrics is None else metrics
     board = tables.leaderboard(metrics, tables.comparisons(metrics)) if board is None else board
-    path = run / "report.html"
-    path.write_text(page(run, metrics, board), encoding="utf-8")
-    return path
+    content = page(run, metrics, board)
+    written = [run / "report.html"]
+    written[0].write_text(content, encoding="utf-8")
+    for number, picture in enumerate(_PICTURE.findall(content) if plots else [], 1):
+        (run / "plots").mkdir(exist_ok=True)
+        label = html.unescape(picture[1]).split(":")[0].split(".")[0]
+        written.append(run / "plots" / f"{number}-{_NO_NAME.sub('-', label.lower()).strip('-')}.svg")
+        written[-1].write_text(svg.alone(picture[0], _STYLE), encoding="utf-8")
+    return written
 
 
 def page(run: Path, metrics: pd.DataFrame, board: pd.DataFrame) -> str:
@@ -137,6 +150,12 @@ def _of_task(task: str, setting: str, board: pd.DataFrame, metrics: pd.DataFrame
     parts += _curves(ranked, metrics)
     for x, y, logs, caption in _SCATTERS:
         parts += _scatter(board, x, y, logs, caption)
+    front = tables.pareto_front(board)
+    if front:
+        parts.append(
+            f"<p>Nothing else is at least as good in test reward, relative variance and seconds a step, and better in one, "
+            f"than each of: {_e(', '.join(front))}. The front goes by the estimates; it tests nothing.</p>"
+        )
     return parts
 
 

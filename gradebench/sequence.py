@@ -1,5 +1,6 @@
 """The problem of aligning an autoregressive language model, on any policy and reward that read embeddings."""
 
+import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -84,7 +85,7 @@ class SequenceProblem(Problem):
         # logits of a parallel rollout, embeddings that it read as constants, and those that its tokens give
         self._feedback: tuple[Tensor, Tensor, Tensor] | None = None
         self._one_hots: tuple[Tensor | None, Tensor] = (None, torch.empty(0))  # of the last rollout, and their ids
-        self._memo: tuple[Tensor, tuple[int, ...], Tensor, Tensor] | None = None
+        self._memo: tuple[Tensor, tuple[int, ...], Callable[[], tuple[Tensor, Tensor]]] | None = None
 
     def select(self, index: Tensor) -> "SequenceProblem":
         if isinstance(self.policy, Replicas):
@@ -170,7 +171,7 @@ class SequenceProblem(Problem):
         y = torch.stack(tokens, 2)
         if ids:
             self._one_hots = (y, torch.stack(ids, 2))
-        self._remember(y, *(torch.stack(parts, 2) for parts in zip(*seen, strict=True)))
+        self._remember(y, lambda: _stacked(seen))
         return y
 
     def _road(self) -> str:
@@ -207,7 +208,7 @@ class SequenceProblem(Problem):
         y = straight_through(functional.one_hot(z, self.categories).to(soft.dtype), soft)
         self._one_hots = (y, z)
         self._feedback = (logits, read, self._embedded(self.policy, y, self.horizon - 1))
-        self._remember(y, logits, features)
+        self._remember(y, lambda: (logits, features))
         return y
 
     def reward(self, z: Tensor) -> Tensor:
@@ -318,12 +319,13 @@ class SequenceProblem(Problem):
     def _parallel(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """`_forward` of the policy, shared by log_prob, features and the penalty of one batch of tokens."""
         if self._memo is None or self._memo[0] is not tokens or self._memo[1] != self._state(tokens):
-            self._remember(tokens, *self._forward(self.policy, tokens))
+            passed = self._forward(self.policy, tokens)
+            self._remember(tokens, lambda: passed)
         assert self._memo is not None
-        return self._memo[2], self._memo[3]
+        return self._memo[2]()
 
-    def _remember(self, tokens: Tensor, logits: Tensor, features: Tensor) -> None:
-        self._memo = (tokens, self._state(tokens), logits, features)
+    def _remember(self, tokens: Tensor, passed: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        self._memo = (tokens, self._state(tokens), functools.cache(passed))
 
     def _state(self, tokens: Tensor) -> tuple[int, ...]:
         """Changes when tokens or a parameter were written to, or graphs were switched on or off."""
@@ -346,6 +348,12 @@ class _LookUp(torch.autograd.Function):
             return of_one_hots, None, None
         rows = gradient.flatten(0, -2).to(table.dtype)
         return of_one_hots, None, torch.zeros_like(table).index_add(0, ids.flatten(), rows)
+
+
+def _stacked(steps: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Logits (n, B, T, V) and features (n, B, T, D) of a rollout's steps."""
+    logits, features = zip(*steps, strict=True)
+    return torch.stack(logits, 2), torch.stack(features, 2)
 
 
 def in_single(x: Tensor) -> Tensor:

@@ -87,9 +87,9 @@ def scatter(points: Mapping[str, tuple[float, float]], x: str, y: str, logs: tup
         box = _free_box(name, cx, cy, taken)
         taken.append(box)
         middle = (box[1] + box[3]) / 2
-        if abs(middle - cy) > LINE:  # far from its dot
+        if abs(middle - cy) > 2:  # not right beside its dot
             near = box[0] if box[0] > cx else box[2]
-            parts.append(f'<line class="grid" x1="{cx:.1f}" y1="{cy:.1f}" x2="{near:.1f}" y2="{middle:.1f}"/>')
+            parts.append(f'<line class="leader" x1="{cx:.1f}" y1="{cy:.1f}" x2="{near:.1f}" y2="{middle:.1f}"/>')
         parts.append(f'<circle class="dot c0" cx="{cx:.1f}" cy="{cy:.1f}" r="4"/>')
         parts.append(_text(box[0], middle + 4, name, "start"))
     said = "; ".join(f"{name}: {a:.3g}, {b:.3g}" for name, (a, b) in points.items())
@@ -162,6 +162,12 @@ def _y_axis(axis: Axis, label: str) -> list[str]:
 def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:
     named = f' class="{style}"' if style else ""
     return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+
+
+def alone(picture: str, style: str) -> str:
+    """A figure of a page as a file of its own, with the page's style sheet."""
+    inside = '<svg xmlns="http://www.w3.org/2000/svg" style="background: var(--page)" font-family="sans-serif" '
+    return picture.replace("<svg ", inside, 1).replace(">", f"><style>{style}</style>", 1)
 
 
 def _page(parts: Sequence[str], height: float, description: str) -> str:

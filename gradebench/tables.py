@@ -427,6 +427,23 @@ def _board(group: _Group, tests: pd.DataFrame) -> pd.DataFrame:
     return board[LEADERBOARD_COLUMNS].reset_index(drop=True)
 
 
+def pareto_front(board: pd.DataFrame) -> list[str]:
+    """The estimators of one group's leaderboard that no other one dominates, in its order.
+
+    One dominates another that is at least as good in test reward (more), relative variance and seconds a step (less),
+    and better in one of them. Those without a number for each take no part.
+    """
+    columns = ["test_reward_mean", "gradient_variance_relative", "seconds_per_step"]
+    costs = board[columns].to_numpy(dtype=float) * [-1.0, 1.0, 1.0]
+    known = np.isfinite(costs).all(axis=1)
+    others = costs[known]
+    return [
+        str(name)
+        for name, mine in zip(board["estimator"][known], others, strict=True)
+        if not ((others <= mine).all(axis=1) & (others < mine).any(axis=1)).any()
+    ]
+
+
 def _status_counts(group: _Group) -> dict[str, Counter[str]]:
     """estimator -> status -> number of cells. In a group with test rewards, an ok cell without one is not ok."""
     reward = _column(group.final, ("test", "reward")).reindex(group.status.index)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -74,7 +75,7 @@ def run(tmp_path):
 
 
 def text_of(run):
-    return report.write_report(run).read_text(encoding="utf-8")
+    return report.write_report(run)[0].read_text(encoding="utf-8")
 
 
 def test_the_command_writes_a_whole_page(command, run):
@@ -178,3 +179,14 @@ def test_marks_stay_inside_the_figure(run):
     for name, limit in (("cx", svg.WIDTH), ("x1", svg.WIDTH), ("x2", svg.WIDTH)):
         found = [float(x) for x in re.findall(rf'{name}="([-0-9.]+)"', text_of(run))]
         assert found and min(found) >= 0 and max(found) <= limit
+
+
+def test_figures_come_as_files_of_their_own(command, run):
+    status, out, _ = command("report", run, "--plots")
+    assert status == 0
+    files = [line for line in out.splitlines() if line.endswith(".svg")]
+    assert len(files) == 6 and files == [str(path) for path in sorted((run / "plots").glob("*.svg"))]
+    for file in files:
+        root = ElementTree.parse(file).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "--ink" in root[0].text and root.get("aria-label")

@@ -535,3 +535,25 @@ def test_a_control_that_differs_is_an_alarm():
     (found,) = tables.controls(pd.DataFrame(rows)).to_dict("records")
     assert found["verdict"] == "false alarm"
     assert found["p_value"] == 2 / 2**8
+
+
+# --- the front --------------------------------------------------------------------------------------------------
+
+
+def front(*rows):
+    columns = ["estimator", "test_reward_mean", "gradient_variance_relative", "seconds_per_step"]
+    return tables.pareto_front(pd.DataFrame(rows, columns=columns))
+
+
+def test_the_front_is_what_nothing_dominates():
+    best, frugal, steady = ("best", 0.9, 5.0, 3.0), ("frugal", 0.6, 5.0, 1.0), ("steady", 0.7, 1.0, 2.0)
+    assert front(best, frugal, steady, ("worse", 0.6, 5.0, 2.0)) == ["best", "frugal", "steady"]
+
+
+def test_equals_share_the_front():
+    assert front(("a", 0.9, 1.0, 1.0), ("b", 0.9, 1.0, 1.0)) == ["a", "b"]
+
+
+def test_what_has_no_number_takes_no_part():
+    assert front(("a", 0.5, 1.0, 1.0), ("b", 0.9, math.nan, 0.5), ("c", math.nan, 0.1, 0.1)) == ["a"]
+    assert front(("b", 0.9, math.nan, 0.5)) == []
