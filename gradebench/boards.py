@@ -61,6 +61,34 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
             console.print(f"not dominated in test reward, relative variance and s/step: {', '.join(front)}")
 
 
+def print_across(table: pd.DataFrame, ranks: tuple[float, float, float] | str) -> None:
+    """The estimators over all tasks of the runs, where there are several."""
+    if table.empty:
+        return
+    console = stdout_console()
+    shown = Table(title=Text(f"over {table['tasks'].iloc[0]} tasks"), title_justify="left")
+    shown.add_column("estimator", overflow="fold")
+    for heading in ("IQM", "95 % from", "to", "above 0.5", "above 0.9", "mean rank"):
+        shown.add_column(heading, justify="right")
+    for row in table.to_dict("records"):
+        ends = [number(row[name], ".3f") for name in ("iqm", "ci_low", "ci_high")]
+        shares = [number(row[name], ".0%") for name in ("above_0.5", "above_0.9")]
+        shown.add_row(str(row["estimator"]), *ends, *shares, number(row["mean_rank"], ".1f"))
+    console.print(shown)
+    console.print(
+        "IQM: interquartile mean over tasks and seeds of the gain in test reward, 1 being the best estimator's on a task; "
+        "above: the share of runs with a larger gain"
+    )
+    if isinstance(ranks, str):
+        console.print(ranks)
+    else:
+        p, difference, apart = ranks
+        console.print(
+            f"Friedman's test of equal ranks: p = {p:.3g}; mean ranks that differ by {difference:.2f} or more differ "
+            f"(Nemenyi): {apart:.0f} pairs"
+        )
+
+
 def number(value: Any, form: str) -> str:
     return "-" if value is None or pd.isna(value) or not math.isfinite(value) else format(value, form)
 

@@ -104,7 +104,7 @@ def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
                   a ratio of variances, one a seed; the paired sign-flip test of mean d = 0, Holm over the file
     verdict       supported or contradicted where p_holm < 0.05, by the side that d is on; underpowered where no outcome
                   could have been, or one seed or none has both; else not distinguishable
-    measured      the difference or ratio itself, with its 95 % bootstrap interval
+    measured      the difference or ratio itself, with its 95 % interval: bootstrap-t, and Fieller's of a ratio of means
     detectable    how far from the claimed bound the truth must be to be seen with a power of 0.8 at these seeds, by the
                   normal approximation: in units of the difference, as a factor for a ratio of variances
     seeds_needed  for claims that are not decided: so many, if the truth is what was measured
@@ -147,21 +147,21 @@ def _measured(claim: Claim, both: pd.DataFrame, place: str) -> dict[str, Any]:
     if log:
         a, b = np.log(a), np.log(b)
 
-    def effect(index: Any) -> float:
-        chosen = np.asarray(index, dtype=int)
-        if log:
-            return float(np.exp((a[chosen] - b[chosen]).mean()))
-        means = a[chosen].mean(), b[chosen].mean()
-        return float(means[0] / means[1] if claim.form == "ratio" else means[0] - means[1])
-
     if claim.form == "difference":
         contrast = a - b - claim.bound
     else:
         contrast = a - b - math.log(claim.bound) if log else a - claim.bound * b
     generator = tables.named_generator("claims", claim.id, place)
-    low, high = statistics.bootstrap_interval(np.arange(len(a)), generator, statistic=effect)
+    measured, low, high = math.nan, math.nan, math.nan
+    if len(a):
+        mean = float((a - b).mean())
+        measured, (low, high) = mean, statistics.mean_interval(a - b, generator)
+        if log:
+            measured, low, high = math.exp(mean), math.exp(low), math.exp(high)
+        elif claim.form == "ratio":
+            measured, (low, high) = float(a.mean() / b.mean()), statistics.ratio_interval(a, b)
     return {
-        "measured": effect(np.arange(len(a))) if len(a) else math.nan,
+        "measured": measured,
         "ci_low": low,
         "ci_high": high,
         "n_pairs": len(a),

@@ -286,13 +286,14 @@ def leaderboard(
     ] = False,
 ) -> None:
     """Rank the estimators of one run, or of several as if they had been one."""
-    from gradebench import boards, tables
+    from gradebench import across, boards, tables
     from gradebench import runs as folders
 
     metrics = folders.read_metrics(runs, apart)
     comparisons = _tested(metrics)
     board = tables.leaderboard(metrics, comparisons)
     boards.print_leaderboard(board)
+    boards.print_across(across.across_tasks(metrics), across.critical_difference(metrics))
     boards.print_underpowered(comparisons)
     _write(board, csv)
 

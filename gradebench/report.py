@@ -139,7 +139,7 @@ def _of_task(task: str, setting: str, board: pd.DataFrame, metrics: pd.DataFrame
     shown = board.assign(peak_memory_mb=board["peak_memory_bytes"] / 1e6)
     parts.append(_table(shown, _BOARD, tier=True))
     parts.append(
-        "<p>Test reward is the mean over seeds with its 95 % bootstrap interval; estimators whose difference is not "
+        "<p>Test reward is the mean over seeds with its 95 % interval (bootstrap-t); estimators whose difference is not "
         "supported (paired by seed, permutation test, Holm over all pairs) share a tier. Variance is that of one "
         "gradient estimate, relative to its squared mean; bias² is over the squared true gradient.</p>"
     )
@@ -180,7 +180,7 @@ def _curves(ranked: pd.DataFrame, metrics: pd.DataFrame) -> list[str]:
     for name in list(ranked["estimator"])[:CURVES]:
         for step, values in rows[rows["estimator"] == name].groupby("step")["value"]:
             rng = tables.named_generator("report", str(name), str(step))
-            low, high = statistics.bootstrap_interval(values.to_numpy(), rng, resamples=1000)
+            low, high = statistics.mean_interval(values.to_numpy(), rng, resamples=2000)
             series.setdefault(str(name), []).append((float(step), float(values.mean()), low, high))
     if not series:
         return []

@@ -5,7 +5,6 @@ the pair (one seed, two estimators), so every test works on one number a pair: t
 """
 
 import math
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ MONTE_CARLO_DRAWS = 100_000
 
 # Sums that differ by less than this share of sum |d| are the same sum: what is left of the rounding in a - b.
 _TIE_TOLERANCE = 1e-10
+FEWEST_RESAMPLED = 5  # values: fewer have too few different resamples
 _SIGNS_AT_ONCE = 2_000_000  # keeps one block of Monte-Carlo signs at 16 MB
 
 Floats = NDArray[np.float64]
@@ -127,51 +127,57 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def bootstrap_interval(
-    values: ArrayLike,
-    generator: np.random.Generator,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    statistic: Callable[..., object] = np.mean,
+def mean_interval(
+    values: ArrayLike, generator: np.random.Generator, level: float = 0.95, resamples: int = 10_000
 ) -> tuple[float, float]:
-    """Bootstrap interval (low, high) of a statistic of the values (n,), in their units: BCa, else percentile.
+    """Interval (low, high) of the mean of the values (n,), in their units: the bootstrap-t, or Student's t for n < 5.
 
-    Degenerate    n < 2 or a value that is not finite: (nan, nan). All values equal (to 12 digits): (v, v), the statistic.
-                  Where BCa has no answer (its bias correction or acceleration is undefined): percentile.
-    Coverage      too narrow in small samples: about 90 % for n = 10 normal values at level 95 %.
-    Source        Efron 1987.
+    With          mean - q s,  s the standard error,  q the quantiles of (mean* - mean) / s* over resamples
+    Degenerate    n < 2 or a value that is not finite: (nan, nan). All values equal (up to rounding): (v, v).
+                  Where so many resamples have no spread to divide by that they could decide an end: Student's t.
+    Coverage      benchmarks/verdict_study.py: 93 to 99 % at level 95 % for 5 to 20 values that are normal, mildly
+                  skewed, heavy-tailed or bimodal, where BCa has 82 to 97 %; about 90 % where the logarithm has a
+                  standard deviation of 1, or one value in five lies apart.
+    Source        Efron 1982, section 10.10; Hall 1988.
     """
     data = np.asarray(values, dtype=np.float64)
     if data.size < 2 or not np.isfinite(data).all():
         return math.nan, math.nan
-    data = _on_grid(data)
-    if np.ptp(data) == 0:
-        constant = float(np.asarray(statistic(data)))
-        return constant, constant
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        # BCa announces its degenerate cases by warnings; they are answered below.
-        warnings.simplefilter("ignore")
-        # random_state, not rng: scipy 1.13 knows only the former.
-        result = scipy.stats.bootstrap(
-            (data,), statistic, n_resamples=resamples, confidence_level=level, method="BCa", random_state=generator
-        )
-    low, high = (float(end) for end in result.confidence_interval)
-    if math.isfinite(low) and math.isfinite(high):
-        return low, high
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(result.bootstrap_distribution, [tail, 1.0 - tail])
-    return float(low), float(high)
+    mean, error = float(data.mean()), float(data.std(ddof=1)) / math.sqrt(data.size)
+    least = _TIE_TOLERANCE * float(np.abs(data).max())
+    if error <= least:
+        return mean, mean
+    half_width = float(scipy.stats.t.isf((1 - level) / 2, data.size - 1)) * error
+    if data.size < FEWEST_RESAMPLED:
+        return mean - half_width, mean + half_width
+    resampled = data[generator.integers(0, data.size, (resamples, data.size))]
+    errors = resampled.std(axis=1, ddof=1) / math.sqrt(data.size)
+    spread = errors > least
+    if np.mean(~spread) > (1 - level) / 2:
+        return mean - half_width, mean + half_width
+    ratios = (resampled.mean(axis=1)[spread] - mean) / errors[spread]
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return mean - float(high) * error, mean - float(low) * error
 
 
-def _on_grid(values: Floats) -> Floats:
-    """The values rounded to 2^-40 of the largest, about 12 digits, so that sums of up to 4,096 of them are exact.
+def ratio_interval(values_a: ArrayLike, values_b: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Interval (low, high) of mean a / mean b from pairs (n,) and (n,): the ratios r at which a - r b has mean 0 by t.
 
-    BCa counts the resamples below the observed statistic. Those that reorder the sample tie with it, and rounding
-    would decide the ties: last bits moved the ends by up to 1 % of their distance.
+    With          (mean a - r mean b)^2 <= t^2 / n (var a - 2 r cov + r^2 var b)
+    Degenerate    n < 2: (nan, nan). Where mean b can't be told from 0, any ratio may be: (nan, nan).
+    Source        Fieller 1954.
     """
-    _, exponent = np.frexp(np.abs(values).max())
-    step = max(math.ldexp(1.0, int(exponent) - 40), np.finfo(np.float64).tiny)
-    return np.asarray(np.round(values / step) * step, dtype=np.float64)
+    a, b = np.asarray(values_a, dtype=np.float64), np.asarray(values_b, dtype=np.float64)
+    if a.size < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return math.nan, math.nan
+    scale = float(scipy.stats.t.isf((1 - level) / 2, a.size - 1)) ** 2 / a.size
+    (var_a, cov), (_, var_b) = scale * np.cov(a, b)
+    leading = b.mean() ** 2 - var_b
+    if leading <= 0:
+        return math.nan, math.nan
+    middle = (a.mean() * b.mean() - cov) / leading
+    root = math.sqrt(max(0.0, middle**2 - (a.mean() ** 2 - var_a) / leading))
+    return float(middle - root), float(middle + root)
 
 
 def effect_size(differences: ArrayLike) -> float:
@@ -206,7 +212,7 @@ def compare(values_a: ArrayLike, values_b: ArrayLike, generator: np.random.Gener
         raise ValueError(f"paired samples need one axis and equal lengths, got {a.shape} and {b.shape}")
     complete = np.isfinite(a) & np.isfinite(b)
     differences = a[complete] - b[complete]
-    low, high = bootstrap_interval(differences, generator)
+    low, high = mean_interval(differences, generator)
     return Comparison(
         n_pairs=differences.size,
         mean_difference=float(differences.mean()) if differences.size else math.nan,

@@ -268,9 +268,9 @@ def _summary(group: _Group) -> pd.DataFrame:
 
 
 def _interval(group: _Group, estimator: str, rewards: pd.Series) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over seeds."""
+    """95 % interval of the mean over seeds."""
     generator = named_generator("test_reward", group.task, group.setting, estimator)
-    return statistics.bootstrap_interval(rewards.to_numpy(), generator)
+    return statistics.mean_interval(rewards.to_numpy(), generator)
 
 
 def named_generator(*names: str) -> np.random.Generator:
