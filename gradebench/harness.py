@@ -184,16 +184,19 @@ def train(estimator: Estimator, task: Task, plan: Plan, cell: Cell, record: reco
 
 
 def evaluate(task: Task, plan: Plan, seed: int, step: int, record: records.CellRecord) -> None:
-    """All splits, with the same prompts and noise at every step and for every estimator of a seed.
+    """All splits, with the same prompts and noise at every step and for every estimator of a seed; samples at the ends.
 
     So step 0 is the same for all of them, and evaluated once a process.
     """
     for split in task.splits:
         known = _first_evaluations.get((id(task), seed, split)) if step == 0 else None
-        metrics = known or task.evaluate(split, generator(plan.device, seed, "evaluation", split))
+        metrics = known[0] if known else task.evaluate(split, generator(plan.device, seed, "evaluation", split))
         record.add("evaluation", split, step, metrics)
+        if step in (0, plan.steps):
+            samples = known[1] if known else task.samples(split, generator(plan.device, seed, "samples", split))
+            record.add_samples(split, step, samples)
         if step == 0:
-            _first_evaluations[id(task), seed, split] = metrics
+            _first_evaluations[id(task), seed, split] = (metrics, samples)
 
 
 def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> None:
@@ -397,7 +400,7 @@ def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-    records.write_cell(folder, key, record.frame(status), status, reason, record.probe_frame())
+    records.write_cell(folder, key, record.frame(status), status, reason, record.probe_frame(), record.samples)
     return status, reason
 
 
@@ -460,7 +463,8 @@ def learning_rate_of(task: Task, plan: Plan, estimator_spec: str) -> float:
 
 
 _tasks: dict[str, tuple[Task, list[Tensor]]] = {}  # of this process, with their initial parameters
-_first_evaluations: dict[tuple[int, int, str], dict[str, float]] = {}  # by task, seed and split, at those parameters
+# metrics and samples at those parameters, by task, seed and split
+_first_evaluations: dict[tuple[int, int, str], tuple[dict[str, float], list[dict[str, Any]]]] = {}
 
 
 def loaded_task(plan: Plan, cell: Cell) -> Task:

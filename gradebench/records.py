@@ -9,7 +9,7 @@ import platform
 import re
 import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import pandas as pd
 
 from gradebench.errors import InputError
 from gradebench.tables import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS, write_parquet
+
+SAMPLES = "samples.jsonl"  # texts; of cells, and of all of them in the run's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class CellRecord:
         self.identity = dataclasses.asdict(identity)
         self.rows: list[dict[str, Any]] = []
         self.probes: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
 
     def add(self, phase: str, split: str, step: int, metrics: Mapping[str, float]) -> None:
         for metric, value in metrics.items():
@@ -53,6 +56,11 @@ class CellRecord:
         for metric, interval in metrics.items():
             ends = {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high}
             self.probes.append(self.identity | dict(place) | {"metric": metric} | ends)
+
+    def add_samples(self, split: str, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        named = {name: self.identity[name] for name in ("task", "setting", "estimator", "seed")}
+        for number, sample in enumerate(samples):
+            self.samples.append(named | {"split": split, "step": step, "number": number} | dict(sample))
 
     def probe_frame(self) -> pd.DataFrame:
         frame = pd.DataFrame(self.probes, columns=PROBES_COLUMNS)
@@ -81,11 +89,31 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(draft, path)
 
 
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """JSON, one object a line; written whole or not at all."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(draft, path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of such a file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
 def write_cell(
-    folder: Path, key: str, frame: pd.DataFrame, status: str, reason: str, probes: pd.DataFrame | None = None
+    folder: Path,
+    key: str,
+    frame: pd.DataFrame,
+    status: str,
+    reason: str,
+    probes: pd.DataFrame | None = None,
+    samples: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """The cell's rows, then cell.json, whose presence marks the cell as finished."""
     folder.mkdir(parents=True, exist_ok=True)
+    if samples:
+        write_lines(folder / SAMPLES, samples)
     write_parquet(frame, folder / "metrics.parquet")
     if probes is not None and len(probes):
         write_parquet(probes, folder / "probes.parquet")

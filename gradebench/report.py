@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 
 from gradebench import claims, statistics, svg, tables
+from gradebench.records import SAMPLES, read_lines
 from gradebench.registry import entries
 from gradebench.runs import cell_statuses, read_json, read_metrics
 
 _PICTURE = re.compile(r'(<svg [^>]*aria-label="([^"]*)".*?</svg>)', re.DOTALL)
 _NO_NAME = re.compile(r"[^a-z0-9]+")
+WRITERS = 3  # estimators whose texts are shown
 CURVES = 8  # estimators in the figure of learning curves: more would hide each other
 
 _STYLE = """
@@ -32,7 +34,7 @@ h3 { font-size: 1rem; } code, pre { font: 0.9em/1.4 ui-monospace, monospace; bac
 pre { padding: 0.6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, td.text { text-align: left; } td.text { white-space: normal; min-width: 14rem; }
+th:first-child, td:first-child, .text { text-align: left; } td.text { white-space: normal; min-width: 14rem; }
 thead th { color: var(--faint); font-weight: 600; } tr.new-tier td { border-top: 2px solid var(--faint); }
 figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: 0.9rem; } summary { cursor: pointer; }
 svg { width: 100%; min-width: 36rem; height: auto; } svg text { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--rule); } .leader { stroke: var(--faint); }
@@ -115,10 +117,12 @@ def page(run: Path, metrics: pd.DataFrame, board: pd.DataFrame) -> str:
     """The report: verdict, leaderboard and figures of each task, then claims, estimators, and how it was made."""
     config, environment = read_json(run / "config.json"), read_json(run / "environment.json")
     title = f"GradeBench: {run.resolve().name}"
+    samples = read_lines(run / SAMPLES)
     parts = [f"<h1>{_e(title)}</h1>"]
     for (task, setting), mine in board.groupby(["task", "setting"], sort=False):
         rows = metrics[(metrics["task"] == task) & (metrics["setting"] == setting)]
-        parts += _of_task(str(task), str(setting), mine, rows)
+        texts = [one for one in samples if (one["task"], one["setting"]) == (task, setting)]
+        parts += _of_task(str(task), str(setting), mine, rows, texts)
     parts += _claims(metrics)
     parts += _cards(sorted(set(board["estimator"])))
     parts += _made(run, config, environment)
@@ -129,7 +133,9 @@ def page(run: Path, metrics: pd.DataFrame, board: pd.DataFrame) -> str:
     )
 
 
-def _of_task(task: str, setting: str, board: pd.DataFrame, metrics: pd.DataFrame) -> list[str]:
+def _of_task(
+    task: str, setting: str, board: pd.DataFrame, metrics: pd.DataFrame, samples: Sequence[Mapping[str, Any]]
+) -> list[str]:
     ranked = board[board["rank"].notna()]
     parts = [
         f"<h2>{_e(task)}</h2>",
@@ -150,6 +156,7 @@ def _of_task(task: str, setting: str, board: pd.DataFrame, metrics: pd.DataFrame
     parts += _curves(ranked, metrics)
     for x, y, logs, caption in _SCATTERS:
         parts += _scatter(board, x, y, logs, caption)
+    parts += _samples(ranked, samples)
     front = tables.pareto_front(board)
     if front:
         parts.append(
@@ -205,6 +212,25 @@ def _scatter(board: pd.DataFrame, x: str, y: str, logs: tuple[bool, bool], capti
         caption += f" Without a number for it: {', '.join(left_out)}."
     picture = svg.scatter(points, _AXES[x], _AXES[y], logs)
     return [_figure(picture, caption, board[board["estimator"].isin(points)], ["estimator", x, y])]
+
+
+def _samples(ranked: pd.DataFrame, samples: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Texts on test prompts side by side: before training, then by the highest estimators, all with the same noise."""
+    chosen = list(ranked["estimator"])[:WRITERS]
+    mine = [one for one in samples if one["split"] == "test" and one["estimator"] in chosen]
+    if not mine:
+        return []
+    seed = min(one["seed"] for one in mine)
+    rows: dict[int, dict[str, str]] = {}
+    for one in sorted(mine, key=lambda one: (one["number"], one["step"])):
+        if one["seed"] == seed:
+            who = "before training" if one["step"] == 0 else str(one["estimator"])
+            row = rows.setdefault(int(one["number"]), {"prompt": str(one["prompt"])})
+            row[who] = f"{str(one['text']).removeprefix(str(one['prompt']))} ({one['reward']:.2f})"
+    columns = [(name, name, "text") for name in ("prompt", "before training", *chosen)]
+    frame = pd.DataFrame(list(rows.values())).reindex(columns=[name for name, _, _ in columns])
+    note = f"<p>How test prompts are continued at the end, seed {seed}, with the reward; the same noise for all.</p>"
+    return ["<h3>Samples</h3>", note, _table(frame, columns)]
 
 
 def _claims(metrics: pd.DataFrame) -> list[str]:
@@ -286,7 +312,9 @@ def _figure(picture: str, caption: str, data: pd.DataFrame, columns: Sequence[st
 
 
 def _table(frame: pd.DataFrame, columns: Sequence[tuple[str, str, str]], tier: bool = False) -> str:
-    head = "".join(f"<th scope=col>{_e(heading)}</th>" for heading, _, _ in columns)
+    head = "".join(
+        f"<th scope=col{' class=text' if form == 'text' else ''}>{_e(heading)}</th>" for heading, _, form in columns
+    )
     body, last = [], None
     for row in frame.to_dict("records"):
         cells = "".join(_cell(row[column], form) for _, column, form in columns)

@@ -372,6 +372,9 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
     metrics = records.merged((_rows_of(run, cell) for _, cell in run.cells), name)
     probes = records.merged(_probes_of(run), name)
     tables.write_parquet(metrics, run.out / "metrics.parquet")
+    samples = [row for _, cell in run.cells for row in records.read_lines(_folder(run, cell) / records.SAMPLES)]
+    if samples:
+        records.write_lines(run.out / records.SAMPLES, samples)
     return Outcome(metrics, probes, reasons, unprobed, interrupted, reused)
 
 
@@ -439,7 +442,7 @@ def _has_ended(run: Run, cell: Cell) -> bool:
 
 def _forget(run: Run, cell: Cell) -> None:
     """Drop what an earlier attempt left, so that a worker that dies now doesn't leave it standing."""
-    for name in ("cell.json", "metrics.parquet", "probes.parquet", "error.txt"):
+    for name in ("cell.json", "metrics.parquet", "probes.parquet", records.SAMPLES, "error.txt"):
         (_folder(run, cell) / name).unlink(missing_ok=True)
 
 

@@ -53,6 +53,10 @@ class Task(ABC):
     def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
         """Metrics of the present parameters on a fixed part of a split, always on hard samples."""
 
+    def samples(self, split: str, rng: torch.Generator) -> list[dict[str, Any]]:
+        """The first prompts of a split, each with what the present parameters make of it: prompt, text, reward."""
+        return []
+
     def tuned(self, estimator: str) -> Mapping[str, Any] | None:
         """Recorded tuned settings of an estimator in this setting, such as {"learning_rate": 1e-3}; None if none."""
         return None

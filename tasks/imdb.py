@@ -32,6 +32,7 @@ AnyVocabulary: TypeAlias = "Vocabulary | PretrainedVocabulary"
 
 SPLIT_SEED = 0  # of the corpus, the splits and everything trained before the comparison starts
 EVALUATED = 256  # prompts of each split that an evaluation reads
+SAMPLED = 4  # prompts of each split whose continuations are kept
 PRETRAINED_LEARNING_RATE = 1e-5  # usual for tuning a whole pretrained model; the base's suits small ones
 _READ = ("train", "reward", "judge")  # parts that vocabulary and policy learn from
 _MADE = {"policy": "scratch", "reward": "trained"}  # the options' values for what is made here
@@ -246,6 +247,18 @@ class Imdb(Task):
         texts = self.vocabulary.decode(torch.cat([problem.prompts, z], 1).tolist())
         gold = self.judge(texts) if self.judge else [grammar.sentiment(text) for text in texts]
         return metrics | {"gold_reward": float(np.mean(gold))}
+
+    def samples(self, split: str, rng: torch.Generator) -> list[dict[str, Any]]:
+        problem = self.problem(split, torch.arange(SAMPLED, device=rng.device))
+        z = problem.sample(1, rng)
+        with torch.no_grad():
+            rewards = problem.raw_reward(z)[0].tolist()
+        openings = self.vocabulary.decode(problem.prompts.tolist())
+        texts = self.vocabulary.decode(torch.cat([problem.prompts, z[0]], 1).tolist())
+        return [
+            {"prompt": prompt, "text": text, "reward": reward}
+            for prompt, text, reward in zip(openings, texts, rewards, strict=True)
+        ]
 
     def tuned(self, estimator: str) -> Mapping[str, Any] | None:
         if not (self._made("policy") and self._made("reward")):

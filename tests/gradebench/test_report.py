@@ -190,3 +190,21 @@ def test_figures_come_as_files_of_their_own(command, run):
         root = ElementTree.parse(file).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert "--ink" in root[0].text and root.get("aria-label")
+
+
+def test_samples_stand_side_by_side_and_are_escaped(run):
+    rows = [
+        {"task": "imdb", "setting": "corpus=<i>", "estimator": name, "seed": seed, "split": split, "step": step}
+        | {"number": 0, "prompt": "a film", "text": f"a film <script>{name} {seed} {step}", "reward": 0.25}
+        for name in ("rloo", "ppo")
+        for seed in (0, 1)
+        for split in ("train", "test")
+        for step in (0, 40)
+    ]
+    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(text_of(run))
+    words = " ".join(page.words)
+    assert "script" not in page.seen
+    for shown in ("<script>rloo 0 40 (0.25)", "<script>ppo 0 40 (0.25)", "0 0 (0.25)", "before training"):
+        assert shown in words
+    assert "rloo 1 40" not in words  # one seed

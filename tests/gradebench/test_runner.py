@@ -7,7 +7,7 @@ import pytest
 
 from gradebench import runner, tables
 from gradebench.errors import InputError
-from gradebench.records import METRICS_COLUMNS
+from gradebench.records import METRICS_COLUMNS, SAMPLES, read_lines
 
 TIMINGS = ["seconds_per_step", "peak_memory_bytes"]
 MINE = """
@@ -276,3 +276,23 @@ def test_a_twin_starts_where_its_estimator_does(run):
         index=["seed", "split", "metric"], columns="estimator", values="value"
     )
     assert (first["rloo"] == first[f"rloo{tables.CONTROL}"]).all()
+
+
+# --- samples ----------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_all_cells_stand_in_one_file_before_and_after_training(run, tmp_path):
+    run("rloo", "reinforce")
+    rows = pd.DataFrame(read_lines(tmp_path / "run" / SAMPLES))
+    assert len(rows) == 2 * 2 * 3 * 2 * 2  # estimators, seeds, splits, steps, prompts
+    assert set(rows["step"]) == {0, 2}
+    before = rows[rows["step"] == 0].groupby(["seed", "split", "number"])["text"].nunique()
+    assert (before == 1).all()  # the same noise for every estimator of a seed
+    assert all(text.startswith(prompt[:-1]) for prompt, text in zip(rows["prompt"], rows["text"], strict=True))
+
+
+def test_a_resumed_run_keeps_its_samples(run, tmp_path):
+    run("rloo")
+    first = (tmp_path / "run" / SAMPLES).read_bytes()
+    run("rloo")
+    assert (tmp_path / "run" / SAMPLES).read_bytes() == first

@@ -9,6 +9,7 @@ import torch
 
 from gradebench import InputError, harness
 from gradebench.harness import Cell, Plan
+from gradebench.sampling import generator
 from gradebench.tasks import grammar, imdb
 from gradebench.tasks.corpora import HubUnreachable, read_corpus, split_corpus
 
@@ -183,3 +184,12 @@ def test_the_real_reviews_make_a_task_of_disjoint_prompts(tmp_path):
     assert 0 < gold < 1  # a probability from the judge, and no longer the grammar's verdict
     corpus = read_corpus(os.fspath(path))
     assert sum(map(len, split_corpus(corpus, imdb.SPLIT_SEED).values())) == len(corpus.texts)
+
+
+def test_samples_are_continuations_of_the_first_prompts_with_their_rewards(task):
+    texts = task.samples("test", generator("cpu", 0))
+    openings = task.vocabulary.decode(task.prompts["test"][:4].tolist())
+    assert [one["prompt"] for one in texts] == openings
+    assert all(one["text"].startswith(one["prompt"]) and one["text"] != one["prompt"] for one in texts)
+    assert all(0 <= one["reward"] <= 1 for one in texts)
+    assert texts == task.samples("test", generator("cpu", 0))
