@@ -81,7 +81,7 @@ def a_mean(law: str, rng: np.random.Generator, seeds: int) -> bool:
 
 def a_difference(law: str, rng: np.random.Generator, seeds: int) -> bool:
     a, b = rewards(law, rng, 2, seeds)
-    low, high = statistics.mean_interval(a - b, rng, resamples=1000)
+    low, high = statistics.difference_interval(a - b, rng)
     return not low <= 0 <= high
 
 

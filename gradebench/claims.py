@@ -104,7 +104,7 @@ def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
                   a ratio of variances, one a seed; the paired sign-flip test of mean d = 0, Holm over the file
     verdict       supported or contradicted where p_holm < 0.05, by the side that d is on; underpowered where no outcome
                   could have been, or one seed or none has both; else not distinguishable
-    measured      the difference or ratio itself, with its 95 % interval: bootstrap-t, and Fieller's of a ratio of means
+    measured      the difference or ratio itself, with its 95 % interval, of a ratio of means by Fieller
     detectable    how far from the claimed bound the truth must be to be seen with a power of 0.8 at these seeds, by the
                   normal approximation: in units of the difference, as a factor for a ratio of variances
     seeds_needed  for claims that are not decided: so many, if the truth is what was measured
@@ -155,7 +155,7 @@ def _measured(claim: Claim, both: pd.DataFrame, place: str) -> dict[str, Any]:
     measured, low, high = math.nan, math.nan, math.nan
     if len(a):
         mean = float((a - b).mean())
-        measured, (low, high) = mean, statistics.mean_interval(a - b, generator)
+        measured, (low, high) = mean, statistics.difference_interval(a - b, generator)
         if log:
             measured, low, high = math.exp(mean), math.exp(low), math.exp(high)
         elif claim.form == "ratio":

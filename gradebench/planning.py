@@ -22,10 +22,13 @@ _MOST_SEEDS = 100_000
 def power_of(n: int, effect: float, level: float) -> float:
     """The power of a two-sided test of n paired differences at a level, for a mean of `effect` standard deviations.
 
-    That of the t test, which the sign-flip test's is close to for differences that are roughly normal; of the side that
-    the mean is on.
+    That of the t test at a level that the sign-flip test has, of the side that the mean is on. The sign-flip test's
+    own is close for differences that are roughly normal: benchmarks/verdict_study.py.
     """
-    if n < 2:
+    step = statistics.smallest_attainable_p(n)
+    if step > 1e-3 * level:  # the sign-flip test has p-values in steps
+        level = min(level, step * (math.ceil(level / step) - 1))
+    if n < 2 or level <= 0:
         return 0.0
     critical = scipy.stats.t.isf(level / 2, n - 1)
     shift = abs(effect) * math.sqrt(n)

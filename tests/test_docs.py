@@ -10,6 +10,7 @@ from gradebench.registry import entries
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "gradients.md").read_text(encoding="utf-8")
+VERDICTS = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
 SHOWN_OF_CARDS = ("bias", "assumptions", "cost", "references")
 UNBIASED = ("exact", "reinforce", "rloo", "carms", "unordered-set", "rebar", "relax", "muprop", "a2c")
 SHOWN = {"gradient_variance_relative": ".3g", "gradient_bias_relative": ".2g", "gradient_cosine": ".2f"}
@@ -72,6 +73,32 @@ def study_table(study: pd.DataFrame) -> str:
     lines = ["| | check | passed, of 20 seeds |", "|---|---|--:|"]
     lines += [f"| {row['name']} | {row['check']} | {row['passed']} |" for row in study.to_dict("records")]
     return "\n".join(lines)
+
+
+def verdict_table(study: pd.DataFrame) -> str:
+    """One row a question and number of seeds, one column a law, in percent."""
+    laws = list(study["law"].unique())
+    lines = [f"| | seeds | {' | '.join(laws)} |", f"|---|--:|{'--:|' * len(laws)}"]
+    for (what, seeds), rows in study.groupby(["what", "seeds"], sort=False):
+        found = rows.set_index("law")["found"]
+        lines.append(f"| {what} | {seeds} | {' | '.join(f'{100 * found[law]:.1f}' for law in laws)} |")
+    return "\n".join(lines)
+
+
+def test_the_page_shows_the_study_of_verdicts_and_it_keeps_its_promises():
+    """Of the exact tests: within four binomial errors of what was promised, 60 numbers."""
+    study = pd.read_csv(ROOT / "results" / "verdicts" / "study.csv").sort_values(["what", "seeds"], kind="stable")
+    assert verdict_table(study) in VERDICTS
+    exact = (
+        "pair of equal",
+        "any pair",
+        "claimed difference",
+        "claimed ratio decided at its bound",
+        "interval of a diff",
+    )
+    tests = study[study["what"].str.startswith(exact) & ~study["what"].str.contains("one side")]
+    assert len(tests) == 60
+    assert (tests["found"] <= tests["promised"] + 4 * tests["standard_error"]).all()
 
 
 @pytest.mark.parametrize("run", ["gradients-enumerable-lm", "gradients-imdb-embedded"])

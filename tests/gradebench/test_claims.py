@@ -56,7 +56,7 @@ def decided(one, a, b):
 
 @pytest.fixture
 def without_intervals(monkeypatch):
-    monkeypatch.setattr(statistics, "mean_interval", lambda *_, **__: (math.nan, math.nan))
+    monkeypatch.setattr(statistics, "difference_interval", lambda *_, **__: (math.nan, math.nan))
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------

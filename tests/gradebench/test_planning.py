@@ -24,11 +24,18 @@ def pilot(rewards):
 
 
 @pytest.mark.parametrize("level", [0.05, 0.05 / 253])
-@pytest.mark.parametrize(("n", "effect"), [(5, 1.5), (14, 1.0), (14, 2.0), (60, 0.4), (1000, 0.1)])
+@pytest.mark.parametrize(("n", "effect"), [(14, 1.0), (14, 1.5), (20, 0.8), (60, 0.4), (1000, 0.1)])
 def test_power_is_that_of_the_t_test(n, effect, level):
-    """The oracle counts the wrong side too, which is below 1e-4 here."""
-    expected = TTestPower().power(effect, n, level)
+    """At the largest multiple of 2 / 2^n below the level. The oracle counts the wrong side too, below 1e-4 here."""
+    step = 2.0 ** (1 - n)
+    reached = step * (math.ceil(level / step) - 1) if n < 30 else level
+    expected = TTestPower().power(effect, n, reached)
     assert planning.power_of(n, effect, level) == pytest.approx(expected, abs=1e-4)
+
+
+def test_too_few_seeds_have_no_power_at_all():
+    assert planning.power_of(5, 100.0, 0.05) == 0.0  # p is 1/16 at least
+    assert planning.power_of(6, 100.0, 0.05) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("effect", "family"), [(0.5, 1), (1.0, 6), (1.5, 253), (0.02, 1)])

@@ -208,3 +208,20 @@ def test_samples_stand_side_by_side_and_are_escaped(run):
     for shown in ("<script>rloo 0 40 (0.25)", "<script>ppo 0 40 (0.25)", "0 0 (0.25)", "before training"):
         assert shown in words
     assert "rloo 1 40" not in words  # one seed
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_every_colour_of_words_has_the_contrast_that_the_guidelines_ask_for(theme):
+    """WCAG 2.1 level AA: 4.5 to 1 against the page, and code against its wash; lines of figures are words' colours too."""
+    colours = dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", report._STYLE.split("@media")[theme]))
+    assert {"ink", "faint", "page", "wash", *(f"c{i}" for i in range(svg.COLOURS))} <= set(colours)
+    for name in ("ink", "faint", *(f"c{i}" for i in range(svg.COLOURS))):
+        for ground in ("page", "wash") if name in ("ink", "faint") else ("page",):
+            light, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)

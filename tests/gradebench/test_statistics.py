@@ -248,6 +248,43 @@ def test_many_equal_values_have_students_interval():
     assert statistics.mean_interval(apart, np.random.default_rng(16)) == pytest.approx(tuple(expected))
 
 
+@pytest.mark.parametrize("n", [6, 9, 13])
+def test_interval_of_a_difference_holds_what_the_test_does_not_reject(n):
+    """Duality: just inside its ends the sign-flip test has p >= 0.05, just outside p < 0.05."""
+    rng = np.random.default_rng(n)
+    for _ in range(20):
+        d = rng.normal(0.5, 1.0, n)
+        low, high = statistics.difference_interval(d, rng)
+        for end, outwards in ((low, -1e-6), (high, 1e-6)):
+            assert statistics.paired_permutation_p(d - (end - outwards)) >= 0.05
+            assert statistics.paired_permutation_p(d - (end + outwards)) < 0.05
+        assert (low <= 0 <= high) == (statistics.paired_permutation_p(d) >= 0.05)
+
+
+@pytest.mark.parametrize("law", ["normal", "heavy tails", "two modes"])
+def test_interval_of_a_difference_covers_exactly(law):
+    """n = 8: 1 - 2 6 / 2^8 = 0.953; 2,000 simulations have a standard error of 0.005, five of them on either side."""
+    rng = np.random.default_rng(5)
+    a, b = LAWS[law](rng, (2000, 8)), LAWS[law](rng, (2000, 8))
+    intervals = [statistics.difference_interval(d, rng) for d in a - b]
+    assert abs(np.mean([low <= 0 <= high for low, high in intervals]) - (1 - 12 / 256)) < 0.025
+
+
+def test_interval_of_many_differences_by_random_subsets_is_the_normal_one():
+    d = np.random.default_rng(6).normal(1.0, 2.0, 100)
+    low, high = statistics.difference_interval(d, np.random.default_rng(7))
+    half = 1.96 * d.std(ddof=1) / 10
+    assert (low, high) == pytest.approx((d.mean() - half, d.mean() + half), abs=0.1 * half)
+
+
+def test_interval_of_few_differences_is_students():
+    d = np.array([1.0, 2.0, 4.0, 3.0, 2.5])
+    expected = scipy.stats.ttest_1samp(d, 0).confidence_interval(0.95)
+    assert statistics.difference_interval(d, np.random.default_rng(0)) == pytest.approx(tuple(expected))
+    assert np.isnan(statistics.difference_interval([1.0], np.random.default_rng(0))).all()
+    assert statistics.difference_interval([0.5] * 8, np.random.default_rng(0)) == (0.5, 0.5)
+
+
 def test_ratio_interval_covers_and_equals_the_test_it_inverts():
     """400 simulations: 0.90 to 0.99, five standard errors around 0.95. At its ends the t test of a - r b has p = 0.05."""
     rng = np.random.default_rng(17)
