@@ -1,6 +1,7 @@
 """Straight-through gradients by three roads: the plain graph, which autograd alone makes, is what the others must equal."""
 
 import functools
+import gc
 
 import pytest
 import torch
@@ -172,6 +173,27 @@ def test_many_rows_are_summed_in_several_products(tiny_problem, go, monkeypatch)
     whole = gradient(tiny_problem(horizon=5), samples=3)
     monkeypatch.setattr(once, "ROWS", 1)
     torch.testing.assert_close(gradient(tiny_problem(horizon=5), samples=3), whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["plain", "once", "parallel"])
+def test_nothing_is_left_of_a_rollout(tiny_problem, go, how):
+    """Nodes of a graph that refer to what refers to the graph are never freed, nor is what they hold."""
+    go(how)
+    problem = tiny_problem(horizon=4, beta=0.3)
+
+    def tensors_after_a_gradient():
+        gradient(problem)
+        return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+
+    tensors_after_a_gradient()
+    gc.collect()
+    gc.disable()
+    try:
+        first = tensors_after_a_gradient()
+        later = [tensors_after_a_gradient() for _ in range(3)]
+    finally:
+        gc.enable()
+    assert later == [first] * 3
 
 
 def test_the_road_by_default(tiny_problem):
