@@ -299,6 +299,25 @@ def leaderboard(
 
 
 @app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs", show_default=False)],
+    out: Annotated[Path, typer.Option(help="a new folder", show_default=False)],
+) -> None:
+    """Put shards of one run, made apart, into one folder with its own tables and report."""
+    from gradebench import boards, tables
+    from gradebench import runs as folders
+    from gradebench.merging import merge as merged
+
+    try:
+        merged(runs, out)
+    except OSError as error:
+        raise InputError(f"can't write into {out}: {error.strerror}") from error
+    metrics = folders.read_metrics([out])
+    boards.print_leaderboard(tables.leaderboard(metrics, _tested(metrics)))
+    typer.echo(out)
+
+
+@app.command()
 def compare(
     run: RunArgument,
     a: Annotated[str | None, typer.Argument(help="an estimator", show_default=False)] = None,

@@ -1,0 +1,71 @@
+"""Shards of one run, made apart, as the run they would have been."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gradebench import records, runs, tables
+from gradebench.errors import InputError
+from gradebench.report import write_report
+
+_UNITED = ("estimators", "tasks")  # entries of requests
+
+
+def merge(folders: Sequence[Path], out: Path) -> Path:
+    """Writes the tables, samples, config.json and report of all shards into a new folder; returns it.
+
+    Cells themselves stay where they are. What differs between machines stands in the first shard's environment.json.
+
+    Raises        InputError for shards that differ in setting, budget or version, cells that come twice, and a folder
+                  that is no new one.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} isn't empty; give a new folder")
+    metrics = runs.read_metrics(folders)
+    try:
+        comparisons = tables.comparisons(metrics)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    board = tables.leaderboard(metrics, comparisons)
+    records.require_writable(out)
+    out.mkdir(parents=True, exist_ok=True)
+    name = out.resolve().name
+    metrics = metrics.assign(run_id=name)
+    written = {"metrics": metrics, "tests": comparisons, "leaderboard": board}
+    probes = [pd.read_csv(folder / "probes.csv") for folder in folders if (folder / "probes.csv").is_file()]
+    if probes:
+        written["probes"] = pd.concat(probes, ignore_index=True).assign(run_id=name)
+    for table, frame in written.items():
+        tables.write_csv(frame, out / f"{table}.csv")
+    tables.write_parquet(metrics, out / "metrics.parquet")
+    samples = [row for folder in folders for row in records.read_lines(folder / records.SAMPLES)]
+    if samples:
+        records.write_lines(out / records.SAMPLES, samples)
+    configs = [runs.read_json(folder / "config.json") for folder in folders]
+    records.write_json(out / "config.json", _config(configs, [folder.resolve().name for folder in folders]))
+    records.write_json(out / "environment.json", runs.read_json(folders[0] / "environment.json"))
+    write_report(out, metrics, board)
+    return out
+
+
+def _config(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """The first shard's config.json with the cells, seeds, tasks, rates and requests of all."""
+    merged = dict(configs[0])
+    seeds = sorted({seed for config in configs for seed in config.get("seeds", [])})
+    merged |= {"merged": list(names), "seeds": seeds}
+    merged["cells"] = [cell for config in configs for cell in config.get("cells", [])]
+    for part in ("plans", "tasks", "left_out"):
+        merged[part] = {key: value for config in configs for key, value in config.get(part, {}).items()}
+    rates: dict[str, dict[str, float]] = {}
+    for config in configs:
+        for task, mine in config.get("learning_rates", {}).items():
+            rates.setdefault(task, {}).update(mine)
+    merged["learning_rates"] = rates
+    requests = [config.get("request", {}) for config in configs]
+    united = {
+        part: list(dict.fromkeys(one for request in requests for one in request.get(part, []))) for part in _UNITED
+    }
+    merged["request"] = requests[0] | united | {"seeds": ",".join(map(str, seeds)), "out": None}
+    return merged
