@@ -40,9 +40,9 @@ def main() -> None:
         strict=True,
     )
     tuned = tuning.tune(request, lambda task: GRID, TerminalProgress())
-    print_tuning(tuned.curves, tuned.choices, tuned.out)
+    print_tuning(tuned.curves, tuned.choices, tuned.run.out)
 
-    trials = pd.read_csv(tuned.out / "trials.csv")
+    trials = pd.read_csv(tuned.run.out / "trials.csv")
     trials = trials[trials["status"] != "skipped"]
     out = Path("results/tuning") / f"{arguments.name}.csv"
     if arguments.estimator:

@@ -166,10 +166,11 @@ def tune(
         ends = (low or task.learning_rate / 10, high or task.learning_rate * 10)
         return given or tuning.quasi_random_rates(*ends, trials)
 
-    found = tuning.tune(request, rates_for, terminal.TerminalProgress())
-    boards.print_tuning(found.curves, found.choices, found.out)
-    if found.interrupted:
-        raise SystemExit(130)
+    progress = terminal.TerminalProgress()
+    found = tuning.tune(request, rates_for, progress)
+    boards.print_tuning(found.curves, found.choices, found.run.out)
+    terminal.print_notes(found.run, found.outcome, progress)
+    _exit_by(found.outcome)
 
 
 def _rates(text: str | None) -> tuple[list[float], float | None, float | None]:
@@ -200,9 +201,11 @@ def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
     if metrics.empty:
         raise InputError(f"{pilot} has no {' or '.join(sorted(wanted))}; give a run of the same task as the pilot")
     labels = {one.label for one in runner.expand("estimators", request.estimators)[0]}
-    ok = metrics.loc[metrics["status"] == "ok", "estimator"].unique()
+    skipped = set(metrics.loc[metrics["status"] == "skipped", "estimator"])
     seeds = len(runner.parse_seeds(request.seeds)) if request.seeds else None
-    boards.print_plan(planning.plan(metrics, labels & set(ok), difference, seeds))
+    boards.print_plan(planning.plan(metrics, labels - skipped, difference, seeds))
+    if unknown := sorted(labels - set(metrics["estimator"])):
+        typer.echo(f"{pilot} lacks {', '.join(unknown)}: the pairs are counted, their spread isn't known", err=True)
 
 
 @app.command()

@@ -34,6 +34,9 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
     name = out.resolve().name
     metrics = metrics.assign(run_id=name)
     written = {"metrics": metrics, "tests": comparisons, "leaderboard": board}
+    controls = tables.controls(metrics)
+    if len(controls):
+        written["controls"] = controls
     probes = [pd.read_csv(folder / "probes.csv") for folder in folders if (folder / "probes.csv").is_file()]
     if probes:
         written["probes"] = pd.concat(probes, ignore_index=True).assign(run_id=name)

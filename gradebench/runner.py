@@ -7,7 +7,7 @@ import re
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,6 @@ def prepare(request: Request, progress: Progress) -> Run:
     task_specs, left_out_tasks = expand("tasks", request.tasks)
     seeds = None if request.seeds is None else parse_seeds(request.seeds)
     device = choose_device(request.device)
-    tuned = read_choices(Path(request.tuned)) if request.tuned else None
     out = Path(request.out or default_folder(task_specs, "" if request.train else "probe-"))
     records.require_writable(out)
     jobs = request.jobs or (1 if device.startswith("cuda") else usable_cores())
@@ -165,11 +164,11 @@ def prepare(request: Request, progress: Progress) -> Run:
         with plugin_errors(f"task {resolved.label}"):
             task = ready_task(resolved, device, request.strict, progress)
             run.tasks[resolved.label] = task
-            grids.append(_tried(_plan(request, run, task), resolved, task, estimators))
+            rates = _tuned_rates(request, resolved, task, estimators, progress)
+            grids.append(_tried(replace(_plan(request, run, task), tuned=rates), resolved, task, estimators))
     if seeds is None:
         seeds = list(range(max(tables.default_seed_count(grid.supported) for grid in grids)))
-    if tuned:
-        grids = [_with_rates(grid, request.tuned, tuned, estimators, seeds, progress) for grid in grids]
+    _require_other_seeds(request, seeds)
     for grid in grids:
         cells = grid.cells(estimators, seeds)
         run.cells += cells
@@ -178,29 +177,38 @@ def prepare(request: Request, progress: Progress) -> Run:
     return run
 
 
-def _with_rates(
-    grid: "_Grid",
-    file: str | None,
-    tuned: Mapping[str, Any],
+def _tuned_rates(
+    request: Request,
+    resolved: registry.Resolved,
+    task: Task,
     estimators: Sequence[registry.Resolved],
-    seeds: Sequence[int],
     progress: Progress,
-) -> "_Grid":
-    """The grid with the learning rates of a tuning. Raises InputError where they are of something else than what runs."""
-    label, task = grid.resolved.label, grid.task
-    if label not in tuned["tasks"]:
-        raise InputError(f"--tuned {file}: it has no {label}, only {', '.join(tuned['tasks'])}")
-    choices = tuned["tasks"][label]
+) -> dict[str, float]:
+    """The learning rates of --tuned for a task. Raises InputError where they are of something else than what runs."""
+    if not request.tuned:
+        return {}
+    label, tasks = resolved.label, read_choices(Path(request.tuned))["tasks"]
+    if label not in tasks:
+        raise InputError(f"--tuned {request.tuned}: it has no {label}, only {', '.join(tasks)}")
+    choices = tasks[label]
     if choices["setting"] != task.setting:
-        raise InputError(f"--tuned {file}: it is of [{choices['setting']}], and this would run [{task.setting}]")
-    if both := sorted(set(seeds) & set(tuned["seeds"])):
-        raise InputError(f"--tuned {file}: seed {both[0]} was tuned on; compare on other seeds")
+        raise InputError(
+            f"--tuned {request.tuned}: it is of [{choices['setting']}], and this would run [{task.setting}]"
+        )
     rates = {name: float(chosen["learning_rate"]) for name, chosen in choices["estimators"].items()}
     if lacking := [estimator.label for estimator in estimators if estimator.label not in rates]:
-        progress.note(f"--tuned {file} has no rate for {', '.join(lacking)}; they keep theirs")
-    if choices["steps"] != grid.plan.steps:
-        progress.note(f"--tuned {file} is of {choices['steps']} steps, and these are {grid.plan.steps}")
-    return replace(grid, plan=replace(grid.plan, tuned=rates))
+        progress.note(f"--tuned {request.tuned} has no rate for {', '.join(lacking)}; they keep theirs")
+    steps = request.steps or task.default_steps
+    if choices["steps"] != steps:
+        progress.note(f"--tuned {request.tuned} is of {choices['steps']} steps, and these are {steps}")
+    return rates
+
+
+def _require_other_seeds(request: Request, seeds: Sequence[int]) -> None:
+    """Raises InputError where a seed of the comparison was tuned on."""
+    tuned = read_choices(Path(request.tuned))["seeds"] if request.tuned else []
+    if both := sorted(set(seeds) & set(tuned)):
+        raise InputError(f"--tuned {request.tuned}: seed {both[0]} was tuned on; compare on other seeds")
 
 
 def _twin(cell: Cell) -> Cell:

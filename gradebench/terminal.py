@@ -76,10 +76,10 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
     files += "" if outcome.controls.empty else ", controls.csv"
     stdout_console().print(f"tables: {run.out}/{files}", markup=False)
     stdout_console().print(f"report: {run.out}/report.html", markup=False)
-    _print_notes(run, outcome, progress)
+    print_notes(run, outcome, progress)
 
 
-def _print_notes(run: Run, outcome: Outcome, progress: Progress) -> None:
+def print_notes(run: Run, outcome: Outcome, progress: Progress) -> None:
     """What went wrong or was fallen back on, on stderr."""
     if outcome.reused:
         progress.note(f"{outcome.reused} cells were finished by an earlier run and kept")
@@ -120,7 +120,7 @@ def print_probes(run: Run, outcome: Outcome, drawn: Sequence[Path], progress: Pr
         console.print(table)
     files = ", ".join(["probes.csv", "metrics.csv", *(f"plots/{path.name}" for path in drawn)])
     console.print(f"{_PROBE_KEY}\ntables: {run.out}/{files}", markup=False)
-    _print_notes(run, outcome, progress)
+    print_notes(run, outcome, progress)
 
 
 _ENDS = ("value", "ci_low", "ci_high")

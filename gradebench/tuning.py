@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -24,8 +23,8 @@ class Tuned:
 
     curves: pd.DataFrame
     choices: dict[str, Any]
-    out: Path
-    interrupted: bool
+    run: runner.Run
+    outcome: runner.Outcome
 
 
 def quasi_random_rates(low: float, high: float, trials: int) -> list[float]:
@@ -80,7 +79,7 @@ def tune(request: runner.Request, rates_for: Callable[[Task], Sequence[float]], 
     tables.write_csv(rows, run.out / "trials.csv")
     tables.write_csv(curves, run.out / "curves.csv")
     records.write_json(run.out / "tuned.json", choices)
-    return Tuned(curves, choices, run.out, outcome.interrupted)
+    return Tuned(curves, choices, run, outcome)
 
 
 def trials_of(metrics: pd.DataFrame, steps: Mapping[str, int], betas: Mapping[str, float]) -> pd.DataFrame:

@@ -105,6 +105,9 @@ def test_the_command_plans_and_runs_nothing(command, tmp_path, monkeypatch):
     assert status == 0, err
     assert "over 1 pairs" in out and "0.05 between" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pilot"]
+    status, out, err = command("run", "-e", "rloo", "-e", "grpo", "-e", "st", "--plan", "pilot")
+    assert status == 0 and "over 3 pairs" in out
+    assert "pilot lacks st" in err
     status, out, err = command("run", "-t", "polynomial", "--plan", "pilot")
     assert (status, out) == (2, "")
     assert err.startswith("gradebench: pilot has no polynomial")

@@ -168,6 +168,19 @@ def test_derivatives_by_the_tokens_alone(tiny_problem, go):
     torch.testing.assert_close(found["once"], found["plain"], rtol=0, atol=1e-12)
 
 
+def test_keys_and_values_get_their_gradient_though_nothing_else_of_their_position_does(tiny_problem):
+    """The last logits alone, of hard tokens: of earlier positions only keys and values matter, and `link` leads there."""
+    policy, found = tiny_problem(horizon=5).policy, {}
+    ids = torch.randint(3, (4, 5), generator=generator("cpu", 0))
+    for how, reader in (("plain", policy), ("once", once.Once(policy))):
+        cache = None
+        for t in range(5):
+            logits, _, cache = reader(reader.embed(ids[:, t : t + 1]), cache, last=1)
+        gradients = torch.autograd.grad(logits.square().sum(), list(policy.parameters()), materialize_grads=True)
+        found[how] = flatten(gradients)
+    torch.testing.assert_close(found["once"], found["plain"], rtol=0, atol=1e-12)
+
+
 def test_many_rows_are_summed_in_several_products(tiny_problem, go, monkeypatch):
     go("once")
     whole = gradient(tiny_problem(horizon=5), samples=3)

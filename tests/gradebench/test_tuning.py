@@ -158,3 +158,26 @@ def test_other_rates_are_refused(command, tiny, rates):
     status, shown, err = command("tune", "-t", tiny(), "--rates", rates)
     assert (status, shown) == (2, "")
     assert err.startswith(f"gradebench: --rates {rates}: numbers above 0")
+
+
+def test_the_reference_trajectory_follows_the_tuned_rate_also_in_an_old_folder(tuned, command, tiny, tmp_path):
+    """Its checkpoints have a name by what they depend on, so those of a run without --tuned are not taken for them."""
+    out, _ = tuned("--rates", "0.001,0.002,0.003")
+    arguments = ("-e", "reinforce", "-t", tiny(), "--steps", "2", "--seeds", "0-1")
+    command("run", *arguments, "--out", tmp_path / "both")
+    for folder in ("both", "new"):
+        status, _, err = command("run", *arguments, "--out", tmp_path / folder, "--tuned", out / "tuned.json")
+        assert status == 0, err
+    probes = [pd.read_csv(tmp_path / folder / "probes.csv").drop(columns="run_id") for folder in ("both", "new")]
+    pd.testing.assert_frame_equal(*probes)
+
+
+def test_a_failing_estimator_is_said_and_the_others_are_tuned(command, tiny, tmp_path, in_process):
+    out = tmp_path / "tuning"
+    specs = ("-e", "rloo", "-e", tiny("Raises"), "-t", tiny(), "--trials", "2", "--steps", "2", "--out", out)
+    status, shown, err = command("tune", *specs)
+    assert status == 1 and "Traceback" not in err
+    assert "failed" in shown and "rloo" in shown
+    assert "tiny.py:Raises" in err
+    (task,) = json.loads((out / "tuned.json").read_text())["tasks"].values()
+    assert set(task["estimators"]) == {"rloo"}
