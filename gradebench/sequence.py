@@ -10,14 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from gradebench.ends import ended_logits, ending_token, up_to_end
 from gradebench.once import Once
 from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, chosen, continued
 from gradebench.replicas import Replicas
 from gradebench.sampling import categorical, straight_through
 from gradebench.transformer import ScratchPolicy
-
-
-ABSENT = -1000.0  # logit of what can't follow an end: a probability of exactly 0, and noise is still told apart there
 
 
 class Policy(Protocol):
@@ -157,7 +155,7 @@ class SequenceProblem(Problem):
                 logits, _, cache = self.policy(self.policy.embed(z[:, :, t - 1].reshape(-1, 1)), cache, **pads)
             here = in_single(logits[:, -1].view(n, self.contexts, -1))
             if t and self.end is not None:
-                here = self._ended(here, z[:, :, t - 1] == self.end)
+                here = ended_logits(here, z[:, :, t - 1] == self.end, self.end)
             z[:, :, t], parents = chosen(choose(here))
             if parents is not None:
                 z[:, :, :t] = continued(z[:, :, :t], parents)
@@ -193,11 +191,11 @@ class SequenceProblem(Problem):
             here, feature = (x.view(n, self.contexts, -1) for x in (logits, features))
             here = in_single(here)
             if t and self.end is not None and ids:
-                here = self._ended(here, ids[-1] == self.end)
+                here = ended_logits(here, ids[-1] == self.end, self.end)
             seen.append((here, feature))
             token = relax(here)
             if t and self.end is not None and not ids:
-                token = self._ending(token, tokens[-1][..., self.end])
+                token = ending_token(token, tokens[-1][..., self.end], self.end)
             tokens.append(token)
             if rng is not None:
                 ids.append(token.argmax(-1))
@@ -297,13 +295,8 @@ class SequenceProblem(Problem):
         going_on = 1 - tokens[:, :, :-1, self.end]
         return divergence * torch.cat([torch.ones_like(going_on[:, :, :1]), going_on], -1)
 
-    # --- ends ---------------------------------------------------------------------------------------------------
-
     def alive(self, z: Tensor) -> Tensor:
-        if self.end is None:
-            return super().alive(z)
-        ends = z == self.end
-        return ends.cumsum(-1) - ends.long() == 0
+        return super().alive(z) if self.end is None else up_to_end(z, self.end)
 
     def _ids(self, tokens: Tensor) -> Tensor | None:
         """Of hard tokens, or of the last rollout's one-hots; None for relaxed tokens."""
@@ -313,21 +306,10 @@ class SequenceProblem(Problem):
 
     def _masked(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Logits (n, B, T, V) along hard tokens, those after an end replaced."""
-        ids = None if self.end is None else self._ids(tokens)
-        return logits if ids is None else self._ended(logits, ~self.alive(ids))
-
-    def _ended(self, logits: Tensor, ended: Tensor) -> Tensor:
-        """Logits (..., V), but where a text has `ended` (...), constants that leave nothing but the end token."""
-        certain = torch.full_like(logits[(0,) * (logits.dim() - 1)], ABSENT)
-        certain[self.end] = 0
-        return torch.where(ended.unsqueeze(-1), certain, logits)
-
-    def _ending(self, token: Tensor, ended: Tensor) -> Tensor:
-        """A relaxed token (n, B, V), mixed with the end token by how far the text has `ended` (n, B)."""
-        certain = torch.zeros_like(token[0, 0])
-        certain[self.end] = 1
-        ended = ended.unsqueeze(-1)
-        return (1 - ended) * token + ended * certain
+        ids = self._ids(tokens)
+        if self.end is None or ids is None:
+            return logits
+        return ended_logits(logits, ~up_to_end(ids, self.end), self.end)
 
     def support(self) -> Tensor:
         if "support" not in self.offers:

@@ -201,6 +201,8 @@ class ScratchPolicy(Transformer):
 class ScratchClassifier(Transformer):
     """Probability (N,) that a text is positive, from mean-pooled features."""
 
+    weighs = True  # positions may count in part
+
     def __init__(self, vocabulary: int, width: int, layers: int, heads: int, length: int):
         super().__init__(vocabulary, width, layers, heads, length, causal=False)
         self.head = nn.Linear(width, 1)
