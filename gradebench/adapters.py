@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from gradebench.errors import InputError
 from gradebench.pretrained import PretrainedPolicy
@@ -21,14 +22,23 @@ class AdaptedPolicy(PretrainedPolicy):
     def __init__(self, model: nn.Module, categories: int, half: bool, rank: int):
         try:
             from peft import LoraConfig, get_peft_model
+            from peft.tuners.tuners_utils import BaseTunerLayer
         except ImportError as error:
             raise InputError("lora needs the library of adapters; pip install 'gradebench[lora]'") from error
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same adapters for every estimator and seed, as for all initial parameters
             adapted = get_peft_model(model, config)  # puts them into `model` itself
         super().__init__(model, categories, half)
-        self._whole = [adapted]  # not a module of this one, which would have every parameter twice
+        # Lists, because as modules of this one they would have every parameter twice.
+        self._whole = [adapted]
+        self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
     def frozen(self) -> "WithoutAdapters":  # type: ignore[override]
         return WithoutAdapters(self)
@@ -40,13 +50,12 @@ class AdaptedPolicy(PretrainedPolicy):
     @contextmanager
     def switched_off(self) -> Iterator[None]:
         """The model as it was before adapters."""
-        layers = [module for module in self.modules() if hasattr(module, "enable_adapters")]
-        for layer in layers:
+        for layer in self._layers:
             layer.enable_adapters(False)
         try:
             yield
         finally:
-            for layer in layers:
+            for layer in self._layers:
                 layer.enable_adapters(True)
 
 

@@ -67,7 +67,7 @@ class PretrainedPolicy(nn.Module):
     def __init__(self, model: nn.Module, categories: int, half: bool = False):
         super().__init__()
         self.model = model.eval()  # no dropout: rollout and log_prob must see one policy
-        self.categories, self.half = categories, half
+        self.categories, self.computes_half = categories, half
         taken = inspect.signature(model.forward).parameters
         self.skips_logits, self.takes_places = "logits_to_keep" in taken, "position_ids" in taken
         self.feature_size = trial_features(self)
@@ -96,7 +96,7 @@ class PretrainedPolicy(nn.Module):
             options["attention_mask"] = (places >= 0).long()
             if self.takes_places:
                 options["position_ids"] = places[:, start:].clamp_min(0)
-        with torch.autocast(embeddings.device.type, torch.bfloat16) if self.half else nullcontext():
+        with torch.autocast(embeddings.device.type, torch.bfloat16) if self.computes_half else nullcontext():
             output = self.model(
                 inputs_embeds=embeddings,
                 past_key_values=branch(cache),
@@ -117,7 +117,7 @@ class PretrainedPolicy(nn.Module):
     def frozen(self) -> "PretrainedPolicy":
         """A copy of what it is now, not to be trained."""
         answer = copy.deepcopy(self).requires_grad_(False)
-        return answer.to(torch.bfloat16) if self.half else answer
+        return answer.to(torch.bfloat16) if self.computes_half else answer
 
 
 class PretrainedReward(nn.Module):
@@ -166,7 +166,7 @@ class PretrainedReward(nn.Module):
 
     def of_prefixes(self, texts: Tensor) -> Tensor:
         """A decoder's probability (N, L) of every prefix of the texts (N, L, D)."""
-        return self.probability(self.model.score(self.model.base_model(inputs_embeds=texts).last_hidden_state))  # type: ignore[operator, union-attr]
+        return self.probability(self.model.score(self.model.base_model(inputs_embeds=texts).last_hidden_state))  # type: ignore[operator]
 
     def probability(self, logits: Tensor) -> Tensor:
         """(..., labels) to (...)."""
@@ -187,7 +187,7 @@ def load_policy(
     with _quiet(), _refused(name_or_path, "a policy"):
         config = _config(folder)
         named = getattr(config, "architectures", None) or []
-        own_code = trusts_remote_code() and getattr(config, "auto_map", None)
+        own_code = getattr(config, "auto_map", None)
         if named and not set(named) & _causal_architectures() and not own_code:
             raise InputError(f"{name_or_path}: a {named[0]}, not a causal language model; give one")
         tokenizer = _tokenizer(folder)
@@ -409,6 +409,9 @@ def _refused(name_or_path: str, role: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # configurations, tokenizers and weights each fail with kinds of their own
+        if "trust_remote_code" in str(error):
+            advice = "read it, and give --trust-remote-code if you trust it"
+            raise InputError(f"{name_or_path}: {role} that needs code of its own to be run; {advice}") from error
         raise InputError(f"{name_or_path}: can't serve as {role}: {first_line(error)}; give another model") from error
 
 

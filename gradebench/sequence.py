@@ -363,7 +363,7 @@ class SequenceProblem(Problem):
     def _prompts(self, n: int) -> Tensor:
         return self.prompts.repeat(n, 1)
 
-    def _padding(self, n: int) -> dict[str, Tensor]:
+    def _padding(self, n: int) -> dict[str, Any]:
         """What a policy is told about the prompts of n draws besides their ids."""
         return {} if self.pads is None else {"pads": self.pads.repeat(n)}
 

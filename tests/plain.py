@@ -75,7 +75,9 @@ class PlainProblem(Problem):
 
     def features(self, z):
         times = range(self.horizon)
-        found = self.over(lambda i, b: torch.stack([self.next(self.of.policy, b, z[i, b, :t])[1] for t in times]), len(z))
+        found = self.over(
+            lambda i, b: torch.stack([self.next(self.of.policy, b, z[i, b, :t])[1] for t in times]), len(z)
+        )
         return found.detach()
 
     def alive(self, z):

@@ -90,7 +90,9 @@ def test_what_stands_after_an_end_changes_nothing(problem):
 def test_padding_changes_nothing(tiny_problem):
     """Prompts with other tokens in front, which are said to be padding."""
     whole = with_ends(tiny_problem(beta=0.3), torch.tensor([1, 1, 1, 1]))
-    other = with_ends(tiny_problem(beta=0.3), whole.pads, prompts=torch.cat([2 - whole.prompts[:, :1], whole.prompts[:, 1:]], 1))
+    other = with_ends(
+        tiny_problem(beta=0.3), whole.pads, prompts=torch.cat([2 - whole.prompts[:, :1], whole.prompts[:, 1:]], 1)
+    )
     z = everything(whole)
     torch.testing.assert_close(other.logits(z), whole.logits(z), rtol=0, atol=1e-12)
     torch.testing.assert_close(other.reward(z), whole.reward(z), rtol=0, atol=1e-12)

@@ -18,7 +18,8 @@ from gradebench.sampling import generator
 
 # The tests' folders are no packages to import from.
 plain, tiny_models = (
-    SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / f"{name}.py"))) for name in ("plain", "tiny_models")
+    SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / f"{name}.py")))
+    for name in ("plain", "tiny_models")
 )
 
 FAMILIES = ("gpt2", "llama", "qwen", "gpt-neox")
