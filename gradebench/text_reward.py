@@ -30,31 +30,44 @@ Score = Callable[[list[str], list[str]], Sequence[float]]  # of prompts and thei
 class TextReward(nn.Module):
     """Reward (N,) of ids (N, L), by a score of the texts that they decode to; `prompt` of the L are the prompt's.
 
-    What `embed` gives are the ids themselves: a text has no embedding.
+    What `embed` gives are the ids themselves: a text has no embedding. `end`: the token that ends a text.
     """
 
     differentiable = False
 
-    def __init__(self, score: Score, decode: Decode, prompt: int):
+    def __init__(self, score: Score, decode: Decode, prompt: int, end: int | None = None):
         super().__init__()
-        self.score, self.decode, self.prompt = score, decode, prompt
+        self.score, self.decode, self.prompt, self.end = score, decode, prompt, end
 
     def embed(self, tokens: Tensor) -> Tensor:
         if tokens.is_floating_point():
             raise TypeError("a reward that reads texts can't read relaxed tokens")
         return tokens
 
-    def forward(self, ids: Tensor) -> Tensor:
-        rows = ids.tolist()
-        prompts, texts = self.decode([row[: self.prompt] for row in rows]), self.decode(rows)
-        # A token cut in two by the prompt's end (bytes of one character) makes the whole begin in another way.
-        cut = [text.startswith(prompt) for prompt, text in zip(prompts, texts, strict=True)]
-        alone = self.decode([row[self.prompt :] for row in rows]) if not all(cut) else texts
+    def forward(self, ids: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Of ids whose positions before the end are those that `keep` (N, L) has; a prompt's padding stands last."""
+        counts = [ids.shape[1]] * len(ids) if keep is None else keep.round().sum(1).long().tolist()
+        cut = [self._cut(row, count) for row, count in zip(ids.tolist(), counts, strict=True)]
+        prompts = self.decode([prompt for prompt, _ in cut])
+        wholes = self.decode([prompt + rest for prompt, rest in cut])
+        alone = self.decode([rest for _, rest in cut])
+        # A character cut in two by the prompt's end (tokens are bytes) makes the whole begin in another way.
         completions = [
-            text[len(prompt) :] if whole else rest
-            for prompt, text, rest, whole in zip(prompts, texts, alone, cut, strict=True)
+            whole.removeprefix(prompt) if whole.startswith(prompt) else rest
+            for prompt, whole, rest in zip(prompts, wholes, alone, strict=True)
         ]
         return torch.tensor(self.score(prompts, completions), dtype=torch.float32, device=ids.device)
+
+    def _cut(self, row: list[int], count: int) -> tuple[list[int], list[int]]:
+        """A prompt's ids and those of what follows up to its end, of a row whose first `count` ids count.
+
+        The rest of a row is the end, again and again, then padding, which is another token; or padding alone.
+        """
+        rest = row[count:]
+        if rest and rest[0] == self.end:
+            rest = rest[len(rest) - rest[::-1].index(self.end) :]
+        prompt = self.prompt - len(rest)
+        return row[:prompt], row[prompt:count]
 
 
 @dataclass(frozen=True)
