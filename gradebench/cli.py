@@ -109,6 +109,9 @@ def run(
         _print_plan(plan, request, difference)
         return
     progress = terminal.TerminalProgress()
+    if dry_run and (missing := runner.missing(request, progress)):
+        progress.note(f"dry run: {', '.join(missing)} would be downloaded first; cells can be listed once it is here")
+        return
     prepared = runner.prepare(request, progress)
     terminal.announce(prepared, runner.config_of(request, prepared), progress)
     if dry_run:

@@ -78,6 +78,13 @@ def locate_model(name_or_path: str, timeout: float = 10.0) -> ModelFiles:
     return ModelFiles(name_or_path, folder)
 
 
+def is_here(name_or_path: str) -> bool:
+    """Whether it is a folder, or a whole model of the hub's cache: nothing has to be downloaded for it."""
+    if os.path.isdir(os.path.expanduser(name_or_path)):
+        return True
+    return bool(_HUB_ID.fullmatch(name_or_path)) and _cached_snapshot(name_or_path) is not None
+
+
 def lacking_in(folder: Path) -> str | None:
     """Returns what keeps a folder from being a whole model, in a few words; None where nothing does."""
     if not (folder / CONFIG).is_file():

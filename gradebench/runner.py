@@ -243,10 +243,21 @@ def plugin_errors(what: str) -> Iterator[None]:
 def ready_task(resolved: registry.Resolved, device: str, strict: bool, progress: Progress) -> Task:
     """The task with everything prepared, and loaded in this process."""
     task = resolved.create()
+    for line in task.needs():
+        progress.note(line)
     torch.set_num_threads(min(2, usable_cores()))  # fixed, so that what is trained here doesn't vary with jobs
     task.prepare(torch.device(device), progress.note, strict)
     task.load(torch.device(device))
     return task
+
+
+def missing(request: Request, progress: Progress) -> list[str]:
+    """What a run of these tasks would download for long; where there is any, what they need is told."""
+    tasks = [resolved.create() for resolved in expand("tasks", request.tasks)[0]]
+    names = [name for task in tasks for name in task.missing()]
+    for line in (line for task in tasks if names for line in task.needs()):
+        progress.note(line)
+    return names
 
 
 def _plan(request: Request, run: Run, task: Task) -> Plan:
