@@ -4,6 +4,7 @@ Written out rather than taken from a library for two reasons: its attention can 
 variates that learn need that, fused kernels lack it), and a decoding step costs microseconds of overhead.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -192,6 +193,10 @@ class ScratchPolicy(Transformer):
         features, cache = self.features(embeddings, cache, pads=pads)
         features = features if last is None else features[:, -last:]
         return features @ self.token.T, features, cache
+
+    def frozen(self) -> "ScratchPolicy":
+        """A copy of what it is now, not to be trained."""
+        return copy.deepcopy(self).requires_grad_(False)
 
     def reordered(self, cache: Cache, rows: Tensor) -> Cache:
         """The cache of these rows (M,) of the batch."""
