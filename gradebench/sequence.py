@@ -126,7 +126,7 @@ class SequenceProblem(Problem):
     def draw(self, choose: Choose, n: int) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
-        logits, _, cache = self.policy(self.policy.embed(self._prompts(n)), last=1)
+        logits, _, cache = self._read_prompts(self.policy, n, self.prompts)
         z = torch.empty(n, self.contexts, self.horizon, dtype=torch.int64, device=logits.device)
         for t in range(self.horizon):
             if t:
@@ -293,10 +293,23 @@ class SequenceProblem(Problem):
         self.ledger.forward_passes += 1
         n = len(tokens)
         past = self._embedded(policy, tokens, self.horizon - 1)
-        texts = torch.cat([policy.embed(self._prompts(n)), past], 1)
-        logits, features = self._in_pieces(lambda part: policy(part, last=self.horizon)[:2], texts)
+        if n > 1 and self.prompts.shape[1] > 1 and self.rows_at_once is None:
+            *_, cache = self._read_prompts(policy, n, self.prompts[:, :-1])
+            texts = torch.cat([policy.embed(self._prompts(n)[:, -1:]), past], 1)
+            logits, features, _ = policy(texts, cache)
+        else:
+            texts = torch.cat([policy.embed(self._prompts(n)), past], 1)
+            logits, features = self._in_pieces(lambda part: policy(part, last=self.horizon)[:2], texts)
         shape = (n, self.contexts, self.horizon, -1)
         return in_single(logits).reshape(shape), features.reshape(shape)
+
+    def _read_prompts(self, policy: Policy, n: int, prompts: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Logits and features (n B, 1, ...) after prompts (B, L), and their cache: read once for all of n samples."""
+        logits, features, cache = policy(policy.embed(prompts), last=1)
+        if n == 1:
+            return logits, features, cache
+        rows = torch.arange(self.contexts, device=prompts.device).repeat(n)
+        return logits.index_select(0, rows), features.index_select(0, rows), policy.reordered(cache, rows)
 
     def _in_pieces(self, model: Callable[[Tensor], tuple[Tensor, ...]], texts: Tensor) -> tuple[Tensor, ...]:
         """Outputs of a model that reads the rows of `texts` each by itself, a checkpoint for every piece of them."""

@@ -166,7 +166,12 @@ class ScratchPolicy(Transformer):
 
     def reordered(self, cache: Cache, rows: Tensor) -> Cache:
         """The cache of these rows (M,) of the batch."""
-        return [past.reordered(rows) if isinstance(past, InPlace) else (past[0][rows], past[1][rows]) for past in cache]
+        return [
+            past.reordered(rows)
+            if isinstance(past, InPlace)
+            else (past[0].index_select(0, rows), past[1].index_select(0, rows))
+            for past in cache
+        ]
 
 
 class ScratchClassifier(Transformer):
