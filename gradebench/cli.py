@@ -53,6 +53,9 @@ JobsOption = Annotated[int | None, typer.Option(help="cells side by side; defaul
 TimeoutOption = Annotated[float | None, typer.Option(help="seconds a cell may take")]
 ResumeOption = Annotated[bool, typer.Option("--resume/--fresh", help="keep finished cells of an existing folder")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="no fallback: a hub out of reach is an error")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="let given models run code that they bring along")
+]
 
 
 @app.command()
@@ -83,6 +86,7 @@ def run(
     ] = False,
     resume: ResumeOption = True,
     strict: StrictOption = False,
+    trust_remote_code: TrustOption = False,
     launcher: Annotated[Launcher, typer.Option(help="where cells run")] = Launcher.local,
 ) -> None:
     """Train and probe estimators on tasks, and write the leaderboard with its tests."""
@@ -102,6 +106,7 @@ def run(
         timeout=timeout,
         resume=resume,
         strict=strict,
+        trust_remote_code=trust_remote_code,
         control=control,
         tuned=tuned,
     )
@@ -109,6 +114,9 @@ def run(
         _print_plan(plan, request, difference)
         return
     progress = terminal.TerminalProgress()
+    if dry_run and (missing := runner.missing(request, progress)):
+        progress.note(f"dry run: {', '.join(missing)} would be downloaded first; cells can be listed once it is here")
+        return
     prepared = runner.prepare(request, progress)
     terminal.announce(prepared, runner.config_of(request, prepared), progress)
     if dry_run:
@@ -142,6 +150,7 @@ def tune(
     timeout: TimeoutOption = None,
     resume: ResumeOption = True,
     strict: StrictOption = False,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Choose a learning rate for each estimator, with equal effort, for `run --tuned`."""
     from gradebench import boards, runner, terminal, tuning
@@ -159,6 +168,7 @@ def tune(
         timeout=timeout,
         resume=resume,
         strict=strict,
+        trust_remote_code=trust_remote_code,
     )
     given, low, high = _rates(rates)
 
@@ -230,6 +240,7 @@ def probe(
     plots: Annotated[bool, typer.Option("--plots", help="draw SVG figures too (needs the extra `plots`)")] = False,
     resume: ResumeOption = True,
     strict: StrictOption = False,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure gradients only: variance, bias and cost of each estimator at frozen parameters, with intervals."""
     from gradebench import runner, terminal
@@ -247,6 +258,7 @@ def probe(
         timeout=timeout,
         resume=resume,
         strict=strict,
+        trust_remote_code=trust_remote_code,
         train=False,
         draws=draws,
         checkpoints=checkpoints,

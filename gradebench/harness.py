@@ -442,7 +442,9 @@ def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:
     problem = task.problem("train", torch.arange(contexts, device=plan.device))
     lacking = estimator.needs - problem.offers
     if lacking:
-        raise Unsupported(f"{label} needs {', '.join(sorted(lacking))}, which the task does not offer")
+        reasons = "; ".join(reason for need, reason in task.lacks.items() if need in lacking)
+        offer = f"which the task does not offer{f': {reasons}' if reasons else ''}"
+        raise Unsupported(f"{label} needs {', '.join(sorted(lacking))}, {offer}")
     torch.manual_seed(0)  # initial weights of its own parts
     try:
         estimator.init(problem)

@@ -19,8 +19,19 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"  # names the shards of weights in several files
 # Configuration, weights and tokenizer; weights are read in safetensors alone, because other formats can run code.
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+_CODE = "*.py"  # which a model may bring along; fetched and run only for who trusts it
+TRUST = "GRADEBENCH_TRUST_REMOTE_CODE"  # in the environment, so that every worker knows
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def trusts_remote_code() -> bool:
+    """Whether models may run code of their own (`--trust-remote-code`)."""
+    return os.environ.get(TRUST) == "1"
+
+
+def _wanted_files() -> tuple[str, ...]:
+    return (*_MODEL_FILES, _CODE) if trusts_remote_code() else _MODEL_FILES
 
 
 class HubUnreachable(InputError):
@@ -40,7 +51,7 @@ class ModelFiles:
         if self.folder.parent.name == "snapshots" and _COMMIT.fullmatch(self.folder.name):
             return self.folder.name
         sha = hashlib.sha256()
-        files = {file for pattern in _MODEL_FILES for file in self.folder.glob(pattern) if file.is_file()}
+        files = {file for pattern in _wanted_files() for file in self.folder.glob(pattern) if file.is_file()}
         for file in sorted(files, key=lambda file: file.name):
             with file.open("rb") as stream:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -65,6 +76,13 @@ def locate_model(name_or_path: str, timeout: float = 10.0) -> ModelFiles:
         raise InputError(f"{name_or_path}: no such folder; give a folder with a model, or a hub id such as gpt2")
     folder = _cached_snapshot(name_or_path) or _downloaded(name_or_path, deadline, timeout)
     return ModelFiles(name_or_path, folder)
+
+
+def is_here(name_or_path: str) -> bool:
+    """Whether it is a folder, or a whole model of the hub's cache: nothing has to be downloaded for it."""
+    if os.path.isdir(os.path.expanduser(name_or_path)):
+        return True
+    return bool(_HUB_ID.fullmatch(name_or_path)) and _cached_snapshot(name_or_path) is not None
 
 
 def lacking_in(folder: Path) -> str | None:
@@ -161,7 +179,7 @@ def _downloaded(hub_id: str, deadline: float, timeout: float) -> Path:
             raise HubUnreachable(refusal.format(reason))
         try:
             # Files in subfolders are other formats or checkpoints of the same model.
-            folder = Path(snapshot_download(hub_id, allow_patterns=list(_MODEL_FILES), ignore_patterns=["*/*"]))
+            folder = Path(snapshot_download(hub_id, allow_patterns=list(_wanted_files()), ignore_patterns=["*/*"]))
         except Exception as error:  # the libraries in between raise kinds of their own
             raise HubUnreachable(refusal.format(first_line(error))) from error
     lacking = lacking_in(folder)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import re
 import time
 import traceback
@@ -18,6 +19,7 @@ import torch
 from gradebench import harness, records, registry, tables
 from gradebench.errors import InputError, Unsupported
 from gradebench.harness import Cell, Plan
+from gradebench.hub import TRUST
 from gradebench.task import Task
 from gradebench.tuned import read_choices
 from gradebench.workers import usable_cores, workers
@@ -39,6 +41,7 @@ class Request:
     timeout: float | None = None
     resume: bool = True
     strict: bool = False
+    trust_remote_code: bool = False  # of given models
     train: bool = True  # False: `gradebench probe`, gradients alone
     draws: int | None = None  # of each gradient probe
     checkpoints: int = 3
@@ -151,6 +154,8 @@ def prepare(request: Request, progress: Progress) -> Run:
     Raises InputError for whatever in the request can't be used.
     """
     _require_numbers(request)
+    if request.trust_remote_code:
+        os.environ[TRUST] = "1"
     estimators, left_out = expand("estimators", request.estimators)
     task_specs, left_out_tasks = expand("tasks", request.tasks)
     seeds = None if request.seeds is None else parse_seeds(request.seeds)
@@ -243,10 +248,21 @@ def plugin_errors(what: str) -> Iterator[None]:
 def ready_task(resolved: registry.Resolved, device: str, strict: bool, progress: Progress) -> Task:
     """The task with everything prepared, and loaded in this process."""
     task = resolved.create()
+    for line in task.needs():
+        progress.note(line)
     torch.set_num_threads(min(2, usable_cores()))  # fixed, so that what is trained here doesn't vary with jobs
     task.prepare(torch.device(device), progress.note, strict)
     task.load(torch.device(device))
     return task
+
+
+def missing(request: Request, progress: Progress) -> list[str]:
+    """What a run of these tasks would download for long; where there is any, what they need is told."""
+    tasks = [resolved.create() for resolved in expand("tasks", request.tasks)[0]]
+    names = [name for task in tasks for name in task.missing()]
+    for line in (line for task in tasks if names for line in task.needs()):
+        progress.note(line)
+    return names
 
 
 def _plan(request: Request, run: Run, task: Task) -> Plan:

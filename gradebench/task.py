@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +34,16 @@ class Task(ABC):
     options: dict[str, Any]  # as given to `__init__`; `prepare` settles what was left open, and a worker gets that
     settled: dict[str, Any] | None = None  # plain data
     notices: Sequence[str] = ()  # fallbacks taken, said at the start and at the end of a run
+    lacks: Mapping[str, str] = {}  # why its problems don't offer a need, said where a cell is skipped for it
+    memory_advice: str = ""  # what takes less memory, said where it ran out
+
+    def needs(self) -> list[str]:
+        """What `prepare` and a run will download and take, in lines, said before either begins."""
+        return []
+
+    def missing(self) -> list[str]:
+        """What `prepare` would download for long; a dry run doesn't."""
+        return []
 
     @abstractmethod
     def prepare(self, device: torch.device, log: Log, strict: bool = False) -> None:
@@ -56,6 +67,13 @@ class Task(ABC):
     def samples(self, split: str, rng: torch.Generator) -> list[dict[str, Any]]:
         """The first prompts of a split, each with what the present parameters make of it: prompt, text, reward."""
         return []
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy at its present parameters into a new folder, in the hub's format where there is one.
+
+        Raises NotImplementedError where the task has no policy to keep.
+        """
+        raise NotImplementedError(f"task {type(self).__name__} doesn't save policies")
 
     def tuned(self, estimator: str) -> Mapping[str, Any] | None:
         """Recorded tuned settings of an estimator in this setting, such as {"learning_rate": 1e-3}; None if none."""

@@ -1,6 +1,5 @@
 """Continue the opening of a film review so that the reward model finds it positive."""
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,13 +14,15 @@ from torch import Tensor, nn
 from gradebench import Ledger, Range, SequenceProblem, Task
 from gradebench.cache import cached_folder
 from gradebench.errors import InputError
-from gradebench.hub import locate_model
+from gradebench.hub import is_here, locate_model
 from gradebench.pretraining import TokenRows, accuracy, pretrain_policy, token_rows, train_classifier
 from gradebench.sequence import evaluate_sequences
 from gradebench.task import Log
 from gradebench.tasks import grammar
 from gradebench.tasks.corpora import Corpus, HubUnreachable, hub_corpus, read_corpus, split_corpus
 from gradebench.tasks.judge import load_judge, train_judge
+from gradebench.tasks.presets import GPT2, MINI, PAPER
+from gradebench.text_reward import TextReward, load_function, load_text_classifier, names_function, shares_tokens
 from gradebench.transformer import ScratchClassifier, ScratchPolicy
 from gradebench.vocabulary import Vocabulary, load_vocabulary, train_vocabulary
 
@@ -34,6 +35,7 @@ SPLIT_SEED = 0  # of the corpus, the splits and everything trained before the co
 EVALUATED = 256  # prompts of each split that an evaluation reads
 SAMPLED = 4  # prompts of each split whose continuations are kept
 PRETRAINED_LEARNING_RATE = 1e-5  # usual for tuning a whole pretrained model; the base's suits small ones
+ADAPTERS_LEARNING_RATE = 1e-4  # usual for adapters, which start from zero
 _READ = ("train", "reward", "judge")  # parts that vocabulary and policy learn from
 _MADE = {"policy": "scratch", "reward": "trained"}  # the options' values for what is made here
 
@@ -57,7 +59,10 @@ class Size:
 SIZES = {
     "mini": Size(64, 2, 4, 1000, 8, 12, 256, 700, 400, 40),
     "small": Size(128, 2, 4, 1000, 12, 16, 1024, 2500, 1500, 150),
+    "gpt2": Size(128, 2, 4, 1000, 16, 32, 1024, 2500, 2000, 200),
+    "paper": Size(128, 2, 4, 1000, 32, 48, 10_000, 2500, 2000, 250),
 }
+PRESETS = {preset.name: preset for preset in (MINI, GPT2, PAPER)}
 
 
 class ScratchReward(ScratchClassifier):
@@ -75,37 +80,78 @@ class Imdb(Task):
         self,
         corpus: Annotated[str, "auto (hub, else embedded), hub, embedded, or a path to reviews"] = "auto",
         size: Annotated[
-            Literal["auto", "mini", "small"], "of what is trained from scratch; auto: mini for embedded"
+            Literal["auto", "mini", "small", "gpt2", "paper"],
+            "of prompts, continuations and what is trained from scratch; auto: the preset's, or mini or small by corpus",
         ] = "auto",
-        kl: Annotated[float, Range(0), "beta of the KL penalty, in reward per nat"] = 0.05,
-        policy: Annotated[str, "scratch, or a hub id or folder of any causal language model"] = "scratch",
+        kl: Annotated[
+            float | None, Range(0), "beta of the KL penalty, in reward per nat; none: the preset's, 0.05 in mini"
+        ] = None,
+        policy: Annotated[
+            str, "scratch, or a hub id or folder of any causal language model; auto: the preset's, scratch in mini"
+        ] = "auto",
         reward: Annotated[
-            str, "trained, or a hub id or folder of a sequence classifier with that vocabulary"
+            str, "trained, or a hub id or folder of a sequence classifier, or a function, FILE.py:NAME or MODULE:NAME"
         ] = "trained",
         checkpointing: Annotated[
-            int, Range(0), "sequences whose activations are held at a time, others being computed twice; 0: all"
-        ] = 0,
+            int | None,
+            Range(0),
+            "sequences whose activations are held at a time, others being computed twice; 0: all; none: the preset's",
+        ] = None,
+        lora: Annotated[int, Range(0), "rank of adapters, trained in place of a given policy's weights; 0: none"] = 0,
+        precision: Annotated[
+            Literal["float32", "bfloat16"], "of given models' computations; what is trained stays in float32"
+        ] = "float32",
+        preset: Annotated[
+            Literal["mini", "gpt2", "paper"],
+            "what the options left open stand for: small models made here, or real ones",
+        ] = "mini",
     ):
-        self.options = {"corpus": corpus, "size": size, "kl": kl, "policy": policy, "reward": reward}
-        self.options["checkpointing"] = checkpointing
+        chosen = PRESETS[preset]
+        self.options = {
+            "corpus": chosen.corpus if corpus == "auto" else corpus,
+            "size": chosen.size if size == "auto" else size,
+            "kl": chosen.kl if kl is None else kl,
+            "policy": chosen.policy if policy == "auto" else policy,
+            "reward": reward,
+            "checkpointing": chosen.checkpointing if checkpointing is None else checkpointing,
+            "lora": lora,
+            "precision": precision,
+            "preset": preset,
+        }
+        if lora and self._made("policy"):
+            raise InputError(f"imdb: lora={lora} is for a given policy; leave it out, or give policy=")
         self.notices: list[str] = []
 
     # --- once a run -------------------------------------------------------------------------------------------
 
+    def needs(self) -> list[str]:
+        return PRESETS[self.options["preset"]].needs(self.options, SIZES.get(self.options["size"]))
+
+    def missing(self) -> list[str]:
+        """Hub ids of given models that would be downloaded."""
+        names = [self.options[part] for part in _MADE if not (self._made(part) or (part == "reward" and self._scored))]
+        return [name for name in names if not is_here(name)]
+
     def prepare(self, device: torch.device, log: Log, strict: bool = False) -> None:
         # First, so that a misspelt one is refused at once.
-        models = {part: locate_model(self.options[part]) for part in _MADE if not self._made(part)}
+        given: dict[str, Any] = {part: self._given(part) for part in _MADE if not self._made(part)}
         corpus = self._corpus(log, strict)
         if self.options["size"] == "auto":
             self.options["size"] = "mini" if corpus.name == "embedded" else "small"
         # Name and digest: two copies of the same texts may differ in films and official split, so in our splits.
         facts = {"version": self.version, "corpus": [corpus.name, corpus.digest], "size": asdict(self.size)}
-        facts |= {part: model.digest for part, model in models.items()}
+        # What is made here doesn't depend on a function, so editing one makes nothing anew.
+        facts |= {part: "function" if part == "reward" and self._scored else one.digest for part, one in given.items()}
         folder = cached_folder("imdb", facts, lambda folder: self._build(folder, corpus, device, log))
         names = {"policy": f"scratch-{self.options['size']}", "reward": "trained"}
-        names |= {part: f"{model.name}:{model.digest[:8]}" for part, model in models.items()}
+        names |= {part: f"{one.name}:{one.digest[:8]}" for part, one in given.items()}
         setting = f"corpus={corpus.name}:{corpus.digest[:8]} policy={names['policy']} reward={names['reward']} "
-        self.settled = {"folder": str(folder), "setting": f"{setting}kl={self.options['kl']:g}"}
+        setting += f"kl={self.options['kl']:g}"
+        setting += f" lora={self.options['lora']}" if self.options["lora"] else ""
+        setting += f" precision={self.options['precision']}" if self._half else ""
+        self.settled = {"folder": str(folder), "setting": setting}
+        if self._scored:
+            self.settled["function"] = given["reward"].digest
         self._adopt()
 
     @property
@@ -116,9 +162,12 @@ class Imdb(Task):
         """Take over what was settled, here or by the process that prepared."""
         assert self.settled is not None
         self.folder, self.setting = Path(self.settled["folder"]), self.settled["setting"]
-        self.default_steps = self.size.steps
-        if not self._made("policy"):
-            self.learning_rate = PRETRAINED_LEARNING_RATE
+        preset = PRESETS[self.options["preset"]]
+        self.default_steps, self.default_batch = self.size.steps, preset.batch
+        if self.options["lora"]:
+            self.learning_rate = ADAPTERS_LEARNING_RATE
+        elif not self._made("policy"):
+            self.learning_rate = preset.learning_rate or PRETRAINED_LEARNING_RATE
 
     def _corpus(self, log: Log, strict: bool) -> Corpus:
         """The corpus asked for; `auto` falls back to the embedded one, and `options` then names that."""
@@ -170,7 +219,8 @@ class Imdb(Task):
         truth = labels[parts["validation"]]
         report["reviews"] = {name: len(rows) for name, rows in parts.items()}
         report["prompts"] = {name: len(rows) for name, rows in prompts.items()}
-        report["reward_accuracy_on_openings"] = accuracy(reward.to(device), held_out, truth)
+        if not self._scored:  # whose numbers need not be probabilities
+            report["reward_accuracy_on_openings"] = accuracy(reward.to(device), held_out, truth)
         openings = vocabulary.decode(held_out.tolist())
         if corpus.name == "embedded":
             gold = np.array([grammar.sentiment(text) for text in openings])
@@ -185,8 +235,24 @@ class Imdb(Task):
     # --- given parts ------------------------------------------------------------------------------------------
 
     def _made(self, part: str) -> bool:
-        """Whether a part is made here, and not given by a hub id or a folder."""
+        """Whether a part is made here, and not given by a hub id, a folder or a function."""
         return self.options[part] == _MADE[part]
+
+    @property
+    def _half(self) -> bool:
+        """Whether given models compute in bfloat16."""
+        return self.options["precision"] == "bfloat16"
+
+    @property
+    def _scored(self) -> bool:
+        """Whether the reward is a function."""
+        return names_function(self.options["reward"])
+
+    def _given(self, part: str) -> Any:
+        """Name and digest of a given part."""
+        return (
+            load_function(self.options[part]) if part == "reward" and self._scored else locate_model(self.options[part])
+        )
 
     def _given_policy(self) -> tuple[Any, Any]:
         """The given policy and its vocabulary; None and None where they are made here."""
@@ -194,15 +260,25 @@ class Imdb(Task):
             return None, None
         from gradebench.pretrained import load_policy  # the library of models takes seconds to load
 
-        return load_policy(self.options["policy"], self.size.prompt + self.size.horizon)
+        length = self.size.prompt + self.size.horizon
+        return load_policy(self.options["policy"], length, self._half, self.options["lora"])
 
     def _given_reward(self, vocabulary: AnyVocabulary) -> Any:
         """The given reward; None where it is made here."""
         if self._made("reward"):
             return None
+        name = self.options["reward"]
+        if self._scored:
+            function = load_function(name)
+            if self.settled is not None and self.settled["function"] != function.digest:
+                raise InputError(f"the file of reward={name} was changed after the run had started; run again")
+            function(["A film"], [" that I saw"])
+            return TextReward(function, vocabulary.decode, self.size.prompt, vocabulary.end)
+        if not shares_tokens(name, vocabulary):
+            return TextReward(load_text_classifier(name), vocabulary.decode, self.size.prompt, vocabulary.end)
         from gradebench.pretrained import load_reward
 
-        return load_reward(self.options["reward"], vocabulary, self.size.prompt + self.size.horizon)
+        return load_reward(name, vocabulary, self.size.prompt + self.size.horizon, self._half)
 
     def _shape(self, vocabulary: AnyVocabulary) -> tuple[int, int, int, int, int]:
         """Arguments of a model made here."""
@@ -218,13 +294,15 @@ class Imdb(Task):
         shape = self._shape(self.vocabulary)
         self.policy = policy or _loaded(ScratchPolicy(*shape), self.folder / "policy.safetensors")
         self.policy.to(device)
-        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        self.reference = self.policy.frozen()
         reward = self._given_reward(self.vocabulary)
         self.reward = reward or _loaded(ScratchReward(*shape), self.folder / "reward.safetensors")
         self.reward.to(device).requires_grad_(False)
+        if not self.reward.differentiable:
+            self.lacks = {"soft_reward": f"reward={self.options['reward']} reads texts, which have no derivative"}
         self.judge = None if self.options["corpus"] == "embedded" else load_judge(self.folder / "judge.safetensors")
         self.prompts = {k: v.to(device) for k, v in load_file(self.folder / "prompts.safetensors").items()}
-        self.params = list(self.policy.parameters())
+        self.params = [p for p in self.policy.parameters() if p.requires_grad]
         self.sizes = {split: len(prompts) for split, prompts in self.prompts.items()}
 
     def problem(self, split: str, index: Tensor, ledger: Ledger | None = None) -> SequenceProblem:
@@ -238,6 +316,7 @@ class Imdb(Task):
             self.options["kl"],
             ledger,
             self.options["checkpointing"] or None,
+            self.vocabulary.end,
         )
 
     def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:

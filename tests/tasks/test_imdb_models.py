@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from gradebench import InputError, registry
+from gradebench import InputError, Unsupported, harness, registry
 from gradebench.estimator import Estimator
+from gradebench.harness import Cell, Plan
 from gradebench.sampling import generator
 from gradebench.tasks import imdb
 from gradebench.tasks.grammar import generate_reviews
@@ -168,10 +169,80 @@ def test_defaults_keep_their_key_and_setting(corpus, monkeypatch):
     assert task.learning_rate == Imdb.learning_rate
 
 
-def test_reward_over_another_vocabulary_is_refused(folders, corpus):
-    reward = folders("gpt2", "classifier", trained=5)
-    assert "isn't the policy's (320 tokens)" in refusal_of(corpus, policy=folders("gpt2"), reward=reward)
-    assert "isn't the policy's" in refusal_of(corpus, reward=reward)
+NEED_A_DERIVATIVE = {"grade", "grade-ste", "rebar"}
+
+
+def held_to_what_a_text_reward_allows(task, spec):
+    """Estimators that need no derivative make a gradient; the others say why not."""
+    plan = Plan("run", "", "cpu", 2, 8, 0.1)
+    for name in MISSION:
+        if name in NEED_A_DERIVATIVE:
+            with pytest.raises(Unsupported, match=rf"{name} needs soft_reward, .*reward={re.escape(spec)} reads texts"):
+                harness.make_estimator(name, task, plan)
+            continue
+        problem = task.problem("train", torch.arange(8))
+        estimate = harness.make_estimator(name, task, plan).gradient(problem, generator(CPU, name))
+        assert sum(float(gradient.abs().sum()) for gradient in estimate.grad) > 1e-4
+
+
+def test_a_reward_with_another_tokenizer_reads_the_texts(folders, corpus):
+    spec = str(folders("bert", "classifier", trained=5, pad_token_id=0))
+    task = loaded(corpus, policy=folders("gpt2"), reward=spec)
+    held_to_what_a_text_reward_allows(task, spec)
+    problem = task.problem("test", torch.arange(3))
+    z = problem.sample(1, generator(CPU))
+    texts = task.vocabulary.decode(torch.cat([problem.prompts, z[0]], 1).tolist())
+    encoded = task.reward.score.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = task.reward.score.model(**encoded).logits.softmax(-1)[:, task.reward.score.positive]
+    assert torch.allclose(problem.raw_reward(z)[0], expected, atol=1e-5)
+    assert 0 <= task.evaluate("test", generator(CPU))["reward"] <= 1
+    assert 0 <= task.describe()["reward_accuracy_on_openings"] <= 1
+
+
+@pytest.fixture
+def exclaims(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def score(prompts, completions):\n    return [len(text) for text in completions]\n")
+    return path
+
+
+def test_a_function_is_a_reward(corpus, exclaims, folders):
+    spec = f"{exclaims}:score"
+    task = loaded(corpus, reward=spec)
+    held_to_what_a_text_reward_allows(task, spec)
+    (sample, *_) = task.samples("test", generator(CPU))
+    assert sample["reward"] == len(sample["text"]) - len(sample["prompt"])
+    assert re.search(r" reward=mine.py:score:[0-9a-f]{8} kl=", task.setting)
+    assert "reward_accuracy_on_openings" not in task.describe()
+    assert loaded(corpus, policy=folders("gpt2"), reward=spec).setting.count("mine.py") == 1
+
+
+def test_editing_the_function_changes_the_setting_and_makes_nothing_anew(corpus, exclaims, monkeypatch):
+    first = loaded(corpus, reward=f"{exclaims}:score")
+    exclaims.write_text("def score(texts):\n    return [1 for text in texts]\n")
+    with pytest.raises(InputError, match="was changed after the run had started; run again"):
+        first.load(CPU)
+    monkeypatch.setattr(imdb, "pretrain_policy", None)  # calling it would raise
+    second = loaded(corpus, reward=f"{exclaims}:score")
+    assert second.folder == first.folder and second.setting != first.setting
+
+
+def test_a_function_that_fails_is_refused_before_anything_is_trained(corpus, exclaims, monkeypatch):
+    exclaims.write_text("def score(texts):\n    return [1 / 0]\n")
+    monkeypatch.setattr(imdb, "pretrain_policy", None)
+    assert "raised ZeroDivisionError: division by zero (mine.py, line 2)" in refusal_of(
+        corpus, reward=f"{exclaims}:score"
+    )
+
+
+def test_a_function_that_fails_later_fails_its_cell_in_one_line(corpus, exclaims, tmp_path):
+    exclaims.write_text("def score(texts):\n    return [1 / (8 - len(texts)) for text in texts]\n")
+    task = loaded(corpus, reward=f"{exclaims}:score")
+    plan = Plan("run", str(tmp_path), "cpu", 2, 8, 0.1, checkpoints=0, setting=task.setting, settled=task.settled)
+    status, reason = harness.run_cell(plan, Cell("imdb", "imdb", task.options, "rloo", "rloo", 0), "key")
+    assert status == "failed" and "\n" not in reason
+    assert "reward mine.py:score raised ZeroDivisionError: division by zero (mine.py, line 2)" in reason
 
 
 def test_unusable_models_are_refused(folders, corpus, tmp_path):

@@ -1,0 +1,227 @@
+"""Rewards that read texts and so have no derivative: a Python function, or a classifier with a tokenizer of its own."""
+
+import hashlib
+import importlib
+import inspect
+import math
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradebench import registry
+from gradebench.errors import InputError
+from gradebench.hub import first_line, locate_model
+
+AT_ONCE = 64  # texts that a classifier reads in one pass
+_FUNCTION = re.compile(r".+\.py:\w+|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_NAMES = ("texts", "prompts", "completions")  # what a function may ask for
+
+Decode = Callable[[Iterable[Sequence[int]]], list[str]]
+Score = Callable[[list[str], list[str]], Sequence[float]]  # of prompts and their completions
+
+
+class TextReward(nn.Module):
+    """Reward (N,) of ids (N, L), by a score of the texts that they decode to; `prompt` of the L are the prompt's.
+
+    What `embed` gives are the ids themselves: a text has no embedding. `end`: the token that ends a text.
+    """
+
+    differentiable = False
+
+    def __init__(self, score: Score, decode: Decode, prompt: int, end: int | None = None):
+        super().__init__()
+        self.score, self.decode, self.prompt, self.end = score, decode, prompt, end
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        if tokens.is_floating_point():
+            raise TypeError("a reward that reads texts can't read relaxed tokens")
+        return tokens
+
+    def forward(self, ids: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Of ids whose positions before the end are those that `keep` (N, L) has; a prompt's padding stands last."""
+        counts = [ids.shape[1]] * len(ids) if keep is None else keep.round().sum(1).long().tolist()
+        cut = [self._cut(row, count) for row, count in zip(ids.tolist(), counts, strict=True)]
+        prompts = self.decode([prompt for prompt, _ in cut])
+        wholes = self.decode([prompt + rest for prompt, rest in cut])
+        alone = self.decode([rest for _, rest in cut])
+        # A character cut in two by the prompt's end (tokens are bytes) makes the whole begin in another way.
+        completions = [
+            whole.removeprefix(prompt) if whole.startswith(prompt) else rest
+            for prompt, whole, rest in zip(prompts, wholes, alone, strict=True)
+        ]
+        return torch.tensor(self.score(prompts, completions), dtype=torch.float32, device=ids.device)
+
+    def _cut(self, row: list[int], count: int) -> tuple[list[int], list[int]]:
+        """A prompt's ids and those of what follows up to its end, of a row whose first `count` ids count.
+
+        The rest of a row is the end, again and again, then padding, which is another token; or padding alone.
+        """
+        rest = row[count:]
+        if rest and rest[0] == self.end:
+            rest = rest[len(rest) - rest[::-1].index(self.end) :]
+        prompt = self.prompt - len(rest)
+        return row[:prompt], row[prompt:count]
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """A Python function as a score, with what it answers checked.
+
+    It is called with a list of texts (prompt and completion in one), or, where its signature says so, with `prompts`
+    and `completions`, lists of strings: by name, as TRL calls a reward function. It answers one number a text.
+    """
+
+    name: str  # FILE.py:OBJECT or MODULE:OBJECT
+    digest: str  # SHA-256 of the file that defines it
+    function: Callable[..., Any]
+
+    def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
+        texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        given = {"texts": texts, "prompts": prompts, "completions": completions}
+        names, positions = _asked(self.function)
+        try:
+            if names:
+                answer = self.function(**{name: given[name] for name in names})
+            else:
+                answer = self.function(*((prompts, completions) if positions > 1 else (texts,)))
+        except (Exception, SystemExit) as error:
+            raise InputError(f"reward {self.name} {_raised(error)}") from error
+        return self._checked(answer, texts)
+
+    def _checked(self, answer: Any, texts: list[str]) -> list[float]:
+        """Raises InputError unless there is one finite number for each text."""
+        try:
+            values = [float(value) for value in answer]
+        except (TypeError, ValueError) as error:
+            what = "None among its numbers" if isinstance(answer, list) and None in answer else type(answer).__name__
+            raise InputError(f"reward {self.name} gave {what}; it has to give one number for each text") from error
+        if len(values) != len(texts):
+            raise InputError(f"reward {self.name} gave {len(values)} numbers for {len(texts)} texts")
+        for value, text in zip(values, texts, strict=True):
+            if not math.isfinite(value):
+                raise InputError(f"reward {self.name} gave {value} for {text[:80]!r}; it has to be a finite number")
+        return values
+
+
+class TextClassifier(nn.Module):
+    """Probability that each text is positive, by a sequence classifier that reads it with its own tokenizer."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, positive: int):
+        super().__init__()
+        self.model, self.tokenizer, self.positive = model.eval(), tokenizer, positive
+
+    @torch.no_grad()
+    def forward(self, prompts: list[str], completions: list[str]) -> list[float]:
+        texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        values: list[float] = []
+        for start in range(0, len(texts), AT_ONCE):
+            part = texts[start : start + AT_ONCE]
+            encoded = self.tokenizer(part, padding=True, truncation=True, return_tensors="pt", verbose=False)
+            device = next(self.model.parameters()).device
+            logits = self.model(**{name: tensor.to(device) for name, tensor in encoded.items()}).logits.float()
+            one = logits.shape[-1] == 1
+            values += (logits.sigmoid()[:, 0] if one else logits.softmax(-1)[:, self.positive]).tolist()
+        return values
+
+
+def names_function(text: str) -> bool:
+    """Whether it is FILE.py:OBJECT or MODULE:OBJECT, and no folder."""
+    return bool(_FUNCTION.fullmatch(text)) and not os.path.isdir(os.path.expanduser(text))
+
+
+def load_function(text: str) -> RewardFunction:
+    """The function that FILE.py:OBJECT or MODULE:OBJECT names; a file runs anew when it has changed.
+
+    Raises InputError where it can't be loaded.
+    """
+    place, _, name = text.rpartition(":")
+    if place.endswith(".py"):
+        plugin = registry.load_file(place, name)
+        loaded, digest, label = plugin.factory, plugin.digest, plugin.name
+    else:
+        try:
+            module = importlib.import_module(place)
+            loaded, label = getattr(module, name), text
+        except (Exception, SystemExit) as error:
+            raise InputError(f"reward={text} can't be imported: {first_line(error)}") from error  # type: ignore[arg-type]
+        file = getattr(module, "__file__", None)
+        digest = hashlib.sha256(Path(file).read_bytes() if file else text.encode()).hexdigest()
+    if not callable(loaded):
+        raise InputError(f"reward={text}: {name} is of type {type(loaded).__name__}, not a function")
+    _asked(loaded)
+    return RewardFunction(label, digest, loaded)
+
+
+def load_text_classifier(name_or_path: str) -> TextClassifier:
+    """The sequence classifier of a local folder or a hub id, with its own tokenizer.
+
+    Raises InputError, in one line, for whatever keeps the model from serving as a reward.
+    """
+    # The library of models takes seconds to load.
+    from transformers import AutoModelForSequenceClassification
+
+    from gradebench import pretrained
+
+    folder = locate_model(name_or_path).folder
+    with pretrained._quiet(), pretrained._refused(name_or_path, "a reward"):
+        tokenizer = pretrained._tokenizer(folder)
+        kind = "a sequence classifier"
+        model = pretrained._model(AutoModelForSequenceClassification, folder, name_or_path, kind, torch.float32)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.padding_side = "right"
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        tokenizer.model_max_length = min(filter(None, (positions, tokenizer.model_max_length)))
+        classifier = TextClassifier(model, tokenizer, pretrained.positive_label(model.config.id2label))
+        classifier(["good"], [" and bad"])
+    return classifier
+
+
+def shares_tokens(name_or_path: str, vocabulary: Any) -> bool:
+    """Whether the ids of a model's tokenizer mean the policy's tokens."""
+    from gradebench import pretrained
+
+    folder = locate_model(name_or_path).folder
+    with pretrained._quiet(), pretrained._refused(name_or_path, "a reward"):
+        return pretrained._tokenizer(folder).get_vocab() == vocabulary.tokenizer.get_vocab()
+
+
+def _asked(function: Callable[..., Any]) -> tuple[list[str], int]:
+    """What a function's signature asks for: names to call it by, or, without any, how many lists by position.
+
+    Raises InputError where it asks for something else.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # written in C: it doesn't say
+        return [], 1
+    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    needed = [
+        one for one in parameters if one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+    ]
+    names = [one.name for one in named if one.name in _NAMES]
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    if names and all(one.name in names for one in needed):
+        return [*_NAMES[1:]] if open_ended and "texts" not in names else names, 0
+    if not needed and open_ended and not named:
+        return [*_NAMES[1:]], 0
+    if len(needed) > 2 or any(one.kind is one.KEYWORD_ONLY for one in needed):
+        name = getattr(function, "__name__", "the reward")
+        raise InputError(
+            f"{name} asks for {', '.join(one.name for one in needed)}; a reward takes texts, or prompts and completions"
+        )
+    return [], max(1, len(needed))
+
+
+def _raised(error: BaseException) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    message = " ".join(str(error).split())
+    return f"raised {type(error).__name__}: {message[:200]} ({Path(place.filename).name}, line {place.lineno})"

@@ -1,0 +1,302 @@
+"""Sums to be answered: a verifiable reward, 1 for the exact answer and else 0."""
+
+import copy
+import inspect
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from gradebench import InputError, Ledger, Range, SequenceProblem, Task, generator
+from gradebench.cache import cached_folder
+from gradebench.hub import is_here, locate_model
+from gradebench.sequence import evaluate_sequences
+from gradebench.task import Log
+from gradebench.text_reward import TextReward
+from gradebench.transformer import ScratchPolicy
+
+SEED = 0  # of the problems, the splits and the pretraining
+PROBLEMS = 20_000  # at most, of all that there are
+PROMPTS = {"train": 1024, "validation": 256, "test": 256}  # at most
+PRETRAINING = 0.7  # share of the problems that the scratch policy learns from; none of them is a prompt
+SAMPLED = 4  # prompts of each split whose continuations are kept
+PRETRAINED_LEARNING_RATE = 1e-5
+END = "."
+_ALPHABET = " 0123456789+-*=" + END
+_OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+_PROMPT = re.compile(r"(\d+)([-+*])(\d+)=\s*$")
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Shape and training of the scratch policy.
+
+    `wrong`: share of the texts whose answer is off by up to 9, so that the policy knows how to answer and errs often.
+    """
+
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    steps: int = 1200
+    batch: int = 128
+    learning_rate: float = 5e-3
+    wrong: float = 0.3
+
+
+class Characters:
+    """A token a character; `end` ends an answer, and what follows it is no part of a text."""
+
+    end = _ALPHABET.index(END)
+
+    def __len__(self) -> int:
+        return len(_ALPHABET)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[_ALPHABET.index(character) for character in text] for text in texts]
+
+    def decode(self, ids: Iterable[Sequence[int]]) -> list[str]:
+        return ["".join(_ALPHABET[i] for i in row).partition(END)[0] for row in ids]
+
+
+class Arithmetic(Task):
+    """Sums such as 17+5= continued with the exact answer, which a program checks (verifiable reward)."""
+
+    version = 1
+    default_steps = 150
+    default_batch = 64
+    learning_rate = 3e-4
+
+    def __init__(
+        self,
+        digits: Annotated[int, Range(1, 4), "of each operand, at most"] = 2,
+        operators: Annotated[str, "those of + - * that occur, such as +-"] = "+",
+        kl: Annotated[float, Range(0), "beta of the KL penalty, in reward per nat"] = 0.01,
+        policy: Annotated[str, "scratch, or a hub id or folder of any causal language model"] = "scratch",
+    ):
+        if not operators or set(operators) - set(_OPERATIONS) or len(set(operators)) < len(operators):
+            raise InputError(f"arithmetic: operators={operators} won't do; give some of + - *, each once, such as +-")
+        self.options = {"digits": digits, "operators": operators, "kl": kl, "policy": policy}
+        self.lacks = {"soft_reward": "an answer is right or wrong, which has no derivative"}
+
+    @property
+    def _made(self) -> bool:
+        return self.options["policy"] == "scratch"
+
+    def missing(self) -> list[str]:
+        return [] if self._made or is_here(self.options["policy"]) else [self.options["policy"]]
+
+    # --- once a run -------------------------------------------------------------------------------------------
+
+    def prepare(self, device: torch.device, log: Log, strict: bool = False) -> None:
+        kind = f"digits={self.options['digits']} operators={self.options['operators']}"
+        if self._made:
+            facts = {"version": self.version, "kind": kind, "pretraining": asdict(Pretraining())}
+            folder = cached_folder("arithmetic", facts, lambda folder: self._build(folder, device, log))
+            policy = "scratch"
+        else:
+            model = locate_model(self.options["policy"])
+            folder, policy = Path(), f"{model.name}:{model.digest[:8]}"
+        self.settled = {"folder": str(folder), "setting": f"{kind} policy={policy} kl={self.options['kl']:g}"}
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Take over what was settled, here or by the process that prepared."""
+        assert self.settled is not None
+        self.folder, self.setting = Path(self.settled["folder"]), self.settled["setting"]
+        if not self._made:
+            self.learning_rate = PRETRAINED_LEARNING_RATE
+
+    def _build(self, folder: Path, device: torch.device, log: Log) -> None:
+        """Pretrain the scratch policy on problems that are no prompts, some of them answered wrongly."""
+        shape, problems = Pretraining(), self._problems()["pretraining"]
+        log(f"pretraining the policy: {shape.steps:,} steps on {len(problems):,} problems")
+        torch.manual_seed(SEED)  # initial weights, the one thing that reads the global generator
+        policy = self._scratch().to(device)
+        rows = self._rows(problems).to(device)  # (texts, answers right and off by -9 to 9, P + T)
+        loss = pretrain(policy, rows, self._prompt_length, shape)
+        save_file(policy.state_dict(), folder / "policy.safetensors")
+        report = {"policy_parameters": sum(p.numel() for p in policy.parameters()), "policy_loss_nats_per_token": loss}
+        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+    def _problems(self) -> dict[str, list[str]]:
+        """Prompts such as 17+5= of each part. 5+17= is in the part of 17+5=."""
+        most = 10 ** self.options["digits"]
+        rng = torch.Generator().manual_seed(SEED)
+        groups: dict[tuple[str, int, int], list[str]] = {}
+        for operator in self.options["operators"]:
+            everything = torch.arange(most * most)
+            chosen = everything if most * most <= PROBLEMS else torch.randint(most * most, (PROBLEMS,), generator=rng)
+            for a, b in ((i // most, i % most) for i in chosen.tolist()):
+                group = groups.setdefault((operator, min(a, b), max(a, b)), [])
+                if (prompt := f"{a}{operator}{b}=") not in group:
+                    group.append(prompt)
+        keys = list(groups)
+        shuffled = [groups[keys[i]] for i in torch.randperm(len(keys), generator=rng).tolist()]
+        counts = {"pretraining": PRETRAINING} | dict.fromkeys(self.splits, (1 - PRETRAINING) / 3)
+        parts, start = {}, 0.0
+        for part, share in counts.items():
+            rows = shuffled[round(start * len(shuffled)) : round((start + share) * len(shuffled))]
+            prompts = [prompt for group in rows for prompt in group]
+            parts[part] = prompts[: PROMPTS.get(part, len(prompts))]
+            start += share
+        return parts
+
+    # --- the policy made here -------------------------------------------------------------------------------------
+
+    @property
+    def _prompt_length(self) -> int:
+        return 2 * self.options["digits"] + 2
+
+    @property
+    def _answer_length(self) -> int:
+        """Characters of the longest answer and the end."""
+        return max(len(str(_OPERATIONS[o](a, b))) for o in self.options["operators"] for a, b in self._extremes) + 1
+
+    @property
+    def _extremes(self) -> list[tuple[int, int]]:
+        most = 10 ** self.options["digits"] - 1
+        return [(most, most), (0, most)]
+
+    def _scratch(self) -> ScratchPolicy:
+        shape, length = Pretraining(), self._prompt_length + self._answer_length
+        return ScratchPolicy(len(_ALPHABET), shape.width, shape.layers, shape.heads, length)
+
+    def _rows(self, prompts: Sequence[str]) -> Tensor:
+        """Ids (N, 19, P + T) of prompts with the right answer, and with those off by -9 to -1 and 1 to 9."""
+        errors = [0, *range(-9, 0), *range(1, 10)]
+        texts = [
+            prompt.rjust(self._prompt_length) + str(answer_of(prompt) + error).ljust(self._answer_length, END)
+            for prompt in prompts
+            for error in errors
+        ]
+        length = self._prompt_length + self._answer_length
+        return torch.tensor([row[:length] for row in Characters().encode(texts)]).view(
+            len(prompts), len(errors), length
+        )
+
+    # --- in every process -------------------------------------------------------------------------------------
+
+    def load(self, device: torch.device) -> None:
+        self._adopt()
+        problems = self._problems()
+        if self._made:
+            self.vocabulary: Any = Characters()
+            self.policy: Any = self._scratch()
+            self.policy.load_state_dict(load_file(self.folder / "policy.safetensors"))
+            width = self._prompt_length
+        else:
+            from gradebench.pretrained import load_policy  # the library of models takes seconds to load
+
+            self.policy, self.vocabulary = load_policy(
+                self.options["policy"], 4 * (self._prompt_length + self._answer_length)
+            )
+            width = max(len(ids) for split in self.splits for ids in self.vocabulary.encode(problems[split]))
+        self.horizon = self._answer_length
+        self.policy.eval().to(device)
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        self.prompts: dict[str, Tensor] = {}
+        self.pads: dict[str, Tensor] = {}
+        for split in self.splits:
+            texts = [text.rjust(width) for text in problems[split]] if self._made else problems[split]
+            rows = self.vocabulary.encode(texts)
+            self.pads[split] = torch.tensor([width - len(row) for row in rows], device=device)
+            self.prompts[split] = torch.tensor(
+                [[self.padding] * (width - len(row)) + row for row in rows], device=device
+            )
+        self.reward = TextReward(right, self.vocabulary.decode, width, self.vocabulary.end)
+        self.params = list(self.policy.parameters())
+        self.sizes = {split: len(prompts) for split, prompts in self.prompts.items()}
+
+    @property
+    def padding(self) -> int:
+        """An id that isn't the end's: nobody reads it."""
+        return 0 if self.vocabulary.end else 1
+
+    def problem(self, split: str, index: Tensor, ledger: Ledger | None = None) -> SequenceProblem:
+        pads = self.pads[split][index]
+        return SequenceProblem(
+            self.policy,
+            self.reward,
+            self.prompts[split][index],
+            self.horizon,
+            len(self.vocabulary),
+            self.reference,
+            self.options["kl"],
+            ledger,
+            **supported(end=self.vocabulary.end, pads=pads if bool(self.pads[split].any()) else None),
+        )
+
+    def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
+        """The gold reward is the reward: there is nothing beyond an exact answer."""
+        metrics, _ = evaluate_sequences(self.problem(split, self._evaluated(split, rng.device)), rng)
+        return metrics | {"gold_reward": metrics["reward"]}
+
+    def _evaluated(self, split: str, device: torch.device) -> Tensor:
+        return torch.arange(min(PROMPTS["test"], self.sizes[split]), device=device)
+
+    def samples(self, split: str, rng: torch.Generator) -> list[dict[str, Any]]:
+        problem = self.problem(split, torch.arange(SAMPLED, device=rng.device))
+        z = problem.sample(1, rng)
+        with torch.no_grad():
+            rewards = problem.raw_reward(z)[0].tolist()
+        openings = self.vocabulary.decode(problem.prompts.tolist())
+        texts = self.vocabulary.decode(torch.cat([problem.prompts, z[0]], 1).tolist())
+        return [
+            {"prompt": prompt.strip(), "text": text.strip(), "reward": reward}
+            for prompt, text, reward in zip(openings, texts, rewards, strict=True)
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        report = json.loads((self.folder / "report.json").read_text(encoding="utf-8")) if self._made else {}
+        return {"options": self.options, "prompts": dict(self.sizes), **report}
+
+
+def supported(**options: Any) -> dict[str, Any]:
+    """Those that SequenceProblem takes: until it knows of ends and padding, what follows an end counts as tokens do."""
+    return {name: value for name, value in options.items() if name in inspect.signature(SequenceProblem).parameters}
+
+
+def answer_of(prompt: str) -> int:
+    """What comes after the = that a prompt ends with."""
+    match = _PROMPT.search(prompt)
+    assert match is not None, prompt
+    return _OPERATIONS[match[2]](int(match[1]), int(match[3]))
+
+
+def right(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """1 where a completion is the answer, spaces around it aside, else 0."""
+    pairs = zip(prompts, completions, strict=True)
+    return [float(completion.strip() == str(answer_of(prompt))) for prompt, completion in pairs]
+
+
+def pretrain(policy: ScratchPolicy, rows: Tensor, prompt: int, shape: Pretraining) -> float:
+    """Next-token prediction of the answers in rows (problems, right or off by something, P + T); returns the mean loss
+    (nats a token) over the last tenth of the steps."""
+    rng = generator("cpu", SEED, "arithmetic")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=shape.learning_rate, weight_decay=0.01)
+    warm = max(1, shape.steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, (shape.steps - step) / max(1, shape.steps - warm))
+    )
+    late: list[Tensor] = []
+    for step in range(shape.steps):
+        problem = torch.randint(len(rows), (shape.batch,), generator=rng)
+        error = torch.randint(1, rows.shape[1], (shape.batch,), generator=rng)
+        error = torch.where(torch.rand(shape.batch, generator=rng) < shape.wrong, error, 0)
+        ids = rows[problem, error]
+        logits, _, _ = policy(policy.embed(ids[:, :-1]), last=ids.shape[1] - prompt)
+        loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, prompt:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step >= shape.steps - max(1, shape.steps // 10):
+            late.append(loss.detach())
+    return float(torch.stack(late).mean())
