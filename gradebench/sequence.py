@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -49,6 +49,15 @@ class Reward(Protocol):
 
     def embed(self, tokens: Tensor) -> Tensor: ...
     def __call__(self, embeddings: Tensor) -> Tensor: ...
+
+
+class Memo(NamedTuple):
+    """One parallel pass of the policy over tokens, while they and the parameters stay as they are."""
+
+    tokens: Tensor
+    state: tuple[int, ...]
+    passed: Callable[[], tuple[Tensor, Tensor]]  # logits (n, B, T, V) and features (n, B, T, D)
+    log_p: Callable[[], Tensor]  # the logits normalised
 
 
 class SequenceProblem(Problem):
@@ -101,7 +110,7 @@ class SequenceProblem(Problem):
         # logits of a parallel rollout, embeddings that it read as constants, and those that its tokens give
         self._feedback: tuple[Tensor, Tensor, Tensor] | None = None
         self._one_hots: tuple[Tensor | None, Tensor] = (None, torch.empty(0))  # of the last rollout, and their ids
-        self._memo: tuple[Tensor, tuple[int, ...], Callable[[], tuple[Tensor, Tensor]]] | None = None
+        self._memo: Memo | None = None
 
     def select(self, index: Tensor) -> "SequenceProblem":
         if isinstance(self.policy, Replicas):
@@ -148,7 +157,7 @@ class SequenceProblem(Problem):
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
         pads = self._padding(n)
-        logits, _, cache = self.policy(self.policy.embed(self._prompts(n)), last=1, **pads)
+        logits, _, cache = self._read_prompts(self.policy, n, self.prompts)
         z = torch.empty(n, self.contexts, self.horizon, dtype=torch.int64, device=logits.device)
         for t in range(self.horizon):
             if t:
@@ -164,10 +173,13 @@ class SequenceProblem(Problem):
         return z
 
     def logits(self, z: Tensor) -> Tensor:
-        return self._parallel(z)[0]
+        return self._pass(z).passed()[0]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self._pass(z).log_p().gather(-1, z.unsqueeze(-1)).squeeze(-1)
 
     def features(self, z: Tensor) -> Tensor:
-        return self._parallel(z)[1].detach()
+        return self._pass(z).passed()[1].detach()
 
     def rollout(self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None) -> Tensor:
         if rng is not None and self._road() == "parallel":
@@ -287,7 +299,7 @@ class SequenceProblem(Problem):
     def divergence(self, tokens: Tensor) -> Tensor:
         """KL(p_theta(.|prefix) || p_ref(.|prefix)) in nats, (n, B, T), along hard or relaxed tokens."""
         assert self.reference is not None
-        log_p = self._parallel(tokens)[0].log_softmax(-1)
+        log_p = self._pass(tokens).log_p()
         log_q = self._forward(self.reference, tokens)[0].log_softmax(-1)
         divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
         if self.end is None or self._ids(tokens) is not None:  # of one-hots, logits are already masked
@@ -372,11 +384,25 @@ class SequenceProblem(Problem):
         self.ledger.forward_passes += 1
         n = len(tokens)
         past = self._embedded(policy, tokens, self.horizon - 1)
-        texts = torch.cat([policy.embed(self._prompts(n)), past], 1)
-        parts = [texts, *self._padding(n).values()]
-        logits, features = self._in_pieces(lambda part, *pads: policy(part, None, self.horizon, *pads)[:2], *parts)
+        pads = self._padding(n)
+        if n > 1 and self.prompts.shape[1] > 1 and self.rows_at_once is None:
+            *_, cache = self._read_prompts(policy, n, self.prompts[:, :-1])
+            texts = torch.cat([policy.embed(self._prompts(n)[:, -1:]), past], 1)
+            logits, features, _ = policy(texts, cache, **pads)
+        else:
+            texts = torch.cat([policy.embed(self._prompts(n)), past], 1)
+            parts = [texts, *pads.values()]
+            logits, features = self._in_pieces(lambda part, *pads: policy(part, None, self.horizon, *pads)[:2], *parts)
         shape = (n, self.contexts, self.horizon, -1)
         return self._masked(in_single(logits).reshape(shape), tokens), features.reshape(shape)
+
+    def _read_prompts(self, policy: Policy, n: int, prompts: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Logits and features (n B, 1, ...) after prompts (B, L), and their cache: read once for all of n samples."""
+        logits, features, cache = policy(policy.embed(prompts), last=1, **self._padding(1))
+        if n == 1:
+            return logits, features, cache
+        rows = torch.arange(self.contexts, device=prompts.device).repeat(n)
+        return logits.index_select(0, rows), features.index_select(0, rows), policy.reordered(cache, rows)
 
     def _in_pieces(self, model: Callable[..., tuple[Tensor, ...]], *texts: Tensor) -> tuple[Tensor, ...]:
         """Outputs of a model that reads the rows of `texts` each by itself, a checkpoint for every piece of them."""
@@ -396,16 +422,18 @@ class SequenceProblem(Problem):
         table = model.embed(torch.arange(self.categories, device=tokens.device)[None])[0]
         return _LookUp.apply(first, self._one_hots[1][:, :, :length].flatten(0, 1), table)
 
-    def _parallel(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _pass(self, tokens: Tensor) -> Memo:
         """`_forward` of the policy, shared by log_prob, features and the penalty of one batch of tokens."""
-        if self._memo is None or self._memo[0] is not tokens or self._memo[1] != self._state(tokens):
+        if self._memo is None or self._memo.tokens is not tokens or self._memo.state != self._state(tokens):
             passed = self._forward(self.policy, tokens)
-            self._remember(tokens, lambda: passed)
-        assert self._memo is not None
-        return self._memo[2]()
+            return self._remember(tokens, lambda: passed)
+        return self._memo
 
-    def _remember(self, tokens: Tensor, passed: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        self._memo = (tokens, self._state(tokens), functools.cache(passed))
+    def _remember(self, tokens: Tensor, passed: Callable[[], tuple[Tensor, Tensor]]) -> Memo:
+        passed = functools.cache(passed)
+        log_p = functools.cache(lambda: passed()[0].log_softmax(-1))
+        self._memo = Memo(tokens, self._state(tokens), passed, log_p)
+        return self._memo
 
     def _state(self, tokens: Tensor) -> tuple[int, ...]:
         """Changes when tokens or a parameter were written to, or graphs were switched on or off."""

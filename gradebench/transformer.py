@@ -8,7 +8,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +60,6 @@ class Room(InPlace):
 
 
 Cache = Sequence[Pair | InPlace]  # one a layer, all of one kind
-Linear = Callable[[nn.Linear, Tensor], Tensor]
-
-
-def plain(layer: nn.Linear, x: Tensor) -> Tensor:
-    return layer(x)
 
 
 def embed_tokens(weight: Tensor, tokens: Tensor) -> Tensor:
@@ -102,11 +97,11 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, past: Pair | InPlace | None, linear: Linear, keep: Tensor | None = None
+        self, x: Tensor, mask: Tensor | None, past: Pair | InPlace | None, keep: Tensor | None = None
     ) -> tuple[Tensor, Pair]:
         batch, length, width = x.shape
         q, k, v = (
-            linear(self.query_key_value, self.attention_norm(x))
+            self.query_key_value(self.attention_norm(x))
             .view(batch, length, 3, self.heads, width // self.heads)
             .permute(2, 0, 3, 1, 4)
         )  # each (N, heads, L, width / heads)
@@ -116,9 +111,8 @@ class Block(nn.Module):
             if past is not None:
                 k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
             mixed = attention(q, k, v, mask, keep)
-        x = x + linear(self.attention_out, mixed.transpose(1, 2).reshape(batch, length, width))
-        hidden, activation, out = cast("tuple[nn.Linear, nn.GELU, nn.Linear]", tuple(self.feed_forward))
-        return x + linear(out, activation(linear(hidden, self.feed_forward_norm(x)))), (k, v)
+        x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.feed_forward(self.feed_forward_norm(x)), (k, v)
 
 
 def padded(mask: Tensor | None, pads: Tensor, length: int, dtype: torch.dtype) -> Tensor:
@@ -126,6 +120,9 @@ def padded(mask: Tensor | None, pads: Tensor, length: int, dtype: torch.dtype) -
     hidden = torch.arange(length, device=pads.device) < pads[:, None]
     hidden = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min / 2)[:, None, None]
     return hidden if mask is None else hidden + mask
+
+
+Through = Callable[[Block, Tensor, Tensor | None, Pair | InPlace | None, Tensor | None], tuple[Tensor, Any]]
 
 
 class Transformer(nn.Module):
@@ -149,7 +146,7 @@ class Transformer(nn.Module):
         self,
         embeddings: Tensor,
         cache: Cache | None = None,
-        linear: Linear = plain,
+        through: Through = lambda block, *inputs: block(*inputs),
         pads: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
@@ -175,7 +172,7 @@ class Transformer(nn.Module):
             mask = padded(mask, pads, start + length, x.dtype)
         grown: list[Pair] = []
         for i, block in enumerate(self.blocks):
-            x, pair = block(x, mask, cache[i] if cache else None, linear, keep)
+            x, pair = through(cast(Block, block), x, mask, cache[i] if cache else None, keep)
             grown.append(pair)
         return self.norm(x), cache if cache and isinstance(cache[0], InPlace) else grown
 
@@ -200,7 +197,12 @@ class ScratchPolicy(Transformer):
 
     def reordered(self, cache: Cache, rows: Tensor) -> Cache:
         """The cache of these rows (M,) of the batch."""
-        return [past.reordered(rows) if isinstance(past, InPlace) else (past[0][rows], past[1][rows]) for past in cache]
+        return [
+            past.reordered(rows)
+            if isinstance(past, InPlace)
+            else (past[0].index_select(0, rows), past[1].index_select(0, rows))
+            for past in cache
+        ]
 
 
 class ScratchClassifier(Transformer):

@@ -56,6 +56,9 @@ class Tabular(nn.Module):
         logits = torch.stack(logits[-last:] if last else logits, 1)
         return logits, torch.zeros(*logits.shape[:2], 1).double(), (read, outer)
 
+    def reordered(self, cache, rows):
+        return cache[0], cache[1][rows]
+
 
 class Table(nn.Module):
     """A reward for every sequence, multilinear too."""

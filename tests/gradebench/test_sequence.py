@@ -514,3 +514,24 @@ def test_checkpointing_computes_pieces_again(tiny_problem):
         problem.grad(problem.log_prob(z).sum())
         passes.append(len(seen))
     assert passes == [1, 4]
+
+
+def test_prompts_of_several_samples_are_read_once_and_mean_the_same(problem):
+    """The same sequences as samples of few contexts, or as one sample of many, which share nothing."""
+    z = problem.sample(5, generator("cpu", 0))  # (n, B, T)
+    apart = problem.select(torch.arange(problem.contexts).repeat(5))
+    rows = z.reshape(1, -1, problem.horizon)
+    torch.testing.assert_close(problem.logits(z).flatten(0, 1), apart.logits(rows)[0], rtol=0, atol=1e-12)
+    together, alone = (
+        flatten(p.grad((p.log_prob(draws).sum(-1) + p.reward(draws)).square().mean()))
+        for p, draws in ((problem, z), (apart, rows))
+    )
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+    read = []
+    hook = problem.policy.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[:2]))
+    problem.sample(5, generator("cpu", 0))
+    problem.logits(z.clone())
+    hook.remove()
+    prompt = problem.prompts.shape[1]
+    assert read[0] == (problem.contexts, prompt)
+    assert read[-2:] == [(problem.contexts, prompt - 1), (5 * problem.contexts, problem.horizon)]
