@@ -254,7 +254,7 @@ DEFECTS = {
     "weights": (without("model.safetensors"), "incomplete, no weights model.safetensors"),
     "pickle": (with_bin, "pytorch_model.bin"),
     "cut": (cut_short, "can't serve as a policy"),
-    "unknown": (of_unknown_type, "can't serve as a policy"),
+    "unknown": (of_unknown_type, "--trust-remote-code"),
     "tokenizer": (without_tokenizer, "can't serve as a policy"),
 }
 
