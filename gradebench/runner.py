@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import re
+import shutil
 import time
 import traceback
 import warnings
@@ -15,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from gradebench import harness, records, registry, tables
+from gradebench import harness, parallel, records, registry, tables
 from gradebench.errors import InputError, Unsupported
 from gradebench.harness import Cell, Plan
 from gradebench.task import Task
@@ -44,6 +45,8 @@ class Request:
     checkpoints: int = 3
     along: str = "reference"
     control: bool = False  # every estimator twice, with other draws: its own A/A control
+    shards: int | None = None  # parts of a batch; None: one a process
+    save_policies: bool = False
     tuned: str | None = None  # file of `gradebench tune`, whose learning rates are to be used
 
 
@@ -157,7 +160,8 @@ def prepare(request: Request, progress: Progress) -> Run:
     device = choose_device(request.device)
     out = Path(request.out or default_folder(task_specs, "" if request.train else "probe-"))
     records.require_writable(out)
-    jobs = request.jobs or (1 if device.startswith("cuda") else usable_cores())
+    alone = not device.startswith("cuda") and parallel.world() == 1
+    jobs = (request.jobs or usable_cores()) if alone else (request.jobs or 1)
     run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
     grids = []
     for resolved in task_specs:
@@ -216,7 +220,9 @@ def _twin(cell: Cell) -> Cell:
 
 
 def _require_numbers(request: Request) -> None:
-    least = {"steps": 1, "batch": 1, "jobs": 1, "draws": 4, "checkpoints": 1}
+    if (request.shards or parallel.world()) % parallel.world():
+        raise InputError(f"--shards {request.shards}: {parallel.world()} processes can't share them; give a multiple")
+    least = {"steps": 1, "batch": 1, "jobs": 1, "draws": 4, "checkpoints": 1, "shards": 1}
     for name, minimum in least.items():
         value = getattr(request, name)
         if value is not None and value < minimum:
@@ -275,6 +281,8 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         probe_draws=draws + draws % 2,
         details=not request.train,
         reference_draws=Plan.reference_draws if request.train else 2 * Plan.reference_draws,
+        shards=request.shards or parallel.world(),
+        save_policies=request.save_policies,
         setting=task.setting,
         settled=task.settled,
     )
@@ -463,6 +471,7 @@ def _forget(run: Run, cell: Cell) -> None:
     """Drop what an earlier attempt left, so that a worker that dies now doesn't leave it standing."""
     for name in ("cell.json", "metrics.parquet", "probes.parquet", records.SAMPLES, "error.txt"):
         (_folder(run, cell) / name).unlink(missing_ok=True)
+    shutil.rmtree(_folder(run, cell) / records.POLICY, ignore_errors=True)
 
 
 def _write_status(run: Run, plan: Plan, cell: Cell, status: str, reason: str) -> None:

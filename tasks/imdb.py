@@ -75,6 +75,7 @@ class Imdb(Task):
     """Film-review openings continued towards positive sentiment (autoregressive language model)."""
 
     version = 1
+    memory_advice = "imdb:checkpointing=8 (or fewer sequences)"
 
     def __init__(
         self,
