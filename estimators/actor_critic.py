@@ -37,10 +37,11 @@ class A2c(Estimator):
         z = problem.sample(self.n, rng)  # (n, B, T)
         reward = problem.reward(z)  # (n, B)
         value = self.value(problem.features(z)).squeeze(-1)  # (n, B, T)
-        advantage = generalised_advantage(reward.detach(), value.detach(), self.lam)
+        alive = problem.alive(z)
+        advantage = generalised_advantage(reward.detach(), value.detach(), self.lam, alive)
         value_target = advantage + value.detach()
         objective = (advantage * problem.log_prob(z)).sum(-1) + reward  # grad f counts too
-        return Estimate(problem.grad(objective.mean()), own_loss=(value - value_target).square().mean())
+        return Estimate(problem.grad(objective.mean()), own_loss=mean_square(value - value_target, alive))
 
 
 class Ppo(Estimator):
@@ -94,7 +95,7 @@ class Ppo(Estimator):
         value_error = self.value(part.features(z)).squeeze(-1) - batch["value_target"]
         if "fixed_reward" not in problem.offers:  # grad f counts too, by importance at later epochs
             objective = objective + batch["scale"] * (ratio.detach().prod(-1) * part.reward(z)).mean()
-        return Estimate(part.grad(objective), own_loss=value_error.square().mean())
+        return Estimate(part.grad(objective), own_loss=mean_square(value_error, problem.alive(z)))
 
     @torch.no_grad()
     def rollout(self, problem: Problem, rng: torch.Generator) -> list[dict[str, Tensor]]:
@@ -102,12 +103,13 @@ class Ppo(Estimator):
         z = problem.sample(self.n, rng)  # (n, B, T)
         reward = problem.reward(z)  # (n, B)
         value = self.value(problem.features(z)).squeeze(-1)  # (n, B, T)
-        advantage = generalised_advantage(reward, value, self.lam)
+        alive = problem.alive(z)
+        advantage = generalised_advantage(reward, value, self.lam, alive)
         value_target = advantage + value
         scale = torch.ones_like(reward[0, 0])
         if self.whiten:
-            scale = 1 / (advantage.std() + 1e-8)
-            advantage = (advantage - advantage.mean()) * scale
+            scale = 1 / (advantage[alive].std() + 1e-8)
+            advantage = (advantage - advantage[alive].mean()) * scale
         log_prob = problem.log_prob(z)
         return [
             {
@@ -131,10 +133,20 @@ def value_head(problem: Problem) -> nn.Linear:
     return head
 
 
-def generalised_advantage(reward: Tensor, value: Tensor, lam: float) -> Tensor:
-    """A_t = sum_l lambda^l delta_{t+l} for a reward at the end: reward (n, B), value (n, B, T), returns (n, B, T)."""
-    following = torch.cat([value[..., 1:], reward.unsqueeze(-1)], -1)
-    delta = following - value
+def mean_square(error: Tensor, alive: Tensor) -> Tensor:
+    """Over the tokens in `alive`: error and alive (n, B, T) to a scalar."""
+    return (error.square() * alive).sum() / alive.sum()
+
+
+def generalised_advantage(reward: Tensor, value: Tensor, lam: float, alive: Tensor | None = None) -> Tensor:
+    """A_t = sum_l lambda^l delta_{t+l} for a reward at the last token in `alive` (None: at the last), and 0 after it.
+
+    Shapes: reward (n, B), value and alive (n, B, T); returns (n, B, T).
+    """
+    alive = torch.ones_like(value, dtype=torch.bool) if alive is None else alive
+    goes_on = torch.cat([alive[..., 1:], torch.zeros_like(alive[..., :1])], -1)
+    following = torch.where(goes_on, value.roll(-1, -1), reward.unsqueeze(-1))
+    delta = (following - value) * alive
     advantage = torch.empty_like(value)
     tail = torch.zeros_like(reward)
     for t in reversed(range(value.shape[-1])):

@@ -27,6 +27,11 @@ def one_over(std: Tensor) -> Tensor:
     return torch.where(std > EPS, 1 / std, 0.0)
 
 
+def mean_over_batch(alive: Tensor) -> Tensor:
+    """Factor (n, B) on the sums over tokens that makes the mean of sequences the mean of the batch's tokens."""
+    return (alive[..., 0].numel() / alive.sum(dtype=torch.float64)).expand_as(alive[..., 0])
+
+
 class GroupRelative(Estimator):
     """Clipped surrogate steps on one batch with the advantages of `advantage`; subclasses say what differs.
 
@@ -54,19 +59,23 @@ class GroupRelative(Estimator):
         scale = one_over(reward.std(0)) if self.std else torch.ones_like(reward[0])
         return centred * scale, ((1 - 1 / self.n) * scale).expand_as(reward)
 
-    def token_weight(self, horizon: int) -> float:
-        """Factor on the sum over tokens: 1 / T for their mean."""
-        return 1 / horizon
+    def token_weight(self, alive: Tensor) -> Tensor:
+        """Factor (n, B) on the sum over a sequence's tokens, those in `alive` (n, B, T): 1 / T for their mean."""
+        return 1 / alive.sum(-1, dtype=torch.float64)
 
-    def surrogate(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        """Objective, summed over tokens: log_prob, log_ratio (n, B, T) and advantage (n, B, 1) to (n, B)."""
+    def surrogate(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
+        """Objective, summed over tokens: log_prob, log_ratio, alive (n, B, T) and advantage (n, B, 1) to (n, B)."""
         return self.clipped(log_ratio.exp(), advantage).sum(-1)
 
     def clipped(self, ratio: Tensor, advantage: Tensor) -> Tensor:
         return torch.minimum(ratio * advantage, ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantage)
 
     def expected_scale(self, problem: Problem) -> float:
-        return (1 - 1 / self.n) * self.token_weight(problem.horizon)
+        return (1 - 1 / self.n) * self.whole_weight(problem)
+
+    def whole_weight(self, problem: Problem) -> float:
+        """The factor on sequences that are as long as can be."""
+        return float(self.token_weight(torch.ones(1, 1, problem.horizon, dtype=torch.bool)))
 
     def init(self, problem: Problem) -> None:
         enough_for(problem, self.minibatches)
@@ -82,12 +91,13 @@ class GroupRelative(Estimator):
         z = batch["z"]  # (n, B / minibatches, T)
         log_prob = part.log_prob(z)
         log_ratio = log_prob - batch["log_prob"]
-        objective = self.surrogate(log_prob, log_ratio, batch["advantage"].unsqueeze(-1))
+        alive = problem.alive(z)
+        objective = self.surrogate(log_prob, log_ratio, batch["advantage"].unsqueeze(-1), alive)
         if "fixed_reward" not in problem.offers:  # grad f counts too, by importance at later steps
             importance = log_ratio.detach().double().sum(-1).exp()  # (n, B / minibatches)
             reward = batch["reward"] if "reward" in batch else part.reward(z)
             objective = objective + (batch["scale"] * importance).to(reward) * reward
-        return Estimate(part.grad(self.token_weight(problem.horizon) * objective.mean()))
+        return Estimate(part.grad((self.token_weight(alive).to(objective) * objective).mean()))
 
     def rollout(self, problem: Problem, rng: torch.Generator) -> list[dict[str, Tensor]]:
         """A fresh batch, with advantages from all of it, cut into the minibatches of every epoch."""
@@ -150,8 +160,8 @@ class DrGrpo(GroupRelative):
     def __init__(self, n: Samples = 4, epochs: Epochs = 1, minibatches: Minibatches = 1, clip: Clip = 0.2):
         super().__init__(n, epochs, minibatches, clip, clip, std=False)
 
-    def token_weight(self, horizon: int) -> float:
-        return 1.0
+    def token_weight(self, alive: Tensor) -> Tensor:
+        return torch.ones_like(alive[..., 0], dtype=torch.float64)
 
 
 class Dapo(GroupRelative):
@@ -159,7 +169,7 @@ class Dapo(GroupRelative):
 
     Approximates  grad E_{z~p}[f(z)]
     With          mean_t grad min(w_t A, clip(w_t, 1 - e_low, 1 + e_high) A),  A = (f - mean f) / std f in a group
-                  mean over all tokens of the batch, with one length T the same as the mean of samples' means
+                  mean over all tokens of the batch, the same as the mean of samples' means where all are as long
     Requires      n >= 2; black-box reward.
     Bias          yes: as GRPO.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
@@ -179,6 +189,9 @@ class Dapo(GroupRelative):
         std: Std = True,
     ):
         super().__init__(n, epochs, minibatches, clip_low, clip_high, std)
+
+    def token_weight(self, alive: Tensor) -> Tensor:
+        return mean_over_batch(alive)
 
 
 class Gspo(GroupRelative):
@@ -206,9 +219,10 @@ class Gspo(GroupRelative):
     ):
         super().__init__(n, epochs, minibatches, clip_low, clip_high, std)
 
-    def surrogate(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor) -> Tensor:
-        ratio = log_ratio.mean(-1, keepdim=True).exp()  # (n, B, 1)
-        return self.clipped(ratio, advantage).squeeze(-1) * log_ratio.shape[-1]
+    def surrogate(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
+        length = alive.sum(-1, keepdim=True)
+        ratio = (log_ratio.sum(-1, keepdim=True) / length).exp()  # (n, B, 1)
+        return (self.clipped(ratio, advantage) * length).squeeze(-1)
 
 
 class Cispo(GroupRelative):
@@ -238,9 +252,12 @@ class Cispo(GroupRelative):
     ):
         super().__init__(n, epochs, minibatches, clip_low, clip_high, std)
 
-    def surrogate(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor) -> Tensor:
+    def surrogate(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
         weight = log_ratio.exp().clamp(1 - self.clip_low, 1 + self.clip_high).detach()
         return (weight * advantage * log_prob).sum(-1)
+
+    def token_weight(self, alive: Tensor) -> Tensor:
+        return mean_over_batch(alive)
 
 
 class ReinforcePp(GroupRelative):
@@ -285,4 +302,4 @@ class ReinforcePp(GroupRelative):
         return (reward - reward.mean()) * scale, ((1 - 1 / reward.numel()) * scale).expand_as(reward)
 
     def expected_scale(self, problem: Problem) -> float:
-        return self.token_weight(problem.horizon)
+        return self.whole_weight(problem)

@@ -53,6 +53,9 @@ JobsOption = Annotated[int | None, typer.Option(help="cells side by side; defaul
 TimeoutOption = Annotated[float | None, typer.Option(help="seconds a cell may take")]
 ResumeOption = Annotated[bool, typer.Option("--resume/--fresh", help="keep finished cells of an existing folder")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="no fallback: a hub out of reach is an error")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="let given models run code that they bring along")
+]
 
 
 @app.command()
@@ -94,6 +97,7 @@ def run(
     ] = False,
     resume: ResumeOption = True,
     strict: StrictOption = False,
+    trust_remote_code: TrustOption = False,
     launcher: Annotated[Launcher, typer.Option(help="where cells run")] = Launcher.local,
 ) -> None:
     """Train and probe estimators on tasks, and write the leaderboard with its tests."""
@@ -113,6 +117,7 @@ def run(
         timeout=timeout,
         resume=resume,
         strict=strict,
+        trust_remote_code=trust_remote_code,
         control=control,
         tuned=tuned,
         shards=shards,
@@ -158,6 +163,7 @@ def tune(
     timeout: TimeoutOption = None,
     resume: ResumeOption = True,
     strict: StrictOption = False,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Choose a learning rate for each estimator, with equal effort, for `run --tuned`."""
     from gradebench import boards, runner, terminal, tuning
@@ -175,6 +181,7 @@ def tune(
         timeout=timeout,
         resume=resume,
         strict=strict,
+        trust_remote_code=trust_remote_code,
     )
     given, low, high = _rates(rates)
 
@@ -246,6 +253,7 @@ def probe(
     plots: Annotated[bool, typer.Option("--plots", help="draw SVG figures too (needs the extra `plots`)")] = False,
     resume: ResumeOption = True,
     strict: StrictOption = False,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure gradients only: variance, bias and cost of each estimator at frozen parameters, with intervals."""
     from gradebench import runner, terminal
@@ -263,6 +271,7 @@ def probe(
         timeout=timeout,
         resume=resume,
         strict=strict,
+        trust_remote_code=trust_remote_code,
         train=False,
         draws=draws,
         checkpoints=checkpoints,

@@ -19,8 +19,19 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"  # names the shards of weights in several files
 # Configuration, weights and tokenizer; weights are read in safetensors alone, because other formats can run code.
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+_CODE = "*.py"  # which a model may bring along; fetched and run only for who trusts it
+TRUST = "GRADEBENCH_TRUST_REMOTE_CODE"  # in the environment, so that every worker knows
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def trusts_remote_code() -> bool:
+    """Whether models may run code of their own (`--trust-remote-code`)."""
+    return os.environ.get(TRUST) == "1"
+
+
+def _wanted_files() -> tuple[str, ...]:
+    return (*_MODEL_FILES, _CODE) if trusts_remote_code() else _MODEL_FILES
 
 
 class HubUnreachable(InputError):
@@ -40,7 +51,7 @@ class ModelFiles:
         if self.folder.parent.name == "snapshots" and _COMMIT.fullmatch(self.folder.name):
             return self.folder.name
         sha = hashlib.sha256()
-        files = {file for pattern in _MODEL_FILES for file in self.folder.glob(pattern) if file.is_file()}
+        files = {file for pattern in _wanted_files() for file in self.folder.glob(pattern) if file.is_file()}
         for file in sorted(files, key=lambda file: file.name):
             with file.open("rb") as stream:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -168,7 +179,7 @@ def _downloaded(hub_id: str, deadline: float, timeout: float) -> Path:
             raise HubUnreachable(refusal.format(reason))
         try:
             # Files in subfolders are other formats or checkpoints of the same model.
-            folder = Path(snapshot_download(hub_id, allow_patterns=list(_MODEL_FILES), ignore_patterns=["*/*"]))
+            folder = Path(snapshot_download(hub_id, allow_patterns=list(_wanted_files()), ignore_patterns=["*/*"]))
         except Exception as error:  # the libraries in between raise kinds of their own
             raise HubUnreachable(refusal.format(first_line(error))) from error
     lacking = lacking_in(folder)

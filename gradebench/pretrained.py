@@ -8,7 +8,7 @@ once when a model is loaded, because the families of the library differ in it an
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from gradebench.errors import InputError
-from gradebench.hub import first_line, locate_model
+from gradebench.hub import first_line, locate_model, trusts_remote_code
 from gradebench.transformer import embed_tokens
 
-_TOLERANCE = 1e-3  # float32 noise of two ways through one model, relative to its largest output
+# Noise of two ways through one model, relative to its largest output.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float64: 1e-9}
 _TRIED = 3  # tokens of the trial
 
 
@@ -32,7 +33,8 @@ class PretrainedVocabulary:
     """Encodes texts to ids and back with a model's own tokenizer.
 
     `prefix` is the token that the tokenizer puts before every text if it does (BOS), and a text's ids begin with it.
-    The tokenizer's other special tokens (ends, separators) are left out: the texts are to be continued.
+    The tokenizer's other special tokens (ends, separators) are left out: the texts are to be continued. `end` is the
+    token that ends a text, None where the tokenizer has none.
     """
 
     def __init__(self, tokenizer: Any):
@@ -40,6 +42,7 @@ class PretrainedVocabulary:
         self.size = 1 + max(tokenizer.get_vocab().values())  # ids need not be contiguous
         before, _ = special_tokens_around(tokenizer)
         self.prefix = before if before == [tokenizer.bos_token_id] else []
+        self.end: int | None = tokenizer.eos_token_id
 
     def __len__(self) -> int:
         return self.size
@@ -56,13 +59,17 @@ class PretrainedVocabulary:
 
 
 class PretrainedPolicy(nn.Module):
-    """A causal language model over the first `categories` ids; any rows that it has beyond are padding, never drawn."""
+    """A causal language model over the first `categories` ids; any rows that it has beyond are padding, never drawn.
 
-    def __init__(self, model: nn.Module, categories: int):
+    With `half`, it computes in bfloat16; what is trained stays in float32, where small updates aren't lost.
+    """
+
+    def __init__(self, model: nn.Module, categories: int, half: bool = False):
         super().__init__()
         self.model = model.eval()  # no dropout: rollout and log_prob must see one policy
-        self.categories = categories
-        self.skips_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.categories, self.computes_half = categories, half
+        taken = inspect.signature(model.forward).parameters
+        self.skips_logits, self.takes_places = "logits_to_keep" in taken, "position_ids" in taken
         self.feature_size = trial_features(self)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -70,20 +77,33 @@ class PretrainedPolicy(nn.Module):
         return embed_as(self.model.get_input_embeddings(), tokens)  # type: ignore[operator]
 
     def forward(
-        self, embeddings: Tensor, cache: DynamicCache | None = None, last: int | None = None
+        self,
+        embeddings: Tensor,
+        cache: DynamicCache | None = None,
+        last: int | None = None,
+        pads: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, DynamicCache]:
         """Logits (N, L, V), features (N, L, D) and the cache grown by L positions; `cache` itself stays as it is.
 
-        With `last`, logits and features of so many last positions only.
+        With `last`, logits and features of so many last positions only. `pads` (N,): how many of the first positions
+        of a text are padding.
         """
         last = last or embeddings.shape[1]
-        output = self.model(
-            inputs_embeds=embeddings,
-            past_key_values=branch(cache),
-            use_cache=True,
-            output_hidden_states=True,
-            **({"logits_to_keep": last} if self.skips_logits else {}),
-        )
+        options: dict[str, Any] = {"logits_to_keep": last} if self.skips_logits else {}
+        if pads is not None:
+            start = cache.get_seq_length() if cache else 0
+            places = torch.arange(start + embeddings.shape[1], device=pads.device) - pads[:, None]
+            options["attention_mask"] = (places >= 0).long()
+            if self.takes_places:
+                options["position_ids"] = places[:, start:].clamp_min(0)
+        with torch.autocast(embeddings.device.type, torch.bfloat16) if self.computes_half else nullcontext():
+            output = self.model(
+                inputs_embeds=embeddings,
+                past_key_values=branch(cache),
+                use_cache=True,
+                output_hidden_states=True,
+                **options,
+            )
         logits, features = output.logits[:, -last:, : self.categories], output.hidden_states[-1][:, -last:]
         return logits, features, output.past_key_values
 
@@ -93,6 +113,11 @@ class PretrainedPolicy(nn.Module):
         assert grown is not None
         grown.reorder_cache(rows)  # type: ignore[arg-type]  # it says LongTensor, and Tensor is meant
         return grown
+
+    def frozen(self) -> "PretrainedPolicy":
+        """A copy of what it is now, not to be trained."""
+        answer = copy.deepcopy(self).requires_grad_(False)
+        return answer.to(torch.bfloat16) if self.computes_half else answer
 
 
 class PretrainedReward(nn.Module):
@@ -112,23 +137,49 @@ class PretrainedReward(nn.Module):
         self.positive = positive
         for name, ids in (("before", before), ("after", after)):
             self.register_buffer(name, torch.tensor([list(ids)], dtype=torch.int64), persistent=False)
+        # A decoder scores every prefix in one pass, so that the score of a text that has ended gradually is a mixture.
+        self.decoder = hasattr(model, "score")
+        self.weighs = self.decoder and not len(after)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(N, L) ids or (N, L, V) relaxed one-hots to (N, L, D)."""
         return embed_as(self.model.get_input_embeddings(), tokens)  # type: ignore[operator]
 
-    def forward(self, embeddings: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Of texts (N, L, D), of which the positions count that `keep` (N, L) has: 1 up to their end, and then 0."""
         before, after = (self.embed(ids).expand(len(embeddings), -1, -1) for ids in (self.before, self.after))
-        logits = self.model(inputs_embeds=torch.cat([before, embeddings, after], 1)).logits  # (N, labels)
-        if logits.shape[-1] == 1:
-            return logits.sigmoid().squeeze(-1)
-        return logits.softmax(-1)[:, self.positive]
+        texts = torch.cat([before, embeddings, after], 1)
+        if keep is None:
+            return self.probability(self.model(inputs_embeds=texts).logits)
+        if self.weighs:
+            ends_here = keep - functional.pad(keep[:, 1:], (0, 1))
+            return (ends_here * self.of_prefixes(texts)[:, -keep.shape[1] :]).sum(1)
+        # Where a text's own end is, its special tokens follow, and whatever is left over doesn't count.
+        rows, places = torch.arange(len(texts), device=texts.device), torch.arange(texts.shape[1], device=texts.device)
+        kept = before.shape[1] + keep.round().long().sum(1, keepdim=True)  # (N, 1)
+        dropped = texts.shape[1] - after.shape[1] - kept
+        texts = texts[rows[:, None], (places + dropped * (places >= kept)).clamp_max(texts.shape[1] - 1)]
+        if self.decoder:
+            return self.of_prefixes(texts)[rows, (kept + after.shape[1])[:, 0] - 1]
+        mask = (places < kept + after.shape[1]).long()
+        return self.probability(self.model(inputs_embeds=texts, attention_mask=mask).logits)
+
+    def of_prefixes(self, texts: Tensor) -> Tensor:
+        """A decoder's probability (N, L) of every prefix of the texts (N, L, D)."""
+        return self.probability(self.model.score(self.model.base_model(inputs_embeds=texts).last_hidden_state))  # type: ignore[operator]
+
+    def probability(self, logits: Tensor) -> Tensor:
+        """(..., labels) to (...)."""
+        return logits.sigmoid().squeeze(-1) if logits.shape[-1] == 1 else logits.softmax(-1)[..., self.positive]
 
 
-def load_policy(name_or_path: str, length: int = 1) -> tuple[PretrainedPolicy, PretrainedVocabulary]:
+def load_policy(
+    name_or_path: str, length: int = 1, half: bool = False, lora: int = 0
+) -> tuple[PretrainedPolicy, PretrainedVocabulary]:
     """Returns the causal language model of a local folder or a hub id, and its vocabulary.
 
-    `length` is the number of tokens that it will be read to, prompt and horizon together.
+    `length` is the number of tokens that it will be read to, prompt and horizon together. `half`: it computes in
+    bfloat16. `lora`: the rank of adapters that are trained in place of its own weights; 0 for none.
 
     Raises InputError, in one line, for whatever keeps the model from serving as a policy.
     """
@@ -136,23 +187,30 @@ def load_policy(name_or_path: str, length: int = 1) -> tuple[PretrainedPolicy, P
     with _quiet(), _refused(name_or_path, "a policy"):
         config = _config(folder)
         named = getattr(config, "architectures", None) or []
-        if named and not set(named) & _causal_architectures():
+        own_code = getattr(config, "auto_map", None)
+        if named and not set(named) & _causal_architectures() and not own_code:
             raise InputError(f"{name_or_path}: a {named[0]}, not a causal language model; give one")
         tokenizer = _tokenizer(folder)
         _check_context(name_or_path, config, tokenizer, length)
-        model = _model(AutoModelForCausalLM, folder, name_or_path, "a causal language model")
+        # Weights that are trained stay in float32; frozen ones needn't.
+        dtype = torch.bfloat16 if half and lora else torch.float32
+        model = _model(AutoModelForCausalLM, folder, name_or_path, "a causal language model", dtype)
         vocabulary = PretrainedVocabulary(tokenizer)
         _check_rows(name_or_path, model, len(vocabulary))
-        policy = PretrainedPolicy(model, len(vocabulary))
+        policy = PretrainedPolicy(model, len(vocabulary), half)
         try_policy(policy)
+        if lora:
+            from gradebench.adapters import AdaptedPolicy
+
+            policy = AdaptedPolicy(model, len(vocabulary), half, lora)
     return policy, vocabulary
 
 
-def load_reward(name_or_path: str, vocabulary: Any, length: int = 1) -> PretrainedReward:
+def load_reward(name_or_path: str, vocabulary: Any, length: int = 1, half: bool = False) -> PretrainedReward:
     """Returns the sequence classifier of a local folder or a hub id.
 
     `vocabulary` is the policy's, a PretrainedVocabulary or a Vocabulary; `length` is the number of tokens of the
-    longest text, prompt and horizon together.
+    longest text, prompt and horizon together. `half`: in bfloat16.
 
     Raises InputError, in one line, for whatever keeps the model from serving as a reward.
     """
@@ -166,7 +224,8 @@ def load_reward(name_or_path: str, vocabulary: Any, length: int = 1) -> Pretrain
         if before == getattr(vocabulary, "prefix", []):
             before = []  # the prompts bring it
         _check_context(name_or_path, config, tokenizer, length + len(before) + len(after))
-        model = _model(AutoModelForSequenceClassification, folder, name_or_path, "a sequence classifier")
+        dtype = torch.bfloat16 if half else torch.float32
+        model = _model(AutoModelForSequenceClassification, folder, name_or_path, "a sequence classifier", dtype)
         _check_rows(name_or_path, model, len(own))
         text_config = model.config.get_text_config()
         text_config.use_cache = False
@@ -237,7 +296,8 @@ def trial_features(policy: PretrainedPolicy) -> int:
 
 
 def try_policy(policy: PretrainedPolicy) -> None:
-    """Raises ValueError unless the policy is causal, continues from its cache, and can be differentiated twice."""
+    """Raises ValueError unless the policy is causal, continues from its cache, doesn't read padding, and can be
+    differentiated twice."""
     ids = _trial_ids(policy.model, policy.categories)
     one_hots = _one_hots(policy.model, ids, policy.categories)
     whole, _, cache = policy(policy.embed(one_hots))
@@ -251,6 +311,9 @@ def try_policy(policy: PretrainedPolicy) -> None:
         logits, _, cache = policy(policy.embed(one_hots[:, t : t + 1]), cache)
         steps.append(logits)
     _check_close(torch.cat(steps, 1), whole, "it isn't causal, or doesn't continue from its cache")
+    behind = policy.embed(torch.cat([one_hots[:, :1], one_hots], 1))
+    padded, _, _ = policy(behind, pads=torch.ones(1, dtype=torch.int64))
+    _check_close(padded[:, 1:], whole, "it reads the padding before a text")
     _differentiate_twice(steps[-1], one_hots)
 
 
@@ -260,7 +323,11 @@ def try_reward(reward: PretrainedReward, categories: int) -> None:
     one_hots = _one_hots(reward.model, ids, categories)
     by_embeddings = reward.model(inputs_embeds=reward.embed(one_hots)).logits
     _check_close(by_embeddings, reward.model(input_ids=ids).logits, "it reads embeddings in another way than tokens")
-    _differentiate_twice(reward(reward.embed(one_hots)), one_hots)
+    whole = reward(reward.embed(one_hots))
+    keep = torch.ones(1, len(ids[0]) + 1).index_fill_(1, torch.tensor([len(ids[0])]), 0)
+    longer = reward.embed(torch.cat([one_hots, one_hots[:, :1]], 1))
+    _check_close(reward(longer, keep), whole, "it reads what follows the end of a text")
+    _differentiate_twice(whole, one_hots)
 
 
 def _trial_ids(model: nn.Module, categories: int) -> Tensor:
@@ -274,7 +341,8 @@ def _one_hots(model: nn.Module, ids: Tensor, categories: int) -> Tensor:
 
 
 def _check_close(a: Tensor, b: Tensor, otherwise: str) -> None:
-    if not (a - b).abs().max() <= _TOLERANCE * max(1.0, float(b.detach().abs().max())):  # so that NaN is refused
+    tolerance = max(_TOLERANCE[a.dtype], _TOLERANCE[b.dtype])
+    if not (a - b).abs().max() <= tolerance * max(1.0, float(b.detach().abs().max())):  # so that NaN is refused
         raise ValueError(otherwise)
 
 
@@ -285,21 +353,21 @@ def _differentiate_twice(value: Tensor, by: Tensor) -> None:
 
 
 def _config(folder: Path) -> Any:
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
 
 
 def _tokenizer(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
 
 
-def _model(auto: Any, folder: Path, name_or_path: str, kind: str) -> Any:
-    """The model with the folder's weights in float32, none left out; refuses weights that lack a part of it."""
+def _model(auto: Any, folder: Path, name_or_path: str, kind: str, dtype: torch.dtype) -> Any:
+    """The model with the folder's weights, none left out; refuses weights that lack a part of it."""
     model, report = auto.from_pretrained(
         folder,
-        trust_remote_code=False,
+        trust_remote_code=trusts_remote_code(),
         local_files_only=True,
         use_safetensors=True,
-        dtype=torch.float32,
+        dtype=dtype,
         attn_implementation="eager",
         output_loading_info=True,
     )
@@ -341,6 +409,9 @@ def _refused(name_or_path: str, role: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # configurations, tokenizers and weights each fail with kinds of their own
+        if "trust_remote_code" in str(error):
+            advice = "read it, and give --trust-remote-code if you trust it"
+            raise InputError(f"{name_or_path}: {role} that needs code of its own to be run; {advice}") from error
         raise InputError(f"{name_or_path}: can't serve as {role}: {first_line(error)}; give another model") from error
 
 

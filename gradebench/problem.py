@@ -119,8 +119,15 @@ class Problem(ABC):
         """Names aligned with `params`, dotted as in a module's state dict; probes report by their first parts."""
         return [str(i) for i in range(len(self.params))]
 
+    def alive(self, z: Tensor) -> Tensor:
+        """Whether each token of z counts, (n, B, T) bool: those up to the end of the text, its end token included.
+
+        What follows an end is no choice of the policy's: it has log-probability 0, no gradient and no part in f.
+        """
+        return torch.ones_like(z, dtype=torch.bool)
+
     def log_prob(self, z: Tensor) -> Tensor:
-        """log p_theta(z_t | z_<t, x), shape (n, B, T)."""
+        """log p_theta(z_t | z_<t, x), shape (n, B, T); 0 after the end of a text."""
         return self.logits(z).log_softmax(-1).gather(-1, z.unsqueeze(-1)).squeeze(-1)
 
     def grad(

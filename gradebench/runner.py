@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import re
 import shutil
 import time
@@ -19,6 +20,7 @@ import torch
 from gradebench import harness, parallel, records, registry, tables
 from gradebench.errors import InputError, Unsupported
 from gradebench.harness import Cell, Plan
+from gradebench.hub import TRUST
 from gradebench.task import Task
 from gradebench.tuned import read_choices
 from gradebench.workers import usable_cores, workers
@@ -40,6 +42,7 @@ class Request:
     timeout: float | None = None
     resume: bool = True
     strict: bool = False
+    trust_remote_code: bool = False  # of given models
     train: bool = True  # False: `gradebench probe`, gradients alone
     draws: int | None = None  # of each gradient probe
     checkpoints: int = 3
@@ -154,6 +157,8 @@ def prepare(request: Request, progress: Progress) -> Run:
     Raises InputError for whatever in the request can't be used.
     """
     _require_numbers(request)
+    if request.trust_remote_code:
+        os.environ[TRUST] = "1"
     estimators, left_out = expand("estimators", request.estimators)
     task_specs, left_out_tasks = expand("tasks", request.tasks)
     seeds = None if request.seeds is None else parse_seeds(request.seeds)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from gradebench.ends import ended_logits, ending_token, up_to_end
 from gradebench.once import Once
 from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, chosen, continued
 from gradebench.replicas import Replicas
@@ -21,7 +22,8 @@ class Policy(Protocol):
     """A causal language model: `embed` reads ids or relaxed one-hots, the call continues from a cache.
 
     A call gives logits, features and the grown cache; of the `last` positions only, if that is given. A cache that was
-    continued is used up. `reordered` gives the cache of the rows (M,) of the batch that it was grown on.
+    continued is used up. `reordered` gives the cache of the rows (M,) of the batch that it was grown on. One that is to
+    read padded prompts takes `pads` (N,) too: how many of a text's first positions are padding.
     """
 
     feature_size: int
@@ -36,7 +38,12 @@ class Policy(Protocol):
 
 
 class Reward(Protocol):
-    """Reward (N,) of embedded texts (N, L, D); `differentiable` in what `embed` reads, or not."""
+    """Reward (N,) of embedded texts (N, L, D); `differentiable` in what `embed` reads, or not.
+
+    One for texts that end takes `keep` (N, L) too, in [0, 1]: how much each position counts, 1 up to the end and 0 from
+    there on. One that is continuous in `keep` says so by `weighs = True`; others get relaxed texts whole, with the end
+    token for what follows.
+    """
 
     differentiable: bool
 
@@ -52,6 +59,13 @@ class SequenceProblem(Problem):
 
     prompts (B, P) int64; T = `horizon` new tokens; `beta` in reward per nat. With `rows_at_once`, parallel passes keep
     the activations of so many sequences at a time and compute the others again when they are differentiated.
+
+    `pads` (B,): how many of a prompt's first positions are padding, which is read by nobody.
+
+    `end`: the token that ends a text. Nothing can follow it but itself, so z stays one distribution over (n, B, T)
+    and every estimator's formula holds: log-probability and penalty are 0 from there on, and the reward reads the text
+    before the end. Relaxed tokens end gradually: a text that has ended with probability 1 - a continues with
+    a relax(logits) + (1 - a) one_hot(end), and its penalty there counts a.
     """
 
     straight_through: Literal["auto", "plain", "once", "parallel"] = "auto"  # the graph of rollouts with hard tokens
@@ -68,13 +82,15 @@ class SequenceProblem(Problem):
         beta: float = 0.0,
         ledger: Ledger | None = None,
         rows_at_once: int | None = None,
+        end: int | None = None,
+        pads: Tensor | None = None,
     ):
         super().__init__([p for p in policy.parameters() if p.requires_grad], ledger)
         if beta and reference is None:
             raise ValueError("a KL penalty needs a reference policy")
         self.policy, self.reward_model, self.reference, self.beta = policy, reward_model, reference, beta
         self.prompts, self.horizon, self.categories = prompts, horizon, vocabulary
-        self.rows_at_once = rows_at_once
+        self.rows_at_once, self.end, self.pads = rows_at_once, end, pads
         self.contexts = len(prompts)
         self.feature_size = policy.feature_size
         offers = {"soft_reward"} if reward_model.differentiable else set()
@@ -100,9 +116,13 @@ class SequenceProblem(Problem):
             self.beta,
             self.ledger,
             self.rows_at_once,
+            self.end,
+            None if self.pads is None else self.pads[index],
         )
 
     def replicated(self, copies: int) -> "SequenceProblem":
+        if self.pads is not None:
+            raise NotImplementedError("padded prompts aren't read by several copies at once")
         if self.contexts % copies:
             raise ValueError(f"{self.contexts} contexts can't be dealt out evenly to {copies} copies")
         return SequenceProblem(
@@ -113,6 +133,7 @@ class SequenceProblem(Problem):
             self.categories,
             self.reference,
             self.beta,
+            end=self.end,
         )
 
     @property
@@ -126,12 +147,16 @@ class SequenceProblem(Problem):
     def draw(self, choose: Choose, n: int) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
-        logits, _, cache = self.policy(self.policy.embed(self._prompts(n)), last=1)
+        pads = self._padding(n)
+        logits, _, cache = self.policy(self.policy.embed(self._prompts(n)), last=1, **pads)
         z = torch.empty(n, self.contexts, self.horizon, dtype=torch.int64, device=logits.device)
         for t in range(self.horizon):
             if t:
-                logits, _, cache = self.policy(self.policy.embed(z[:, :, t - 1].reshape(-1, 1)), cache)
-            z[:, :, t], parents = chosen(choose(in_single(logits[:, -1].view(n, self.contexts, -1))))
+                logits, _, cache = self.policy(self.policy.embed(z[:, :, t - 1].reshape(-1, 1)), cache, **pads)
+            here = in_single(logits[:, -1].view(n, self.contexts, -1))
+            if t and self.end is not None:
+                here = ended_logits(here, z[:, :, t - 1] == self.end, self.end)
+            z[:, :, t], parents = chosen(choose(here))
             if parents is not None:
                 z[:, :, :t] = continued(z[:, :, :t], parents)
                 rows = parents * self.contexts + torch.arange(self.contexts, device=z.device)
@@ -153,21 +178,27 @@ class SequenceProblem(Problem):
             policy = Once(policy)
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
-        logits, features, cache = policy(policy.embed(self._prompts(n)), last=1)
+        pads = self._padding(n)
+        logits, features, cache = policy(policy.embed(self._prompts(n)), last=1, **pads)
         tokens: list[Tensor] = []
-        ids: list[Tensor] = []
+        ids: list[Tensor] = []  # of tokens that are one-hots
         seen: list[tuple[Tensor, Tensor]] = []
         for t in range(self.horizon):
             if t:
                 read = tokens[-1].view(-1, 1, self.categories)
                 embedded = policy.embed(read, ids[-1].view(-1, 1)) if isinstance(policy, Once) else policy.embed(read)
-                logits, features, cache = policy(embedded, cache)
+                logits, features, cache = policy(embedded, cache, **pads)
             here, feature = (x.view(n, self.contexts, -1) for x in (logits, features))
             here = in_single(here)
-            tokens.append(relax(here))
+            if t and self.end is not None and ids:
+                here = ended_logits(here, ids[-1] == self.end, self.end)
             seen.append((here, feature))
-            if isinstance(policy, Once):
-                ids.append(tokens[-1].argmax(-1))
+            token = relax(here)
+            if t and self.end is not None and not ids:
+                token = ending_token(token, tokens[-1][..., self.end], self.end)
+            tokens.append(token)
+            if rng is not None:
+                ids.append(token.argmax(-1))
         y = torch.stack(tokens, 2)
         if ids:
             self._one_hots = (y, torch.stack(ids, 2))
@@ -181,7 +212,8 @@ class SequenceProblem(Problem):
         once      the same without its repetitions, for the transformer made here: the quickest on a CPU
         parallel  in parallel over time: a GPU would wait for the launch of a sequential graph's many small kernels
         """
-        able = isinstance(self.policy, ScratchPolicy) and not torch.is_autocast_enabled(self.prompts.device.type)
+        able = isinstance(self.policy, ScratchPolicy) and self.pads is None
+        able = able and not torch.is_autocast_enabled(self.prompts.device.type)
         road = self.straight_through
         if road == "auto":
             road = "parallel" if self.prompts.is_cuda else "once"
@@ -200,9 +232,10 @@ class SequenceProblem(Problem):
             read = self.policy.embed(z[:, :, :-1].flatten(0, 1))  # (n B, T - 1, D)
         read.requires_grad_()
         self.ledger.forward_passes += 1
-        logits, features, _ = self.policy(torch.cat([self.policy.embed(self._prompts(n)), read], 1), last=self.horizon)
+        texts = torch.cat([self.policy.embed(self._prompts(n)), read], 1)
+        logits, features, _ = self.policy(texts, last=self.horizon, **self._padding(n))
         shape = (n, self.contexts, self.horizon, -1)
-        logits, features = in_single(logits).reshape(shape), features.reshape(shape)
+        logits, features = self._masked(in_single(logits).reshape(shape), z), features.reshape(shape)
         soft = torch.stack([relax(step) for step in logits.unbind(2)], 2)  # with the noise of the draws again
         rng.set_state(end)
         y = straight_through(functional.one_hot(z, self.categories).to(soft.dtype), soft)
@@ -221,20 +254,62 @@ class SequenceProblem(Problem):
         return raw - self.beta * self.divergence(y).sum(-1) if self.beta else raw
 
     def raw_reward(self, tokens: Tensor) -> Tensor:
-        """r (n, B), without the penalty, of ids (n, B, T) or relaxed one-hots (n, B, T, V)."""
+        """r (n, B), without the penalty, of ids (n, B, T) or of a rollout's relaxed one-hots (n, B, T, V)."""
         n = len(tokens)
         self.ledger.reward_calls += n * self.contexts
         model = self.reward_model
+        if self.end is not None and not tokens.is_floating_point():
+            tokens = tokens.where(self.alive(tokens), self.end)
         texts = torch.cat([model.embed(self._prompts(n)), self._embedded(model, tokens, self.horizon)], 1)
-        (score,) = self._in_pieces(lambda part: (model(part),), texts)
+        parts = [texts, *self._counting(tokens, texts)]
+        if self.pads is not None:  # texts begin with what counts, as they do without padding
+            length = texts.shape[1]
+            places = (torch.arange(length, device=texts.device) + self.pads.repeat(n)[:, None]) % length
+            rows = torch.arange(len(texts), device=texts.device)[:, None]
+            parts = [part[rows, places] for part in parts]
+        (score,) = self._in_pieces(lambda *part: (model(*part),), *parts)
         return in_single(score).view(n, self.contexts)
+
+    def _counting(self, tokens: Tensor, texts: Tensor) -> list[Tensor]:
+        """How much each position of the texts (n B, P + T, ...) counts for the reward; nothing where all of them do."""
+        if self.end is None and self.pads is None:
+            return []
+        dtype = texts.dtype if texts.is_floating_point() else torch.float32
+        keep = torch.ones(texts.shape[:2], dtype=dtype, device=texts.device)
+        if self.pads is not None:
+            places = torch.arange(self.prompts.shape[1], device=texts.device)
+            keep[:, : len(places)] = (places >= self.pads.repeat(len(tokens))[:, None]).to(dtype)
+        if self.end is not None and (self._ids(tokens) is not None or getattr(self.reward_model, "weighs", False)):
+            ended = tokens[..., self.end] if tokens.is_floating_point() else tokens == self.end
+            keep = torch.cat([keep[:, : -self.horizon], 1 - ended.flatten(0, 1).to(dtype)], 1)
+        return [keep]
 
     def divergence(self, tokens: Tensor) -> Tensor:
         """KL(p_theta(.|prefix) || p_ref(.|prefix)) in nats, (n, B, T), along hard or relaxed tokens."""
         assert self.reference is not None
         log_p = self._parallel(tokens)[0].log_softmax(-1)
         log_q = self._forward(self.reference, tokens)[0].log_softmax(-1)
-        return (log_p.exp() * (log_p - log_q)).sum(-1)
+        divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+        if self.end is None or self._ids(tokens) is not None:  # of one-hots, logits are already masked
+            return divergence
+        going_on = 1 - tokens[:, :, :-1, self.end]
+        return divergence * torch.cat([torch.ones_like(going_on[:, :, :1]), going_on], -1)
+
+    def alive(self, z: Tensor) -> Tensor:
+        return super().alive(z) if self.end is None else up_to_end(z, self.end)
+
+    def _ids(self, tokens: Tensor) -> Tensor | None:
+        """Of hard tokens, or of the last rollout's one-hots; None for relaxed tokens."""
+        if not tokens.is_floating_point():
+            return tokens
+        return self._one_hots[1] if tokens is self._one_hots[0] else None
+
+    def _masked(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Logits (n, B, T, V) along hard tokens, those after an end replaced."""
+        ids = self._ids(tokens)
+        if self.end is None or ids is None:
+            return logits
+        return ended_logits(logits, ~up_to_end(ids, self.end), self.end)
 
     def support(self) -> Tensor:
         if "support" not in self.offers:
@@ -288,23 +363,28 @@ class SequenceProblem(Problem):
     def _prompts(self, n: int) -> Tensor:
         return self.prompts.repeat(n, 1)
 
+    def _padding(self, n: int) -> dict[str, Any]:
+        """What a policy is told about the prompts of n draws besides their ids."""
+        return {} if self.pads is None else {"pads": self.pads.repeat(n)}
+
     def _forward(self, policy: Policy, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """One parallel pass: logits (n, B, T, V) and features (n, B, T, D) before each position."""
         self.ledger.forward_passes += 1
         n = len(tokens)
         past = self._embedded(policy, tokens, self.horizon - 1)
         texts = torch.cat([policy.embed(self._prompts(n)), past], 1)
-        logits, features = self._in_pieces(lambda part: policy(part, last=self.horizon)[:2], texts)
+        parts = [texts, *self._padding(n).values()]
+        logits, features = self._in_pieces(lambda part, *pads: policy(part, None, self.horizon, *pads)[:2], *parts)
         shape = (n, self.contexts, self.horizon, -1)
-        return in_single(logits).reshape(shape), features.reshape(shape)
+        return self._masked(in_single(logits).reshape(shape), tokens), features.reshape(shape)
 
-    def _in_pieces(self, model: Callable[[Tensor], tuple[Tensor, ...]], texts: Tensor) -> tuple[Tensor, ...]:
+    def _in_pieces(self, model: Callable[..., tuple[Tensor, ...]], *texts: Tensor) -> tuple[Tensor, ...]:
         """Outputs of a model that reads the rows of `texts` each by itself, a checkpoint for every piece of them."""
         if self.rows_at_once is None or not torch.is_grad_enabled():
-            return model(texts)
+            return model(*texts)
         pieces = [
-            checkpoint(model, part, use_reentrant=False, preserve_rng_state=False)
-            for part in texts.split(self.rows_at_once)
+            checkpoint(model, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(*(x.split(self.rows_at_once) for x in texts), strict=True)
         ]
         return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
@@ -374,14 +454,15 @@ def evaluate_sequences(problem: SequenceProblem, rng: torch.Generator) -> tuple[
     kl in nats a sequence; entropy and reference_nll in nats a token.
     """
     z = problem.sample(1, rng)  # (1, B, T)
+    alive = problem.alive(z)
     log_p = problem.logits(z).log_softmax(-1)
     metrics = {
         "reward": float(problem.raw_reward(z).mean()),
-        "entropy": float(-(log_p.exp() * log_p).sum(-1).mean()),
-        "distinct_2": distinct_bigrams(z[0].tolist()),
+        "entropy": float(-(log_p.exp() * log_p).sum(-1)[alive].mean()),
+        "distinct_2": distinct_bigrams([row[counts].tolist() for row, counts in zip(z[0], alive[0], strict=True)]),
     }
     if problem.reference is not None:
         log_q = problem._forward(problem.reference, z)[0].log_softmax(-1)
         metrics["kl"] = float((log_p.exp() * (log_p - log_q)).sum(-1).sum(-1).mean())
-        metrics["reference_nll"] = float(-log_q.gather(-1, z.unsqueeze(-1)).mean())
+        metrics["reference_nll"] = float(-log_q.gather(-1, z.unsqueeze(-1)).squeeze(-1)[alive].mean())
     return metrics, z[0]

@@ -172,7 +172,8 @@ def load_text_classifier(name_or_path: str) -> TextClassifier:
     folder = locate_model(name_or_path).folder
     with pretrained._quiet(), pretrained._refused(name_or_path, "a reward"):
         tokenizer = pretrained._tokenizer(folder)
-        model = pretrained._model(AutoModelForSequenceClassification, folder, name_or_path, "a sequence classifier")
+        kind = "a sequence classifier"
+        model = pretrained._model(AutoModelForSequenceClassification, folder, name_or_path, kind, torch.float32)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         tokenizer.padding_side = "right"

@@ -4,6 +4,7 @@ Written out rather than taken from a library for two reasons: its attention can 
 variates that learn need that, fused kernels lack it), and a decoding step costs microseconds of overhead.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,15 +72,21 @@ def embed_tokens(weight: Tensor, tokens: Tensor) -> Tensor:
     return tokens.to(weight.dtype) @ weight if tokens.is_floating_point() else functional.embedding(tokens, weight)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Values (N, heads, L, width / heads) mixed by softmax(q k^T / sqrt(width / heads) + mask).
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keep: Tensor | None = None) -> Tensor:
+    """Values (N, heads, L, width / heads) mixed by softmax(q k^T / sqrt(width / heads) + mask + log keep).
 
+    `keep` (N, S), in [0, 1], says how much each of the S positions counts, and may be differentiated, at 0 too.
     In one kernel where there is no graph; that kernel can't be differentiated twice.
     """
     if not torch.is_grad_enabled():
+        mask = mask if keep is None else keep.log()[:, None, None]
         return functional.scaled_dot_product_attention(q, k, v, mask)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    return (scores if mask is None else scores + mask).softmax(-1) @ v
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    if keep is not None:
+        weights = weights * keep[:, None, None]
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights @ v
 
 
 class Block(nn.Module):
@@ -95,7 +102,7 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, past: Pair | InPlace | None, linear: Linear
+        self, x: Tensor, mask: Tensor | None, past: Pair | InPlace | None, linear: Linear, keep: Tensor | None = None
     ) -> tuple[Tensor, Pair]:
         batch, length, width = x.shape
         q, k, v = (
@@ -108,10 +115,17 @@ class Block(nn.Module):
         else:
             if past is not None:
                 k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-            mixed = attention(q, k, v, mask)
+            mixed = attention(q, k, v, mask, keep)
         x = x + linear(self.attention_out, mixed.transpose(1, 2).reshape(batch, length, width))
         hidden, activation, out = cast("tuple[nn.Linear, nn.GELU, nn.Linear]", tuple(self.feed_forward))
         return x + linear(out, activation(linear(hidden, self.feed_forward_norm(x)))), (k, v)
+
+
+def padded(mask: Tensor | None, pads: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """A mask (N, 1, L or 1, length) that hides padding: not to -inf, because padding itself has nothing else to read."""
+    hidden = torch.arange(length, device=pads.device) < pads[:, None]
+    hidden = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min / 2)[:, None, None]
+    return hidden if mask is None else hidden + mask
 
 
 class Transformer(nn.Module):
@@ -131,21 +145,37 @@ class Transformer(nn.Module):
         """(N, L) ids or (N, L, V) relaxed one-hots to (N, L, D)."""
         return embed_tokens(self.token, tokens)
 
-    def features(self, embeddings: Tensor, cache: Cache | None = None, linear: Linear = plain) -> tuple[Tensor, Cache]:
-        """Features (N, L, D) and the cache grown by L positions; without a graph, in place."""
+    def features(
+        self,
+        embeddings: Tensor,
+        cache: Cache | None = None,
+        linear: Linear = plain,
+        pads: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> tuple[Tensor, Cache]:
+        """Features (N, L, D) and the cache grown by L positions; without a graph, in place.
+
+        `pads` (N,): how many of the first positions of a text are padding. `keep` (N, L), without a cache: `attention`.
+        """
         length, start = embeddings.shape[1], 0
         if cache and not torch.is_grad_enabled():
             cache = [past if isinstance(past, InPlace) else Room.of(past, self.length) for past in cache]
         if cache:
             start = cache[0].filled if isinstance(cache[0], InPlace) else cache[0][0].shape[2]
-        x = embeddings + self.position[start : start + length]
+        position = self.position[start : start + length]
+        if pads is not None:
+            places = torch.arange(start, start + length, device=pads.device) - pads[:, None]
+            position = self.position[places.clamp_min(0)]
+        x = embeddings + position
         mask = None
         if self.causal and length > 1:
             mask = torch.full((length, start + length), float("-inf"), device=x.device, dtype=x.dtype)
             mask = mask.triu(start + 1)
+        if pads is not None:
+            mask = padded(mask, pads, start + length, x.dtype)
         grown: list[Pair] = []
         for i, block in enumerate(self.blocks):
-            x, pair = block(x, mask, cache[i] if cache else None, linear)
+            x, pair = block(x, mask, cache[i] if cache else None, linear, keep)
             grown.append(pair)
         return self.norm(x), cache if cache and isinstance(cache[0], InPlace) else grown
 
@@ -157,12 +187,16 @@ class ScratchPolicy(Transformer):
         super().__init__(vocabulary, width, layers, heads, length, causal=True)
 
     def forward(
-        self, embeddings: Tensor, cache: Cache | None = None, last: int | None = None
+        self, embeddings: Tensor, cache: Cache | None = None, last: int | None = None, pads: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Cache]:
         """Logits (N, L, V), features (N, L, D) and the grown cache; of L = `last` positions only, if given."""
-        features, cache = self.features(embeddings, cache)
+        features, cache = self.features(embeddings, cache, pads=pads)
         features = features if last is None else features[:, -last:]
         return features @ self.token.T, features, cache
+
+    def frozen(self) -> "ScratchPolicy":
+        """A copy of what it is now, not to be trained."""
+        return copy.deepcopy(self).requires_grad_(False)
 
     def reordered(self, cache: Cache, rows: Tensor) -> Cache:
         """The cache of these rows (M,) of the batch."""
@@ -172,13 +206,18 @@ class ScratchPolicy(Transformer):
 class ScratchClassifier(Transformer):
     """Probability (N,) that a text is positive, from mean-pooled features."""
 
+    weighs = True  # positions may count in part
+
     def __init__(self, vocabulary: int, width: int, layers: int, heads: int, length: int):
         super().__init__(vocabulary, width, layers, heads, length, causal=False)
         self.head = nn.Linear(width, 1)
 
-    def logit(self, embeddings: Tensor) -> Tensor:
-        """Log-odds (N,) of positive from embeddings (N, L, D)."""
-        return self.head(self.features(embeddings)[0].mean(1)).squeeze(-1)
+    def logit(self, embeddings: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Log-odds (N,) of positive from embeddings (N, L, D); `keep` (N, L) says how much each position counts."""
+        features, _ = self.features(embeddings, keep=keep)
+        if keep is None:
+            return self.head(features.mean(1)).squeeze(-1)
+        return self.head((features * keep.unsqueeze(-1)).sum(1) / keep.sum(1, keepdim=True)).squeeze(-1)
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        return self.logit(embeddings).sigmoid()
+    def forward(self, embeddings: Tensor, keep: Tensor | None = None) -> Tensor:
+        return self.logit(embeddings, keep).sigmoid()

@@ -12,6 +12,8 @@ UNKNOWN = "<unk>"
 class Vocabulary:
     """Encodes texts to ids and back."""
 
+    end: int | None = None  # no token of it ends a text: continuations have one length
+
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
 

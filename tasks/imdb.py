@@ -1,6 +1,5 @@
 """Continue the opening of a film review so that the reward model finds it positive."""
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -36,6 +35,7 @@ SPLIT_SEED = 0  # of the corpus, the splits and everything trained before the co
 EVALUATED = 256  # prompts of each split that an evaluation reads
 SAMPLED = 4  # prompts of each split whose continuations are kept
 PRETRAINED_LEARNING_RATE = 1e-5  # usual for tuning a whole pretrained model; the base's suits small ones
+ADAPTERS_LEARNING_RATE = 1e-4  # usual for adapters, which start from zero
 _READ = ("train", "reward", "judge")  # parts that vocabulary and policy learn from
 _MADE = {"policy": "scratch", "reward": "trained"}  # the options' values for what is made here
 
@@ -98,6 +98,10 @@ class Imdb(Task):
             Range(0),
             "sequences whose activations are held at a time, others being computed twice; 0: all; none: the preset's",
         ] = None,
+        lora: Annotated[int, Range(0), "rank of adapters, trained in place of a given policy's weights; 0: none"] = 0,
+        precision: Annotated[
+            Literal["float32", "bfloat16"], "of given models' computations; what is trained stays in float32"
+        ] = "float32",
         preset: Annotated[
             Literal["mini", "gpt2", "paper"],
             "what the options left open stand for: small models made here, or real ones",
@@ -111,8 +115,12 @@ class Imdb(Task):
             "policy": chosen.policy if policy == "auto" else policy,
             "reward": reward,
             "checkpointing": chosen.checkpointing if checkpointing is None else checkpointing,
+            "lora": lora,
+            "precision": precision,
             "preset": preset,
         }
+        if lora and self._made("policy"):
+            raise InputError(f"imdb: lora={lora} is for a given policy; leave it out, or give policy=")
         self.notices: list[str] = []
 
     # --- once a run -------------------------------------------------------------------------------------------
@@ -139,7 +147,10 @@ class Imdb(Task):
         names = {"policy": f"scratch-{self.options['size']}", "reward": "trained"}
         names |= {part: f"{one.name}:{one.digest[:8]}" for part, one in given.items()}
         setting = f"corpus={corpus.name}:{corpus.digest[:8]} policy={names['policy']} reward={names['reward']} "
-        self.settled = {"folder": str(folder), "setting": f"{setting}kl={self.options['kl']:g}"}
+        setting += f"kl={self.options['kl']:g}"
+        setting += f" lora={self.options['lora']}" if self.options["lora"] else ""
+        setting += f" precision={self.options['precision']}" if self._half else ""
+        self.settled = {"folder": str(folder), "setting": setting}
         if self._scored:
             self.settled["function"] = given["reward"].digest
         self._adopt()
@@ -154,7 +165,9 @@ class Imdb(Task):
         self.folder, self.setting = Path(self.settled["folder"]), self.settled["setting"]
         preset = PRESETS[self.options["preset"]]
         self.default_steps, self.default_batch = self.size.steps, preset.batch
-        if not self._made("policy"):
+        if self.options["lora"]:
+            self.learning_rate = ADAPTERS_LEARNING_RATE
+        elif not self._made("policy"):
             self.learning_rate = preset.learning_rate or PRETRAINED_LEARNING_RATE
 
     def _corpus(self, log: Log, strict: bool) -> Corpus:
@@ -227,6 +240,11 @@ class Imdb(Task):
         return self.options[part] == _MADE[part]
 
     @property
+    def _half(self) -> bool:
+        """Whether given models compute in bfloat16."""
+        return self.options["precision"] == "bfloat16"
+
+    @property
     def _scored(self) -> bool:
         """Whether the reward is a function."""
         return names_function(self.options["reward"])
@@ -243,7 +261,8 @@ class Imdb(Task):
             return None, None
         from gradebench.pretrained import load_policy  # the library of models takes seconds to load
 
-        return load_policy(self.options["policy"], self.size.prompt + self.size.horizon)
+        length = self.size.prompt + self.size.horizon
+        return load_policy(self.options["policy"], length, self._half, self.options["lora"])
 
     def _given_reward(self, vocabulary: AnyVocabulary) -> Any:
         """The given reward; None where it is made here."""
@@ -255,12 +274,12 @@ class Imdb(Task):
             if self.settled is not None and self.settled["function"] != function.digest:
                 raise InputError(f"the file of reward={name} was changed after the run had started; run again")
             function(["A film"], [" that I saw"])
-            return TextReward(function, vocabulary.decode, self.size.prompt)
+            return TextReward(function, vocabulary.decode, self.size.prompt, vocabulary.end)
         if not shares_tokens(name, vocabulary):
-            return TextReward(load_text_classifier(name), vocabulary.decode, self.size.prompt)
+            return TextReward(load_text_classifier(name), vocabulary.decode, self.size.prompt, vocabulary.end)
         from gradebench.pretrained import load_reward
 
-        return load_reward(name, vocabulary, self.size.prompt + self.size.horizon)
+        return load_reward(name, vocabulary, self.size.prompt + self.size.horizon, self._half)
 
     def _shape(self, vocabulary: AnyVocabulary) -> tuple[int, int, int, int, int]:
         """Arguments of a model made here."""
@@ -276,7 +295,7 @@ class Imdb(Task):
         shape = self._shape(self.vocabulary)
         self.policy = policy or _loaded(ScratchPolicy(*shape), self.folder / "policy.safetensors")
         self.policy.to(device)
-        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        self.reference = self.policy.frozen()
         reward = self._given_reward(self.vocabulary)
         self.reward = reward or _loaded(ScratchReward(*shape), self.folder / "reward.safetensors")
         self.reward.to(device).requires_grad_(False)
@@ -284,7 +303,7 @@ class Imdb(Task):
             self.lacks = {"soft_reward": f"reward={self.options['reward']} reads texts, which have no derivative"}
         self.judge = None if self.options["corpus"] == "embedded" else load_judge(self.folder / "judge.safetensors")
         self.prompts = {k: v.to(device) for k, v in load_file(self.folder / "prompts.safetensors").items()}
-        self.params = list(self.policy.parameters())
+        self.params = [p for p in self.policy.parameters() if p.requires_grad]
         self.sizes = {split: len(prompts) for split, prompts in self.prompts.items()}
 
     def problem(self, split: str, index: Tensor, ledger: Ledger | None = None) -> SequenceProblem:
@@ -298,6 +317,7 @@ class Imdb(Task):
             self.options["kl"],
             ledger,
             self.options["checkpointing"] or None,
+            self.vocabulary.end,
         )
 
     def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:

@@ -20,6 +20,8 @@ _GROUPED = {**_SHAPE, "intermediate_size": 32, "num_key_value_heads": 1, "head_d
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"n_positions": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 2}),
     "llama": ("Llama", _GROUPED),
+    "qwen": ("Qwen3", _GROUPED),  # norms of queries and keys
+    "gpt-neox": ("GPTNeoX", {**_SHAPE, "intermediate_size": 32, "rotary_pct": 0.5}),  # attention beside feed-forward
     "gemma2": ("Gemma2", {**_GROUPED, "sliding_window": 4}),  # scales embeddings, forgets, soft-caps logits
     "opt": ("OPT", {**_SHAPE, "ffn_dim": 32, "word_embed_proj_dim": 8}),  # embeddings narrower than the layers
     "bert": ("Bert", {**_SHAPE, "intermediate_size": 32}),  # bidirectional

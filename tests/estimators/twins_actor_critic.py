@@ -40,7 +40,7 @@ class A2cOneAdvantage(A2c):
     """The advantage of the last token for all of them: its baseline has read the ones before."""
 
     def gradient(self, problem, rng):
-        def last(reward, value, lam):
+        def last(reward, value, lam, alive):
             return (reward - value[..., -1]).unsqueeze(-1).expand_as(value)
 
         with mock.patch.object(actor_critic, "generalised_advantage", last):

@@ -19,8 +19,8 @@ WITHOUT_GRAD_F = dict.fromkeys(("grpo", "dr-grpo", "dapo", "gspo", "cispo", "rei
 class RatioOne:
     """The policy that drew the batch is taken to be the present one, at later steps too."""
 
-    def surrogate(self, log_prob, log_ratio, advantage):
-        return super().surrogate(log_prob, log_ratio - log_ratio.detach(), advantage)
+    def surrogate(self, log_prob, log_ratio, advantage, alive):
+        return super().surrogate(log_prob, log_ratio - log_ratio.detach(), advantage, alive)
 
 
 class GrpoRatioOne(RatioOne, Grpo):
@@ -44,7 +44,7 @@ class GrpoSumsTokens(Grpo):
     """A sum over tokens where a mean is declared: T times too long."""
 
     def gradient(self, problem, rng):
-        self.token_weight = lambda horizon: 1.0
+        self.token_weight = lambda alive: torch.ones_like(alive[..., 0], dtype=torch.float64)
         estimate = super().gradient(problem, rng)
         del self.token_weight
         return estimate
@@ -82,7 +82,7 @@ class DapoClipsUnasked(Dapo):
 class CispoKeepsGraph(Cispo):
     """The weight is not held constant, so log p adds a gradient of its own: w A (1 + log p) grad log p."""
 
-    def surrogate(self, log_prob, log_ratio, advantage):
+    def surrogate(self, log_prob, log_ratio, advantage, alive):
         weight = log_ratio.exp().clamp(1 - self.clip_low, 1 + self.clip_high)
         return (weight * advantage * log_prob).sum(-1)
 

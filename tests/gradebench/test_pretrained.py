@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from gradebench import InputError, SequenceProblem, generator, gumbel, harden, straight_through
 from gradebench.estimators.control_variate import Rebar
 from gradebench.estimators.relaxed import GradeSte
+from gradebench.hub import locate_model
 from gradebench.pretrained import PretrainedPolicy, load_policy, load_reward, positive_label, try_policy
 from gradebench.vocabulary import train_vocabulary
 
@@ -340,3 +341,114 @@ def test_model_loads_in_silence(folders, capfd):
     _, vocabulary = load_policy(str(folders("llama")))
     load_reward(str(folders("llama", "classifier")), vocabulary)
     assert capfd.readouterr() == ("", "")
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("path", ["score", "soft reward"])
+def test_half_precision_gives_nearly_the_gradient_of_single(folders, path):
+    """bfloat16 has 8 bits: 0.4 % a number. The tokens are given, because other numbers would draw others."""
+    found = []
+    for half in (False, True):
+        policy, vocabulary = load_policy(str(folders("llama")), half=half)
+        assert {p.dtype for p in policy.parameters()} == {torch.float32}, "small updates would be lost"
+        reward = load_reward(str(folders("llama", "classifier")), vocabulary, half=half).requires_grad_(False)
+        reference = policy.frozen()
+        for p in reference.parameters():
+            p.mul_(0.9)
+        assert {p.dtype for p in reference.parameters()} == {torch.bfloat16 if half else torch.float32}
+        prompts = tokens_of("hard", 100, (8, 4))
+        problem = SequenceProblem(policy, reward, prompts, 3, len(vocabulary), reference, 0.1)
+        if path == "score":
+            z = tokens_of("hard", 300, (1, 8, 3))
+            found.append(problem.grad((problem.log_prob(z).sum(-1) * torch.arange(8.0)).mean()))
+        else:
+            y = functional.one_hot(tokens_of("hard", 300, (1, 8, 3)), len(vocabulary)).float()
+            found.append(problem.grad(problem.soft_reward(y).mean()))
+        assert {g.dtype for g in found[-1]} == {torch.float32}
+    single, half = (torch.cat([g.flatten() for g in gradient]) for gradient in found)
+    assert functional.cosine_similarity(single, half, 0) > 0.99
+    assert float(half.norm() / single.norm()) == pytest.approx(1, abs=0.05)
+    assert not torch.equal(single, half)
+
+
+# Texts that end
+
+
+def ended_texts(folders, family, template):
+    """Token rows (4, 9) of which so many count, and the library's answer to each cut text."""
+    folder = folders(family, "classifier", template=template)
+    _, vocabulary = load_policy(str(folders("gpt2", template="<s> $A" if template.startswith("<s>") else "")))
+    reward = load_reward(str(folder), vocabulary)
+    ids = torch.tensor([row[:9] for row in vocabulary.encode(tiny_models.texts()[:4])])
+    lengths = torch.tensor([9, 7, 4, 1 + len(vocabulary.prefix)])
+    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    tail = [2] if template.endswith("</s>") else []
+    with torch.no_grad():
+        rows = [row[:length].tolist() + tail for row, length in zip(ids, lengths.tolist(), strict=True)]
+        logits = torch.cat([model(input_ids=torch.tensor([row])).logits for row in rows])
+    keep = (torch.arange(9) < lengths[:, None]).float()
+    return reward, ids, keep, logits.softmax(-1)[:, 1]
+
+
+@pytest.mark.parametrize("template", ["<s> $A", "<s> $A </s>"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen", "gpt-neox", "bert"])
+def test_reward_of_an_ended_text_is_that_of_the_text_cut_there(folders, family, template):
+    reward, ids, keep, expected = ended_texts(folders, family, template)
+    with torch.no_grad():
+        torch.testing.assert_close(reward(reward.embed(ids), keep), expected, rtol=0, atol=1e-5)
+        other = torch.where(keep > 0, ids, 7)
+        torch.testing.assert_close(reward(reward.embed(other), keep), expected, rtol=0, atol=1e-5)
+    assert expected.std() > 0.01
+
+
+def test_decoder_mixes_the_scores_of_a_text_that_ends_gradually(folders):
+    reward, ids, _, _ = ended_texts(folders, "llama", "<s> $A")
+    assert reward.weighs
+    keep = torch.tensor([[1.0] * 6 + [0.75, 0.25, 0.0]])
+    cut = [reward(reward.embed(ids[:1, :length])) for length in (6, 7, 8)]
+    expected = 0.25 * cut[0] + 0.5 * cut[1] + 0.25 * cut[2]
+    torch.testing.assert_close(reward(reward.embed(ids[:1]), keep), expected, rtol=0, atol=1e-6)
+    assert not load_reward(str(folders("bert", "classifier")), load_policy(str(folders("gpt2")))[1]).weighs
+
+
+# A model's own code
+
+OWN_CONFIG = "from transformers import LlamaConfig\n\n\nclass Config(LlamaConfig):\n    model_type = 'own'\n"
+OWN_MODEL = (
+    "from transformers import LlamaForCausalLM\n\nfrom .own_config import Config\n\n\n"
+    "class Model(LlamaForCausalLM):\n    config_class = Config\n"
+)
+
+
+@pytest.fixture
+def own_code(folders, tmp_path, monkeypatch):
+    folder = tmp_path / "own"
+    shutil.copytree(folders("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    named = {"AutoConfig": "own_config.Config", "AutoModelForCausalLM": "own_model.Model"}
+    config |= {"model_type": "own", "architectures": ["Model"], "auto_map": named}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own_config.py").write_text(OWN_CONFIG)
+    (folder / "own_model.py").write_text(OWN_MODEL + f"\n\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return folder, tmp_path / "ran"
+
+
+def test_code_of_a_model_runs_only_for_who_trusts_it(own_code, monkeypatch):
+    folder, ran = own_code
+    assert "--trust-remote-code" in refusal_of(load_policy, str(folder))
+    assert not ran.exists()
+    monkeypatch.setenv("GRADEBENCH_TRUST_REMOTE_CODE", "1")
+    policy, _ = load_policy(str(folder))
+    assert type(policy.model).__name__ == "Model"
+    assert ran.exists()
+
+
+def test_trusted_code_is_part_of_the_models_digest(own_code, monkeypatch):
+    folder, _ = own_code
+    monkeypatch.setenv("GRADEBENCH_TRUST_REMOTE_CODE", "1")
+    before = locate_model(str(folder)).digest
+    (folder / "own_model.py").write_text(OWN_MODEL)
+    assert locate_model(str(folder)).digest != before

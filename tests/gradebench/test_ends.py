@@ -1,0 +1,164 @@
+"""Texts that end, and prompts that are padded: nothing after an end and nothing of the padding counts anywhere."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gradebench import conformance, registry, subject
+from gradebench.ends import ended_logits, up_to_end
+from gradebench.moments import flatten
+from gradebench.sampling import generator
+from gradebench.sequence import SequenceProblem, evaluate_sequences
+
+# The tests' folders are no packages to import from.
+plain = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "plain.py")))
+twins = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "estimators" / "twins.py")))
+
+END = 2
+UNBIASED = ("rebar", "relax", "rloo")
+
+
+def with_ends(problem, pads=None, **changes):
+    """The same problem, with an end token and, if given, padding."""
+    problem.end, problem.pads = END, pads
+    for name, value in changes.items():
+        setattr(problem, name, value)
+    return problem
+
+
+@pytest.fixture
+def problem(tiny_problem):
+    return with_ends(tiny_problem(beta=0.3), torch.tensor([0, 1, 0, 1]))
+
+
+def everything(problem):
+    return problem.support().unsqueeze(1).expand(-1, problem.contexts, -1).contiguous()  # (V^T, B, T)
+
+
+def test_a_text_goes_up_to_its_first_end():
+    ids = torch.tensor([[0, 1, 1], [2, 1, 2], [0, 2, 2], [1, 1, 2]])
+    expected = [[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert up_to_end(ids, END).int().tolist() == expected
+
+
+def test_logits_after_an_end_leave_nothing_else_and_have_no_gradient():
+    logits = torch.randn(2, 3, requires_grad=True)
+    found = ended_logits(logits, torch.tensor([True, False]), END)
+    assert found[0].softmax(-1).tolist() == [0, 0, 1]
+    assert torch.equal(found[1], logits[1])
+    found.square().sum().backward()
+    assert logits.grad[0].abs().max() == 0
+
+
+def test_probabilities_are_those_of_the_texts_cut_at_their_ends(problem):
+    z = everything(problem)
+    log_prob = problem.log_prob(z).sum(-1)
+    torch.testing.assert_close(log_prob.exp().sum(0), torch.ones(4, dtype=torch.float64))
+    slow = plain.PlainProblem(problem)
+    alive = problem.alive(z)
+    canonical = ((z == END) | alive).all(-1)  # nothing but ends behind an end
+    torch.testing.assert_close(log_prob[canonical], slow.log_prob(z).sum(-1)[canonical])
+    assert log_prob[~canonical].exp().max() == 0
+    assert canonical[:, 0].sum() == 8 + 4 + 2 + 1  # texts without an end, and with one at each position
+
+
+def test_samples_end_once_and_for_all(problem):
+    z = problem.sample(200, generator("cpu", 0))
+    alive = problem.alive(z)
+    assert (z[~alive] == END).all()
+    assert 0.1 < (~alive).double().mean() < 0.9
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_reward_and_penalty_are_those_of_the_plain_definition(problem, padded):
+    problem.pads = problem.pads if padded else None
+    z = everything(problem)
+    torch.testing.assert_close(problem.reward(z), plain.PlainProblem(problem).reward(z), rtol=0, atol=1e-12)
+
+
+def test_what_stands_after_an_end_changes_nothing(problem):
+    z = problem.sample(50, generator("cpu", 0))
+    other = torch.where(problem.alive(z), z, 0)
+    assert not torch.equal(z, other)
+    torch.testing.assert_close(problem.raw_reward(other), problem.raw_reward(z), rtol=0, atol=0)
+    torch.testing.assert_close(problem.divergence(other), problem.divergence(z), rtol=0, atol=0)
+
+
+def test_padding_changes_nothing(tiny_problem):
+    """Prompts with other tokens in front, which are said to be padding."""
+    whole = with_ends(tiny_problem(beta=0.3), torch.tensor([1, 1, 1, 1]))
+    other = with_ends(
+        tiny_problem(beta=0.3), whole.pads, prompts=torch.cat([2 - whole.prompts[:, :1], whole.prompts[:, 1:]], 1)
+    )
+    z = everything(whole)
+    torch.testing.assert_close(other.logits(z), whole.logits(z), rtol=0, atol=1e-12)
+    torch.testing.assert_close(other.reward(z), whole.reward(z), rtol=0, atol=1e-12)
+    other.pads = None
+    assert (other.logits(z.clone()) - whole.logits(z)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["a2c", "carms", "dapo", "dr-grpo", "es", "gapped-st", "grade", "grade-ste", "grpo",
+                                  "gspo", "muprop", "ppo", "rebar", "reinforce", "reinforce-pp", "relax", "rloo"])  # fmt: skip
+def test_gradient_is_that_of_the_plain_definition(problem, name):
+    found = []
+    for one in (problem, plain.PlainProblem(problem)):
+        torch.manual_seed(0)
+        estimator = registry.resolve("estimators", name).create().double()
+        estimator.init(one)
+        rng = generator("cpu", "draws")
+        gradients = [estimator.gradient(one, rng).grad for _ in range(2 * estimator.period)]
+        found.append(torch.stack([flatten(gradient) for gradient in gradients]))
+    assert found[0].norm() > 1e-3
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("road", ["plain", "once", "parallel"])
+def test_straight_through_roads_agree(tiny_problem, road):
+    """The parallel one's series is exact after T terms."""
+    found = []
+    for one in (road, "plain"):
+        problem = with_ends(tiny_problem(beta=0.3), straight_through=one, residual=0.0)
+        estimator = registry.resolve("estimators", "grade-ste").create()
+        found.append(flatten(estimator.gradient(problem, generator("cpu", "road")).grad))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", UNBIASED)
+def test_unbiased_estimators_stay_so(name, monkeypatch):
+    """False alarms 1.25e-4 a test, power 0.999 against a bias of 15 %: those of `gradebench check`."""
+    build = subject.random_sequence_problem
+    monkeypatch.setattr(subject, "random_sequence_problem", lambda *shape: with_ends(build(*shape)))
+    findings = conformance.check(twins.TRUE[name], only=["unbiased"])
+    assert [finding.status for finding in findings] == ["pass"] * len(findings), findings
+
+
+def test_the_whole_length_is_counted_where_nothing_ends(tiny_problem):
+    problem = tiny_problem()
+    z = problem.sample(2, generator("cpu", 0))
+    assert problem.alive(z).all()
+    assert (z == END).any()
+
+
+def test_metrics_leave_out_what_follows_an_end(problem):
+    metrics, z = evaluate_sequences(problem, generator("cpu", 3))
+    slow = plain.PlainProblem(problem)
+    alive, log_p = slow.alive(z[None]), slow.logits(z[None]).log_softmax(-1)
+    entropies = -(log_p.exp() * log_p).sum(-1).detach()
+    assert not alive.all()
+    assert metrics["entropy"] == pytest.approx(float(entropies[alive].mean()))
+    log_q = slow.along(problem.reference, z[None]).log_softmax(-1).gather(-1, z[None, ..., None]).squeeze(-1)
+    assert metrics["reference_nll"] == pytest.approx(-float(log_q[alive].mean()))
+
+
+def test_padded_prompts_are_probed_one_by_one(problem):
+    with pytest.raises(NotImplementedError, match="padded"):
+        problem.replicated(2)
+
+
+def test_a_part_keeps_ends_and_its_own_padding(problem):
+    part = problem.select(torch.tensor([1, 2]))
+    assert isinstance(part, SequenceProblem)
+    assert (part.end, part.pads.tolist()) == (END, [1, 0])
