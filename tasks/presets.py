@@ -23,7 +23,9 @@ class Preset:
     policy: str
     batch: int
     checkpointing: int = 0
-    learning_rate: float | None = None  # None: the task's
+    lora: int = 0
+    precision: str = "float32"
+    learning_rate: float | None = None  # of adapters; None: the task's
     parameters: float = 0.0  # of the policy, millions
     megabytes: int = 0  # of its files
     vocabulary: int = 0
@@ -42,22 +44,29 @@ class Preset:
             return [f"preset {self.name}: {made}. {reviews}. Took {took}"]
         if options["policy"] != self.policy:
             return [f"preset {self.name}: policy={options['policy']}, whose needs aren't known here. {reviews}"]
-        weights = self.parameters * BYTES_A_PARAMETER / 1e3
+        frozen = 2 if options["precision"] == "bfloat16" else 4
+        weights = self.parameters * (frozen if options["lora"] else BYTES_A_PARAMETER) / 1e3
+        kind = (
+            f"adapters of rank {options['lora']} on weights in {options['precision']}, shared with the reference"
+            if options["lora"]
+            else "full fine-tuning in float32 (weights, reference, gradient, Adam)"
+        )
         tokens = PASSES * 4 * self.batch * size.horizon * self.vocabulary / 1e9
         download = (
             f"preset {self.name}: policy {self.policy}, {self.parameters:,.0f} million parameters. {reviews}, and "
             f"{self.megabytes:,} MB of weights, kept in the hub's cache on disk"
         )
         memory = (
-            f"memory: {weights:.1f} GB for full fine-tuning in float32 (weights, reference, gradient, Adam), and about "
-            f"{tokens:.1f} GB for a batch of {self.batch} relaxed continuations of {size.horizon} tokens, activations "
+            f"memory: {weights:.1f} GB for {kind}, and about {tokens:.1f} GB for a batch of {self.batch} relaxed continuations of {size.horizon} tokens, activations "
             "aside; less with --batch, --shards or checkpointing=N. Time: not measured"
         )
         return [download, memory, *([self.advice] if self.advice else [])]
 
 
 MINI = Preset("mini", "auto", "auto", 0.05, "scratch", 32)
-GPT2 = Preset("gpt2", "hub", "gpt2", 0.05, "gpt2", 32, 16, None, 124, 548, 50_257)
+GPT2 = Preset(
+    "gpt2", "hub", "gpt2", 0.05, "gpt2", 32, checkpointing=16, parameters=124, megabytes=548, vocabulary=50_257
+)
 PAPER = Preset(
     "paper",
     "hub",
@@ -65,11 +74,13 @@ PAPER = Preset(
     round(0.1 / 48, 6),  # 0.1 a nat of the mean over 48 tokens
     "Qwen/Qwen3-4B",
     16,  # 4, accumulated 4 times
-    4,
-    1e-4,
-    4_022,
-    8_045,
-    151_936,
-    "the published estimators: -e grade-ste:tau=2,tau_end=0.5,anneal=2000 -e grade:tau=2,tau_end=0.5,anneal=2000 -e ppo "
-    "-e reinforce",
+    checkpointing=4,
+    lora=16,
+    precision="bfloat16",
+    learning_rate=1e-4,
+    parameters=4_022,
+    megabytes=8_045,
+    vocabulary=151_936,
+    advice="the published estimators: -e grade-ste:tau=2,tau_end=0.5,anneal=2000 -e grade:tau=2,tau_end=0.5,anneal=2000 "
+    "-e ppo -e reinforce",
 )
