@@ -173,6 +173,8 @@ def prepare(request: Request, progress: Progress) -> Run:
         with plugin_errors(f"task {resolved.label}"):
             task = ready_task(resolved, device, request.strict, progress)
             run.tasks[resolved.label] = task
+            if request.save_policies and not _saves(task):
+                progress.note(f"--save-policies: {resolved.label} keeps no policies; it runs without")
             rates = _tuned_rates(request, resolved, task, estimators, progress)
             grids.append(_tried(replace(_plan(request, run, task), tuned=rates), resolved, task, estimators))
     if seeds is None:
@@ -262,6 +264,11 @@ def ready_task(resolved: registry.Resolved, device: str, strict: bool, progress:
     return task
 
 
+def _saves(task: Task) -> bool:
+    """Whether the task can save policies."""
+    return type(task).save_policy is not Task.save_policy
+
+
 def missing(request: Request, progress: Progress) -> list[str]:
     """What a run of these tasks would download for long; where there is any, what they need is told."""
     tasks = [resolved.create() for resolved in expand("tasks", request.tasks)[0]]
@@ -287,7 +294,7 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         details=not request.train,
         reference_draws=Plan.reference_draws if request.train else 2 * Plan.reference_draws,
         shards=request.shards or parallel.world(),
-        save_policies=request.save_policies,
+        save_policies=request.save_policies and _saves(task),
         setting=task.setting,
         settled=task.settled,
     )

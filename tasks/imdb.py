@@ -63,6 +63,11 @@ SIZES = {
     "gpt2": Size(128, 2, 4, 1000, 16, 32, 1024, 2500, 2000, 200),
     "paper": Size(128, 2, 4, 1000, 32, 48, 10_000, 2500, 2000, 250),
 }
+# What that takes on 2 CPU cores, without a GPU.
+MADE_HERE = {
+    "mini": "a minute, 2 GB of memory",
+    "small": "with 18 cells of the real reviews half an hour, 4 GB of memory",
+}
 PRESETS = {preset.name: preset for preset in (MINI, GPT2, PAPER)}
 
 
@@ -125,8 +130,8 @@ class Imdb(Task):
             "precision": chosen.precision if precision == "auto" else precision,
             "preset": preset,
         }
-        if self._made("policy") and lora is None:
-            self.options["lora"] = 0
+        if self._made("policy"):  # the preset's are for a given one
+            self.options |= {"lora": lora or 0, "precision": "float32" if precision == "auto" else precision}
         if lora and self._made("policy"):
             raise InputError(f"imdb: lora={lora} is for a given policy; leave it out, or give policy=")
         self.notices: list[str] = []
@@ -198,6 +203,8 @@ class Imdb(Task):
     def _build(self, folder: Path, corpus: Corpus, device: torch.device, log: Log) -> None:
         """Make what isn't given of vocabulary, policy and reward, and the judge, and choose the prompts."""
         size, window = self.size, self.size.prompt + self.size.horizon
+        if self._made("policy") and (took := MADE_HERE.get(self.options["size"])):
+            log(f"preset {self.options['preset']}: models are trained here, once, and cached; measured: {took}")
         parts = split_corpus(corpus, SPLIT_SEED)
         policy, vocabulary = self._given_policy()
         if vocabulary is None:
