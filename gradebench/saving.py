@@ -30,8 +30,11 @@ def save_policy(policy: Any, vocabulary: Any, folder: Path) -> None:
             vocabulary.save(folder / TOKENIZER)
         return
     model = policy.merged() if hasattr(policy, "merged") else policy.model
-    model.save_pretrained(folder)
-    vocabulary.tokenizer.save_pretrained(folder)
+    from gradebench import pretrained  # the library of models takes seconds to load
+
+    with pretrained._quiet():
+        model.save_pretrained(folder)
+        vocabulary.tokenizer.save_pretrained(folder)
 
 
 def is_scratch(name_or_path: str) -> bool:

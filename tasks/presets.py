@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gradebench.hub import is_here
+
 BYTES_A_PARAMETER = 20  # in float32: weights, reference, gradient, two averages of Adam
 PASSES = 8  # tensors of the shape (batch, time, vocab) that a relaxed step holds, about
 
@@ -33,11 +35,13 @@ class Preset:
 
     def needs(self, options: Mapping[str, Any], size: Any) -> list[str]:
         """What a run with these options will download and take, in lines; nothing where all of it is made here."""
-        if options["policy"] == "scratch":
-            return []
+        if options["policy"] == "scratch" or is_here(options["policy"]):
+            return []  # of a folder its owner knows
         reviews = "downloads: the IMDB reviews (84 MB)" if options["corpus"] == "hub" else "downloads: no reviews"
         if options["policy"] != self.policy:
-            return [f"preset {self.name}: policy={options['policy']}, whose needs aren't known here. {reviews}"]
+            return [
+                f"preset {self.name}: policy {options['policy']} of the hub, whose size isn't known here. {reviews}"
+            ]
         frozen = 2 if options["precision"] == "bfloat16" else 4
         weights = self.parameters * (frozen if options["lora"] else BYTES_A_PARAMETER) / 1e3
         kind = (

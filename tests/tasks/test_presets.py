@@ -104,7 +104,8 @@ def test_a_preset_runs_on_a_folder_in_place_of_its_model(tmp_path, corpus, monke
     monkeypatch.setitem(imdb.SIZES, "gpt2", size)
     monkeypatch.setattr(imdb, "train_judge", lambda texts, labels: BagOfWordsJudge(np.zeros(2**18), 0.0))
     task = Imdb(preset="gpt2", policy=str(folder), corpus=corpus)
-    assert "whose needs aren't known here" in task.needs()[0] and task.missing() == []
+    assert task.needs() == [] == task.missing()
+    assert "some/model of the hub, whose size isn't known" in Imdb(preset="gpt2", policy="some/model").needs()[0]
     task.prepare(CPU, log=lambda message: None)
     task.load(CPU)
     assert (task.default_steps, task.default_batch) == (200, 32)
