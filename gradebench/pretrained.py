@@ -48,9 +48,14 @@ class PretrainedVocabulary:
         return self.size
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        # In parts, because an encoding holds masks and offsets too: gigabytes for a large corpus at once.
         # Not verbose: it would warn that whole reviews exceed the context, while only their openings are read.
-        rows = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return [self.prefix + row for row in rows]
+        plain = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        return [
+            self.prefix + row
+            for start in range(0, len(texts), 1000)
+            for row in self.tokenizer(list(texts[start : start + 1000]), **plain)["input_ids"]
+        ]
 
     def decode(self, ids: Iterable[Sequence[int]]) -> list[str]:
         # No cleaning up: it would join the spaces of "good ." away, and a decoded text is to be judged as it stands.
