@@ -18,6 +18,8 @@ from gradebench import (
 )
 
 Temperature = Annotated[float, Range(0, low_open=True), "temperature of the Gumbel-softmax"]
+LastTemperature = Annotated[float | None, Range(0, low_open=True), "temperature that tau moves to; none: it stays"]
+Steps = Annotated[int, Range(1), "training calls that it takes to get there, in equal steps"]
 
 
 class Relaxed(Estimator):
@@ -28,9 +30,20 @@ class Relaxed(Estimator):
     pathwise = True
     hard: ClassVar[bool] = False  # whether tokens are one-hots: quicker roads to their gradients are open then
 
-    def __init__(self, tau: Temperature = 1.0):
+    calls: Tensor  # in training, of an annealed temperature
+
+    def __init__(self, tau: Temperature = 1.0, tau_end: LastTemperature = None, anneal: Steps = 1000):
         super().__init__()
-        self.tau = tau
+        self.first, self.last, self.anneal = tau, tau_end, anneal
+        if tau_end is not None:
+            self.register_buffer("calls", torch.zeros(()))
+
+    @property
+    def tau(self) -> float:
+        """The present temperature."""
+        if self.last is None:
+            return self.first
+        return self.first + (self.last - self.first) * min(1.0, float(self.calls) / self.anneal)
 
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
         """The relaxed one-hots (n, B, V) drawn from logits (n, B, V) at one position, or at several side by side."""
@@ -39,7 +52,13 @@ class Relaxed(Estimator):
     def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
         # y (n, B, T, V)
         y = problem.rollout(lambda logits: self.relax(logits, rng), self.n, True, rng if self.hard else None)
-        return Estimate(problem.grad(problem.soft_reward(y).mean()))
+        grad = problem.grad(problem.soft_reward(y).mean())
+        if self.last is None:
+            return Estimate(grad)
+        info = {"tau": self.tau}
+        if self.training:
+            self.calls += 1
+        return Estimate(grad, info=info)
 
 
 class Grade(Relaxed):
@@ -50,7 +69,8 @@ class Grade(Relaxed):
     Requires      differentiable reward.
     Bias          yes, also in the limit of many draws; falls as tau -> 0 while the variance grows.
     Cost a call   B reward calls, BT relaxed tokens, 1 backward pass through the whole rollout.
-    Source        Jang et al. 2017, eq. 2; Maddison et al. 2017; Nel 2025 (GRADE).  Deviates: tau is constant.
+    Source        Jang et al. 2017, eq. 2; Maddison et al. 2017; Nel 2025 (GRADE).  Deviates: tau is constant
+                  unless tau_end is given.
     """
 
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
@@ -65,7 +85,8 @@ class GradeSte(Relaxed):
     Requires      differentiable reward.
     Bias          yes.
     Cost a call   B reward calls, BT sampled tokens, 1 backward pass through the whole rollout.
-    Source        Jang et al. 2017, section 2.2; Nel 2025 (GRADE-STE).  Deviates: tau is constant.
+    Source        Jang et al. 2017, section 2.2; Nel 2025 (GRADE-STE).  Deviates: tau is constant unless
+                  tau_end is given.
     """
 
     hard = True
@@ -111,8 +132,10 @@ class GumbelRao(Relaxed):
         self,
         k: Annotated[int, Range(1), "draws of the noise given the token"] = 10,
         tau: Temperature = 1.0,
+        tau_end: LastTemperature = None,
+        anneal: Steps = 1000,
     ):
-        super().__init__(tau)
+        super().__init__(tau, tau_end, anneal)
         self.k = k
 
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
@@ -142,8 +165,10 @@ class GappedSt(Relaxed):
         self,
         gap: Annotated[float, Range(0), "least lead of the sampled logit over the others"] = 1.0,
         tau: Annotated[float, Range(0, low_open=True), "temperature of the backward softmax"] = 1.0,
+        tau_end: LastTemperature = None,
+        anneal: Steps = 1000,
     ):
-        super().__init__(tau)
+        super().__init__(tau, tau_end, anneal)
         self.gap = gap
 
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:

@@ -84,6 +84,17 @@ def run(
     control: Annotated[
         bool, typer.Option("--control", help="train every estimator twice, to see how often it is told from itself")
     ] = False,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            help="parts that a batch is cut into, each with random numbers of its own: one after another, in less "
+            "memory, or by the processes of torchrun; default: one a process"
+        ),
+    ] = None,
+    save_policies: Annotated[
+        bool,
+        typer.Option("--save-policies", help="keep each trained policy in its cell's folder, to load with policy="),
+    ] = False,
     resume: ResumeOption = True,
     strict: StrictOption = False,
     trust_remote_code: TrustOption = False,
@@ -109,6 +120,8 @@ def run(
         trust_remote_code=trust_remote_code,
         control=control,
         tuned=tuned,
+        shards=shards,
+        save_policies=save_policies,
     )
     if plan:
         _print_plan(plan, request, difference)
@@ -489,7 +502,7 @@ def list_plugins(
 def main() -> None:
     """Entry point: errors of the user end in one line and exit status 2."""
     try:
-        app(standalone_mode=True)
+        _run_app()
     except InputError as error:
         print(f"gradebench: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -498,6 +511,19 @@ def main() -> None:
         raise SystemExit(130) from None
     finally:
         _flush_stdout()
+
+
+def _run_app() -> None:
+    """The command, in this process or, where torchrun has started several, in the first of them for all."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        app(standalone_mode=True)
+        return
+    from gradebench import parallel
+
+    if parallel.launched():
+        parallel.run(lambda: app(standalone_mode=True))
+    else:
+        app(standalone_mode=True)
 
 
 def _flush_stdout() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import time
 import traceback
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 import gradebench
-from gradebench import records, registry
+from gradebench import parallel, records, registry
 from gradebench.errors import InputError, Unsupported
 from gradebench.estimator import Estimate, Estimator
 from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
@@ -29,6 +30,7 @@ from gradebench.moments import Moments, Reference, flatten
 from gradebench.probes import Source, costs_of, moments_of, one_estimate
 from gradebench.problem import Guarded, Ledger, Problem
 from gradebench.sampling import generator
+from gradebench.sharded import Sharded
 from gradebench.task import Task
 
 
@@ -55,6 +57,8 @@ class Plan:
     patience: int = 5  # updates refused because the gradient isn't finite, before a cell counts as diverged
     setting: str = ""  # what the task runs on, as `prepare` settled it
     settled: dict[str, Any] | None = field(default=None, hash=False)  # of the task, for workers
+    shards: int = 1  # parts of a batch, each with random numbers of its own; several processes share them
+    save_policies: bool = False  # keep the trained policy in the cell's folder
     tuned: dict[str, float] = field(default_factory=dict, hash=False)  # learning rates found by `gradebench tune`
     reference_key: str = ""  # changes with whatever the reference trajectory depends on
 
@@ -345,12 +349,19 @@ def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
 
     Each checkpoint's worker runs the trajectory up to it: cheaper than waiting for another one.
     """
+    with parallel.together():
+        _reference_cell(plan, cell, number)
+
+
+def _reference_cell(plan: Plan, cell: Cell, number: int) -> None:
     task = loaded_task(plan, cell)
     rng = generator(plan.device, cell.seed, "reference", "sampling")
     steps = checkpoint_steps(plan)[number]
     _trajectory(make_estimator(plan.reference, task, plan), task, plan, cell, plan.reference, steps, rng)
     tensors = {f"parameter_{i}": p.detach().clone() for i, p in enumerate(task.params)}
     tensors |= reference_gradient(task, plan, cell.seed, number).tensors()
+    if not parallel.leads():
+        return
     path = checkpoint_file(plan, cell, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")
@@ -385,12 +396,8 @@ def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
     record = records.CellRecord(identity_of(plan, cell))
     status, reason = "ok", ""
     try:
-        _require_unchanged(cell)
-        task = loaded_task(plan, cell)
-        if plan.train:
-            train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record)
-        if plan.checkpoints and not cell.twin:
-            probe(task, plan, cell, record)
+        with parallel.together():
+            _run_parts(plan, cell, record, folder)
     except Unsupported as error:
         status, reason = "skipped", str(error)
     except Diverged as error:
@@ -398,10 +405,47 @@ def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a cell's failure is a row, never the run's end
         status = "oom" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "failed"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-    records.write_cell(folder, key, record.frame(status), status, reason, record.probe_frame(), record.samples)
+        if status == "oom":
+            reason = f"{reason[:300]}; {_memory_advice(cell)}"
+        if parallel.leads():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    if status == "oom" and torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the next cell may have other shapes
+    if parallel.leads():
+        records.write_cell(folder, key, record.frame(status), status, reason, record.probe_frame(), record.samples)
     return status, reason
+
+
+def _run_parts(plan: Plan, cell: Cell, record: records.CellRecord, folder: Path) -> None:
+    """Train, keep the policy where that is asked for, and probe."""
+    _require_unchanged(cell)
+    task = loaded_task(plan, cell)
+    if plan.train:
+        train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record)
+        if plan.save_policies and parallel.leads():
+            _save_policy(task, folder / records.POLICY)
+    if plan.checkpoints and not cell.twin:
+        probe(task, plan, cell, record)
+
+
+def _save_policy(task: Task, folder: Path) -> None:
+    """Whole or not at all."""
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        task.save_policy(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _memory_advice(cell: Cell) -> str:
+    """What to do where memory ran out."""
+    advice = getattr(registry.resolve("tasks", cell.task_spec).factory, "memory_advice", "")
+    return f"take a smaller --batch, or --shards 2 or more{f', or {advice}' if advice else ''}"
 
 
 def _require_unchanged(cell: Cell) -> None:
@@ -445,6 +489,8 @@ def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:
         reasons = "; ".join(reason for need, reason in task.lacks.items() if need in lacking)
         offer = f"which the task does not offer{f': {reasons}' if reasons else ''}"
         raise Unsupported(f"{label} needs {', '.join(sorted(lacking))}, {offer}")
+    if plan.shards > 1:
+        estimator = Sharded(estimator, plan.shards)
     torch.manual_seed(0)  # initial weights of its own parts
     try:
         estimator.init(problem)

@@ -16,6 +16,7 @@ from typing import Any
 from gradebench.errors import InputError
 
 CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # names the shards of weights in several files
 # Configuration, weights and tokenizer; weights are read in safetensors alone, because other formats can run code.
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -96,7 +97,7 @@ def lacking_in(folder: Path) -> str | None:
             return f"{INDEX} isn't an index of weights"
         lost = sorted(name for name in shards if not (folder / name).is_file())
         return f"no weights {lost[0]}" if lost else None
-    if (folder / "model.safetensors").is_file():
+    if (folder / WEIGHTS).is_file():
         return None
     return "no weights model.safetensors (other formats, such as pytorch_model.bin, aren't read)"
 

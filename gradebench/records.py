@@ -19,6 +19,7 @@ import pandas as pd
 from gradebench.errors import InputError
 from gradebench.tables import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS, write_parquet
 
+POLICY = "policy"  # folder of a cell with its trained policy, if that was asked for
 SAMPLES = "samples.jsonl"  # texts; of cells, and of all of them in the run's folder
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 import traceback
 import warnings
@@ -16,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from gradebench import harness, records, registry, tables
+from gradebench import harness, parallel, records, registry, tables
 from gradebench.errors import InputError, Unsupported
 from gradebench.harness import Cell, Plan
 from gradebench.hub import TRUST
@@ -47,6 +48,8 @@ class Request:
     checkpoints: int = 3
     along: str = "reference"
     control: bool = False  # every estimator twice, with other draws: its own A/A control
+    shards: int | None = None  # parts of a batch; None: one a process
+    save_policies: bool = False
     tuned: str | None = None  # file of `gradebench tune`, whose learning rates are to be used
 
 
@@ -162,13 +165,16 @@ def prepare(request: Request, progress: Progress) -> Run:
     device = choose_device(request.device)
     out = Path(request.out or default_folder(task_specs, "" if request.train else "probe-"))
     records.require_writable(out)
-    jobs = request.jobs or (1 if device.startswith("cuda") else usable_cores())
+    alone = not device.startswith("cuda") and parallel.world() == 1
+    jobs = (request.jobs or usable_cores()) if alone else (request.jobs or 1)
     run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
     grids = []
     for resolved in task_specs:
         with plugin_errors(f"task {resolved.label}"):
             task = ready_task(resolved, device, request.strict, progress)
             run.tasks[resolved.label] = task
+            if request.save_policies and not _saves(task):
+                progress.note(f"--save-policies: {resolved.label} keeps no policies; it runs without")
             rates = _tuned_rates(request, resolved, task, estimators, progress)
             grids.append(_tried(replace(_plan(request, run, task), tuned=rates), resolved, task, estimators))
     if seeds is None:
@@ -221,7 +227,9 @@ def _twin(cell: Cell) -> Cell:
 
 
 def _require_numbers(request: Request) -> None:
-    least = {"steps": 1, "batch": 1, "jobs": 1, "draws": 4, "checkpoints": 1}
+    if (request.shards or parallel.world()) % parallel.world():
+        raise InputError(f"--shards {request.shards}: {parallel.world()} processes can't share them; give a multiple")
+    least = {"steps": 1, "batch": 1, "jobs": 1, "draws": 4, "checkpoints": 1, "shards": 1}
     for name, minimum in least.items():
         value = getattr(request, name)
         if value is not None and value < minimum:
@@ -256,6 +264,11 @@ def ready_task(resolved: registry.Resolved, device: str, strict: bool, progress:
     return task
 
 
+def _saves(task: Task) -> bool:
+    """Whether the task can save policies."""
+    return type(task).save_policy is not Task.save_policy
+
+
 def missing(request: Request, progress: Progress) -> list[str]:
     """What a run of these tasks would download for long; where there is any, what they need is told."""
     tasks = [resolved.create() for resolved in expand("tasks", request.tasks)[0]]
@@ -280,6 +293,8 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         probe_draws=draws + draws % 2,
         details=not request.train,
         reference_draws=Plan.reference_draws if request.train else 2 * Plan.reference_draws,
+        shards=request.shards or parallel.world(),
+        save_policies=request.save_policies and _saves(task),
         setting=task.setting,
         settled=task.settled,
     )
@@ -468,6 +483,7 @@ def _forget(run: Run, cell: Cell) -> None:
     """Drop what an earlier attempt left, so that a worker that dies now doesn't leave it standing."""
     for name in ("cell.json", "metrics.parquet", "probes.parquet", records.SAMPLES, "error.txt"):
         (_folder(run, cell) / name).unlink(missing_ok=True)
+    shutil.rmtree(_folder(run, cell) / records.POLICY, ignore_errors=True)
 
 
 def _write_status(run: Run, plan: Plan, cell: Cell, status: str, reason: str) -> None:

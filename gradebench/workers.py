@@ -11,13 +11,24 @@ from typing import Any
 
 import torch
 
+from gradebench import parallel
+from gradebench.errors import InputError
+
 Work = Callable[..., tuple[str, str]]  # returns a status, and the reason where that isn't `ok`
 Each = Callable[[Work, Sequence[Any]], Iterator[tuple[Any, tuple[str, str]]]]
 
 
 @contextlib.contextmanager
 def workers(jobs: int, device: str, timeout: float | None) -> Iterator[Each]:
-    """Warm processes: `each(function, calls)` yields the arguments of a call with its status and reason as it ends."""
+    """Warm processes: `each(function, calls)` yields the arguments of a call with its status and reason as it ends.
+
+    Where torchrun has started several processes, it is they who do each call together, one after another.
+    """
+    if parallel.world() > 1:
+        if timeout is not None:
+            raise InputError("--timeout can't end a cell that several processes run; leave it out under torchrun")
+        yield _in_step(device)
+        return
     from pebble import ProcessPool
 
     threads = max(1, usable_cores() // jobs) if device.startswith("cuda") else 1
@@ -38,6 +49,26 @@ def workers(jobs: int, device: str, timeout: float | None) -> Iterator[Each]:
     finally:
         pool.stop()  # what still runs is interrupted; after `close` nothing does
         pool.join()
+
+
+def _in_step(device: str) -> Each:
+    def each(function: Work, calls: Sequence[Any]) -> Iterator[tuple[Any, tuple[str, str]]]:
+        for job in calls:
+            answer: Future = Future()
+            try:
+                answer.set_result(parallel.call(_quietly, device, function, job))
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a future holds whatever it was
+                answer.set_exception(error)
+            yield job, _result_of(answer, None)
+
+    return each
+
+
+def _quietly(device: str, function: Work, job: Sequence[Any]) -> tuple[str, str]:
+    """The call as a worker makes it: with fixed threads, and what a plugin prints out of the tables."""
+    torch.set_num_threads(max(1, usable_cores() // parallel.world()) if device.startswith("cuda") else 1)
+    with contextlib.redirect_stdout(sys.stderr):
+        return function(*job)
 
 
 @contextlib.contextmanager

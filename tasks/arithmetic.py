@@ -1,22 +1,20 @@
 """Sums to be answered: a verifiable reward, 1 for the exact answer and else 0."""
 
-import copy
-import inspect
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
 from gradebench import InputError, Ledger, Range, SequenceProblem, Task, generator
 from gradebench.cache import cached_folder
 from gradebench.hub import is_here, locate_model
+from gradebench.saving import is_scratch, load_scratch, save_policy
 from gradebench.sequence import evaluate_sequences
 from gradebench.task import Log
 from gradebench.text_reward import TextReward
@@ -27,7 +25,7 @@ PROBLEMS = 20_000  # at most, of all that there are
 PROMPTS = {"train": 1024, "validation": 256, "test": 256}  # at most
 PRETRAINING = 0.7  # share of the problems that the scratch policy learns from; none of them is a prompt
 SAMPLED = 4  # prompts of each split whose continuations are kept
-PRETRAINED_LEARNING_RATE = 1e-5
+PRETRAINED_LEARNING_RATE, ADAPTERS_LEARNING_RATE = 1e-5, 1e-4
 END = "."
 _ALPHABET = " 0123456789+-*=" + END
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
@@ -79,15 +77,27 @@ class Arithmetic(Task):
         operators: Annotated[str, "those of + - * that occur, such as +-"] = "+",
         kl: Annotated[float, Range(0), "beta of the KL penalty, in reward per nat"] = 0.01,
         policy: Annotated[str, "scratch, or a hub id or folder of any causal language model"] = "scratch",
+        lora: Annotated[int, Range(0), "rank of adapters, trained in place of a given policy's weights; 0: none"] = 0,
+        precision: Annotated[
+            Literal["float32", "bfloat16"], "of a given policy's computations; what is trained stays in float32"
+        ] = "float32",
     ):
         if not operators or set(operators) - set(_OPERATIONS) or len(set(operators)) < len(operators):
             raise InputError(f"arithmetic: operators={operators} won't do; give some of + - *, each once, such as +-")
         self.options = {"digits": digits, "operators": operators, "kl": kl, "policy": policy}
+        self.options |= {"lora": lora, "precision": precision}
+        if lora and self._scratch_shaped:
+            raise InputError(f"arithmetic: lora={lora} is for a given model; leave it out, or give policy=")
         self.lacks = {"soft_reward": "an answer is right or wrong, which has no derivative"}
 
     @property
     def _made(self) -> bool:
         return self.options["policy"] == "scratch"
+
+    @property
+    def _scratch_shaped(self) -> bool:
+        """Whether the policy is one made here, now or by an earlier run that saved it."""
+        return self._made or is_scratch(self.options["policy"])
 
     def missing(self) -> list[str]:
         return [] if self._made or is_here(self.options["policy"]) else [self.options["policy"]]
@@ -103,15 +113,22 @@ class Arithmetic(Task):
         else:
             model = locate_model(self.options["policy"])
             folder, policy = Path(), f"{model.name}:{model.digest[:8]}"
-        self.settled = {"folder": str(folder), "setting": f"{kind} policy={policy} kl={self.options['kl']:g}"}
+        setting = f"{kind} policy={policy} kl={self.options['kl']:g}"
+        setting += f" lora={self.options['lora']}" if self.options["lora"] else ""
+        setting += f" precision={self.options['precision']}" if self._half else ""
+        self.settled = {"folder": str(folder), "setting": setting}
         self._adopt()
 
     def _adopt(self) -> None:
         """Take over what was settled, here or by the process that prepared."""
         assert self.settled is not None
         self.folder, self.setting = Path(self.settled["folder"]), self.settled["setting"]
-        if not self._made:
-            self.learning_rate = PRETRAINED_LEARNING_RATE
+        if not self._scratch_shaped:
+            self.learning_rate = ADAPTERS_LEARNING_RATE if self.options["lora"] else PRETRAINED_LEARNING_RATE
+
+    @property
+    def _half(self) -> bool:
+        return self.options["precision"] == "bfloat16"
 
     def _build(self, folder: Path, device: torch.device, log: Log) -> None:
         """Pretrain the scratch policy on problems that are no prompts, some of them answered wrongly."""
@@ -121,7 +138,7 @@ class Arithmetic(Task):
         policy = self._scratch().to(device)
         rows = self._rows(problems).to(device)  # (texts, answers right and off by -9 to 9, P + T)
         loss = pretrain(policy, rows, self._prompt_length, shape)
-        save_file(policy.state_dict(), folder / "policy.safetensors")
+        save_policy(policy, None, folder)
         report = {"policy_parameters": sum(p.numel() for p in policy.parameters()), "policy_loss_nats_per_token": loss}
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
@@ -185,33 +202,33 @@ class Arithmetic(Task):
 
     def load(self, device: torch.device) -> None:
         self._adopt()
-        problems = self._problems()
-        if self._made:
+        problems, length = self._problems(), self._prompt_length + self._answer_length
+        width = self._prompt_length
+        if self._scratch_shaped:
             self.vocabulary: Any = Characters()
-            self.policy: Any = self._scratch()
-            self.policy.load_state_dict(load_file(self.folder / "policy.safetensors"))
-            width = self._prompt_length
+            name = str(self.folder) if self._made else self.options["policy"]
+            self.policy: Any = load_scratch(name, length)
         else:
             from gradebench.pretrained import load_policy  # the library of models takes seconds to load
 
             self.policy, self.vocabulary = load_policy(
-                self.options["policy"], 4 * (self._prompt_length + self._answer_length)
+                self.options["policy"], 2 * length, self._half, self.options["lora"]
             )
             width = max(len(ids) for split in self.splits for ids in self.vocabulary.encode(problems[split]))
         self.horizon = self._answer_length
         self.policy.eval().to(device)
-        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        self.reference = self.policy.frozen()
         self.prompts: dict[str, Tensor] = {}
         self.pads: dict[str, Tensor] = {}
         for split in self.splits:
-            texts = [text.rjust(width) for text in problems[split]] if self._made else problems[split]
+            texts = [text.rjust(width) for text in problems[split]] if self._scratch_shaped else problems[split]
             rows = self.vocabulary.encode(texts)
             self.pads[split] = torch.tensor([width - len(row) for row in rows], device=device)
             self.prompts[split] = torch.tensor(
                 [[self.padding] * (width - len(row)) + row for row in rows], device=device
             )
         self.reward = TextReward(right, self.vocabulary.decode, width, self.vocabulary.end)
-        self.params = list(self.policy.parameters())
+        self.params = [p for p in self.policy.parameters() if p.requires_grad]
         self.sizes = {split: len(prompts) for split, prompts in self.prompts.items()}
 
     @property
@@ -230,7 +247,8 @@ class Arithmetic(Task):
             self.reference,
             self.options["kl"],
             ledger,
-            **supported(end=self.vocabulary.end, pads=pads if bool(self.pads[split].any()) else None),
+            end=self.vocabulary.end,
+            pads=pads if bool(self.pads[split].any()) else None,
         )
 
     def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
@@ -253,14 +271,12 @@ class Arithmetic(Task):
             for prompt, text, reward in zip(openings, texts, rewards, strict=True)
         ]
 
+    def save_policy(self, folder: Path) -> None:
+        save_policy(self.policy, self.vocabulary, folder)
+
     def describe(self) -> dict[str, Any]:
         report = json.loads((self.folder / "report.json").read_text(encoding="utf-8")) if self._made else {}
         return {"options": self.options, "prompts": dict(self.sizes), **report}
-
-
-def supported(**options: Any) -> dict[str, Any]:
-    """Those that SequenceProblem takes: until it knows of ends and padding, what follows an end counts as tokens do."""
-    return {name: value for name, value in options.items() if name in inspect.signature(SequenceProblem).parameters}
 
 
 def answer_of(prompt: str) -> int:

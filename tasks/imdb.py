@@ -16,6 +16,7 @@ from gradebench.cache import cached_folder
 from gradebench.errors import InputError
 from gradebench.hub import is_here, locate_model
 from gradebench.pretraining import TokenRows, accuracy, pretrain_policy, token_rows, train_classifier
+from gradebench.saving import is_scratch, load_saved_vocabulary, load_scratch, save_policy
 from gradebench.sequence import evaluate_sequences
 from gradebench.task import Log
 from gradebench.tasks import grammar
@@ -62,6 +63,11 @@ SIZES = {
     "gpt2": Size(128, 2, 4, 1000, 16, 32, 1024, 2500, 2000, 200),
     "paper": Size(128, 2, 4, 1000, 32, 48, 10_000, 2500, 2000, 250),
 }
+# What that takes on 2 CPU cores, without a GPU.
+MADE_HERE = {
+    "mini": "a minute, 2 GB of memory",
+    "small": "with 18 cells of the real reviews half an hour, 4 GB of memory",
+}
 PRESETS = {preset.name: preset for preset in (MINI, GPT2, PAPER)}
 
 
@@ -75,6 +81,7 @@ class Imdb(Task):
     """Film-review openings continued towards positive sentiment (autoregressive language model)."""
 
     version = 1
+    memory_advice = "imdb:checkpointing=8 (or fewer sequences)"
 
     def __init__(
         self,
@@ -97,10 +104,15 @@ class Imdb(Task):
             Range(0),
             "sequences whose activations are held at a time, others being computed twice; 0: all; none: the preset's",
         ] = None,
-        lora: Annotated[int, Range(0), "rank of adapters, trained in place of a given policy's weights; 0: none"] = 0,
+        lora: Annotated[
+            int | None,
+            Range(0),
+            "rank of adapters, trained in place of a given policy's weights; 0: no adapters; none: the preset's",
+        ] = None,
         precision: Annotated[
-            Literal["float32", "bfloat16"], "of given models' computations; what is trained stays in float32"
-        ] = "float32",
+            Literal["auto", "float32", "bfloat16"],
+            "of given models' computations; what is trained stays in float32; auto: the preset's, float32 in mini",
+        ] = "auto",
         preset: Annotated[
             Literal["mini", "gpt2", "paper"],
             "what the options left open stand for: small models made here, or real ones",
@@ -114,10 +126,12 @@ class Imdb(Task):
             "policy": chosen.policy if policy == "auto" else policy,
             "reward": reward,
             "checkpointing": chosen.checkpointing if checkpointing is None else checkpointing,
-            "lora": lora,
-            "precision": precision,
+            "lora": chosen.lora if lora is None else lora,
+            "precision": chosen.precision if precision == "auto" else precision,
             "preset": preset,
         }
+        if self._made("policy"):  # the preset's are for a given one
+            self.options |= {"lora": lora or 0, "precision": "float32" if precision == "auto" else precision}
         if lora and self._made("policy"):
             raise InputError(f"imdb: lora={lora} is for a given policy; leave it out, or give policy=")
         self.notices: list[str] = []
@@ -165,9 +179,9 @@ class Imdb(Task):
         preset = PRESETS[self.options["preset"]]
         self.default_steps, self.default_batch = self.size.steps, preset.batch
         if self.options["lora"]:
-            self.learning_rate = ADAPTERS_LEARNING_RATE
-        elif not self._made("policy"):
-            self.learning_rate = preset.learning_rate or PRETRAINED_LEARNING_RATE
+            self.learning_rate = preset.learning_rate or ADAPTERS_LEARNING_RATE
+        elif not self._made("policy") and not is_scratch(self.options["policy"]):
+            self.learning_rate = PRETRAINED_LEARNING_RATE
 
     def _corpus(self, log: Log, strict: bool) -> Corpus:
         """The corpus asked for; `auto` falls back to the embedded one, and `options` then names that."""
@@ -189,6 +203,8 @@ class Imdb(Task):
     def _build(self, folder: Path, corpus: Corpus, device: torch.device, log: Log) -> None:
         """Make what isn't given of vocabulary, policy and reward, and the judge, and choose the prompts."""
         size, window = self.size, self.size.prompt + self.size.horizon
+        if self._made("policy") and (took := MADE_HERE.get(self.options["size"])):
+            log(f"preset {self.options['preset']}: models are trained here, once, and cached; measured: {took}")
         parts = split_corpus(corpus, SPLIT_SEED)
         policy, vocabulary = self._given_policy()
         if vocabulary is None:
@@ -258,9 +274,11 @@ class Imdb(Task):
         """The given policy and its vocabulary; None and None where they are made here."""
         if self._made("policy"):
             return None, None
+        length = self.size.prompt + self.size.horizon
+        if is_scratch(self.options["policy"]):
+            return load_scratch(self.options["policy"], length), load_saved_vocabulary(self.options["policy"])
         from gradebench.pretrained import load_policy  # the library of models takes seconds to load
 
-        length = self.size.prompt + self.size.horizon
         return load_policy(self.options["policy"], length, self._half, self.options["lora"])
 
     def _given_reward(self, vocabulary: AnyVocabulary) -> Any:
@@ -338,6 +356,9 @@ class Imdb(Task):
             {"prompt": prompt, "text": text, "reward": reward}
             for prompt, text, reward in zip(openings, texts, rewards, strict=True)
         ]
+
+    def save_policy(self, folder: Path) -> None:
+        save_policy(self.policy, self.vocabulary, folder)
 
     def tuned(self, estimator: str) -> Mapping[str, Any] | None:
         if not (self._made("policy") and self._made("reward")):

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gradebench.hub import is_here
+
 BYTES_A_PARAMETER = 20  # in float32: weights, reference, gradient, two averages of Adam
 PASSES = 8  # tensors of the shape (batch, time, vocab) that a relaxed step holds, about
 
@@ -23,41 +25,46 @@ class Preset:
     policy: str
     batch: int
     checkpointing: int = 0
-    learning_rate: float | None = None  # None: the task's
+    lora: int = 0
+    precision: str = "float32"
+    learning_rate: float | None = None  # of adapters; None: the task's
     parameters: float = 0.0  # of the policy, millions
     megabytes: int = 0  # of its files
     vocabulary: int = 0
     advice: str = ""
 
     def needs(self, options: Mapping[str, Any], size: Any) -> list[str]:
-        """What a run with these options will download and take, in lines; `size` is None where the corpus decides."""
-        made = "a vocabulary, a policy and a reward model are trained here first, and cached"
-        reviews = (
-            "downloads: the IMDB reviews (84 MB)" if options["corpus"] in ("auto", "hub") else "downloads: nothing"
-        )
-        if options["corpus"] == "auto":
-            reviews += ", if the hub is in reach"
-        if options["policy"] == "scratch":
-            took = "1.5 minutes with size=mini, 12 with size=small on 2 CPU cores; memory: 2 GB, 4 GB"
-            return [f"preset {self.name}: {made}. {reviews}. Took {took}"]
+        """What a run with these options will download and take, in lines; nothing where all of it is made here."""
+        if options["policy"] == "scratch" or is_here(options["policy"]):
+            return []  # of a folder its owner knows
+        reviews = "downloads: the IMDB reviews (84 MB)" if options["corpus"] == "hub" else "downloads: no reviews"
         if options["policy"] != self.policy:
-            return [f"preset {self.name}: policy={options['policy']}, whose needs aren't known here. {reviews}"]
-        weights = self.parameters * BYTES_A_PARAMETER / 1e3
+            return [
+                f"preset {self.name}: policy {options['policy']} of the hub, whose size isn't known here. {reviews}"
+            ]
+        frozen = 2 if options["precision"] == "bfloat16" else 4
+        weights = self.parameters * (frozen if options["lora"] else BYTES_A_PARAMETER) / 1e3
+        kind = (
+            f"adapters of rank {options['lora']} on weights in {options['precision']}, shared with the reference"
+            if options["lora"]
+            else "full fine-tuning in float32 (weights, reference, gradient, Adam)"
+        )
         tokens = PASSES * 4 * self.batch * size.horizon * self.vocabulary / 1e9
         download = (
             f"preset {self.name}: policy {self.policy}, {self.parameters:,.0f} million parameters. {reviews}, and "
             f"{self.megabytes:,} MB of weights, kept in the hub's cache on disk"
         )
         memory = (
-            f"memory: {weights:.1f} GB for full fine-tuning in float32 (weights, reference, gradient, Adam), and about "
-            f"{tokens:.1f} GB for a batch of {self.batch} relaxed continuations of {size.horizon} tokens, activations "
+            f"memory: {weights:.1f} GB for {kind}, and about {tokens:.1f} GB for a batch of {self.batch} relaxed continuations of {size.horizon} tokens, activations "
             "aside; less with --batch, --shards or checkpointing=N. Time: not measured"
         )
         return [download, memory, *([self.advice] if self.advice else [])]
 
 
 MINI = Preset("mini", "auto", "auto", 0.05, "scratch", 32)
-GPT2 = Preset("gpt2", "hub", "gpt2", 0.05, "gpt2", 32, 16, None, 124, 548, 50_257)
+GPT2 = Preset(
+    "gpt2", "hub", "gpt2", 0.05, "gpt2", 32, checkpointing=16, parameters=124, megabytes=548, vocabulary=50_257
+)
 PAPER = Preset(
     "paper",
     "hub",
@@ -65,11 +72,13 @@ PAPER = Preset(
     round(0.1 / 48, 6),  # 0.1 a nat of the mean over 48 tokens
     "Qwen/Qwen3-4B",
     16,  # 4, accumulated 4 times
-    4,
-    1e-4,
-    4_022,
-    8_045,
-    151_936,
-    "the published estimators: -e grade-ste:tau=2,tau_end=0.5,anneal=2000 -e grade:tau=2,tau_end=0.5,anneal=2000 -e ppo "
-    "-e reinforce",
+    checkpointing=4,
+    lora=16,
+    precision="bfloat16",
+    learning_rate=1e-4,
+    parameters=4_022,
+    megabytes=8_045,
+    vocabulary=151_936,
+    advice="the published estimators: -e grade-ste:tau=2,tau_end=0.5,anneal=2000 -e grade:tau=2,tau_end=0.5,anneal=2000 "
+    "-e ppo -e reinforce",
 )

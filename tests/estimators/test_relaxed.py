@@ -456,3 +456,35 @@ def test_decoupled_st_at_forward_temperature_one_is_straight_through(tiny_proble
 def test_options_are_spelled_as_documented():
     estimator = registry.resolve("estimators", "gumbel-rao:k=32,tau=0.5").create()
     assert (estimator.k, estimator.tau) == (32, 0.5)
+
+
+# --- annealed temperatures --------------------------------------------------------------------------------------
+
+
+ANNEALED = [Grade, GradeSte, StraightThrough, GumbelRao, GappedSt]
+
+
+@pytest.mark.parametrize("estimator", ANNEALED)
+def test_an_annealed_temperature_moves_in_equal_steps_and_stays_at_its_end(estimator, tiny_problem):
+    problem, annealed = tiny_problem(), estimator(tau=2.0, tau_end=0.5, anneal=3).train()
+    seen = []
+    for call in range(5):
+        seen.append(annealed.tau)
+        found = annealed.gradient(problem, generator("cpu", call)).grad
+        constant = estimator(tau=seen[-1]).gradient(problem, generator("cpu", call)).grad
+        assert torch.allclose(flat(found), flat(constant), rtol=1e-6, atol=1e-9)
+    assert seen == pytest.approx([2.0, 1.5, 1.0, 0.5, 0.5])
+
+
+def test_a_temperature_is_frozen_in_evaluation_and_kept_with_the_state(tiny_problem):
+    problem, annealed = tiny_problem(), GradeSte(tau=2.0, tau_end=0.5, anneal=3).train()
+    annealed.gradient(problem, generator("cpu", 0))
+    for call in range(3):
+        assert annealed.eval().gradient(problem, generator("cpu", call)).info == {"tau": 1.5}
+    again = GradeSte(tau=2.0, tau_end=0.5, anneal=3)
+    again.load_state_dict(annealed.state_dict())
+    assert again.tau == 1.5
+
+
+def test_without_an_end_nothing_is_counted(tiny_problem):
+    assert not GradeSte().state_dict() and not list(GradeSte().buffers())

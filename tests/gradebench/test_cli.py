@@ -388,3 +388,31 @@ def test_a_hub_out_of_reach_is_one_line_if_strict(tmp_path):
     lines = done.stderr.decode().splitlines()
     assert len(lines) == 1 and "127.0.0.1:9" in lines[0], lines
     assert not (tmp_path / "results").exists()
+
+
+# --- memory, policies, dry runs -----------------------------------------------------------------------------------
+
+
+def test_a_cell_without_memory_says_what_takes_less_and_the_others_go_on(command, tiny, tmp_path, in_process):
+    arguments = ("-t", tiny(), "-e", tiny("Greedy"), "-e", "rloo", "--seeds", "0", "--steps", "1", "--out", tmp_path)
+    status, _, said = command("run", *arguments)
+    assert status == 1
+    assert "oom: OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB.; take a smaller --batch, or" in said
+    statuses = pd.read_csv(tmp_path / "leaderboard.csv").set_index("estimator")["status"].to_dict()
+    assert statuses == {"tiny.py:Greedy": "oom 1", "rloo": "ok"}
+
+
+def test_a_task_that_keeps_no_policies_runs_without(command, tiny, tmp_path, in_process):
+    arguments = ("-t", tiny(), "-e", "rloo", "--seeds", "0", "--steps", "1", "--out", tmp_path, "--save-policies")
+    status, _, said = command("run", *arguments)
+    assert status == 0 and "--save-policies: tiny.py:TinyTask keeps no policies; it runs without" in said
+
+
+def test_a_dry_run_downloads_nothing_and_says_what_would_be(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("gradebench.hub._downloaded", None)  # calling it would raise
+    status, out, said = command("run", "-t", "imdb:preset=paper", "-e", "grade-ste", "--dry-run")
+    assert (status, out) == (0, "")
+    assert "Qwen/Qwen3-4B, 4,022 million parameters" in said and "8,045 MB of weights" in said
+    assert "dry run: Qwen/Qwen3-4B would be downloaded first" in said

@@ -94,6 +94,13 @@ class Raises(Plain):
         raise ArithmeticError("the third law\nof the estimator")
 
 
+class Greedy(Plain):
+    """Asks for more memory than there is, as a GPU's allocator says it."""
+
+    def gradient(self, problem, rng):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
 class Leaves(Plain):
     def gradient(self, problem, rng):
         sys.exit("leaving")

@@ -123,8 +123,6 @@ def test_score_functions_learn_to_answer(task, name):
 
 def test_a_given_policy_reads_the_problems_behind_padding(tmp_path):
     folder = tiny_models.Folders(tmp_path)("llama", template="<s> $A")
-    if not arithmetic.supported(pads=None):
-        pytest.skip("SequenceProblem doesn't take padded prompts yet")
     task = loaded(policy=str(folder))
     assert task.pads["train"].any() and task.learning_rate == arithmetic.PRETRAINED_LEARNING_RATE
     for prompt, pads in zip(task.prompts["train"].tolist(), task.pads["train"].tolist(), strict=True):

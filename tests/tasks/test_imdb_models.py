@@ -5,6 +5,7 @@ import re
 import runpy
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -243,6 +244,25 @@ def test_a_function_that_fails_later_fails_its_cell_in_one_line(corpus, exclaims
     status, reason = harness.run_cell(plan, Cell("imdb", "imdb", task.options, "rloo", "rloo", 0), "key")
     assert status == "failed" and "\n" not in reason
     assert "reward mine.py:score raised ZeroDivisionError: division by zero (mine.py, line 2)" in reason
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_trained_policy_of_a_cell_is_kept_and_serves_as_policy(corpus, folders, tmp_path, given):
+    task = loaded(corpus, **({"policy": folders("gpt2")} if given else {}))
+    plan = Plan("run", str(tmp_path), "cpu", 2, 8, 0.1, checkpoints=0, setting=task.setting, settled=task.settled)
+    cell = Cell("imdb", "imdb", task.options, "rloo", "rloo", 0)
+    assert harness.run_cell(plan, cell, "key") == ("ok", "")
+    assert not list(tmp_path.glob("cells/*/policy"))
+    assert harness.run_cell(replace(plan, save_policies=True), cell, "key") == ("ok", "")
+    (folder,) = tmp_path.glob("cells/*/policy")
+    trained = harness.loaded_task(plan, cell).policy  # at its start again
+    kept = loaded(corpus, policy=folder)
+    ids = torch.arange(3, 9)[None]
+    with torch.no_grad():
+        start, end = (policy(policy.embed(ids))[0] for policy in (trained, kept.policy))
+    assert start.shape == end.shape and float((start - end).abs().max()) > 0.1
+    assert kept.setting.startswith(task.setting.split(" policy=")[0]) and " policy=policy:" in kept.setting
+    assert kept.learning_rate == (imdb.PRETRAINED_LEARNING_RATE if given else Imdb.learning_rate)
 
 
 def test_unusable_models_are_refused(folders, corpus, tmp_path):

@@ -1,0 +1,5 @@
+"""`python -m gradebench`: the same as the installed command."""
+
+from gradebench.cli import main
+
+main()
