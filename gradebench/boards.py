@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradebench.across import Ranks
 from gradebench.runs import CellStatus
 from gradebench.statistics import ALPHA
 from gradebench.tables import pareto_front
@@ -61,7 +62,7 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
             console.print(f"not dominated in test reward, relative variance and s/step: {', '.join(front)}")
 
 
-def print_across(table: pd.DataFrame, ranks: tuple[float, float, float] | str) -> None:
+def print_across(table: pd.DataFrame, ranks: Ranks | str) -> None:
     """The estimators over all tasks of the runs, where there are several."""
     if table.empty:
         return
@@ -79,14 +80,15 @@ def print_across(table: pd.DataFrame, ranks: tuple[float, float, float] | str) -
         "IQM: interquartile mean over tasks and seeds of the gain in test reward, 1 being the best estimator's on a task; "
         "above: the share of runs with a larger gain"
     )
-    if isinstance(ranks, str):
-        console.print(ranks)
-    else:
-        p, difference, apart = ranks
-        console.print(
-            f"Friedman's test of equal ranks: p = {p:.3g}; mean ranks that differ by {difference:.2f} or more differ "
-            f"(Nemenyi): {apart:.0f} pairs"
-        )
+    console.print(ranks if isinstance(ranks, str) else ranks_in_words(ranks))
+
+
+def ranks_in_words(ranks: Ranks) -> str:
+    """Friedman's and Nemenyi's answer."""
+    return (
+        f"Friedman's test of equal ranks: p = {ranks.p:.3g}; mean ranks more than {ranks.critical_difference:.2f} apart "
+        f"differ (Nemenyi): {ranks.apart} pairs"
+    )
 
 
 def number(value: Any, form: str) -> str:
