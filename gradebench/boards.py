@@ -143,6 +143,9 @@ def print_tuning(tunings: pd.DataFrame, choices: Mapping[str, Any], out: Path) -
             }
             table.add_row(str(estimator), *(cells.get(rate, "-") for rate in rates))
         console.print(table)
+        for name, one in choices["tasks"][task]["estimators"].items():
+            if one["options"]:
+                console.print(f"* {name}: {', '.join(f'{option}={value}' for option, value in one['options'].items())}")
         ends = [name for name, one in choices["tasks"][task]["estimators"].items() if one["at_the_end"] and rates[1:]]
         if ends:
             console.print(f"* at an end of the rates: {', '.join(ends)}; a wider --rates may hold a better one")

@@ -88,6 +88,7 @@ def run(
     """Train and probe estimators on tasks, and write the leaderboard with its tests."""
     from gradebench import runner, terminal
     from gradebench.report import write_report
+    from gradebench.tuned import keep_curves
 
     request = runner.Request(
         estimators=estimator or ["all"],
@@ -117,7 +118,9 @@ def run(
         return
     outcome = runner.execute(request, prepared, progress)
     try:
-        write_report(prepared.out, outcome.metrics, outcome.leaderboard)
+        if tuned:
+            keep_curves(Path(tuned), prepared.out)
+        write_report([prepared.out], outcome.metrics, outcome.leaderboard)
     except OSError as error:  # the tables are there, and `gradebench report` can write it later
         progress.note(f"no report: {error.strerror}")
     terminal.print_outcome(prepared, outcome, progress)
@@ -133,6 +136,12 @@ def tune(
         str | None,
         typer.Option(help="LOW:HIGH between which, or a list, 1e-4,1e-3; default: a tenth to ten times the task's"),
     ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME:option=LOW..HIGH[,option=a|b]: options of NAME to tune along, in as many trials; repeatable"
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="0-9 or 0,2,5-7; a comparison has to use others")] = "1000-1001",
     steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
     batch: BatchOption = None,
@@ -143,7 +152,7 @@ def tune(
     resume: ResumeOption = True,
     strict: StrictOption = False,
 ) -> None:
-    """Choose a learning rate for each estimator, with equal effort, for `run --tuned`."""
+    """Choose a learning rate, and options if asked, for each estimator, with equal effort, for `run --tuned`."""
     from gradebench import boards, runner, terminal, tuning
 
     tasks = task or ["imdb"]
@@ -167,7 +176,10 @@ def tune(
         return given or tuning.quasi_random_rates(*ends, trials)
 
     progress = terminal.TerminalProgress()
-    found = tuning.tune(request, rates_for, progress)
+    varied = [tuning.parse_varied(text) for text in vary or []]
+    if twice := {label for label, _ in varied if sum(label == other for other, _ in varied) > 1}:
+        raise InputError(f"--vary {min(twice)} is given twice; name all of its options in one")
+    found = tuning.tune(request, rates_for, progress, dict(varied))
     boards.print_tuning(found.curves, found.choices, found.run.out)
     terminal.print_notes(found.run, found.outcome, progress)
     _exit_by(found.outcome)
@@ -367,19 +379,32 @@ def claims(
 
 @app.command()
 def report(
-    run: RunArgument,
-    plots: Annotated[bool, typer.Option("--plots", help="write each figure as SVG too, into the run's plots/")] = False,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs", show_default=False)],
+    plots: Annotated[
+        bool, typer.Option("--plots", help="write each figure too, into plots/: SVG, and PNG with the extra `plots`")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the report; default: the run's own", show_default=False)
+    ] = None,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="show runs that differ in setting, budget or version apart, not refuse them")
+    ] = False,
 ) -> None:
-    """Write a run's report.html: one file to look at, send or print, with every number behind its figures."""
+    """Write report.html: one file to look at, send or print, with every number behind its figures."""
+    from gradebench import png
     from gradebench.report import write_report
 
+    if len(runs) > 1 and out is None:
+        raise InputError("a report of several runs is nobody's own; give it a folder with --out")
     try:
-        for path in write_report(run, plots=plots):
+        for path in write_report(runs, out=out, plots=plots, apart=apart):
             typer.echo(path)
     except ValueError as error:
         raise InputError(str(error)) from error
     except OSError as error:
-        raise InputError(f"can't write into {run}: {error.strerror}") from error
+        raise InputError(f"can't write into {out or runs[0]}: {error.strerror}") from error
+    if plots and not png.available():
+        typer.echo(png.ADVICE, err=True)
 
 
 @app.command()

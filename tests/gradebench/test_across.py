@@ -79,7 +79,7 @@ def test_ranks_over_ten_tasks_by_friedman_and_nemenyi():
     assert found.p == pytest.approx(scipy.stats.friedmanchisquare(*columns.T).pvalue)
     assert found.critical_difference == pytest.approx(2.569 * np.sqrt(4 * 5 / 60), abs=1e-3)
     assert found.apart == 3  # a-c, a-d and b-d: ranks two or three apart
-    assert list(found.mean_ranks.items())[0] == ("d", pytest.approx(1, abs=0.3))
+    assert next(iter(found.mean_ranks.items())) == ("d", pytest.approx(1, abs=0.3))
 
 
 def test_no_pair_differs_where_friedman_sees_nothing():

@@ -96,7 +96,9 @@ def test_p_of_many_pairs_is_exact(n, fewer):
     """Pairs of size 1: P(|S| >= n - 2 fewer) is binomial."""
     differences = np.array([1.0] * (n - fewer) + [-1.0] * fewer)
     np.random.default_rng(0).shuffle(differences)
-    assert statistics.paired_permutation_p(differences) == pytest.approx(2 * scipy.stats.binom.cdf(fewer, n, 0.5), rel=1e-12)
+    assert statistics.paired_permutation_p(differences) == pytest.approx(
+        2 * scipy.stats.binom.cdf(fewer, n, 0.5), rel=1e-12
+    )
 
 
 def test_monte_carlo_never_gives_zero():
