@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gradebench import planning, statistics
+from gradebench import power, statistics
 from gradebench.statistics import Floats
 
 LAWS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Floats]] = {
@@ -106,13 +106,13 @@ ERRORS = {  # name -> (what it counts, whether its level is that of the sign-fli
 def power_row(law: str, seeds: int, draws: int) -> dict[str, object]:
     """The difference that `run --plan` calls detectable among three pairs, tested at Bonferroni's level."""
     rng = np.random.default_rng(seeds)
-    effect = planning.detectable_at(seeds, 3)
+    effect = power.detectable_at(seeds, 3)
     seen = 0
     for _ in range(draws):
         a, b = rewards(law, rng, 2, seeds)
         seen += statistics.paired_permutation_p(a - b + effect) < statistics.ALPHA / 3  # a - b has deviation 1
     share = seen / draws
-    return row_of("detectable difference seen", law, seeds, draws, planning.POWER, share)
+    return row_of("detectable difference seen", law, seeds, draws, power.POWER, share)
 
 
 def row_of(what: str, law: str, seeds: int, draws: int, promised: float, found: float) -> dict[str, object]:

@@ -227,11 +227,15 @@ def print_claims(verdicts: pd.DataFrame) -> None:
         ends = f"{number(row['ci_low'], '.4g')} to {number(row['ci_high'], '.4g')}"
         console.print(
             f"    claimed {row['claimed']}, measured {number(row['measured'], '.4g')} ({ends}), {row['n_pairs']} seeds, "
-            f"p (Holm) {number(row['p_holm'], '.3g')}, seen with power 0.8 from {number(row['detectable'], '.3g')} away"
+            f"p (Holm) {number(row['p_holm'], '.3g')}, effect {number(row['effect_size'], '+.2f')} from the bound"
         )
+        seen = number(row["detectable"], ".3g")
+        seen = f"a power of 0.8 from {seen} away" if seen != "-" else "nothing can be seen at these seeds"
+        console.print(f"    power {number(row['power'], '.2f')} if the truth is as measured; {seen}")
         if not pd.isna(row["seeds_needed"]):
+            needed = number(row["seeds_needed"], ".0f")
             console.print(
-                f"    {number(row['seeds_needed'], '.0f')} seeds would be needed, if the truth is as measured"
+                f"    {'no number of' if needed == '-' else needed} seeds would be needed, if the truth is as measured"
             )
         console.print(f"    on {row['task']} [{row['setting']}]")
     console.print("A verdict is about a claim in these settings, of task, scale and budget; papers had others.")

@@ -288,13 +288,14 @@ def _exit_by(outcome: "Outcome") -> None:
         raise SystemExit(1)
 
 
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run", show_default=False)]
 CsvOption = Annotated[Path | None, typer.Option("--csv", help="write the table here too")]
 
 
 @app.command()
 def leaderboard(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs", show_default=False)],
+    runs: RunsArgument,
     csv: CsvOption = None,
     apart: Annotated[
         bool, typer.Option("--apart", help="rank runs that differ in setting, budget or version apart, not refuse them")
@@ -315,7 +316,7 @@ def leaderboard(
 
 @app.command()
 def merge(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs", show_default=False)],
+    runs: RunsArgument,
     out: Annotated[Path, typer.Option(help="a new folder", show_default=False)],
 ) -> None:
     """Put shards of one run, made apart, into one folder with its own tables and report."""
@@ -356,19 +357,19 @@ def compare(
 
 @app.command()
 def claims(
-    run: RunArgument,
+    runs: RunsArgument,
     file: Annotated[
         Path | None, typer.Option("--claims", help="TOML file of claims; default: the published ones that come along")
     ] = None,
     csv: CsvOption = None,
 ) -> None:
-    """Test published claims on a run: supported, contradicted, not distinguishable, underpowered or untested."""
+    """Test published claims on runs: supported, contradicted, not distinguishable, underpowered or untested."""
     from gradebench import boards
     from gradebench import claims as published
     from gradebench import runs as folders
 
     listed = published.read_claims(file or published.BUILT_IN)
-    metrics = folders.read_metrics([run])
+    metrics = folders.read_metrics(runs)
     try:
         verdicts = published.judge(listed, metrics)
     except ValueError as error:
@@ -379,7 +380,7 @@ def claims(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs", show_default=False)],
+    runs: RunsArgument,
     plots: Annotated[
         bool, typer.Option("--plots", help="write each figure too, into plots/: SVG, and PNG with the extra `plots`")
     ] = False,
