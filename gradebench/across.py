@@ -108,6 +108,6 @@ def ranks(metrics: pd.DataFrame) -> Ranks | str:
     if len(names) < 3:
         return f"{len(names)} estimators with scores on all tasks are too few to compare ranks: 3 are needed"
     means = np.array([frame[names].mean().to_numpy() for frame in by_task.values()])  # (tasks, estimators)
-    p, difference, mean_ranks, _ = statistics.nemenyi(means)
+    p, difference, mean_ranks = statistics.nemenyi(means)
     found = dict(sorted(zip(names, mean_ranks.tolist(), strict=True), key=lambda item: item[1]))
     return Ranks(p, difference, found)

@@ -215,7 +215,11 @@ def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
     labels = {one.label for one in runner.expand("estimators", request.estimators)[0]}
     skipped = set(metrics.loc[metrics["status"] == "skipped", "estimator"])
     seeds = len(runner.parse_seeds(request.seeds)) if request.seeds else None
-    boards.print_plan(planning.plan(metrics, labels - skipped, difference, seeds))
+    try:
+        needed = planning.plan(metrics, labels - skipped, difference, seeds)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    boards.print_plan(needed)
     if unknown := sorted(labels - set(metrics["estimator"])):
         typer.echo(f"{pilot} lacks {', '.join(unknown)}: the pairs are counted, their spread isn't known", err=True)
 

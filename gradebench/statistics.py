@@ -187,12 +187,12 @@ def difference_interval(
         half_width = float(scipy.stats.t.isf((1 - level) / 2, data.size - 1)) * data.std(ddof=1) / math.sqrt(data.size)
         return float(data.mean() - half_width), float(data.mean() + half_width)
     if data.size <= _ALL_SUBSETS:
-        chosen = _all_signs(data.size)[:-1] > 0  # the last subset is empty
+        chosen = (_all_signs(data.size)[:-1] + 1.0) / 2.0  # the last subset is empty
     else:
         bits = np.frombuffer(generator.bytes(draws * -(-data.size // 8)), dtype=np.uint8).reshape(draws, -1)
-        chosen = np.unpackbits(bits, axis=1)[:, : data.size].astype(bool)
-        chosen = chosen[chosen.any(axis=1)]
-    means = (chosen @ data) / chosen.sum(axis=1)
+        chosen = np.unpackbits(bits, axis=1)[:, : data.size].astype(np.float64)
+    counts = chosen @ np.ones(data.size)
+    means = (chosen @ data)[counts > 0] / counts[counts > 0]
     rank = math.floor((1 - level) / 2 * (means.size + 1) + 1e-9)
     means.partition([rank - 1, means.size - rank])
     return float(means[rank - 1]), float(means[-rank])
@@ -248,22 +248,25 @@ def interquartile_interval(
     return float(low), float(high)
 
 
-def nemenyi(scores: ArrayLike, alpha: float = ALPHA) -> tuple[float, float, Floats, Floats]:
+def nemenyi(scores: ArrayLike, alpha: float = ALPHA) -> tuple[float, float, Floats]:
     """Friedman's p that all columns of scores (tasks, names) rank alike, the critical difference of mean ranks at alpha,
-    the mean ranks (names,), 1 being the largest score, and Nemenyi's p of each pair (names, names).
+    and the mean ranks (names,), 1 being the largest score.
 
     Source        Demsar 2006, sections 3.2.2 and 3.2.4.
     """
     values = np.asarray(scores, dtype=np.float64)
     tasks, k = values.shape
     ranks = scipy.stats.rankdata(-values, axis=1).mean(axis=0)
-    unit = math.sqrt(k * (k + 1) / (12 * tasks))  # of the studentized range
-    apart = np.abs(ranks[:, None] - ranks[None, :]) / unit
-    p = scipy.stats.studentized_range.sf(apart, k, math.inf)
-    critical = float(scipy.stats.studentized_range.isf(alpha, k, math.inf)) * unit
+    critical = _range_quantile(k, alpha) * math.sqrt(k * (k + 1) / (12 * tasks))
     if (values == values[:, :1]).all():  # all ties: no rank differs, and Friedman's statistic is 0 / 0
-        return 1.0, critical, ranks, p
-    return float(scipy.stats.friedmanchisquare(*values.T).pvalue), critical, ranks, p
+        return 1.0, critical, ranks
+    return float(scipy.stats.friedmanchisquare(*values.T).pvalue), critical, ranks
+
+
+@functools.cache
+def _range_quantile(k: int, alpha: float) -> float:
+    """The upper quantile of the studentized range of k means, with infinite degrees of freedom."""
+    return float(scipy.stats.studentized_range.isf(alpha, k, math.inf))
 
 
 def effect_size(differences: ArrayLike) -> float:
