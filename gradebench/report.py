@@ -312,9 +312,15 @@ def command_of(request: Mapping[str, Any]) -> str:
     words = ["gradebench", "run"] if request.get("train", True) else ["gradebench", "probe"]
     for name, values in (("-e", request.get("estimators", [])), ("-t", request.get("tasks", []))):
         words += [word for value in values for word in (name, str(value))]
-    for name in ("seeds", "steps", "batch", "learning_rate"):
+    names = ["steps", "batch", "learning_rate"]
+    names += ["seeds", "tuned"] if request.get("train", True) else ["draws", "checkpoints", "along"]
+    for name in names:
         if request.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(request[name])]
+    if not request.get("train", True) and request.get("seeds") is not None:
+        words += ["--seed", str(request["seeds"])]
+    if request.get("control"):
+        words.append("--control")
     return shlex.join(words)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -115,8 +116,19 @@ def test_every_figure_has_words_for_those_who_do_not_see_it(run):
 
 def test_the_report_says_how_to_repeat_it_and_what_was_skipped(run):
     words = " ".join(Page(text_of(run)).words)
-    assert "gradebench run -e all -e" in words and "-t imdb --seeds 0-7 --steps 40" in words
+    assert "gradebench run -e all -e" in words and "-t imdb --steps 40 --seeds 0-7" in words
     assert "skipped" in words and "2.13.0<" in words
+
+
+def test_the_command_of_a_probe_and_of_a_control_is_one_that_can_be_given(command, tiny):
+    request = {"estimators": ["rloo"], "tasks": [tiny()], "seeds": "3", "steps": 2, "draws": 8, "checkpoints": 1}
+    words = shlex.split(report.command_of(request | {"train": False, "along": "own"}))
+    assert words[:2] == ["gradebench", "probe"] and words[-2:] == ["--seed", "3"]
+    assert {"--draws", "--checkpoints", "--along"} <= set(words) and "--seeds" not in words
+    words = shlex.split(report.command_of(request | {"train": True, "control": True}))
+    status, _, err = command(*words[1:], "--dry-run")
+    assert status == 0, err
+    assert "--control" in words and "--draws" not in words
 
 
 def test_claims_and_cards_are_in_it(run):
