@@ -9,14 +9,16 @@ with the binomial error of that.
 """
 
 import argparse
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from gradebench import planning, statistics
+from gradebench import power, statistics, tables
 from gradebench.statistics import Floats
 
 LAWS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Floats]] = {
@@ -27,6 +29,8 @@ LAWS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Floats]] = {
 }
 SEEDS = (5, 8, 14)
 ESTIMATORS = 5
+TASKS = 10  # that ranks are compared over
+CENTRES = (0.5, 0.7, 0.9, 1.0)  # scores of an estimator on the tasks of an interquartile mean
 
 
 def rewards(law: str, rng: np.random.Generator, runs: int, seeds: int) -> Floats:
@@ -55,6 +59,57 @@ def a_family(law: str, rng: np.random.Generator, seeds: int) -> bool:
     runs = rewards(law, rng, ESTIMATORS, seeds)
     p = [statistics.paired_permutation_p(a - b) for a, b in combinations(runs, 2)]
     return bool((statistics.holm(p) < statistics.ALPHA).any())
+
+
+def a_tier(law: str, rng: np.random.Generator, seeds: int) -> bool:
+    """A second tier among equal estimators."""
+    runs = rewards(law, rng, ESTIMATORS, seeds)
+    order = np.argsort(-runs.mean(axis=1))
+    pairs = list(combinations(order, 2))
+    p = statistics.holm([statistics.paired_permutation_p(runs[a] - runs[b]) for a, b in pairs])
+    supported = {(str(a), str(b)) for (a, b), one in zip(pairs, p, strict=True) if one < statistics.ALPHA}
+    return max(statistics.tiers([str(name) for name in order], supported).values()) > 1
+
+
+def a_supported_claim(law: str, rng: np.random.Generator, seeds: int) -> bool:
+    """A claim of a difference that is at its bound, supported: one of the two ways to decide it wrongly."""
+    a, b = rewards(law, rng, 2, seeds)
+    p = statistics.paired_permutation_p(a - b)
+    least = statistics.smallest_attainable_p(seeds)
+    return statistics.verdict(p, least, float((a - b).mean())) == "a higher"
+
+
+def a_claims_file(law: str, rng: np.random.Generator, seeds: int) -> bool:
+    """Any of seven claims on pairs of five estimators, all at their bounds, decided after Holm over the file."""
+    runs = rewards(law, rng, ESTIMATORS, seeds)
+    p = [statistics.paired_permutation_p(runs[a] - runs[b]) for a, b in list(combinations(range(ESTIMATORS), 2))[:7]]
+    return bool((statistics.holm(p) < statistics.ALPHA).any())
+
+
+def friedman(law: str, rng: np.random.Generator, seeds: int) -> bool:
+    """Equal estimators on ten tasks, the mean of their seeds on each."""
+    scores = [rewards(law, rng, ESTIMATORS, seeds).mean(axis=1) for _ in range(TASKS)]
+    return statistics.nemenyi(scores)[0] < statistics.ALPHA
+
+
+def nemenyi(law: str, rng: np.random.Generator, seeds: int) -> bool:
+    """Any pair of them more than the critical difference apart, and Friedman's test in favour."""
+    scores = [rewards(law, rng, ESTIMATORS, seeds).mean(axis=1) for _ in range(TASKS)]
+    p, critical, ranks = statistics.nemenyi(scores)
+    return p < statistics.ALPHA and float(np.ptp(ranks)) > critical
+
+
+def an_interquartile_mean(law: str, rng: np.random.Generator, seeds: int) -> bool:
+    """Of one estimator on four tasks, on which it scores 0.5, 0.7, 0.9 and 1.0, seeds spreading by a tenth."""
+    runs = [centre + 0.1 * rewards(law, rng, 1, seeds)[0] for centre in CENTRES]
+    low, high = statistics.interquartile_interval(runs, rng, resamples=500)
+    return not low <= true_interquartile_mean(law) <= high
+
+
+@functools.cache
+def true_interquartile_mean(law: str) -> float:
+    rng = np.random.default_rng(0)
+    return statistics.interquartile_mean([c + 0.1 * rewards(law, rng, 1, 500_000)[0] for c in CENTRES])
 
 
 def a_claimed_difference(law: str, rng: np.random.Generator, seeds: int) -> bool:
@@ -91,28 +146,93 @@ def a_ratio(law: str, rng: np.random.Generator, seeds: int) -> bool:
     return not low <= 1.5 <= high
 
 
-ERRORS = {  # name -> (what it counts, whether its level is that of the sign-flip test)
-    "pair of equal estimators told apart": (a_pair, True),
-    f"any pair of {ESTIMATORS} equal estimators told apart, after Holm": (a_family, False),
-    "claimed difference decided at its bound": (a_claimed_difference, True),
-    "claimed ratio decided at its bound": (a_claimed_ratio, True),
-    "claimed ratio decided at its bound, one side without spread": (a_claimed_ratio_of_unlike, True),
-    "interval of a mean misses": (a_mean, False),
-    "interval of a difference misses": (a_difference, False),
-    "interval of a ratio misses": (a_ratio, False),
+@dataclass(frozen=True)
+class Question:
+    """What is counted, and the rate promised at a number of seeds."""
+
+    misses: Callable[[str, np.random.Generator, int], bool]
+    promised: Callable[[int], float]
+
+
+def level(seeds: int) -> float:
+    return statistics.ALPHA
+
+
+QUESTIONS = {
+    "pair of equal estimators told apart": Question(a_pair, attainable),
+    f"any pair of {ESTIMATORS} equal estimators told apart, after Holm": Question(a_family, level),
+    f"a second tier among {ESTIMATORS} equal estimators": Question(a_tier, level),
+    "claimed difference decided at its bound": Question(a_claimed_difference, attainable),
+    "claimed difference supported at its bound": Question(a_supported_claim, lambda seeds: attainable(seeds) / 2),
+    "claimed ratio decided at its bound": Question(a_claimed_ratio, attainable),
+    "claimed ratio decided at its bound, one side without spread": Question(a_claimed_ratio_of_unlike, attainable),
+    "any of 7 claims decided at their bounds, after Holm": Question(a_claims_file, level),
+    f"Friedman's test of {ESTIMATORS} equal estimators on {TASKS} tasks": Question(friedman, level),
+    f"any pair of {ESTIMATORS} equal estimators apart on {TASKS} tasks (Nemenyi)": Question(nemenyi, level),
+    "interval of a mean misses": Question(a_mean, level),
+    "interval of a difference misses": Question(a_difference, level),
+    "interval of a ratio misses": Question(a_ratio, level),
+    "interval of an interquartile mean over 4 tasks misses": Question(an_interquartile_mean, level),
 }
 
 
-def power_row(law: str, seeds: int, draws: int) -> dict[str, object]:
-    """The difference that `run --plan` calls detectable among three pairs, tested at Bonferroni's level."""
+def table_of(law: str, seeds: int, draws: int, twins: bool) -> pd.DataFrame:
+    """A table of metrics: with `twins`, estimators beside their controls, else pairs in settings of their own."""
     rng = np.random.default_rng(seeds)
-    effect = planning.detectable_at(seeds, 3)
-    seen = 0
-    for _ in range(draws):
-        a, b = rewards(law, rng, 2, seeds)
-        seen += statistics.paired_permutation_p(a - b + effect) < statistics.ALPHA / 3  # a - b has deviation 1
-    share = seen / draws
-    return row_of("detectable difference seen", law, seeds, draws, planning.POWER, share)
+    cells = pd.DataFrame(
+        {
+            "task": "simulated",
+            "setting": "s" if twins else f"s{draw}",
+            "estimator": name + (tables.CONTROL if twins and second else ""),
+            "seed": seed,
+            "value": value,
+        }
+        for draw in range(draws)
+        for second, (name, values) in enumerate(
+            zip([f"e{draw}"] * 2 if twins else ["a", "b"], rewards(law, rng, 2, seeds), strict=True)
+        )
+        for seed, value in enumerate(values)
+    )
+    cells[["phase", "split", "metric", "status"]] = ["evaluation", "test", "reward", "ok"]
+    return cells.assign(step=0).reindex(columns=tables.METRICS_COLUMNS)
+
+
+def rows_of_tables(law: str, seeds: int, draws: int) -> list[dict[str, object]]:
+    """The same alarms through the tables that commands print: controls, comparisons and the tiers of leaderboards."""
+    controls = tables.controls(table_of(law, seeds, draws, twins=True))
+    metrics = table_of(law, seeds, draws, twins=False)
+    comparisons = tables.comparisons(metrics)
+    board = tables.leaderboard(metrics, comparisons)
+    found = {
+        "control told apart from its estimator, in controls.csv": (controls["verdict"] == "false alarm").mean(),
+        "equal estimators told apart, in tests.csv": comparisons["verdict"].isin(["a higher", "b higher"]).mean(),
+        "a second tier of two equal estimators, in leaderboard.csv": board.groupby("setting")["tier"]
+        .max()
+        .gt(1)
+        .mean(),
+    }
+    return [row_of(what, law, seeds, draws, attainable(seeds), float(share)) for what, share in found.items()]
+
+
+def power_rows(law: str, seeds: int, draws: int) -> list[dict[str, object]]:
+    """What `run --plan` and `claims` call detectable among three comparisons, tested at Bonferroni's level.
+
+    And the seeds that they ask for to see a difference of 0.8 standard deviations.
+    """
+    found = []
+    asked = int(power.seeds_for(0.8, 3))
+    cases = [("detectable difference seen", seeds, power.detectable_at(seeds, 3))]
+    if seeds == SEEDS[-1]:
+        cases.append(("difference of 0.8 standard deviations seen with the seeds asked for", asked, 0.8))
+    for what, used, effect in cases:
+        rng = np.random.default_rng(used)
+        seen = 0
+        for _ in range(draws):
+            a, b = rewards(law, rng, 2, used)
+            seen += statistics.paired_permutation_p(a - b + effect) < statistics.ALPHA / 3  # a - b has deviation 1
+        promised = power.power_of(used, effect, statistics.ALPHA / 3)
+        found.append(row_of(what, law, used, draws, promised, seen / draws))
+    return found
 
 
 def row_of(what: str, law: str, seeds: int, draws: int, promised: float, found: float) -> dict[str, object]:
@@ -132,21 +252,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--only", help="questions that have this in their name; the others keep their rows of --csv")
     arguments = parser.parse_args()
-    rows = []
-    for what, (misses, discrete) in ERRORS.items():
+    rows: list[dict[str, object]] = []
+
+    def show(more: list[dict[str, object]]) -> None:
+        rows.extend(more)
+        print(pd.DataFrame(more).to_string(index=False), flush=True)
+
+    for what, question in QUESTIONS.items():
+        if arguments.only and arguments.only not in what:
+            continue
+        found = []
         for law in LAWS:
             for seeds in SEEDS:
                 rng = np.random.default_rng(seeds)
-                found = np.mean([misses(law, rng, seeds) for _ in range(arguments.draws)])
-                promised = attainable(seeds) if discrete else statistics.ALPHA
-                rows.append(row_of(what, law, seeds, arguments.draws, promised, float(found)))
-        print(pd.DataFrame(rows[-len(LAWS) * len(SEEDS) :]).to_string(index=False), flush=True)
-    rows += [power_row(law, seeds, arguments.draws) for law in LAWS for seeds in (8, 14)]
-    print(pd.DataFrame(rows[-2 * len(LAWS) :]).to_string(index=False))
+                share = np.mean([question.misses(law, rng, seeds) for _ in range(arguments.draws)])
+                found.append(row_of(what, law, seeds, arguments.draws, question.promised(seeds), float(share)))
+        show(found)
+    if not arguments.only:
+        show(rows_of_tables("skewed", 8, arguments.draws))
+        show([row for law in LAWS for seeds in (8, 14) for row in power_rows(law, seeds, arguments.draws)])
     if arguments.csv:
         arguments.csv.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(rows).to_csv(arguments.csv, index=False, float_format="%.4g")
+        study = pd.DataFrame(rows)
+        if arguments.only:
+            before = pd.read_csv(arguments.csv)
+            study = pd.concat([before[~before["what"].isin(study["what"])], study])
+        study.to_csv(arguments.csv, index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,35 @@
 """Several tasks at once: one score that tasks share, aggregated so that no single task or seed decides."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 
 from gradebench import statistics, tables
 
 TASKS_FOR_RANKS = 10  # fewer say too little about ranks for Friedman's test and Nemenyi's critical difference
-RESAMPLES = 2_000
-LEVELS = (0.5, 0.9)  # of the performance profile, as shares of the best estimator's gain
+LEVELS = (0.5, 0.9)  # of the performance profile in the table, as shares of the best estimator's gain
+PROFILE = np.linspace(0.0, 1.2, 25)  # and in the figure
 COLUMNS = ["estimator", "tasks", "runs", "iqm", "ci_low", "ci_high", "above_0.5", "above_0.9", "mean_rank"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The estimators over ten tasks or more: Friedman's p, Nemenyi's critical difference, mean ranks, the best first."""
+
+    p: float
+    critical_difference: float
+    mean_ranks: dict[str, float]
+
+    @property
+    def apart(self) -> int:
+        """How many pairs differ: none where Friedman's test sees no difference at all."""
+        pairs = combinations(self.mean_ranks.values(), 2)
+        return sum(abs(a - b) > self.critical_difference for a, b in pairs) if self.p < statistics.ALPHA else 0
 
 
 def scores(metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -33,11 +49,16 @@ def scores(metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found
 
 
+def _everywhere(by_task: dict[str, pd.DataFrame]) -> list[str]:
+    """The estimators that have scores on all tasks."""
+    return sorted(set.intersection(*(set(frame.columns) for frame in by_task.values()))) if by_task else []
+
+
 def across_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
     """One row an estimator that has scores on all tasks, COLUMNS, the highest first; empty with fewer than two tasks.
 
-    iqm, ci_low, ci_high    interquartile mean over all tasks and seeds, and its 95 % percentile interval by a bootstrap
-                            of the seeds of each task
+    iqm, ci_low, ci_high    interquartile mean over all tasks and seeds, and its 95 % interval by a bootstrap of the
+                            seeds of each task
     above_0.5, above_0.9    the performance profile there: the share of runs with a score above
     mean_rank               over tasks, by mean score
 
@@ -46,46 +67,47 @@ def across_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
     by_task = scores(metrics)
     if len(by_task) < 2:
         return pd.DataFrame(columns=COLUMNS)
-    everywhere = set.intersection(*(set(frame.columns) for frame in by_task.values()))
-    ranks = pd.DataFrame(
-        {task: frame[sorted(everywhere)].mean().rank(ascending=False) for task, frame in by_task.items()}
-    )
+    everywhere = _everywhere(by_task)
+    ranks = pd.DataFrame({task: frame[everywhere].mean().rank(ascending=False) for task, frame in by_task.items()})
     rows: list[dict[str, Any]] = []
-    for name in sorted(everywhere):
+    for name in everywhere:
         runs = [frame[name].dropna().to_numpy() for frame in by_task.values()]
-        pooled = np.concatenate(runs)
-        generator = tables.named_generator("across", name)
-        resampled = np.concatenate(
-            [values[generator.integers(0, len(values), (RESAMPLES, len(values)))] for values in runs], axis=1
-        )
-        low, high = np.quantile(scipy.stats.trim_mean(resampled, 0.25, axis=1), [0.025, 0.975])
-        shares = [float((pooled > level).mean()) for level in LEVELS]
-        iqm = float(scipy.stats.trim_mean(pooled, 0.25))
-        row = (name, len(runs), len(pooled), iqm, low, high, *shares, ranks.mean(axis=1)[name])
-        rows.append(dict(zip(COLUMNS, row, strict=True)))
+        interval = statistics.interquartile_interval(runs, tables.named_generator("across", name))
+        shares = _profile(runs, LEVELS)
+        row = (name, len(runs), sum(map(len, runs)), statistics.interquartile_mean(runs), *interval, *shares)
+        rows.append(dict(zip(COLUMNS, (*row, ranks.mean(axis=1)[name]), strict=True)))
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(
         ["iqm", "estimator"], ascending=[False, True], ignore_index=True
     )
 
 
-def critical_difference(metrics: pd.DataFrame) -> tuple[float, float, float] | str:
-    """Friedman's p that all estimators rank alike, Nemenyi's critical difference of mean ranks, and how many differ by it.
+def _profile(runs: Sequence[np.ndarray], levels: Sequence[float] | np.ndarray) -> list[float]:
+    """For each level the share of runs above it, each task counting alike."""
+    return [float(np.mean([(values > level).mean() for values in runs])) for level in levels]
 
-    Or, in words, why there is none: it needs ten tasks, and three estimators on all of them.
 
-    Source        Demsar 2006, sections 3.2.2 and 3.2.4.
-    """
+def profiles(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The performance profile of each estimator that has scores on all tasks: estimator, score, and the share above."""
+    by_task = scores(metrics)
+    rows = [
+        (name, float(level), share)
+        for name in _everywhere(by_task)
+        for level, share in zip(
+            PROFILE, _profile([frame[name].dropna().to_numpy() for frame in by_task.values()], PROFILE), strict=True
+        )
+    ]
+    return pd.DataFrame(rows, columns=["estimator", "score", "share_above"])
+
+
+def ranks(metrics: pd.DataFrame) -> Ranks | str:
+    """The ranks over tasks, or, in words, why there are none: it takes ten tasks, and three estimators on all of them."""
     by_task = scores(metrics)
     if len(by_task) < TASKS_FOR_RANKS:
         return f"{len(by_task)} tasks are too few to compare ranks (Friedman, Nemenyi): {TASKS_FOR_RANKS} are needed"
-    names = sorted(set.intersection(*(set(frame.columns) for frame in by_task.values())))
+    names = _everywhere(by_task)
     if len(names) < 3:
         return f"{len(names)} estimators with scores on all tasks are too few to compare ranks: 3 are needed"
     means = np.array([frame[names].mean().to_numpy() for frame in by_task.values()])  # (tasks, estimators)
-    k = len(names)
-    p = float(scipy.stats.friedmanchisquare(*means.T).pvalue)
-    quantile = float(scipy.stats.studentized_range.isf(statistics.ALPHA, k, math.inf)) / math.sqrt(2)
-    difference = quantile * math.sqrt(k * (k + 1) / (6 * len(means)))
-    ranks = scipy.stats.rankdata(-means, axis=1).mean(axis=0)
-    apart = sum(abs(a - b) > difference for a, b in combinations(ranks, 2)) if p < statistics.ALPHA else 0
-    return p, difference, apart
+    p, difference, mean_ranks = statistics.nemenyi(means)
+    found = dict(sorted(zip(names, mean_ranks.tolist(), strict=True), key=lambda item: item[1]))
+    return Ranks(p, difference, found)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradebench.across import Ranks
 from gradebench.runs import CellStatus
 from gradebench.statistics import ALPHA
 from gradebench.tables import pareto_front
@@ -61,7 +62,7 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
             console.print(f"not dominated in test reward, relative variance and s/step: {', '.join(front)}")
 
 
-def print_across(table: pd.DataFrame, ranks: tuple[float, float, float] | str) -> None:
+def print_across(table: pd.DataFrame, ranks: Ranks | str) -> None:
     """The estimators over all tasks of the runs, where there are several."""
     if table.empty:
         return
@@ -79,14 +80,15 @@ def print_across(table: pd.DataFrame, ranks: tuple[float, float, float] | str) -
         "IQM: interquartile mean over tasks and seeds of the gain in test reward, 1 being the best estimator's on a task; "
         "above: the share of runs with a larger gain"
     )
-    if isinstance(ranks, str):
-        console.print(ranks)
-    else:
-        p, difference, apart = ranks
-        console.print(
-            f"Friedman's test of equal ranks: p = {p:.3g}; mean ranks that differ by {difference:.2f} or more differ "
-            f"(Nemenyi): {apart:.0f} pairs"
-        )
+    console.print(ranks if isinstance(ranks, str) else ranks_in_words(ranks))
+
+
+def ranks_in_words(ranks: Ranks) -> str:
+    """Friedman's and Nemenyi's answer."""
+    return (
+        f"Friedman's test of equal ranks: p = {ranks.p:.3g}; mean ranks more than {ranks.critical_difference:.2f} apart "
+        f"differ (Nemenyi): {ranks.apart} pairs"
+    )
 
 
 def number(value: Any, form: str) -> str:
@@ -141,6 +143,9 @@ def print_tuning(tunings: pd.DataFrame, choices: Mapping[str, Any], out: Path) -
             }
             table.add_row(str(estimator), *(cells.get(rate, "-") for rate in rates))
         console.print(table)
+        for name, one in choices["tasks"][task]["estimators"].items():
+            if one["options"]:
+                console.print(f"* {name}: {', '.join(f'{option}={value}' for option, value in one['options'].items())}")
         ends = [name for name, one in choices["tasks"][task]["estimators"].items() if one["at_the_end"] and rates[1:]]
         if ends:
             console.print(f"* at an end of the rates: {', '.join(ends)}; a wider --rates may hold a better one")
@@ -222,11 +227,15 @@ def print_claims(verdicts: pd.DataFrame) -> None:
         ends = f"{number(row['ci_low'], '.4g')} to {number(row['ci_high'], '.4g')}"
         console.print(
             f"    claimed {row['claimed']}, measured {number(row['measured'], '.4g')} ({ends}), {row['n_pairs']} seeds, "
-            f"p (Holm) {number(row['p_holm'], '.3g')}, seen with power 0.8 from {number(row['detectable'], '.3g')} away"
+            f"p (Holm) {number(row['p_holm'], '.3g')}, effect {number(row['effect_size'], '+.2f')} from the bound"
         )
+        seen = number(row["detectable"], ".3g")
+        seen = f"a power of 0.8 from {seen} away" if seen != "-" else "nothing can be seen at these seeds"
+        console.print(f"    power {number(row['power'], '.2f')} if the truth is as measured; {seen}")
         if not pd.isna(row["seeds_needed"]):
+            needed = number(row["seeds_needed"], ".0f")
             console.print(
-                f"    {number(row['seeds_needed'], '.0f')} seeds would be needed, if the truth is as measured"
+                f"    {'no number of' if needed == '-' else needed} seeds would be needed, if the truth is as measured"
             )
         console.print(f"    on {row['task']} [{row['setting']}]")
     console.print("A verdict is about a claim in these settings, of task, scale and budget; papers had others.")

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 
-from gradebench import statistics, tables
+from gradebench import power, statistics, tables
 from gradebench.errors import InputError
 
 BUILT_IN = Path(__file__).with_name("claims.toml")
-POWER = 0.8  # of `detectable` and `seeds_needed`
+SEEDS = "0-9"  # of the commands that would test a claim
 COLUMNS = [
-    "claim", "task", "setting", "verdict", "measured", "ci_low", "ci_high", "claimed", "n_pairs", "p_value", "p_holm",
-    "detectable", "seeds_needed", "reason", "says", "source",
+    "claim", "task", "setting", "verdict", "measured", "ci_low", "ci_high", "effect_size", "claimed", "n_pairs", "p_value",
+    "p_holm", "power", "detectable", "seeds_needed", "reason", "says", "source",
 ]  # fmt: skip
 
 
@@ -55,6 +54,11 @@ class Claim:
         """Such as "rloo / ppo >= 1.5"."""
         sides = f"{self.a} {'/' if self.form == 'ratio' else '-'} {self.b}"
         return f"{sides} {'>=' if self.at_least is not None else '<='} {self.bound:.4g}"
+
+    @property
+    def command(self) -> str:
+        """A run that would test it."""
+        return f"gradebench run -e {self.a} -e {self.b} -t {self.task} --seeds {SEEDS}"
 
 
 def read_claims(path: Path = BUILT_IN) -> list[Claim]:
@@ -105,9 +109,12 @@ def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
     verdict       supported or contradicted where p_holm < 0.05, by the side that d is on; underpowered where no outcome
                   could have been, or one seed or none has both; else not distinguishable
     measured      the difference or ratio itself, with its 95 % interval, of a ratio of means by Fieller
-    detectable    how far from the claimed bound the truth must be to be seen with a power of 0.8 at these seeds, by the
-                  normal approximation: in units of the difference, as a factor for a ratio of variances
-    seeds_needed  for claims that are not decided: so many, if the truth is what was measured
+    effect_size   of d: standardised, paired (`statistics.effect_size`); 0 is at the bound
+    power         of the test at these seeds, if the truth is what was measured, under Bonferroni's share of the level
+    detectable    how far from the claimed bound the truth must be to be seen with a power of 0.8 at these seeds: in units
+                  of the difference, as a factor for a ratio of variances; infinite where nothing could be seen
+    seeds_needed  for claims that are not decided: so many, for that power if the truth is what was measured
+    reason        of untested ones, with a command that would test them
     """
     rows = [row for claim in claims for row in _rows(claim, metrics)]
     adjusted = statistics.holm([row["p_value"] for row in rows])
@@ -127,13 +134,14 @@ def _rows(claim: Claim, metrics: pd.DataFrame) -> list[dict[str, Any]]:
     empty = {"task": claim.task, "verdict": "untested", "p_value": math.nan, "n_pairs": 0, "contrast": None}
     mine = metrics[metrics["task"].str.partition(":")[0] == claim.task]
     if mine.empty:
-        return [named | empty | {"reason": f"the run has no task {claim.task}"}]
+        reason = f"the run has no task {claim.task}; this would test it: {claim.command}"
+        return [named | empty | {"reason": reason}]
     rows = []
     for (task, setting), values in tables.per_seed(mine, claim.metric, claim.split):
         place = {"task": task, "setting": setting}
         lacking = [name for name in (claim.a, claim.b) if name not in values.columns]
         if lacking:
-            reason = f"the run has no {claim.metric} of {' and '.join(lacking)}"
+            reason = f"the run has no {claim.metric} of {' and '.join(lacking)}; this would test it: {claim.command}"
             rows.append(named | empty | place | {"reason": reason})
             continue
         both = values[[claim.a, claim.b]].replace([math.inf, -math.inf], math.nan).dropna()
@@ -183,11 +191,16 @@ def _verdict(row: dict[str, Any], contrast: statistics.Floats, family: int) -> d
     if n < 2:
         return answer
     spread = float(contrast.std(ddof=1))
-    quantiles = scipy.stats.norm.isf(statistics.ALPHA / 2 / family) + scipy.stats.norm.isf(1 - POWER)
-    distance = quantiles * spread / math.sqrt(n)
-    answer["detectable"] = math.exp(distance) if log else distance
+    effect = abs(side) / spread if spread else math.inf if side else 0.0
+    answer["effect_size"] = statistics.effect_size(contrast)
+    answer["power"] = power.power_of(n, effect, statistics.ALPHA / family)
+    distance = power.detectable_at(n, family) * spread if spread else 0.0
+    answer["detectable"] = _exp(distance) if log else distance
     if answer["verdict"] in ("underpowered", "not distinguishable"):
-        by_spread = (quantiles * spread / abs(side)) ** 2 if side else math.inf
-        least = statistics.seeds_needed(family)
-        answer["seeds_needed"] = max(least, math.ceil(by_spread)) if by_spread < 1e6 else math.inf
+        answer["seeds_needed"] = power.seeds_for(effect, family)
     return answer
+
+
+def _exp(value: float) -> float:
+    """The exponential, infinite where it is too large to be a number."""
+    return math.exp(value) if value < 700 else math.inf

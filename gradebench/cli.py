@@ -103,6 +103,7 @@ def run(
     """Train and probe estimators on tasks, and write the leaderboard with its tests."""
     from gradebench import runner, terminal
     from gradebench.report import write_report
+    from gradebench.tuned import keep_curves
 
     request = runner.Request(
         estimators=estimator or ["all"],
@@ -138,7 +139,9 @@ def run(
         return
     outcome = runner.execute(request, prepared, progress)
     try:
-        write_report(prepared.out, outcome.metrics, outcome.leaderboard)
+        if tuned:
+            keep_curves(Path(tuned), prepared.out)
+        write_report([prepared.out], outcome.metrics, outcome.leaderboard)
     except OSError as error:  # the tables are there, and `gradebench report` can write it later
         progress.note(f"no report: {error.strerror}")
     terminal.print_outcome(prepared, outcome, progress)
@@ -154,6 +157,12 @@ def tune(
         str | None,
         typer.Option(help="LOW:HIGH between which, or a list, 1e-4,1e-3; default: a tenth to ten times the task's"),
     ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME:option=LOW..HIGH[,option=a|b]: options of NAME to tune along, in as many trials; repeatable"
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="0-9 or 0,2,5-7; a comparison has to use others")] = "1000-1001",
     steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
     batch: BatchOption = None,
@@ -165,7 +174,7 @@ def tune(
     strict: StrictOption = False,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Choose a learning rate for each estimator, with equal effort, for `run --tuned`."""
+    """Choose a learning rate, and options if asked, for each estimator, with equal effort, for `run --tuned`."""
     from gradebench import boards, runner, terminal, tuning
 
     tasks = task or ["imdb"]
@@ -190,7 +199,10 @@ def tune(
         return given or tuning.quasi_random_rates(*ends, trials)
 
     progress = terminal.TerminalProgress()
-    found = tuning.tune(request, rates_for, progress)
+    varied = [tuning.parse_varied(text) for text in vary or []]
+    if twice := {label for label, _ in varied if sum(label == other for other, _ in varied) > 1}:
+        raise InputError(f"--vary {min(twice)} is given twice; name all of its options in one")
+    found = tuning.tune(request, rates_for, progress, dict(varied))
     boards.print_tuning(found.curves, found.choices, found.run.out)
     terminal.print_notes(found.run, found.outcome, progress)
     _exit_by(found.outcome)
@@ -226,7 +238,11 @@ def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
     labels = {one.label for one in runner.expand("estimators", request.estimators)[0]}
     skipped = set(metrics.loc[metrics["status"] == "skipped", "estimator"])
     seeds = len(runner.parse_seeds(request.seeds)) if request.seeds else None
-    boards.print_plan(planning.plan(metrics, labels - skipped, difference, seeds))
+    try:
+        needed = planning.plan(metrics, labels - skipped, difference, seeds)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    boards.print_plan(needed)
     if unknown := sorted(labels - set(metrics["estimator"])):
         typer.echo(f"{pilot} lacks {', '.join(unknown)}: the pairs are counted, their spread isn't known", err=True)
 
@@ -301,13 +317,14 @@ def _exit_by(outcome: "Outcome") -> None:
         raise SystemExit(1)
 
 
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run", show_default=False)]
 CsvOption = Annotated[Path | None, typer.Option("--csv", help="write the table here too")]
 
 
 @app.command()
 def leaderboard(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs", show_default=False)],
+    runs: RunsArgument,
     csv: CsvOption = None,
     apart: Annotated[
         bool, typer.Option("--apart", help="rank runs that differ in setting, budget or version apart, not refuse them")
@@ -321,14 +338,14 @@ def leaderboard(
     comparisons = _tested(metrics)
     board = tables.leaderboard(metrics, comparisons)
     boards.print_leaderboard(board)
-    boards.print_across(across.across_tasks(metrics), across.critical_difference(metrics))
+    boards.print_across(across.across_tasks(metrics), across.ranks(metrics))
     boards.print_underpowered(comparisons)
     _write(board, csv)
 
 
 @app.command()
 def merge(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs", show_default=False)],
+    runs: RunsArgument,
     out: Annotated[Path, typer.Option(help="a new folder", show_default=False)],
 ) -> None:
     """Put shards of one run, made apart, into one folder with its own tables and report."""
@@ -369,19 +386,19 @@ def compare(
 
 @app.command()
 def claims(
-    run: RunArgument,
+    runs: RunsArgument,
     file: Annotated[
         Path | None, typer.Option("--claims", help="TOML file of claims; default: the published ones that come along")
     ] = None,
     csv: CsvOption = None,
 ) -> None:
-    """Test published claims on a run: supported, contradicted, not distinguishable, underpowered or untested."""
+    """Test published claims on runs: supported, contradicted, not distinguishable, underpowered or untested."""
     from gradebench import boards
     from gradebench import claims as published
     from gradebench import runs as folders
 
     listed = published.read_claims(file or published.BUILT_IN)
-    metrics = folders.read_metrics([run])
+    metrics = folders.read_metrics(runs)
     try:
         verdicts = published.judge(listed, metrics)
     except ValueError as error:
@@ -392,19 +409,32 @@ def claims(
 
 @app.command()
 def report(
-    run: RunArgument,
-    plots: Annotated[bool, typer.Option("--plots", help="write each figure as SVG too, into the run's plots/")] = False,
+    runs: RunsArgument,
+    plots: Annotated[
+        bool, typer.Option("--plots", help="write each figure too, into plots/: SVG, and PNG with the extra `plots`")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the report; default: the run's own", show_default=False)
+    ] = None,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="show runs that differ in setting, budget or version apart, not refuse them")
+    ] = False,
 ) -> None:
-    """Write a run's report.html: one file to look at, send or print, with every number behind its figures."""
+    """Write report.html: one file to look at, send or print, with every number behind its figures."""
+    from gradebench import png
     from gradebench.report import write_report
 
+    if len(runs) > 1 and out is None:
+        raise InputError("a report of several runs is nobody's own; give it a folder with --out")
     try:
-        for path in write_report(run, plots=plots):
+        for path in write_report(runs, out=out, plots=plots, apart=apart):
             typer.echo(path)
     except ValueError as error:
         raise InputError(str(error)) from error
     except OSError as error:
-        raise InputError(f"can't write into {run}: {error.strerror}") from error
+        raise InputError(f"can't write into {out or runs[0]}: {error.strerror}") from error
+    if plots and not png.available():
+        typer.echo(png.ADVICE, err=True)
 
 
 @app.command()

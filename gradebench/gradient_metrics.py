@@ -153,6 +153,9 @@ def gradient_metrics(summary: Summary) -> dict[str, Interval]:
     own, truth = values["gradient_norm_squared"], values["gradient_reference_norm_squared"]
     noise = _variance_of_squared_noise(summary)
     floors = {"gradient_bias_squared": noise, "gradient_mse": noise}
+    if values["gradient_variance"] > 0:
+        # What the mean's own noise takes from it, on its logarithm: all there is where draws are equally far from it.
+        floors["gradient_variance"] = _variance_of_squared_noise(summary, 1.0, 0.0) / values["gradient_variance"] ** 2
     if truth > 0:
         floors["gradient_bias_relative"] = noise / truth**2
     if own > 0 and truth > 0:  # 1 - cosine is half the squared distance between the unit vectors

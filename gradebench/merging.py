@@ -49,7 +49,7 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
     configs = [runs.read_json(folder / "config.json") for folder in folders]
     records.write_json(out / "config.json", _config(configs, [folder.resolve().name for folder in folders]))
     records.write_json(out / "environment.json", runs.read_json(folders[0] / "environment.json"))
-    write_report(out, metrics, board)
+    write_report([out], metrics, board)
     return out
 
 

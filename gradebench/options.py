@@ -147,6 +147,12 @@ def _raw_options(text: str, whole: str) -> dict[str, str]:
     return options
 
 
+def with_values(text: str, values: Mapping[str, str]) -> str:
+    """The spec `text` with more options. One that it gives already is given twice, which `parse_spec` refuses."""
+    added = ",".join(f"{name}={value}" for name, value in values.items())
+    return f"{text}{',' if parse_spec(text).options else ':'}{added}" if added else text
+
+
 def option(name: str, annotation: Any, default: Any = REQUIRED) -> Option:
     """The Option that a parameter `name: annotation = default` declares.
 

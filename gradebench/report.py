@@ -1,8 +1,6 @@
-"""A run as one HTML file: no script, nothing fetched, readable on a phone, on paper and in the dark."""
+"""Runs as one HTML file: no script, nothing fetched, readable on a phone, on paper and in the dark."""
 
 import html
-import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,39 +9,37 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench import claims, statistics, svg, tables
+from gradebench import across, boards, claims, figures, png, svg, tables
+from gradebench.errors import InputError
+from gradebench.figures import Figure
 from gradebench.records import SAMPLES, read_lines
 from gradebench.registry import entries
 from gradebench.runs import cell_statuses, read_json, read_metrics
+from gradebench.tuned import CURVES_COLUMNS
 
-_PICTURE = re.compile(r'(<svg [^>]*aria-label="([^"]*)".*?</svg>)', re.DOTALL)
-_NO_NAME = re.compile(r"[^a-z0-9]+")
 WRITERS = 3  # estimators whose texts are shown
-CURVES = 8  # estimators in the figure of learning curves: more would hide each other
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --faint: #57606a; --rule: #d0d7de; --page: #ffffff; --wash: #f6f8fa;
-  --c0: #0060a8; --c1: #b34700; --c2: #00704f; --c3: #9c3f78; --c4: #7a5900; --c5: #1f6f9c; --c6: #333333; --c7: #6b6b6b; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --faint: #9aa4af; --rule: #3d444d; --page: #0d1117;
-  --wash: #161b22; --c0: #6cb6ff; --c1: #ff9d5c; --c2: #4fd1a5; --c3: #f0a3d0; --c4: #e3c14f; --c5: #8fd3ff;
-  --c6: #dddddd; --c7: #aaaaaa; } }
+_STYLE = (
+    svg.style()
+    + """
 body { margin: 0 auto; max-width: 60rem; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
-  background: var(--page); }
+  background: var(--page); overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-top: 1px solid var(--rule); padding-top: 1rem; }
 h3 { font-size: 1rem; } code, pre { font: 0.9em/1.4 ui-monospace, monospace; background: var(--wash); }
-pre { padding: 0.6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { padding: 0.6rem; white-space: pre-wrap; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, .text { text-align: left; } td.text { white-space: normal; min-width: 14rem; }
+th:first-child, td:first-child, .text { text-align: left; }
+th:first-child:not(.text), td:first-child:not(.text) { position: sticky; left: 0; background: var(--page); } td.text { white-space: normal; min-width: 14rem; }
 thead th { color: var(--faint); font-weight: 600; } tr.new-tier td { border-top: 2px solid var(--faint); }
 figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: 0.9rem; } summary { cursor: pointer; }
-svg { width: 100%; min-width: 36rem; height: auto; } svg text { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--rule); } .leader { stroke: var(--faint); }
-svg text.label { stroke: none; } .bar { stroke-width: 2; } .line { fill: none; stroke-width: 2; } svg .band { opacity: 0.18; stroke: none; }
+svg { width: 100%; min-width: 36rem; height: auto; }
 .verdict { font-weight: 700; }
-@media print { details > * { display: block; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
-""" + "".join(
-    f".c{i} {{ stroke: var(--c{i}); }} .dot.c{i}, .band.c{i}, text.c{i} {{ fill: var(--c{i}); }}\n"
-    for i in range(svg.COLOURS)
+@media print { @page { size: landscape; margin: 1cm; } body { max-width: none; padding: 0; font-size: 11px; }
+  .wide { overflow: visible; } table { font-size: 8px; } th, td { padding: 1px 4px; } tr { break-inside: avoid; }
+  svg { min-width: 0; max-height: 17cm; } h2, h3 { break-after: avoid; } figure { break-inside: avoid; }
+  details:not([open]), h2:has(+ details:not([open])) { display: none; } td.text { min-width: 6rem; } }
+"""
 )
 
 # heading, column of the leaderboard, format
@@ -58,83 +54,108 @@ _BOARD = (
     ("memory, MB", "peak_memory_mb", ".0f"), ("status", "status", ""),
 )  # fmt: skip
 
-# columns of the leaderboard across and up, which axes are logarithmic, what it shows
-_SCATTERS = (
-    ("kl_mean", "test_reward_mean", (False, False), "Reward against the divergence paid for it, in nats a sequence."),
-    (
-        "test_gold_reward_mean",
-        "test_reward_mean",
-        (False, False),
-        "The reward trained on against an independent judge: one far above the others for the same gold reward is gamed.",
-    ),
-    (
-        "gradient_variance_relative",
-        "gradient_bias_squared",
-        (True, False),
-        "Relative variance against relative squared bias: low variance is worth nothing where the gradient points elsewhere.",
-    ),
-    (
-        "seconds_per_step",
-        "gradient_variance",
-        (True, True),
-        "Variance against seconds a step, at the same number of sampled sequences.",
-    ),
-)
-_AXES = {
-    "kl_mean": "KL to the reference, nats",
-    "test_reward_mean": "test reward",
-    "test_gold_reward_mean": "gold reward",
-    "gradient_variance_relative": "relative variance",
-    "gradient_bias_squared": "relative squared bias",
-    "seconds_per_step": "seconds a step",
-    "gradient_variance": "variance",
-}
-
 
 def write_report(
-    run: Path, metrics: pd.DataFrame | None = None, board: pd.DataFrame | None = None, plots: bool = False
+    folders: Sequence[Path],
+    metrics: pd.DataFrame | None = None,
+    board: pd.DataFrame | None = None,
+    *,
+    out: Path | None = None,
+    plots: bool = False,
+    apart: bool = False,
 ) -> list[Path]:
-    """Writes report.html into the run's folder, and with `plots` each of its figures; returns their paths.
+    """Writes report.html of these runs into `out`, by default the first one's folder; returns what was written.
 
-    The run's tables are read and made where they aren't given.
+    With `plots` each figure too, as SVG and, where the extra `plots` is installed, as PNG. Tables are read and made
+    where they aren't given. Runs of gradients alone add to the figures of the others.
 
-    Raises        InputError where the folder holds no run that can be read.
+    Raises        InputError for folders that hold no run, and runs that can't be merged unless `apart`.
     """
-    metrics = read_metrics([run]) if metrics is None else metrics
+    out = out or folders[0]
+    trained = [
+        one for one in folders if read_json(one / "config.json").get("request", {}).get("train", True)
+    ] or folders
+    metrics = read_metrics(trained, apart) if metrics is None else metrics
     board = tables.leaderboard(metrics, tables.comparisons(metrics)) if board is None else board
-    content = page(run, metrics, board)
-    written = [run / "report.html"]
+    content, drawn = page(folders, metrics, board, out)
+    out.mkdir(parents=True, exist_ok=True)
+    written = [out / "report.html"]
     written[0].write_text(content, encoding="utf-8")
-    for number, picture in enumerate(_PICTURE.findall(content) if plots else [], 1):
-        (run / "plots").mkdir(exist_ok=True)
-        label = html.unescape(picture[1]).split(":")[0].split(".")[0]
-        written.append(run / "plots" / f"{number}-{_NO_NAME.sub('-', label.lower()).strip('-')}.svg")
-        written[-1].write_text(svg.alone(picture[0], _STYLE), encoding="utf-8")
+    return written + (_write_figures(drawn, out / "plots") if plots and drawn else [])
+
+
+def _write_figures(drawn: Sequence[tuple[str, Figure]], folder: Path) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    written = []
+    for name, (_, figure) in zip(figures.file_names(drawn), drawn, strict=True):
+        written.append(folder / f"{name}.svg")
+        written[-1].write_text(svg.alone(figure.picture, svg.style()), encoding="utf-8")
+        if png.available():
+            written.append(folder / f"{name}.png")
+            png.write_png(figure.picture, written[-1])
     return written
 
 
-def page(run: Path, metrics: pd.DataFrame, board: pd.DataFrame) -> str:
-    """The report: verdict, leaderboard and figures of each task, then claims, estimators, and how it was made."""
-    config, environment = read_json(run / "config.json"), read_json(run / "environment.json")
-    title = f"GradeBench: {run.resolve().name}"
-    samples = read_lines(run / SAMPLES)
+def page(
+    folders: Sequence[Path], metrics: pd.DataFrame, board: pd.DataFrame, out: Path
+) -> tuple[str, list[tuple[str, Figure]]]:
+    """The report, and its figures with the group of each.
+
+    Verdict, leaderboard and figures of each task, then all tasks together, claims, estimators, and how it was made.
+    """
+    title = f"GradeBench: {out.resolve().name}"
+    samples = [one for folder in folders for one in read_lines(folder / SAMPLES)]
+    probes, tuning = (
+        _gathered(folders, "probes.csv", tables.PROBES_COLUMNS),
+        _gathered(folders, "curves.csv", CURVES_COLUMNS),
+    )
     parts = [f"<h1>{_e(title)}</h1>"]
+    drawn: list[tuple[str, Figure]] = []
     for (task, setting), mine in board.groupby(["task", "setting"], sort=False):
         rows = metrics[(metrics["task"] == task) & (metrics["setting"] == setting)]
         texts = [one for one in samples if (one["task"], one["setting"]) == (task, setting)]
-        parts += _of_task(str(task), str(setting), mine, rows, texts)
+        found = figures.of_task(mine, rows, *(_of(table, str(task), str(setting)) for table in (probes, tuning)))
+        drawn += [(f"{task} {setting}", figure) for figure in found]
+        parts += _of_task(str(task), str(setting), mine, found, texts)
+    together = figures.of_tasks(metrics)
+    drawn += [("", figure) for figure in together]
+    parts += _of_tasks(metrics, together)
     parts += _claims(metrics)
-    parts += _cards(sorted(set(board["estimator"])))
-    parts += _made(run, config, environment)
+    parts += _cards(sorted({str(name).partition(":")[0] for name in board["estimator"]}))
+    for folder in folders:
+        parts += _made(folder, folder.resolve().name if len(folders) > 1 else "")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_e(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<style>{_STYLE}</style></head>\n<body>\n<main>" + "\n".join(parts) + "</main>\n</body></html>\n"
+    ), drawn
+
+
+def _gathered(folders: Sequence[Path], name: str, columns: Sequence[str]) -> pd.DataFrame:
+    """A table that runs may have, of all of them; columns that one lacks are empty."""
+    found = []
+    for path in (folder / name for folder in folders):
+        if path.is_file():
+            try:
+                found.append(pd.read_csv(path))
+            except ValueError as error:
+                raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:120]})") from error
+    return (
+        pd.concat(found, ignore_index=True).reindex(columns=list(columns))
+        if found
+        else pd.DataFrame(columns=list(columns))
     )
 
 
+def _of(table: pd.DataFrame, task: str, setting: str) -> pd.DataFrame:
+    """The rows of one task, with whatever options, in a setting; of runs ranked apart too."""
+    place = (task.partition(":")[0], setting.partition(" run=")[0])
+    mine = [(str(a).partition(":")[0], str(b)) == place for a, b in zip(table["task"], table["setting"], strict=True)]
+    return table[np.array(mine, dtype=bool)]
+
+
 def _of_task(
-    task: str, setting: str, board: pd.DataFrame, metrics: pd.DataFrame, samples: Sequence[Mapping[str, Any]]
+    task: str, setting: str, board: pd.DataFrame, found: Sequence[Figure], samples: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     ranked = board[board["rank"].notna()]
     parts = [
@@ -149,21 +170,33 @@ def _of_task(
         "supported (paired by seed, permutation test, Holm over all pairs) share a tier. Variance is that of one "
         "gradient estimate, relative to its squared mean; bias² is over the squared true gradient.</p>"
     )
-    if len(ranked):
-        columns = ["estimator", "test_reward_mean", "test_reward_ci_low", "test_reward_ci_high"]
-        rows = [(str(name), float(x), float(a), float(b)) for name, x, a, b in ranked[columns].itertuples(index=False)]
-        parts.append(_figure(svg.forest(rows, "test reward"), "Test reward with its 95 % interval.", ranked, columns))
-    parts += _curves(ranked, metrics)
-    for x, y, logs, caption in _SCATTERS:
-        parts += _scatter(board, x, y, logs, caption)
-    parts += _samples(ranked, samples)
     front = tables.pareto_front(board)
     if front:
         parts.append(
             f"<p>Nothing else is at least as good in test reward, relative variance and seconds a step, and better in one, "
             f"than each of: {_e(', '.join(front))}. The front goes by the estimates; it tests nothing.</p>"
         )
-    return parts
+    parts += map(_figure, found)
+    names = {figure.name for figure in found}
+    parts += [f"<p>{_e(said)}</p>" for name, said in _LACKING.items() if name not in names]
+    return parts + _samples(ranked, samples)
+
+
+_LACKING = {
+    "variance-scaling": "No figure of variance by batch size: `gradebench probe` measures it, and `gradebench report RUN "
+    "PROBES --out FOLDER` shows both.",
+    "learning-rates": "No figure of sensitivity to the learning rate: `gradebench tune` measures it, and a run with its "
+    "tuned.json (--tuned) keeps the curves.",
+}
+
+
+def _of_tasks(metrics: pd.DataFrame, found: Sequence[Figure]) -> list[str]:
+    """All tasks together, where there are several."""
+    if not found:
+        return []
+    ranks = across.ranks(metrics)
+    words = f"No critical-difference diagram: {ranks}." if isinstance(ranks, str) else boards.ranks_in_words(ranks)
+    return ["<h2>Over all tasks</h2>", *map(_figure, found), f"<p>{_e(words)}</p>"]
 
 
 def verdict(ranked: pd.DataFrame) -> str:
@@ -177,41 +210,6 @@ def verdict(ranked: pd.DataFrame) -> str:
     if len(first) == 1:
         return f"{first[0]} ends highest: above each other estimator, or each but its equals, at {seeds} seeds."
     return f"{', '.join(first[:-1])} and {first[-1]} end highest, and can't be told apart at {seeds} seeds."
-
-
-def _curves(ranked: pd.DataFrame, metrics: pd.DataFrame) -> list[str]:
-    """Test reward by step of the highest estimators."""
-    rows = metrics[(metrics["phase"] == "evaluation") & (metrics["split"] == "test") & (metrics["metric"] == "reward")]
-    rows = rows[(rows["status"] == "ok") & np.isfinite(rows["value"])]
-    series: dict[str, list[tuple[float, float, float, float]]] = {}
-    for name in list(ranked["estimator"])[:CURVES]:
-        for step, values in rows[rows["estimator"] == name].groupby("step")["value"]:
-            rng = tables.named_generator("report", str(name), str(step))
-            low, high = statistics.mean_interval(values.to_numpy(), rng, resamples=2000)
-            series.setdefault(str(name), []).append((float(step), float(values.mean()), low, high))
-    if not series:
-        return []
-    table = pd.DataFrame(
-        [(name, *point) for name, line in series.items() for point in line],
-        columns=["estimator", "step", "test_reward", "ci_low", "ci_high"],
-    )
-    caption = f"Test reward by step, with 95 % bands, of the {len(series)} highest."
-    return [_figure(svg.curves(series, "step", "test reward"), caption, table, list(table.columns))]
-
-
-def _scatter(board: pd.DataFrame, x: str, y: str, logs: tuple[bool, bool], caption: str) -> list[str]:
-    points = {}
-    for name, a, b in board[["estimator", x, y]].itertuples(index=False):
-        values = ((a, logs[0]), (b, logs[1]))
-        if all(not pd.isna(v) and math.isfinite(v) and (v > 0 or not log) for v, log in values):
-            points[str(name)] = (float(a), float(b))
-    if len(points) < 2:
-        return []
-    left_out = [str(name) for name in board["estimator"] if name not in points]
-    if left_out:
-        caption += f" Without a number for it: {', '.join(left_out)}."
-    picture = svg.scatter(points, _AXES[x], _AXES[y], logs)
-    return [_figure(picture, caption, board[board["estimator"].isin(points)], ["estimator", x, y])]
 
 
 def _samples(ranked: pd.DataFrame, samples: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -235,19 +233,26 @@ def _samples(ranked: pd.DataFrame, samples: Sequence[Mapping[str, Any]]) -> list
 
 def _claims(metrics: pd.DataFrame) -> list[str]:
     verdicts = claims.judge(claims.read_claims(), metrics)
-    tested = verdicts[verdicts["verdict"] != "untested"]
-    if tested.empty:
+    open_ = verdicts["verdict"] == "untested"
+    if open_.all():
         return []
-    rows = tested.assign(
-        interval=[f"{a:.3g} to {b:.3g}" for a, b in zip(tested["ci_low"], tested["ci_high"], strict=True)]
+    rows = verdicts[~open_]
+    rows = rows.assign(
+        interval=[f"{a:.3g} to {b:.3g}" for a, b in zip(rows["ci_low"], rows["ci_high"], strict=True)],
     )
     columns = (
         ("claim", "says", "text"), ("verdict", "verdict", ""), ("claimed", "claimed", ""), ("measured", "measured", ".3g"),
-        ("95 % interval", "interval", ""), ("seeds", "n_pairs", ".0f"), ("p (Holm)", "p_holm", ".3g"),
+        ("95 % interval", "interval", ""), ("effect", "effect_size", "+.2f"), ("seeds", "n_pairs", ".0f"),
+        ("p (Holm)", "p_holm", ".3g"), ("power", "power", ".2f"), ("seen from", "detectable", ".3g"),
         ("seeds needed", "seeds_needed", ".0f"), ("source", "source", "text"),
     )  # fmt: skip
-    note = "<p>A verdict is about a claim in these settings, of task, scale and budget; papers had others.</p>"
-    return ["<h2>Published claims</h2>", _table(rows, columns), note]
+    note = (
+        "<p>Effect is standardised and paired, 0 at the bound. Power is that of the test at these seeds if the truth is as "
+        "measured; from the distance “seen from” on it is 0.8. A verdict is about a claim in these settings, of task, "
+        "scale and budget; papers had others.</p>"
+    )
+    untested = {str(row["says"]): row["reason"] for row in verdicts[open_].to_dict("records")}
+    return ["<h2>Published claims</h2>", _table(rows, columns), note, _facts("not tested here", untested)]
 
 
 def _cards(names: Sequence[str]) -> list[str]:
@@ -256,15 +261,15 @@ def _cards(names: Sequence[str]) -> list[str]:
     parts = []
     for name in names:
         card = known[name].card if name in known else {}
-        items = "".join(f"<tr><td>{_e(key)}</td><td class=text>{_e(text)}</td></tr>" for key, text in card.items())
-        if items:
-            parts.append(f"<details><summary><code>{_e(name)}</code></summary><table>{items}</table></details>")
+        if card:
+            parts.append(_facts(name, card))
     return ["<h2>The estimators</h2>", *parts] if parts else []
 
 
-def _made(run: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
+def _made(run: Path, name: str) -> list[str]:
     """How to repeat it, on what it ran, and every cell that isn't ok."""
-    parts = ["<h2>How it was made</h2>"]
+    config, environment = read_json(run / "config.json"), read_json(run / "environment.json")
+    parts = [f"<h2>How {_e(name) or 'it'} was made</h2>"]
     if config:
         parts.append(f"<p>To repeat it:</p><pre>{_e(command_of(config.get('request', {})))}</pre>")
         failed = [cell for cell in cell_statuses(run) if cell.status != "ok"]
@@ -281,14 +286,25 @@ def _made(run: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) 
             )
             parts.append(_table(counted, columns))
     facts = dict(environment.get("packages", {})) | {k: v for k, v in environment.items() if k != "packages"}
-    items = "".join(
-        f"<tr><td>{_e(str(key))}</td><td class=text>{_e(str(value))}</td></tr>" for key, value in facts.items()
-    )
-    parts.append(f"<details><summary>versions and machine</summary><table>{items}</table></details>" if items else "")
+    parts.append(_facts("versions and machine", facts))
     for task, settings in config.get("tasks", {}).items():
-        items = "".join(f"<tr><td>{_e(str(k))}</td><td class=text>{_e(str(v))}</td></tr>" for k, v in settings.items())
-        parts.append(f"<details><summary>task {_e(str(task))}</summary><table>{items}</table></details>")
+        parts.append(_facts(f"task {task}", settings))
+        rates = {name: f"{rate:g}" for name, rate in config.get("learning_rates", {}).get(task, {}).items()}
+        for estimator, options in config.get("tuned_options", {}).get(task, {}).items():
+            rates[estimator] = f"{rates.get(estimator, '')}, {', '.join(f'{k}={v}' for k, v in options.items())}"
+        tuned = config.get("request", {}).get("tuned")
+        parts.append(_facts(f"learning rates{f' and options of {tuned}' if tuned else ''}, {task}", rates))
     return parts
+
+
+def _facts(title: str, facts: Mapping[str, Any]) -> str:
+    """Names and values, folded; empty without any."""
+    items = "".join(f"<tr><td>{_e(str(k))}</td><td class=text>{_e(str(v))}</td></tr>" for k, v in facts.items())
+    return (
+        f"<details><summary>{_e(title)}</summary><div class=wide><table>{items}</table></div></details>"
+        if items
+        else ""
+    )
 
 
 def command_of(request: Mapping[str, Any]) -> str:
@@ -296,17 +312,23 @@ def command_of(request: Mapping[str, Any]) -> str:
     words = ["gradebench", "run"] if request.get("train", True) else ["gradebench", "probe"]
     for name, values in (("-e", request.get("estimators", [])), ("-t", request.get("tasks", []))):
         words += [word for value in values for word in (name, str(value))]
-    for name in ("seeds", "steps", "batch", "learning_rate"):
+    names = ["steps", "batch", "learning_rate"]
+    names += ["seeds", "tuned"] if request.get("train", True) else ["draws", "checkpoints", "along"]
+    for name in names:
         if request.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(request[name])]
+    if not request.get("train", True) and request.get("seeds") is not None:
+        words += ["--seed", str(request["seeds"])]
+    if request.get("control"):
+        words.append("--control")
     return shlex.join(words)
 
 
-def _figure(picture: str, caption: str, data: pd.DataFrame, columns: Sequence[str]) -> str:
+def _figure(figure: Figure) -> str:
     """A picture, what it shows in words, and its numbers."""
-    shown = _table(data, [(name.replace("_", " "), name, ".4g") for name in columns])
+    shown = _table(figure.data, [(name.replace("_", " "), name, ".4g") for name in figure.columns])
     return (
-        f"<figure><div class=wide>{picture}</div><figcaption>{_e(caption)}</figcaption>"
+        f"<figure><div class=wide tabindex=0>{figure.picture}</div><figcaption>{_e(figure.caption)}</figcaption>"
         f"<details><summary>the numbers</summary>{shown}</details></figure>"
     )
 

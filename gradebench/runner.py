@@ -21,6 +21,7 @@ from gradebench import harness, parallel, records, registry, tables
 from gradebench.errors import InputError, Unsupported
 from gradebench.harness import Cell, Plan
 from gradebench.hub import TRUST
+from gradebench.options import with_values
 from gradebench.task import Task
 from gradebench.tuned import read_choices
 from gradebench.workers import usable_cores, workers
@@ -175,29 +176,32 @@ def prepare(request: Request, progress: Progress) -> Run:
             run.tasks[resolved.label] = task
             if request.save_policies and not _saves(task):
                 progress.note(f"--save-policies: {resolved.label} keeps no policies; it runs without")
-            rates = _tuned_rates(request, resolved, task, estimators, progress)
-            grids.append(_tried(replace(_plan(request, run, task), tuned=rates), resolved, task, estimators))
+            rates, mine = _tuned(request, resolved, task, estimators, progress)
+            grids.append((_tried(replace(_plan(request, run, task), tuned=rates), resolved, task, mine), mine))
     if seeds is None:
-        seeds = list(range(max(tables.default_seed_count(grid.supported) for grid in grids)))
+        seeds = list(range(max(tables.default_seed_count(grid.supported) for grid, _ in grids)))
     _require_other_seeds(request, seeds)
-    for grid in grids:
-        cells = grid.cells(estimators, seeds)
+    for grid, mine in grids:
+        cells = grid.cells(mine, seeds)
         run.cells += cells
         if request.control:
             run.cells += [(plan, _twin(cell)) for plan, cell in cells]
     return run
 
 
-def _tuned_rates(
+def _tuned(
     request: Request,
     resolved: registry.Resolved,
     task: Task,
     estimators: Sequence[registry.Resolved],
     progress: Progress,
-) -> dict[str, float]:
-    """The learning rates of --tuned for a task. Raises InputError where they are of something else than what runs."""
+) -> tuple[dict[str, float], Sequence[registry.Resolved]]:
+    """The learning rates of --tuned for a task, and the estimators with the options that it chose, under their labels.
+
+    Raises InputError where they are of something else than what runs.
+    """
     if not request.tuned:
-        return {}
+        return {}, estimators
     label, tasks = resolved.label, read_choices(Path(request.tuned))["tasks"]
     if label not in tasks:
         raise InputError(f"--tuned {request.tuned}: it has no {label}, only {', '.join(tasks)}")
@@ -212,7 +216,14 @@ def _tuned_rates(
     steps = request.steps or task.default_steps
     if choices["steps"] != steps:
         progress.note(f"--tuned {request.tuned} is of {choices['steps']} steps, and these are {steps}")
-    return rates
+    mine = []
+    for estimator in estimators:
+        chosen = choices["estimators"].get(estimator.label, {}).get("options", {})
+        tuned = registry.resolve("estimators", with_values(estimator.spec, chosen)) if chosen else estimator
+        if chosen:
+            rates[tuned.label] = rates[estimator.label]
+        mine.append(replace(tuned, label=estimator.label))
+    return rates, mine
 
 
 def _require_other_seeds(request: Request, seeds: Sequence[int]) -> None:
@@ -362,10 +373,21 @@ def config_of(request: Request, run: Run) -> dict[str, Any]:
         "plans": {label: {k: v for k, v in asdict(plan).items() if k != "settled"} for label, plan in plans.items()},
         "tasks": {label: {"setting": task.setting, **task.describe()} for label, task in run.tasks.items()},
         "learning_rates": rates,
+        "tuned_options": _tuned_options(request),
         "seeds": sorted({cell.seed for _, cell in run.cells}),
         "cells": [cell.id for _, cell in run.cells],
         "left_out": run.left_out,
     }
+
+
+def _tuned_options(request: Request) -> dict[str, dict[str, dict[str, str]]]:
+    """By task and estimator, the options that --tuned chose."""
+    tasks = read_choices(Path(request.tuned))["tasks"] if request.tuned else {}
+    chosen = {
+        label: {name: one["options"] for name, one in task["estimators"].items() if one.get("options")}
+        for label, task in tasks.items()
+    }
+    return {label: one for label, one in chosen.items() if one}
 
 
 # --- the run ----------------------------------------------------------------------------------------------------

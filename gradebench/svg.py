@@ -6,6 +6,7 @@ finite, or not positive on a logarithmic axis, are left out by the caller's tabl
 
 import html
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,25 @@ import numpy as np
 WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW = 720, 64, 16, 12, 46, 20
 PLOT_HEIGHT = 380
 LETTER, LINE = 6.6, 12.0  # of a label: pixels a letter, at most, and a line
-COLOURS = 8  # classes c0 to c7 of the page's style sheet
+PANELS, PANEL_ROW = 4, 110  # small figures side by side, and the height of each
+# Every colour is one of words too, so it has a contrast of 4.5 to 1 against the page.
+LIGHT = {
+    "ink": "#1b1f24", "faint": "#57606a", "rule": "#d0d7de", "page": "#ffffff", "wash": "#f6f8fa", "c0": "#0060a8",
+    "c1": "#b34700", "c2": "#00704f", "c3": "#9c3f78", "c4": "#7a5900", "c5": "#1f6f9c", "c6": "#333333", "c7": "#6b6b6b",
+}  # fmt: skip
+DARK = {
+    "ink": "#e6edf3", "faint": "#9aa4af", "rule": "#3d444d", "page": "#0d1117", "wash": "#161b22", "c0": "#6cb6ff",
+    "c1": "#ff9d5c", "c2": "#4fd1a5", "c3": "#f0a3d0", "c4": "#e3c14f", "c5": "#8fd3ff", "c6": "#dddddd", "c7": "#aaaaaa",
+}  # fmt: skip
+COLOURS = sum(name[1:].isdigit() for name in LIGHT)  # classes c0, c1, ...
+_RULES = """
+svg text { fill: var(--ink); font-size: 12px; } svg text.label { stroke: none; }
+.grid { stroke: var(--rule); } .leader { stroke: var(--faint); } .bar { stroke-width: 2; }
+.line { fill: none; stroke-width: 2; } .seed { fill: none; } svg .band { opacity: 0.18; stroke: none; }
+""" + "".join(
+    f".c{i} {{ stroke: var(--c{i}); }} .dot.c{i}, .band.c{i}, text.c{i} {{ fill: var(--c{i}); }}\n"
+    for i in range(COLOURS)
+)
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -61,18 +80,84 @@ class Axis:
         return [(math.ceil(self.low / step) + i) * step for i in range(count)]
 
 
-def forest(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
-    """A value with its interval for each name, one below the other."""
+def forest(
+    rows: Sequence[tuple[str, float, float, float]], label: str, dots: Mapping[str, Sequence[float]] | None = None
+) -> str:
+    """A value with its interval for each name, one below the other; with `dots`, what it is the mean of, and 0."""
     left, height = 150, TOP + ROW * len(rows) + BOTTOM
-    axis = Axis.over([end for _, *ends in rows for end in ends if math.isfinite(end)], left, WIDTH - RIGHT)
+    dots = dots or {}
+    ends = [end for _, *values in rows for end in values if math.isfinite(end)]
+    ends += [value for values in dots.values() for value in values] + ([0.0] if dots else [])
+    axis = Axis.over(ends, left, WIDTH - RIGHT)
     parts = _x_axis(axis, height, label, left)
+    if dots:
+        parts.append(
+            f'<line class="leader" x1="{axis.at(0):.1f}" x2="{axis.at(0):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
+        )
     for place, (name, value, low, high) in enumerate(rows):
         y = TOP + ROW * (place + 0.5)
-        parts.append(_text(left - 8, y + 4, name, "end"))
+        parts.append(_text(left - 8, y + 4, _short(name, left - 12), "end"))
+        parts += [f'<circle class="seed c1" cx="{axis.at(dot):.1f}" cy="{y}" r="2.5"/>' for dot in dots.get(name, ())]
         if math.isfinite(low) and math.isfinite(high):
             parts.append(f'<line class="bar c0" x1="{axis.at(low):.1f}" x2="{axis.at(high):.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="dot c0" cx="{axis.at(value):.1f}" cy="{y}" r="4"/>')
     return _page(parts, height, f"{label}: " + ", ".join(f"{name} {value:.3g}" for name, value, *_ in rows))
+
+
+def _short(name: str, room: float) -> str:
+    """The name, its middle left out where it is longer than the room for it."""
+    most = int(room / LETTER)
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
+
+
+def panels(
+    series: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    x: str,
+    y: str,
+    logs: tuple[bool, bool] = (False, False),
+    own: bool = False,
+    joined: bool = True,
+    marked: Mapping[str, float] | None = None,
+) -> str:
+    """A small figure for each name: points (x, value, low, high), in a line if `joined`, the one at `marked` large.
+
+    All have the same axes, but for the upright one where each is to have its `own`.
+    """
+    columns = min(PANELS, len(series))
+    width, height = (WIDTH - LEFT - RIGHT) / columns, TOP + PANEL_ROW * -(-len(series) // columns) + BOTTOM / 2
+    middle = (TOP + height - BOTTOM / 2) / 2
+    parts = [_text((LEFT + WIDTH - RIGHT) / 2, height - 8, x, "middle"), _upright(y, middle)]
+    everything = [point for line in series.values() for point in line]
+    for place, (name, line) in enumerate(series.items()):
+        left, top = LEFT + width * (place % columns), TOP + PANEL_ROW * (place // columns)
+        first, last, high, low = left + (30 if own else 4), left + width - 10, top + 18, top + PANEL_ROW - 22
+        across = Axis.over([point[0] for point in everything], first, last, logs[0])
+        ends = [end for point in (line if own else everything) for end in point[1:] if math.isfinite(end)]
+        up = Axis.over([end for end in ends if end > 0 or not logs[1]], low, high, logs[1])
+        parts.append(_text(first, top + 12, _short(name, last - first), "start"))
+        parts += _x_ticks(across, high, low, 3)
+        parts += _y_ticks(up, first, last, 3, named=own or place % columns == 0)
+        parts += _points(line, across, up, joined, (marked or {}).get(name))
+    said = "; ".join(
+        f"{name}: " + ", ".join(f"{a:.3g} at {at:.3g}" for at, a, *_ in line) for name, line in series.items()
+    )
+    return _page(parts, height, f"{y} by {x}. {said}")
+
+
+def _points(
+    line: Sequence[tuple[float, float, float, float]], across: Axis, up: Axis, joined: bool, marked: float | None
+) -> list[str]:
+    parts = []
+    for x, _, low, high in line:
+        if math.isfinite(low) and math.isfinite(high) and (low > 0 or not up.logarithmic):
+            at, ends = f"{across.at(x):.1f}", (f"{up.at(low):.1f}", f"{up.at(high):.1f}")
+            parts.append(f'<line class="seed c0" x1="{at}" x2="{at}" y1="{ends[0]}" y2="{ends[1]}"/>')
+    if joined:
+        parts.append(f'<polyline class="line c0" points="{_path([p[:2] for p in line], across.at, up.at)}"/>')
+    for x, value, *_ in line:
+        radius, colour = (5, "c1") if x == marked else (2.5, "c0")
+        parts.append(f'<circle class="dot {colour}" cx="{across.at(x):.1f}" cy="{up.at(value):.1f}" r="{radius}"/>')
+    return parts
 
 
 def scatter(points: Mapping[str, tuple[float, float]], x: str, y: str, logs: tuple[bool, bool] = (False, False)) -> str:
@@ -128,7 +213,8 @@ def curves(series: Mapping[str, Sequence[tuple[float, float, float, float]]], x:
         colour = f"c{number % COLOURS}"
         banded = [point for point in line if math.isfinite(point[2]) and math.isfinite(point[3])]
         outline = [(p[0], p[3]) for p in banded] + [(p[0], p[2]) for p in reversed(banded)]
-        parts.append(f'<polygon class="band {colour}" points="{_path(outline, across.at, up.at)}"/>')
+        if banded:
+            parts.append(f'<polygon class="band {colour}" points="{_path(outline, across.at, up.at)}"/>')
         parts.append(f'<polyline class="line {colour}" points="{_path([p[:2] for p in line], across.at, up.at)}"/>')
         parts.append(_text(across.at(line[-1][0]) + 7, lines[name], name, "start", f"label {colour}"))
     said = "; ".join(f"{name} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in series.items())
@@ -140,22 +226,33 @@ def _path(points: Sequence[Sequence[float]], x: Callable[[float], float], y: Cal
 
 
 def _x_axis(axis: Axis, height: float, label: str, left: float) -> list[str]:
-    bottom = height - BOTTOM
-    parts = [_text((left + WIDTH - RIGHT) / 2, height - 8, label, "middle")]
-    for tick in axis.ticks():
+    return [_text((left + WIDTH - RIGHT) / 2, height - 8, label, "middle"), *_x_ticks(axis, TOP, height - BOTTOM)]
+
+
+def _x_ticks(axis: Axis, top: float, bottom: float, about: int = 6) -> list[str]:
+    parts = []
+    for tick in axis.ticks(about):
         at = axis.at(tick)
-        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{bottom}"/>')
         parts.append(_text(at, bottom + 16, f"{tick:.4g}", "middle"))
     return parts
 
 
 def _y_axis(axis: Axis, label: str) -> list[str]:
-    middle = (axis.first + axis.last) / 2
-    parts = [f'<g transform="rotate(-90 14 {middle})">{_text(14, middle, label, "middle")}</g>']
-    for tick in axis.ticks():
+    return [_upright(label, (axis.first + axis.last) / 2), *_y_ticks(axis, LEFT, WIDTH - RIGHT)]
+
+
+def _upright(label: str, middle: float) -> str:
+    return f'<g transform="rotate(-90 14 {middle})">{_text(14, middle, label, "middle")}</g>'
+
+
+def _y_ticks(axis: Axis, left: float, right: float, about: int = 6, named: bool = True) -> list[str]:
+    parts = []
+    for tick in axis.ticks(about):
         at = axis.at(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(_text(LEFT - 6, at + 4, f"{tick:.4g}", "end"))
+        parts.append(f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        if named:
+            parts.append(_text(left - 6, at + 4, f"{tick:.4g}", "end"))
     return parts
 
 
@@ -164,10 +261,22 @@ def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:
     return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 
-def alone(picture: str, style: str) -> str:
-    """A figure of a page as a file of its own, with the page's style sheet."""
+def style() -> str:
+    """The style sheet of all figures, with the colours of its page as variables; dark on screens that ask for it."""
+    light, dark = (" ".join(f"--{name}: {value};" for name, value in colours.items()) for colours in (LIGHT, DARK))
+    scheme = "@media screen and (prefers-color-scheme: dark)"
+    return f":root {{ color-scheme: light dark; {light} }}\n{scheme} {{ :root {{ {dark} }} }}{_RULES}"
+
+
+def light_style() -> str:
+    """The same without variables, in light colours, for what turns SVG into pictures."""
+    return re.sub(r"var\(--(\w+)\)", lambda match: LIGHT[match[1]], _RULES)
+
+
+def alone(picture: str, sheet: str) -> str:
+    """A figure as a file of its own, with its style sheet."""
     inside = '<svg xmlns="http://www.w3.org/2000/svg" style="background: var(--page)" font-family="sans-serif" '
-    return picture.replace("<svg ", inside, 1).replace(">", f"><style>{style}</style>", 1)
+    return picture.replace("<svg ", inside, 1).replace(">", f"><style>{sheet}</style>", 1)
 
 
 def _page(parts: Sequence[str], height: float, description: str) -> str:

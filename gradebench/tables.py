@@ -107,7 +107,8 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
         rows[name] = pd.to_numeric(rows[name].mask(rows[name] == "")).astype(float)
     if rows["seed"].isna().any():
         raise ValueError("some rows of the metrics have no seed: every row belongs to one cell, also that of a skip")
-    duplicated = rows.duplicated(_KEY)
+    # A row without a metric says what became of a cell; probes have one of each checkpoint.
+    duplicated = rows.duplicated(_KEY) & (rows["metric"] != "")
     if duplicated.any():
         example = rows.loc[duplicated, _KEY].iloc[0].to_dict()
         raise ValueError(

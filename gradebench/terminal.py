@@ -63,6 +63,10 @@ def announce(run: Run, config: dict[str, Any], progress: Progress) -> None:
             f"{plan.steps} steps of {plan.batch} sequences, {run.jobs} side by side on {run.device}"
         )
         progress.note(f"learning rates ({tuned}): {rates}")
+        chosen = config["tuned_options"].get(label, {})
+        for name in (name for name in config["learning_rates"][label] if name in chosen):
+            said = ", ".join(f"{option}={value}" for option, value in chosen[name].items())
+            progress.note(f"options of {name} ({tuned}): {said}")
     for name, reason in run.left_out.items():
         progress.note(f"left out of `all`: {name}: {reason}")
 

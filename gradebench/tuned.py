@@ -2,10 +2,17 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 from gradebench.errors import InputError
+
+CURVES = "curves.csv"  # of a tuning, and of the runs that use it
+CURVES_COLUMNS = [
+    "task", "setting", "estimator", "learning_rate", "options", "objective", "standard_error", "seeds", "status",
+    "chosen",
+]  # fmt: skip
 
 
 def read_choices(path: Path) -> dict[str, Any]:
@@ -13,10 +20,20 @@ def read_choices(path: Path) -> dict[str, Any]:
     try:
         choices = json.loads(path.read_text(encoding="utf-8"))
         tasks = {label: dict(task["estimators"]) for label, task in choices["tasks"].items()}
-        if not all(0 < one["learning_rate"] < math.inf for task in tasks.values() for one in task.values()):
-            raise ValueError("a learning rate is no number above 0")
+        for one in (one for task in tasks.values() for one in task.values()):
+            if not 0 < one["learning_rate"] < math.inf:
+                raise ValueError("a learning rate is no number above 0")
+            if not all(isinstance(value, str) for value in one.get("options", {}).values()):
+                raise ValueError("the value of an option is no text")
         return {"seeds": list(choices["protocol"]["seeds"]), "tasks": choices["tasks"]}
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no tuned.json of `gradebench tune` ({error})") from error
+
+
+def keep_curves(choices: Path, out: Path) -> None:
+    """Copies the curves beside a tuned.json, if they are there, into the folder of a run that uses it."""
+    curves = choices.with_name(CURVES)
+    if curves.is_file() and curves.resolve() != (out / CURVES).resolve():
+        shutil.copyfile(curves, out / CURVES)

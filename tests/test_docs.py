@@ -77,27 +77,26 @@ def study_table(study: pd.DataFrame) -> str:
 
 def verdict_table(study: pd.DataFrame) -> str:
     """One row a question and number of seeds, one column a law, in percent."""
-    laws = list(study["law"].unique())
+    laws = ["normal", "skewed", "heavy tails", "two modes"]
     lines = [f"| | seeds | {' | '.join(laws)} |", f"|---|--:|{'--:|' * len(laws)}"]
     for (what, seeds), rows in study.groupby(["what", "seeds"], sort=False):
         found = rows.set_index("law")["found"]
-        lines.append(f"| {what} | {seeds} | {' | '.join(f'{100 * found[law]:.1f}' for law in laws)} |")
+        lines.append(
+            f"| {what} | {seeds} | {' | '.join(f'{100 * found[law]:.1f}' if law in found else '-' for law in laws)} |"
+        )
     return "\n".join(lines)
 
 
 def test_the_page_shows_the_study_of_verdicts_and_it_keeps_its_promises():
-    """Of the exact tests: within four binomial errors of what was promised, 60 numbers."""
+    """Of all that tests decide: at most what was promised, within four binomial errors.
+
+    Less than promised is no fault: a family of several, Friedman's chi-squared of ten tasks, a law with two modes.
+    """
     study = pd.read_csv(ROOT / "results" / "verdicts" / "study.csv").sort_values(["what", "seeds"], kind="stable")
     assert verdict_table(study) in VERDICTS
-    exact = (
-        "pair of equal",
-        "any pair",
-        "claimed difference",
-        "claimed ratio decided at its bound",
-        "interval of a diff",
-    )
-    tests = study[study["what"].str.startswith(exact) & ~study["what"].str.contains("one side")]
-    assert len(tests) == 60
+    decided = study["what"].str.contains("apart|tier|decided|supported|Friedman|interval of a difference")
+    tests = study[decided & ~study["what"].str.contains("one side")]
+    assert len(tests) == 123 and tests["draws"].min() == 2000
     assert (tests["found"] <= tests["promised"] + 4 * tests["standard_error"]).all()
 
 

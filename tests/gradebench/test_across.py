@@ -46,7 +46,7 @@ def test_the_table_is_the_interquartile_mean_over_tasks_and_seeds():
         middle = np.sort(pooled)[6:18]
         assert row["iqm"] == pytest.approx(middle.mean())
         assert row["ci_low"] < row["iqm"] < row["ci_high"]
-        assert row["above_0.5"] == np.mean(pooled > 0.5)
+        assert row["above_0.5"] == pytest.approx(np.mean(pooled > 0.5))
         assert (row["tasks"], row["runs"]) == (3, 24)
 
 
@@ -62,9 +62,9 @@ def test_one_task_has_no_table():
 
 
 def test_few_tasks_have_no_critical_difference_and_say_why():
-    said = across.critical_difference(metrics({task: {"a": [0.7], "b": [0.6], "c": [0.6]} for task in "tuvw"}))
+    said = across.ranks(metrics({task: {"a": [0.7], "b": [0.6], "c": [0.6]} for task in "tuvw"}))
     assert said == "4 tasks are too few to compare ranks (Friedman, Nemenyi): 10 are needed"
-    said = across.critical_difference(metrics({f"t{i}": {"a": [0.7], "b": [0.6]} for i in range(10)}))
+    said = across.ranks(metrics({f"t{i}": {"a": [0.7], "b": [0.6]} for i in range(10)}))
     assert "2 estimators" in said
 
 
@@ -74,15 +74,24 @@ def test_ranks_over_ten_tasks_by_friedman_and_nemenyi():
     rewards = {
         f"t{i}": {name: [0.6 + 0.1 * k + rng.normal(0, 0.03)] for k, name in enumerate("abcd")} for i in range(10)
     }
-    p, difference, apart = across.critical_difference(metrics(rewards))
+    found = across.ranks(metrics(rewards))
     columns = np.array([[values[0] for values in task.values()] for task in rewards.values()])
-    assert p == pytest.approx(scipy.stats.friedmanchisquare(*columns.T).pvalue)
-    assert difference == pytest.approx(2.569 * np.sqrt(4 * 5 / 60), abs=1e-3)
-    assert apart == 3  # a-c, a-d and b-d: ranks two or three apart
+    assert found.p == pytest.approx(scipy.stats.friedmanchisquare(*columns.T).pvalue)
+    assert found.critical_difference == pytest.approx(2.569 * np.sqrt(4 * 5 / 60), abs=1e-3)
+    assert found.apart == 3  # a-c, a-d and b-d: ranks two or three apart
+    assert next(iter(found.mean_ranks.items())) == ("d", pytest.approx(1, abs=0.3))
 
 
 def test_no_pair_differs_where_friedman_sees_nothing():
     rng = np.random.default_rng(2)
     rewards = {f"t{i}": {name: [0.7 + rng.normal(0, 0.03)] for name in "abc"} for i in range(12)}
-    p, _, apart = across.critical_difference(metrics(rewards))
-    assert p > 0.05 and apart == 0
+    found = across.ranks(metrics(rewards))
+    assert found.p > 0.05 and found.apart == 0
+
+
+def test_profiles_fall_from_one_and_count_tasks_alike():
+    """A task of many seeds counts no more than one of few."""
+    rewards = {"t": {"a": [0.9] * 8, "b": [0.7] * 8}, "u": {"a": [0.6, 0.6], "b": [0.7, 0.7]}}
+    table = across.profiles(metrics(rewards)).set_index(["estimator", "score"])["share_above"]
+    assert table["a"].iloc[0] == 1.0 and table["a"].is_monotonic_decreasing
+    assert table["a"][0.7] == pytest.approx(0.5)  # 1 on t and 0.5 on u

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from gradebench import claims, registry, statistics, tables
+from gradebench import claims, power, registry, statistics, tables
 from gradebench.claims import Claim, judge, read_claims
 from gradebench.errors import InputError
 
@@ -55,8 +55,11 @@ def decided(one, a, b):
 
 
 @pytest.fixture
-def without_intervals(monkeypatch):
+def verdicts_alone(monkeypatch):
+    """Without what takes time and decides nothing."""
     monkeypatch.setattr(statistics, "difference_interval", lambda *_, **__: (math.nan, math.nan))
+    monkeypatch.setattr(power, "seeds_for", lambda *_: math.nan)
+    monkeypatch.setattr(power, "power_of", lambda *_: math.nan)
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------
@@ -121,10 +124,11 @@ def test_seeds_are_paired_by_their_number():
 
 def test_what_a_run_says_nothing_on_is_untested_with_the_reason():
     metrics = run_of(a=draws(0.7), b=draws(0.5))
+    would = "; this would test it: gradebench run -e a -e"
     reasons = {
-        "the run has no task digits": claim(id="1", task="digits"),
-        "the run has no reward of nobody": claim(id="2", b="nobody"),
-        "the run has no kl of a and b": claim(id="3", metric="kl"),
+        f"the run has no task digits{would} b -t digits --seeds 0-9": claim(id="1", task="digits"),
+        f"the run has no reward of nobody{would} nobody -t imdb --seeds 0-9": claim(id="2", b="nobody"),
+        f"the run has no kl of a and b{would} b -t imdb --seeds 0-9": claim(id="3", metric="kl"),
     }
     table = judge(list(reasons.values()), metrics)
     assert (table["verdict"] == "untested").all()
@@ -142,7 +146,7 @@ def test_equal_estimators_are_not_distinguishable():
     assert row["p_value"] == 1 and row["measured"] == 0 and row["seeds_needed"] == math.inf
 
 
-def test_a_claim_at_its_bound_is_decided_no_more_often_than_stated(without_intervals):
+def test_a_claim_at_its_bound_is_decided_no_more_often_than_stated(verdicts_alone):
     """2,000 nulls at level 0.05; a rate of 0.08 would be seen with probability 0.99."""
     one, false = claim(at_least=0.1), 0
     for seed in range(2000):
@@ -152,15 +156,53 @@ def test_a_claim_at_its_bound_is_decided_no_more_often_than_stated(without_inter
     assert scipy.stats.binom.sf(scipy.stats.binom.isf(ALPHA, 2000, statistics.ALPHA), 2000, 0.08) > 0.99
 
 
-def test_the_detectable_distance_is_seen_with_its_power(without_intervals):
-    """At 12 seeds the permutation test has 0.8 +- 0.08 where the normal approximation says 0.8; 300 runs."""
-    spread, n = 0.01, 12
-    distance = (scipy.stats.norm.isf(0.025) + scipy.stats.norm.isf(0.2)) * spread * math.sqrt(2 / n)
+@pytest.fixture
+def detectable():
+    """In standard deviations, by 12 seeds; asked for before anything is replaced."""
+    return power.detectable_at(12, 1)
+
+
+@pytest.mark.parametrize("form", ["difference", "ratio"])
+def test_the_power_that_is_printed_is_that_of_simulated_runs(detectable, verdicts_alone, form):
+    """Seeds of known spread, so that what is printed of each run is the same: 500 runs at the detectable distance.
+
+    The binomial error is 0.018; the t test's power stands for the sign-flip test's within 0.03 at 12 seeds.
+    """
+    n, spread = 12, 0.01 * math.sqrt(2)
+    distance = detectable * spread
+    one = claim() if form == "difference" else claim(form="ratio", at_least=1.0)
     seen = 0
-    for seed in range(300):
-        seen += decided(claim(), draws(0.5 + distance, n, seed=seed), draws(0.5, n, seed=9999 + seed)) == "supported"
-    low, high = scipy.stats.binom.interval(1 - ALPHA, 300, 0.76)
-    assert low - 0.04 * 300 < seen < high + 0.04 * 300
+    for seed in range(500):
+        seen += decided(one, draws(0.5 + distance, n, seed=seed), draws(0.5, n, seed=9999 + seed)) == "supported"
+    assert abs(seen / 500 - power.POWER) < 0.03 + 3 * 0.018
+
+
+def test_power_and_seeds_needed_are_those_of_what_was_measured():
+    a, b = draws(0.507, 10), draws(0.5, 10, seed=1)
+    row = verdict_of(claim(), run_of(a=a, b=b))
+    effect = (a - b).mean() / (a - b).std(ddof=1)
+    assert row["verdict"] == "not distinguishable"
+    assert row["power"] == power.power_of(10, effect, statistics.ALPHA)
+    assert row["seeds_needed"] == power.seeds_for(effect, 1) > 10
+    assert row["effect_size"] == statistics.effect_size(a - b)
+    assert row["detectable"] == pytest.approx(power.detectable_at(10, 1) * (a - b).std(ddof=1))
+
+
+def test_where_nothing_could_be_seen_nothing_is_detectable():
+    row = verdict_of(claim(), run_of(a=draws(0.7, 4), b=draws(0.5, 4, seed=1)))
+    assert (row["verdict"], row["power"], row["detectable"]) == ("underpowered", 0.0, math.inf)
+    assert row["seeds_needed"] >= 6
+
+
+def test_what_is_untested_says_what_would_test_it():
+    rows = judge(read_claims(), run_of(rloo=draws(0.7), ppo=draws(0.5)))
+    reasons = dict(zip(rows["claim"], rows["reason"], strict=True))
+    said = (
+        "the run has no task polynomial; this would test it: gradebench run -e reinmax -e st -t polynomial --seeds 0-9"
+    )
+    assert reasons["reinmax-polynomial-over-st"] == said
+    assert reasons["grade-ste-reward-over-ppo"].startswith("the run has no reward of grade-ste; this would test it: ")
+    assert reasons["rloo-reward-over-ppo"] == ""
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -210,6 +252,7 @@ def test_the_command_prints_and_writes_the_verdicts(command, tmp_path):
     status, out, _ = command("claims", run, "--claims", tmp_path / "claims.toml", "--csv", tmp_path / "out.csv")
     assert status == 0
     assert "supported: s" in out and "claimed a / b >= 1, measured 1.4" in out and "untested: s" in out
+    assert "from the bound" in out and "power 1.00 if the truth is as measured; a power of 0.8 from" in out
     table = pd.read_csv(tmp_path / "out.csv")
     assert list(table.columns) == claims.COLUMNS
     assert table["verdict"].tolist() == ["supported", "untested"]

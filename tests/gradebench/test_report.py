@@ -3,13 +3,16 @@
 import json
 import math
 import re
+import shlex
+import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 
-from gradebench import report, svg, tables
+from gradebench import figures, report, svg, tables
+from gradebench.tuned import CURVES_COLUMNS
 
 NASTY = './m"<b>.py:A&<script>alert(1)</script>'
 
@@ -75,7 +78,7 @@ def run(tmp_path):
 
 
 def text_of(run):
-    return report.write_report(run)[0].read_text(encoding="utf-8")
+    return report.write_report([run])[0].read_text(encoding="utf-8")
 
 
 def test_the_command_writes_a_whole_page(command, run):
@@ -83,9 +86,9 @@ def test_the_command_writes_a_whole_page(command, run):
     assert status == 0 and out.strip() == str(run / "report.html")
     text = (run / "report.html").read_text(encoding="utf-8")
     page = Page(text)
-    assert page.seen.count("svg") == 6  # intervals, curves, and four pairs of quantities
-    assert page.seen.count("figure") == page.seen.count("figcaption") == 6
-    assert text.count("<summary>the numbers</summary>") == 6
+    assert page.seen.count("svg") == 7  # intervals, pairs, curves, and four pairs of quantities
+    assert page.seen.count("figure") == page.seen.count("figcaption") == 7
+    assert text.count("<summary>the numbers</summary>") == 7
     assert len(text) < 3e6
 
 
@@ -107,14 +110,25 @@ def test_nothing_is_fetched(run):
 def test_every_figure_has_words_for_those_who_do_not_see_it(run):
     page = Page(text_of(run))
     labels = [value for name, value in page.attributes if name == "aria-label"]
-    assert len(labels) == 6 and all("rloo" in label and "ppo" in label for label in labels)
-    assert [value for name, value in page.attributes if name == "role"] == ["img"] * 6
+    assert len(labels) == 7 and all("rloo" in label and "ppo" in label for label in labels)
+    assert [value for name, value in page.attributes if name == "role"] == ["img"] * 7
 
 
 def test_the_report_says_how_to_repeat_it_and_what_was_skipped(run):
     words = " ".join(Page(text_of(run)).words)
-    assert "gradebench run -e all -e" in words and "-t imdb --seeds 0-7 --steps 40" in words
+    assert "gradebench run -e all -e" in words and "-t imdb --steps 40 --seeds 0-7" in words
     assert "skipped" in words and "2.13.0<" in words
+
+
+def test_the_command_of_a_probe_and_of_a_control_is_one_that_can_be_given(command, tiny):
+    request = {"estimators": ["rloo"], "tasks": [tiny()], "seeds": "3", "steps": 2, "draws": 8, "checkpoints": 1}
+    words = shlex.split(report.command_of(request | {"train": False, "along": "own"}))
+    assert words[:2] == ["gradebench", "probe"] and words[-2:] == ["--seed", "3"]
+    assert {"--draws", "--checkpoints", "--along"} <= set(words) and "--seeds" not in words
+    words = shlex.split(report.command_of(request | {"train": True, "control": True}))
+    status, _, err = command(*words[1:], "--dry-run")
+    assert status == 0, err
+    assert "--control" in words and "--draws" not in words
 
 
 def test_claims_and_cards_are_in_it(run):
@@ -176,20 +190,114 @@ def test_logarithmic_ticks_are_powers_of_ten_where_there_are_two(low, high):
 
 
 def test_marks_stay_inside_the_figure(run):
+    text = text_of(run)
     for name, limit in (("cx", svg.WIDTH), ("x1", svg.WIDTH), ("x2", svg.WIDTH)):
-        found = [float(x) for x in re.findall(rf'{name}="([-0-9.]+)"', text_of(run))]
+        found = [float(x) for x in re.findall(rf'{name}="([-0-9.]+)"', text)]
         assert found and min(found) >= 0 and max(found) <= limit
 
 
-def test_figures_come_as_files_of_their_own(command, run):
+def test_figures_come_as_files_of_their_own(command, run, monkeypatch):
+    monkeypatch.setattr(report.png, "available", lambda: False)
     status, out, _ = command("report", run, "--plots")
     assert status == 0
     files = [line for line in out.splitlines() if line.endswith(".svg")]
-    assert len(files) == 6 and files == [str(path) for path in sorted((run / "plots").glob("*.svg"))]
+    assert len(files) == 7 and sorted(files) == [str(path) for path in sorted((run / "plots").glob("*.svg"))]
     for file in files:
         root = ElementTree.parse(file).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert "--ink" in root[0].text and root.get("aria-label")
+
+
+def test_figures_come_as_png_too(run):
+    """In full size, and with ink: a font that isn't found would leave the labels out without a word."""
+    pytest.importorskip("resvg_py")
+    image = pytest.importorskip("PIL.Image")
+    written = [path for path in report.write_report([run], plots=True) if path.suffix == ".png"]
+    assert len(written) == 7
+    for path in written:
+        picture = image.open(path).convert("RGB")
+        assert picture.width == 2 * svg.WIDTH
+        colours = {colour for _, colour in picture.getcolors(1 << 24)}
+        assert {(255, 255, 255), tuple(bytes.fromhex(svg.LIGHT["ink"][1:]))} <= colours  # only words are in ink
+
+
+def test_without_the_extra_there_are_svg_alone_and_one_line(command, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    status, out, err = command("report", run, "--plots")
+    assert status == 0 and out.count(".svg") == 7 and ".png" not in out
+    assert err.splitlines() == ["no PNG beside the SVG: pip install 'gradebench[plots]' for them"]
+
+
+def curves_of(path):
+    """Sensitivity curves as `gradebench tune` leaves them, of two estimators, with one trial lost."""
+    rows = [
+        {"task": "imdb:kl=0.1", "setting": "corpus=<i>", "estimator": name, "learning_rate": rate, "options": ""}
+        | {"objective": 0.5 + 10 * rate, "standard_error": 0.01, "seeds": 2, "status": "ok", "chosen": rate == 0.003}
+        for name in ("rloo", "ppo")
+        for rate in (0.0003, 0.001, 0.003)
+    ]
+    rows[0] |= {"objective": math.nan, "status": "diverged"}
+    tables.write_csv(pd.DataFrame(rows)[CURVES_COLUMNS], path / "curves.csv")
+
+
+def test_sensitivity_to_the_learning_rate_is_a_figure_where_it_was_tuned(run):
+    assert "No figure of sensitivity to the learning rate" in text_of(run)
+    curves_of(run)
+    text = text_of(run)
+    assert "No figure of sensitivity" not in text
+    assert "the chosen rate is the large dot" in text and "Trials that didn&#x27;t end, of rloo" in text
+    assert text.count('class="dot c1"') == 2  # the chosen ones
+
+
+def test_probes_of_another_folder_give_the_scaling_of_variance(command, run, tmp_path):
+    folder = tmp_path / "probes"
+    folder.mkdir()
+    frame = pd.read_parquet(run / "metrics.parquet").query("phase == 'probe'")
+    tables.write_parquet(frame, folder / "metrics.parquet")
+    (folder / "config.json").write_text(json.dumps({"cells": [], "request": {"train": False}}))
+    rows = [
+        {"task": "imdb:a=b", "setting": "corpus=<i>", "estimator": name, "step": step, "samples": n, "group": ""}
+        | {"metric": "gradient_variance_by_batch", "value": 8 / n, "ci_low": 4 / n, "ci_high": 16 / n}
+        for name in ("rloo", "ppo")
+        for step in (0, 40)
+        for n in (8, 16, 32)
+    ]
+    tables.write_csv(pd.DataFrame(rows).reindex(columns=tables.PROBES_COLUMNS), folder / "probes.csv")
+    status, out, err = command("report", run, folder)
+    assert (status, out) == (2, "") and "--out" in err
+    status, _, err = command("report", run, folder, "--out", tmp_path / "both")
+    assert status == 0, err
+    text = (tmp_path / "both" / "report.html").read_text()
+    assert "variance by sequences a gradient. ppo: 1 at 8, 0.5 at 16, 0.25 at 32; rloo" in text
+    assert "How probes was made" in text and text.count("<h2>imdb</h2>") == 1
+
+
+def test_pairs_are_differences_of_each_seed_with_their_numbers(run):
+    """Seeds share their luck here, so the differences of an estimator to the best are all the same number."""
+    page = Page(text_of(run))
+    label = next(value for name, value in page.attributes if name == "aria-label" and "less that of" in value)
+    assert label.startswith(f"test reward of {NASTY} less that of: ppo 0.4, rloo 0.8")
+    assert "seed 7" in page.words
+
+
+def test_several_tasks_have_profiles_and_say_why_there_are_no_ranks(run, monkeypatch):
+    monkeypatch.setattr(report.png, "available", lambda: False)
+    frame = pd.read_parquet(run / "metrics.parquet")
+    other = frame.assign(task="toy", cell_id="toy-" + frame["cell_id"])
+    tables.write_parquet(pd.concat([frame, other]), run / "metrics.parquet")
+    files = [path.stem for path in report.write_report([run], plots=True) if path.suffix == ".svg"]
+    assert {"interquartile-mean", "performance-profiles"} <= set(files)
+    assert len(files) == len(set(files)) == 16 and "test-reward-toy_corpus=_i_" in files
+    text = (run / "report.html").read_text()
+    assert "No critical-difference diagram: 2 tasks are too few to compare ranks" in text
+
+
+def test_ten_tasks_have_a_critical_difference(run):
+    frame = pd.read_parquet(run / "metrics.parquet")
+    many = [frame.assign(task=f"t{i}", cell_id=f"{i}-" + frame["cell_id"]) for i in range(10)]
+    found = figures.of_tasks(pd.concat(many))
+    assert [figure.name for figure in found][2:] == ["critical-difference"]
+    assert found[2].data["mean_rank"].tolist() == [1, 2, 3]
 
 
 def test_samples_stand_side_by_side_and_are_escaped(run):
@@ -220,7 +328,7 @@ def luminance(colour):
 def test_every_colour_of_words_has_the_contrast_that_the_guidelines_ask_for(theme):
     """WCAG 2.1 level AA: 4.5 to 1 against the page, and code against its wash; lines of figures are words' colours too."""
     colours = dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", report._STYLE.split("@media")[theme]))
-    assert {"ink", "faint", "page", "wash", *(f"c{i}" for i in range(svg.COLOURS))} <= set(colours)
+    assert svg.COLOURS == 8 and {"ink", "faint", "page", "wash", *(f"c{i}" for i in range(svg.COLOURS))} <= set(colours)
     for name in ("ink", "faint", *(f"c{i}" for i in range(svg.COLOURS))):
         for ground in ("page", "wash") if name in ("ink", "faint") else ("page",):
             light, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)

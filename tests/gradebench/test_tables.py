@@ -417,6 +417,14 @@ def test_rows_that_come_twice_are_refused():
         tables.leaderboard(twice, tables.comparisons(metrics))
 
 
+def test_a_skip_may_stand_there_twice():
+    """Probes skip a cell at each checkpoint."""
+    metrics = simulated({"a": 1.0, "b": 0.0})
+    skip = metrics.iloc[[0]].assign(estimator="c", metric="", value=math.nan, status="skipped")
+    board = tables.leaderboard(pd.concat([metrics, skip, skip]), tables.comparisons(metrics)).set_index("estimator")
+    assert board.loc["c", "status"] == "skipped 1"
+
+
 def test_one_label_with_two_sets_of_parameters_is_refused():
     old, new = simulated({"a": 1.0}), simulated({"a": 1.0}, seeds=range(8, 16), estimator_params='{"k": 4}')
     with pytest.raises(ValueError, match="different parameters"):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from gradebench import tuning
 from gradebench.tables import METRICS_COLUMNS
@@ -65,7 +66,7 @@ def test_what_was_skipped_has_no_curve():
 
 @pytest.mark.parametrize("trials", [1, 2, 5, 8, 34])
 def test_rates_fill_the_logarithm_evenly(trials):
-    """The golden recurrence leaves gaps of at most 1.62 / n, plus the piece at an end; random ones leave ln n / n."""
+    """Halton's sequence in base 2 leaves gaps below 2 / n, plus the piece at an end; random ones leave ln n / n."""
     rates = np.sort(tuning.quasi_random_rates(1e-4, 1e-2, trials))
     shares = np.log(rates / 1e-4) / np.log(100)
     assert ((shares >= 0) & (shares < 1)).all() and len(set(rates)) == trials
@@ -146,6 +147,88 @@ def test_rates_of_something_else_are_refused(tuned, command, tiny, tmp_path, cha
     assert (status, shown) == (2, "")
     assert said in err and len(err.splitlines()) == 1, err
     assert not (tmp_path / "run").exists()
+
+
+# --- options along with the rate --------------------------------------------------------------------------------
+
+
+def test_points_fill_the_cube_and_rates_do_not_depend_on_what_else_varies():
+    """Sixteen points in three dimensions, more even than the best of 50 random sets."""
+    points = tuning.quasi_random(16, 3)
+    assert points[:, 0].tolist() == tuning.quasi_random(16, 1)[:, 0].tolist()
+    assert points[:8].tolist() == tuning.quasi_random(8, 3).tolist()
+    rng = np.random.default_rng(0)
+    random = [scipy.stats.qmc.discrepancy(rng.random((16, 3))) for _ in range(50)]
+    assert scipy.stats.qmc.discrepancy(points) < min(random)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("gumbel-rao:tau=0.1..10", {0.0: "0.1", 0.5: "1", 1.0: "10"}),
+        ("gumbel-rao:k=2..4", {0.0: "2", 0.5: "3", 0.999: "4", 1.0: "4"}),
+        ("ppo:whiten=true|false", {0.0: "true", 0.49: "true", 0.5: "false", 0.999: "false"}),
+        ("ppo:lam=0..1", {0.0: "0", 0.25: "0.25", 1.0: "1"}),  # an end at 0 has no logarithm
+    ],
+)
+def test_a_range_is_walked_by_its_type(text, expected):
+    label, (varied,) = tuning.parse_varied(text)
+    assert label == text.partition(":")[0]
+    assert {share: varied.at(share) for share in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ppo", "names no option"),
+        ("ppo:lam=0.5", "nothing to choose from"),
+        ("ppo:lam=0.9..0.5", "no LOW..HIGH"),
+        ("ppo:lam=0.5..1.5", "lam=1.5 won't do"),
+        ("ppo:tau=0.5..1", "has no option 'tau'"),
+        ("ppo:whiten=true..false", "no LOW..HIGH"),
+        ("ppo:whiten=true|true", "nothing to choose from"),
+        ("nobody:tau=1..2", "nobody"),
+        ("rebar:tau=0.1..1", "rebar: it isn't among the estimators"),
+    ],
+)
+def test_what_cannot_vary_is_refused(command, tiny, tmp_path, text, said):
+    arguments = ("-e", "rloo", "-e", "ppo", "-t", tiny(), "--out", tmp_path / "tuning", "--vary", text)
+    status, shown, err = command("tune", *arguments)
+    assert (status, shown) == (2, "")
+    assert said in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "tuning" / "trials.csv").exists()
+
+
+def test_options_are_tuned_along_and_a_run_uses_and_names_them(command, tiny, tmp_path, in_process):
+    out, run = tmp_path / "tuning", tmp_path / "run"
+    specs = ("-e", "grade", "-e", "rloo", "-t", tiny(), "--steps", "2")
+    status, shown, err = command("tune", *specs, "--trials", "3", "--out", out, "--vary", "grade:tau=0.5..2")
+    assert status == 0, err
+    trials = pd.read_csv(out / "trials.csv").fillna({"options": ""})
+    of = dict(iter(trials.groupby("estimator")))
+    assert len(of["grade"]) == len(of["rloo"]) == 6
+    assert sorted(of["grade"]["learning_rate"]) == sorted(of["rloo"]["learning_rate"])
+    assert set(of["rloo"]["options"]) == {""} and of["grade"]["options"].nunique() == 3
+    (task,) = json.loads((out / "tuned.json").read_text())["tasks"].values()
+    tau = task["estimators"]["grade"]["options"]["tau"]
+    best = of["grade"].groupby(["learning_rate", "options"])["objective"].mean().idxmax()
+    assert (task["estimators"]["grade"]["learning_rate"], f"tau={tau}") == best
+    assert f"grade: tau={tau}" in shown
+
+    status, _, err = command("run", *specs, "--seeds", "0-1", "--out", run, "--tuned", out / "tuned.json")
+    assert status == 0, err
+    assert f"options of grade (of {out / 'tuned.json'}): tau={tau}" in err
+    frame = pd.read_parquet(run / "metrics.parquet")
+    assert set(frame["estimator"]) == {"grade", "rloo"}  # labels stay, so that claims and comparisons find them
+    assert {json.loads(params)["tau"] for params in frame.query("estimator == 'grade'")["estimator_params"]} == {
+        float(tau)
+    }
+    config = json.loads((run / "config.json").read_text())
+    (rates,), (options,) = config["learning_rates"].values(), config["tuned_options"].values()
+    assert options == {"grade": {"tau": tau}} and rates["grade"] == task["estimators"]["grade"]["learning_rate"]
+    assert (run / "curves.csv").read_bytes() == (out / "curves.csv").read_bytes()
+    text = (run / "report.html").read_text()
+    assert f"tau={tau}" in text and "Other options varied along with it" in text
 
 
 def test_rates_can_be_listed(tuned):
