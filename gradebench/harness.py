@@ -6,7 +6,6 @@ Everything here is the same for every estimator; what differs is behind `Estimat
 import contextlib
 import hashlib
 import json
-import os
 import resource
 import time
 import traceback
@@ -22,6 +21,8 @@ from torch.autograd.graph import increment_version
 
 import gradebench
 from gradebench import records, registry
+from gradebench.checkpoints import Checkpoint, Training
+from gradebench.disk import out_of_room, whole
 from gradebench.errors import InputError, Unsupported
 from gradebench.estimator import Estimate, Estimator
 from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
@@ -52,6 +53,7 @@ class Plan:
     warm_up: int = 8  # batches for the estimator's own state before it is frozen
     reference: str = "rloo"  # an unbiased estimator: its trajectory has the checkpoints, its long run is the reference
     reference_draws: int = 8  # each over all train prompts
+    checkpoint_every: float = 60.0  # seconds of training, after which what it has come to is written down
     patience: int = 5  # updates refused because the gradient isn't finite, before a cell counts as diverged
     setting: str = ""  # what the task runs on, as `prepare` settled it
     settled: dict[str, Any] | None = field(default=None, hash=False)  # of the task, for workers
@@ -96,6 +98,14 @@ class Clock:
     optimizer: float = 0.0
 
 
+@dataclass
+class Refusals:
+    """Updates that were not made because their gradient was not finite: of the policy, and of the estimator's own."""
+
+    updates_refused: int = 0
+    own_updates_refused: int = 0
+
+
 class Trainer:
     """The optimizers of policy and estimator, and the order in which they step."""
 
@@ -104,7 +114,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(task.params, lr=learning_rate, fused=True)
         own = [p for p in estimator.parameters() if p.requires_grad]
         self.own_optimizer = torch.optim.Adam(own, lr=estimator.own_learning_rate) if own else None
-        self.refused = 0
+        self.refusals = Refusals()
         self.clock = Clock()
 
     def step(self, problem: Problem, rng: torch.Generator, update_policy: bool = True) -> None:
@@ -130,19 +140,29 @@ class Trainer:
             for p, g in zip(own, gradients, strict=True):
                 p.grad = g
             self.own_optimizer.step()
+        else:
+            self.refusals.own_updates_refused += 1
 
     def _ascend(self, estimate: Estimate) -> None:
         norm = nn.utils.get_total_norm(estimate.grad)
         if not bool(norm.isfinite()):
-            self.refused += 1
-            if self.refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
-                raise Diverged(f"the gradient was not finite in {self.refused} updates")
+            self.refusals.updates_refused += 1
+            refused = self.refusals.updates_refused
+            if refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
+                raise Diverged(f"the gradient was not finite in {refused} updates")
             return
         scale = -(self.plan.clip / norm.clamp_min(self.plan.clip))  # optimizers descend, estimates ascend
         for p, g in zip(self.task.params, estimate.grad, strict=True):
             p.grad = g * scale
         self.optimizer.step()
         increment_version(self.task.params)  # the fused step leaves that out, and problems tell by it what is stale
+
+
+    def training(self, rng: torch.Generator, ledger: Ledger, record: records.CellRecord) -> Training:
+        """All that moves while this trainer trains, for a checkpoint."""
+        optimizers = [optimizer for optimizer in (self.optimizer, self.own_optimizer) if optimizer is not None]
+        counters = (self.clock, self.refusals, ledger)
+        return Training(self.task.params, self.estimator, optimizers, rng, counters, (record.rows, record.samples))
 
 
 def batches(task: Task, plan: Plan, n: int, seed: int) -> Iterator[Tensor]:
@@ -163,8 +183,18 @@ def batches(task: Task, plan: Plan, n: int, seed: int) -> Iterator[Tensor]:
 # --- the parts of a cell ----------------------------------------------------------------------------------------
 
 
-def train(estimator: Estimator, task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> Trainer:
-    """`steps` steps from the task's initial parameters, with evaluations on the way; records rewards and costs."""
+def train(
+    estimator: Estimator,
+    task: Task,
+    plan: Plan,
+    cell: Cell,
+    record: records.CellRecord,
+    checkpoint: Checkpoint | None = None,
+) -> Trainer:
+    """`steps` steps from the task's initial parameters, with evaluations on the way; records rewards and costs.
+
+    With a `checkpoint`, from where an earlier process had come to, and to the bit as if it had been this one.
+    """
     ledger = Ledger()
     trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, cell.estimator_spec))
     prompts = batches(task, plan, estimator.n, cell.seed)
@@ -172,14 +202,22 @@ def train(estimator: Estimator, task: Task, plan: Plan, cell: Cell, record: reco
     marks = {round(plan.steps * i / plan.evaluations) for i in range(plan.evaluations + 1)}
     estimator.train()
     _reset_peak_memory(plan.device)
-    for step in range(plan.steps + 1):
+    training = trainer.training(rng, ledger, record)
+    done = checkpoint.restored(training) if checkpoint else 0
+    for _ in range(done):
+        next(prompts)
+    for step in range(done, plan.steps + 1):
         if step in marks:
             evaluate(task, plan, cell.seed, step, record)
         if step < plan.steps:
             trainer.step(task.problem("train", next(prompts), ledger), rng)
+            if checkpoint:
+                checkpoint.after(step + 1, training)
     costs = {"seconds_per_step": (trainer.clock.estimator + trainer.clock.optimizer) / max(1, plan.steps)}
     costs |= {name: float(count) for name, count in asdict(ledger).items()}
     record.add("train", "train", plan.steps, costs | {"peak_memory_bytes": _peak_memory(plan.device)})
+    refused = {name: count for name, count in asdict(trainer.refusals).items() if count}
+    record.add("train", "train", plan.steps, refused)
     return trainer
 
 
@@ -306,6 +344,11 @@ def checkpoint_file(plan: Plan, cell: Cell, number: int) -> Path:
     return Path(plan.out) / "cells" / name / f"checkpoint-{plan.reference_key[:12]}.safetensors"
 
 
+def training_file(plan: Plan, cell: Cell) -> Path:
+    """What the training of a cell that hasn't finished goes on from."""
+    return Path(plan.out) / "cells" / cell.id / "training.safetensors"
+
+
 def _shared_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Estimator, Reference]:
     """The reference trajectory's parameters, put into the task; the estimator with its own state warmed up there."""
     step = checkpoint_steps(plan)[number]
@@ -353,9 +396,8 @@ def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
     tensors |= reference_gradient(task, plan, cell.seed, number).tensors()
     path = checkpoint_file(plan, cell, number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")
-    save_file(tensors, draft)
-    os.replace(draft, path)
+    with whole(path) as draft:
+        save_file(tensors, draft)
 
 
 def reference_gradient(task: Task, plan: Plan, seed: int, number: int) -> Reference:
@@ -388,7 +430,8 @@ def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
         _require_unchanged(cell)
         task = loaded_task(plan, cell)
         if plan.train:
-            train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record)
+            checkpoint = Checkpoint(training_file(plan, cell), key, plan.checkpoint_every, plan.device)
+            train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record, checkpoint)
         if plan.checkpoints and not cell.twin:
             probe(task, plan, cell, record)
     except Unsupported as error:
@@ -396,12 +439,21 @@ def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
     except Diverged as error:
         status, reason = "diverged", str(error)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a cell's failure is a row, never the run's end
-        status = "oom" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "failed"
+        if isinstance(error, OSError) and out_of_room(error):
+            raise  # nor could this be written down
+        status = "oom" if is_out_of_memory(error) else "failed"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        records.write_text(folder / "error.txt", traceback.format_exc())
     records.write_cell(folder, key, record.frame(status), status, reason, record.probe_frame(), record.samples)
+    if status in ("ok", "skipped"):
+        training_file(plan, cell).unlink(missing_ok=True)
     return status, reason
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Also torch's allocator on a CPU, which raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _require_unchanged(cell: Cell) -> None:
@@ -418,10 +470,13 @@ def identity_of(plan: Plan, cell: Cell) -> records.Identity:
     )
 
 
+_NOT_IN_KEY = ("run_id", "out", "settled", "tuned", "checkpoint_every")  # of a plan: no number depends on them
+
+
 def cell_key(plan: Plan, cell: Cell, task: Task) -> str:
     """Changes with anything that the cell's numbers depend on: plan, cell, rate, sources of its plugins, versions."""
     facts = {
-        "plan": {k: v for k, v in asdict(plan).items() if k not in ("run_id", "out", "settled", "tuned")},
+        "plan": {k: v for k, v in asdict(plan).items() if k not in _NOT_IN_KEY},
         "cell": asdict(cell),
         "learning_rate": learning_rate_of(task, plan, cell.estimator_spec),
         "versions": [gradebench.__version__, torch.__version__],

@@ -11,8 +11,6 @@ would favour the estimator that is too noisy to be measured.
 
 import hashlib
 import math
-import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from gradebench import statistics
+from gradebench.disk import whole
 
 # fmt: off
 METRICS_COLUMNS = [
@@ -60,7 +59,7 @@ METRIC_UNITS = {
     "cost_tokens_sampled": "tokens", "cost_forward_passes": "passes", "cost_backward_passes": "passes",
     "seconds_per_step": "s", "reward_calls": "calls",
     "tokens_sampled": "tokens", "forward_passes": "passes", "backward_passes": "passes",
-    "peak_memory_bytes": "bytes",
+    "peak_memory_bytes": "bytes", "updates_refused": "updates", "own_updates_refused": "updates",
 }
 # fmt: on
 CONTROL = " (control)"  # ends the name of an estimator's twin in an A/A control, which no table ranks
@@ -72,6 +71,7 @@ _TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value
 _UNMEASURED = "no test reward"
 # Twelve digits keep a byte count below 1 TB whole, and hide the last bits, in which machines differ.
 _FLOAT_FORMAT = "%.12g"
+_FORMULA = set("=+-@\t\r")
 
 
 @dataclass(frozen=True)
@@ -462,20 +462,21 @@ def _status_text(counts: Counter[str]) -> str:
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """Writes UTF-8 CSV, 12 significant digits, line ends of one byte; replaces the file in one step."""
-    _write(path, lambda part: frame.to_csv(part, index=False, float_format=_FLOAT_FORMAT, lineterminator="\n"))
+    with whole(path) as part:
+        _without_formulas(frame).to_csv(part, index=False, float_format=_FLOAT_FORMAT, lineterminator="\n")
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
     """Writes Parquet, values in full; replaces the file in one step."""
-    _write(path, lambda part: frame.to_parquet(part, index=False, engine="pyarrow"))
+    with whole(path) as part:
+        frame.to_parquet(part, index=False, engine="pyarrow")
 
 
-def _write(path: Path, save: Callable[[Path], object]) -> None:
-    """Saves beside the path and renames, so that a reader never meets half a file."""
-    # Not tempfile: its files are readable by their owner only, and the rename would keep that.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        save(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text that a spreadsheet would run, since it begins like a formula, behind an apostrophe."""
+    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    for name in texts:
+        risky = {text: f"'{text}" for text in frame[name].unique() if isinstance(text, str) and text[:1] in _FORMULA}
+        if risky:
+            frame = frame.assign(**{name: frame[name].replace(risky)})
+    return frame

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import records, runner, tables
+from gradebench import disk, records, runner, tables
 from gradebench.task import Task
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -56,7 +56,8 @@ def tune(request: runner.Request, rates_for: Callable[[Task], Sequence[float]], 
         for rate in rates[cell.task]
     ]
     steps = {cell.task: plan.steps for plan, cell in run.cells}
-    outcome = runner.measure(request, run, progress)
+    with disk.held(run.out):
+        outcome = runner.measure(request, run, progress)
     betas = {label: float(task.options.get("kl", 0.0)) for label, task in run.tasks.items()}
     rows = trials_of(outcome.metrics, steps, betas)
     curves = curves_of(rows)
