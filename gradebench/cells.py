@@ -26,6 +26,8 @@ class Run:
     cells: list[tuple[Plan, Cell]]
     tasks: dict[str, Task]  # by label
     left_out: dict[str, str] = field(default_factory=dict)  # estimators that `all` can't include, with the reason
+    # by plan, task and estimator, the same for all seeds
+    rates: dict[tuple[Plan, str, str], float] = field(default_factory=dict, repr=False)
 
     def folder(self, cell: Cell) -> Path:
         return self.out / "cells" / cell.id
@@ -34,7 +36,10 @@ class Run:
         return (self.folder(cell) / records.ENDED).is_file()
 
     def key(self, plan: Plan, cell: Cell) -> str:
-        return harness.cell_key(plan, cell, self.tasks[cell.task])
+        task, named = self.tasks[cell.task], (plan, cell.task, cell.estimator_spec)
+        if named not in self.rates:
+            self.rates[named] = harness.learning_rate_of(task, plan, cell.estimator_spec)
+        return harness.cell_key(plan, cell, task, self.rates[named])
 
 
 class Progress:

@@ -35,7 +35,9 @@ def sweep(root: Path) -> None:
     To be called by who holds the folder: another one's drafts are still being written.
     """
     cells = root / "cells"
-    folders = [root, cells, *(entry.path for entry in os.scandir(cells) if entry.is_dir())] if cells.is_dir() else [root]
+    folders = [str(root)]
+    if cells.is_dir():
+        folders += [str(cells), *(entry.path for entry in os.scandir(cells) if entry.is_dir())]
     for folder in folders:
         for entry in os.scandir(folder):
             if _DRAFT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):

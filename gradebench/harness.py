@@ -10,7 +10,7 @@ import resource
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from gradebench.moments import Moments, Reference, flatten
 from gradebench.probes import Source, costs_of, moments_of, one_estimate
 from gradebench.problem import Guarded, Ledger, Problem
 from gradebench.sampling import generator
+from gradebench.source_digest import source_digest
 from gradebench.task import Task
 
 
@@ -156,7 +157,6 @@ class Trainer:
             p.grad = g * scale
         self.optimizer.step()
         increment_version(self.task.params)  # the fused step leaves that out, and problems tell by it what is stale
-
 
     def training(self, rng: torch.Generator, ledger: Ledger, record: records.CellRecord) -> Training:
         """All that moves while this trainer trains, for a checkpoint."""
@@ -457,11 +457,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _require_unchanged(cell: Cell) -> None:
-    """Raises InputError where a file was edited while the run went on: its cells would mix two versions."""
+    """Raises InputError where a source was edited while the run went on: its cells would mix two versions."""
     wanted = [("tasks", cell.task_spec), ("estimators", cell.estimator_spec)]
     for (kind, spec), digest in zip(wanted, cell.digests, strict=False):
         if registry.resolve(kind, spec).digest != digest:
-            raise InputError(f"the file of {spec} was changed after the run had started; run again for its cells")
+            raise InputError(f"a source of {spec} was changed after the run had started; run again for its cells")
 
 
 def identity_of(plan: Plan, cell: Cell) -> records.Identity:
@@ -470,16 +470,23 @@ def identity_of(plan: Plan, cell: Cell) -> records.Identity:
     )
 
 
+# Packages that numbers may depend on; torch's own says how it was built, too.
+_VERSIONS = ("transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn", "safetensors")
 _NOT_IN_KEY = ("run_id", "out", "settled", "tuned", "checkpoint_every")  # of a plan: no number depends on them
 
 
-def cell_key(plan: Plan, cell: Cell, task: Task) -> str:
-    """Changes with anything that the cell's numbers depend on: plan, cell, rate, sources of its plugins, versions."""
+def cell_key(plan: Plan, cell: Cell, task: Task, learning_rate: float | None = None) -> str:
+    """Changes with anything that the cell's numbers depend on: plan, cell, rate, sources of its plugins and of the
+    harness, versions, and the type of number that is the default. The rate may be given where it is known."""
+    if learning_rate is None:
+        learning_rate = learning_rate_of(task, plan, cell.estimator_spec)
     facts = {
-        "plan": {k: v for k, v in asdict(plan).items() if k not in _NOT_IN_KEY},
-        "cell": asdict(cell),
-        "learning_rate": learning_rate_of(task, plan, cell.estimator_spec),
-        "versions": [gradebench.__version__, torch.__version__],
+        "plan": {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _NOT_IN_KEY},
+        "cell": vars(cell),
+        "learning_rate": learning_rate,
+        "versions": [gradebench.__version__, torch.__version__, *map(records.version, _VERSIONS)],
+        "harness": source_digest(__name__, __file__),
+        "dtype": str(torch.get_default_dtype()),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 

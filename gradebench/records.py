@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -108,7 +109,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:120]}); run again for a new one") from error
+        raise InputError(
+            f"{path} is damaged ({' '.join(str(error).split())[:120]}); run again for a new one"
+        ) from error
 
 
 def write_cell(
@@ -157,7 +160,7 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def merged(parts: Iterable[Path | pd.DataFrame], run_id: str, columns: Sequence[str]) -> pd.DataFrame:
+def merged(parts: Iterable[Path | pd.DataFrame], run_id: str, columns: list[str]) -> pd.DataFrame:
     """The rows of many cells as one table, under this run's name, in the order given; of files or of frames."""
     tables = [
         ParquetFile(part).read(use_threads=False)
@@ -208,7 +211,7 @@ def environment(device: str) -> dict[str, Any]:
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
         "device": device,
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: version(name) for name in packages},
     }
     if device.startswith("cuda"):
         answer["gpu"] = torch.cuda.get_device_name(torch.device(device))
@@ -216,7 +219,9 @@ def environment(device: str) -> dict[str, Any]:
     return answer
 
 
-def _version(name: str) -> str | None:
+@functools.cache
+def version(name: str) -> str | None:
+    """Of an installed package; None where there is none."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -377,7 +377,7 @@ def test_a_cell_whose_file_was_edited_after_the_start_fails(plan, cell_of, tiny)
     plan = replace(plan, checkpoints=0)
     assert ended(plan, replace(cell_of("rloo"), digests=digests))[0] == "ok"
     status, reason, _ = ended(plan, replace(cell_of("rloo"), digests=(digests[0], "another")))
-    assert status == "failed" and "the file of rloo was changed" in reason
+    assert status == "failed" and "a source of rloo was changed" in reason
 
 
 def test_the_key_changes_with_whatever_the_numbers_depend_on(plan, cell_of, task, monkeypatch):
