@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -238,13 +238,15 @@ def _registered(kind: str) -> dict[str, list[EntryPoint]]:
     """
     if kind not in KINDS:
         raise InputError(f"{kind!r} is not a kind of plugin; there are {' and '.join(KINDS)}")
-    return _points_of(kind, tuple((path, _changed(path)) for path in sys.path))
+    return _points_of(kind, tuple((path, _changed(path)) for path in sys.path), importlib.metadata.entry_points)
 
 
 @functools.lru_cache(maxsize=16)
-def _points_of(kind: str, places: tuple[tuple[str, int], ...]) -> dict[str, list[EntryPoint]]:
+def _points_of(
+    kind: str, places: tuple[tuple[str, int], ...], entry_points: Callable[..., Iterable[EntryPoint]]
+) -> dict[str, list[EntryPoint]]:
     """Reads the metadata of every installed package, so not for each cell; `places` changes with an installation."""
-    points = importlib.metadata.entry_points(group=f"gradebench.{kind}")
+    points = entry_points(group=f"gradebench.{kind}")
     ordered = sorted(points, key=lambda point: (point.name, not _is_builtin(point), _distribution(point)))
     by_name: dict[str, list[EntryPoint]] = {}
     for point in ordered:
