@@ -65,12 +65,13 @@ def start(out: Path, steps: int, seeds: int, log: Path) -> subprocess.Popen:
 def kill_one(process: subprocess.Popen, chance: random.Random, storm: Storm) -> None:
     """The run itself, or one of its workers, whichever the dice say."""
     children = [child for child in psutil.Process(process.pid).children() if "resource_tracker" not in " ".join(child.cmdline())]
-    if children and chance.random() < 0.5:
+    if children and chance.random() < 0.6:
         storm.workers += 1
+        print("w", end="", flush=True)
         chance.choice(children).kill()
-        process.wait()
         return
     storm.parents += 1
+    print("r", end="", flush=True)
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(children, timeout=10)
@@ -94,9 +95,9 @@ def storm_over(out: Path, calm: Path, kills: int, chance: random.Random, steps: 
         storm.resumed += any(out.glob("cells/*/training.safetensors"))
         storm.starts += 1
         process = start(out, steps, seeds, log)
-        if storm.parents + storm.workers < kills:
+        while process.poll() is None and storm.parents + storm.workers < kills:
             try:
-                process.wait(chance.uniform(0.1, 0.9) * seconds)
+                process.wait(chance.uniform(0, 0.4) * seconds)
             except subprocess.TimeoutExpired:
                 kill_one(process, chance, storm)
         status = process.wait()
@@ -131,7 +132,7 @@ def campaign(folder: Path, kills: int, seed: int, steps: int, seeds: int) -> lis
         storm = storm_over(out, calm, kills - done, chance, steps, seeds, seconds)
         storms.append(storm)
         print(
-            f"{storm.parents} runs and {storm.workers} workers killed, {storm.starts} starts, {storm.resumed} with a "
+            f": {storm.parents} runs and {storm.workers} workers killed, {storm.starts} starts, {storm.resumed} with a "
             f"training to go on with: {'; '.join(storm.faults) or 'all as in peace'}",
             flush=True,
         )

@@ -137,6 +137,8 @@ def cell_statuses(folder: Path) -> list[CellStatus]:
         tabled = dict(zip(rows["cell_id"], rows["status"], strict=True))
     answer = []
     for cell in map(str, config["cells"]):
+        if cell != Path(cell).name or cell == "..":
+            raise InputError(f"{folder}/config.json names a cell {cell!r}, which is no name of a folder in the run")
         own = read_json(folder / "cells" / cell / "cell.json")
         status = own.get("status") or tabled.get(cell, "not run yet")
         answer.append(CellStatus(cell, str(status), str(own.get("reason", ""))))

@@ -36,19 +36,22 @@ def test_side_by_side_gives_what_one_after_another_gives(run, tmp_path):
     assert boards[0] == boards[1]
 
 
-def test_a_cell_that_hangs_dies_or_crashes_is_a_row_and_the_others_go_on(run, tiny):
+def test_a_cell_that_hangs_dies_crashes_or_eats_memory_is_a_row_and_the_others_go_on(run, tiny):
     """Also one that ends its process with status 0, as if all were well."""
-    bad = [tiny(name) for name in ("Sleeps", "Dies", "Dies:status=0", "Crashes")]
+    bad = [tiny(name) for name in ("Loops", "Allocates", "Dies", "Dies:status=0", "Crashes")]
     outcome = run(*bad, "reinforce", seeds="0", jobs=2, timeout=15)
     found = outcome.leaderboard.set_index("estimator")["status"].to_dict()
     assert found == {
-        "tiny.py:Sleeps": "timeout 1",
+        "tiny.py:Loops": "timeout 1",
+        "tiny.py:Allocates": "oom 1",
         "tiny.py:Dies": "failed 1",
         "tiny.py:Dies:status=0": "failed 1",
         "tiny.py:Crashes": "failed 1",
         "reinforce": "ok",
     }
-    assert sorted(outcome.reasons.values()) == [
+    reasons = sorted(outcome.reasons.values())
+    assert reasons.pop(3).startswith("oom: RuntimeError: ")
+    assert reasons == [
         "failed: its process ended with status 0",
         "failed: its process ended with status 3",
         "failed: its process was killed by signal 11",

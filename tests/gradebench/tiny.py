@@ -3,6 +3,8 @@
 import copy
 import ctypes
 import os
+import resource
+import signal
 import sys
 import time
 from typing import Annotated
@@ -120,6 +122,30 @@ class Crashes(Plain):
 class Sleeps(Plain):
     def gradient(self, problem, rng):
         time.sleep(600)
+
+
+class Loops(Plain):
+    """For ever, and deaf to a polite request to end."""
+
+    def gradient(self, problem, rng):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(0.01)
+
+
+class Allocates(Plain):
+    """Without end, in the gigabyte that `ulimit -v` would leave it."""
+
+    def gradient(self, problem, rng):
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, before[1]))
+        try:
+            held = []
+            while True:
+                held.append(torch.zeros(2**24))
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 class Chatty(Plain):
