@@ -25,7 +25,9 @@ import psutil
 
 TIMES = ["seconds_per_step", "peak_memory_bytes"]
 TASK = "enumerable-lm:vocabulary=3,horizon=3,layers=1,width=4"
-COMMAND = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from gradebench.cli import main; main()"
+COMMAND = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from gradebench.cli import main; main()"
+)
 DRAFT = re.compile(r"\..+\.[0-9a-f]{32}|\.lock|training\.safetensors|\.[0-9]+")
 
 
@@ -64,7 +66,9 @@ def start(out: Path, steps: int, seeds: int, log: Path) -> subprocess.Popen:
 
 def kill_one(process: subprocess.Popen, chance: random.Random, storm: Storm) -> None:
     """The run itself, or one of its workers, whichever the dice say."""
-    children = [child for child in psutil.Process(process.pid).children() if "resource_tracker" not in " ".join(child.cmdline())]
+    children = [
+        child for child in psutil.Process(process.pid).children() if "resource_tracker" not in " ".join(child.cmdline())
+    ]
     if children and chance.random() < 0.6:
         storm.workers += 1
         print("w", end="", flush=True)
@@ -88,7 +92,9 @@ def timeless(out: Path) -> tuple[str, str]:
     return metrics[~metrics["metric"].isin(TIMES)].to_csv(index=False), board.drop(columns=TIMES).to_csv(index=False)
 
 
-def storm_over(out: Path, calm: Path, kills: int, chance: random.Random, steps: int, seeds: int, seconds: float) -> Storm:
+def storm_over(
+    out: Path, calm: Path, kills: int, chance: random.Random, steps: int, seeds: int, seconds: float
+) -> Storm:
     """Runs into one folder until one comes to its end, with at most so many kills."""
     storm, log = Storm(), out.parent / "log"
     while True:

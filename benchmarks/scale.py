@@ -1,7 +1,7 @@
 """What a grid of 10,000 cells costs beside the cells themselves, and how long a cluster would take over one.
 
     python benchmarks/scale.py grid [--cells 10000] [--jobs 2] [--csv FILE]
-    python benchmarks/scale.py schedule RUN [--cells 10000]
+    python benchmarks/scale.py schedule RUN [--cells 10000] [--longer 1]
 
 `grid` puts 25 estimators, 4 tasks and 100 seeds through the runner as it is, with workers, keys, files and tables; only
 what a cell would compute is replaced by the 137 rows that it would leave. `schedule` deals cells as long as those of a
@@ -11,7 +11,6 @@ run (of its metrics.parquet) out to so many places as they get free, with nodes 
 import argparse
 import csv
 import heapq
-import os
 import random
 import resource
 import tempfile
@@ -46,6 +45,10 @@ def simulated_cell(plan: harness.Plan, cell: harness.Cell, key: str) -> tuple[st
     record.rows[-1]["value"] = time.perf_counter() - began
     records.write_cell(folder, key, record.frame("ok"), "ok", "", record.probe_frame())
     return "ok", f"{time.perf_counter() - began:.9f}"
+
+
+def nothing(number: int) -> tuple[str, str]:
+    return "ok", ""
 
 
 def memory() -> float:
@@ -86,7 +89,7 @@ def grid(count: int, jobs: int, statistics: bool) -> dict[str, float]:
             todo, troubles = cells.pending(run, resume=True), cells.Troubles()
             measured["keys_s"] = time.perf_counter() - began
             with runner.launched("local", jobs, "cpu", None) as each:
-                list(each(os.getenv, [("HOME",)] * jobs))  # the workers have started
+                list(each(nothing, [(0,)] * jobs))  # the workers have started
                 began = time.perf_counter()
                 cells.carry_out(run, todo, each, True, progress, troubles)
                 wall = time.perf_counter() - began
@@ -98,7 +101,10 @@ def grid(count: int, jobs: int, statistics: bool) -> dict[str, float]:
             measured["overhead_ms"] = 1e3 * (measured["keys_s"] + wall - inside / jobs) / number
             parent = after.ru_utime + after.ru_stime - cpu.ru_utime - cpu.ru_stime
             measured["parent_cpu_ms"] = 1e3 * parent / number
-            measured["memory_first_tenth_mb"], measured["memory_last_tenth_mb"] = progress.memory[0], progress.memory[-1]
+            measured["memory_first_tenth_mb"], measured["memory_last_tenth_mb"] = (
+                progress.memory[0],
+                progress.memory[-1],
+            )
             began = time.perf_counter()
             measured["kept"] = number - len(cells.pending(run, resume=True))
             measured["resume_s"] = time.perf_counter() - began
@@ -121,7 +127,9 @@ def grid(count: int, jobs: int, statistics: bool) -> dict[str, float]:
     return measured
 
 
-def schedule(seconds: list[float], places: int, hours_between_losses: float, chance: random.Random) -> tuple[float, float]:
+def schedule(
+    seconds: list[float], places: int, hours_between_losses: float, chance: random.Random
+) -> tuple[float, float]:
     """Hours until the last cell has ended, and the part of the places' time that went into cells that count.
 
     Cells go out in the order of the grid, to whichever place is free first. A place is lost at random times; its cell
@@ -161,6 +169,7 @@ def main() -> None:
     plan = commands.add_parser("schedule")
     plan.add_argument("run", type=Path)
     plan.add_argument("--cells", type=int, default=10_000)
+    plan.add_argument("--longer", type=float, default=1.0, help="times as long as the cells of the run")
     options = parser.parse_args()
     if options.command == "grid":
         measured = grid(options.cells, options.jobs, options.statistics)
@@ -170,12 +179,13 @@ def main() -> None:
             with open(options.csv, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows([("measure", "value"), *measured.items()])
         return
-    seconds = cell_seconds(options.run, options.cells)
+    seconds = [options.longer * one for one in cell_seconds(options.run, options.cells)]
     print(f"{len(seconds)} cells, {sum(seconds) / 3600:.1f} hours of one place, the longest {max(seconds):.0f} s")
-    for losses in (float("inf"), 24.0):
+    for losses in (1e9, 1.0):
         for places in (1, 16, 64, 256, 1024):
             hours, used = schedule(seconds, places, losses, random.Random(0))
-            print(f"{places:5} places, one lost every {losses:g} h of its own: {hours:8.3f} h, {used:6.1%} of it in cells")
+            said = "none lost" if losses == 1e9 else "each lost once an hour"
+            print(f"{places:5} places, {said}: {hours:8.3f} h, {used:6.1%} of their time in cells")
 
 
 if __name__ == "__main__":

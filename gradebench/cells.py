@@ -13,6 +13,8 @@ from gradebench.harness import Cell, Plan
 from gradebench.task import Task
 from gradebench.workers import Each
 
+# A process that is killed now and then must not cost all cells of a task their probes.
+REFERENCE_TRIES = 3
 Job = tuple[Plan, Cell, str]  # the key that the cell is finished under
 
 
@@ -80,10 +82,15 @@ def pending(run: Run, resume: bool) -> list[Job]:
 
 def carry_out(run: Run, jobs: Sequence[Job], each: Each, resume: bool, progress: Progress, troubles: Troubles) -> None:
     """The reference trajectories, then the cells; where a task's reference fails, its cells go without probes."""
-    for (_, cell, _), (status, reason) in each(_reference, list(_references(jobs, resume))):
-        if status != "ok":
-            troubles.unprobed[cell.task] = reason
-        progress.advance(None, status)
+    waiting = list(_references(jobs, resume))
+    for _ in range(REFERENCE_TRIES):
+        lost = []
+        for call, (status, reason) in each(_reference, waiting):
+            if status != "ok":
+                lost.append((call, reason))
+            progress.advance(None, status)
+        waiting = [call for call, _ in lost]
+    troubles.unprobed |= {cell.task: reason for (_, cell, _), reason in lost}
     for (plan, cell, _), (status, reason) in each(harness.run_cell, _with_probes(run, jobs, troubles)):
         if not run.has_ended(cell):  # its process died or was killed
             _write_status(run, plan, cell, status, reason)
@@ -131,11 +138,11 @@ def gather(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
     """The metrics, probes and samples of all cells; those that haven't ended count as interrupted."""
     name = run.out.resolve().name
     rows: list[Path | pd.DataFrame] = [
-        run.folder(cell) / "metrics.parquet" if run.has_ended(cell) else _status_rows(plan, cell, "interrupted")
+        run.folder(cell) / records.METRICS if run.has_ended(cell) else _status_rows(plan, cell, "interrupted")
         for plan, cell in run.cells
     ]
     folders = [run.folder(cell) for _, cell in run.cells if run.has_ended(cell)]
-    probes = records.merged(_present(folders, "probes.parquet"), name, tables.PROBES_COLUMNS)
+    probes = records.merged(_present(folders, records.PROBES), name, tables.PROBES_COLUMNS)
     samples = [row for path in _present(folders, records.SAMPLES) for row in records.read_lines(path)]
     return records.merged(rows, name, tables.METRICS_COLUMNS), probes, samples
 

@@ -438,7 +438,7 @@ def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
         status, reason = "skipped", str(error)
     except Diverged as error:
         status, reason = "diverged", str(error)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a cell's failure is a row, never the run's end
+    except (Exception, SystemExit) as error:
         if isinstance(error, OSError) and out_of_room(error):
             raise  # nor could this be written down
         status = "oom" if is_out_of_memory(error) else "failed"

@@ -92,7 +92,7 @@ def run(monkeypatch):
 def result(plan, cell):
     """Rows but for the clock's, samples, and the parameters at the end."""
     folder = harness.training_file(plan, cell).parent
-    rows = pd.read_parquet(folder / "metrics.parquet")
+    rows = pd.read_feather(folder / "metrics.arrow")
     rows = rows[~rows["metric"].isin(["seconds_per_step", "peak_memory_bytes"])].reset_index(drop=True)
     params = [p.detach().clone() for p in harness._tasks[next(iter(harness._tasks))][0].params]
     return rows, (folder / SAMPLES).read_bytes(), params
@@ -146,7 +146,11 @@ def test_a_checkpoint_is_written_when_its_time_has_come(plan, cell_of, run):
 def test_plain_data_comes_back_to_the_bit_and_nothing_else_is_taken(tmp_path):
     path = tmp_path / "state"
     tensor = torch.randn(3, dtype=torch.float64)
-    state = {"a": [1, 0.1 + 0.2, float("nan"), None, True, "é"], 3: (tensor, tensor.view(3, 1)), "empty": torch.zeros(0)}
+    state = {
+        "a": [1, 0.1 + 0.2, float("nan"), None, True, "é"],
+        3: (tensor, tensor.view(3, 1)),
+        "empty": torch.zeros(0),
+    }
     checkpoints.save(state, path)
     back = checkpoints.load(path, "cpu")
     assert str(back["a"]) == str(state["a"]) and isinstance(back[3], tuple)

@@ -48,9 +48,8 @@ def test_the_lock_of_a_killed_process_is_no_lock(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert names(tmp_path) == [".lock"]
-    with disk.held(tmp_path):
-        with pytest.raises(InputError, match="in use"):
-            disk.require_free(tmp_path)
+    with disk.held(tmp_path), pytest.raises(InputError, match="in use"):
+        disk.require_free(tmp_path)
     assert names(tmp_path) == []
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gradebench.records import SAMPLES
+from gradebench.records import METRICS, PROBES, SAMPLES
 
 ROOT = Path(__file__).parents[2]
 TIMES = ["seconds_per_step", "peak_memory_bytes"]
@@ -31,14 +31,14 @@ def board(out):
 
 
 def one_line(said, *words):
-    status, out, err = said
+    status, _, err = said
     last = err.splitlines()[-1]
     assert status == 2 and "Traceback" not in err and last.startswith("gradebench: "), err
     assert all(word in last for word in words), last
 
 
 def drafts(out):
-    return [path for path in out.rglob(".*")]
+    return list(out.rglob(".*"))
 
 
 # --- the disk ---------------------------------------------------------------------------------------------------
@@ -51,7 +51,8 @@ def small_disk(tmp_path):
     folder.mkdir()
 
     def mount(*options):
-        return subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], capture_output=True)
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder]
+        return subprocess.run(command, check=False, capture_output=True)
 
     try:
         if mount("size=120k").returncode:
@@ -106,8 +107,8 @@ def test_damaged_files_are_made_again_and_whole_ones_are_kept(gradebench, tmp_pa
     whole, config = board(out), (out / "config.json").read_text()
     cells = sorted(path.parent for path in out.glob("cells/*/cell.json"))
     assert len(cells) == 4
-    halved(cells[0] / "metrics.parquet")
-    garbled(cells[1] / "probes.parquet")
+    halved(cells[0] / METRICS)
+    garbled(cells[1] / PROBES)
     emptied(cells[2] / "cell.json")
     for damage, reference in zip((halved, garbled), sorted(out.glob("cells/*reference*/*")), strict=False):
         damage(reference)
@@ -194,4 +195,3 @@ def test_a_short_fault_campaign_ends_as_a_run_in_peace():
     assert done.stdout.splitlines()[-1].endswith(": 0 faults")
     killed = done.stdout.splitlines()[-1].split()
     assert int(killed[0]) + int(killed[3]) == 3
-

@@ -7,21 +7,43 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gradebench import cli, tables
 
-FEW = {"deadline": None, "database": None, "derandomize": True}
+FEW = {"deadline": None, "database": None, "derandomize": True, "phases": [Phase.explicit, Phase.generate]}
 EASY = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 TASK = "bernoulli-toy"
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)
-numbers = st.sampled_from(["0", "-1", "1", "1e9", "nan", "inf", "-inf", "0x10", "1_0", "١", "1.5", "9" * 40, "", " 2 ", "1e-400"])
-values = st.one_of(words, numbers, st.sampled_from(["true", "none", "[]", "{}", "../x", "/dev/null", "~", "$HOME", "=1+1"]))
+numbers = st.sampled_from(
+    ["0", "-1", "1", "1e9", "nan", "inf", "-inf", "0x10", "1_0", "\u0661", "1.5", "9" * 40, "", " 2 ", "1e-400"]
+)
+values = st.one_of(
+    words, numbers, st.sampled_from(["true", "none", "[]", "{}", "../x", "/dev/null", "~", "$HOME", "=1+1"])
+)
 options = st.sampled_from(
-    ["--seeds", "--steps", "--batch", "--learning-rate", "--tuned", "--device", "--jobs", "--timeout", "--plan"]
-    + ["--difference", "--launcher", "--checkpoint-every", "--out", "-e", "-t", "--control", "--strict", "--fresh"]
+    [
+        "--seeds",
+        "--steps",
+        "--batch",
+        "--learning-rate",
+        "--tuned",
+        "--device",
+        "--jobs",
+        "--timeout",
+        "--plan",
+        "--difference",
+        "--launcher",
+        "--checkpoint-every",
+        "--out",
+        "-e",
+        "-t",
+        "--control",
+        "--strict",
+        "--fresh",
+    ]
 )
 estimator_options = st.sampled_from(["n", "tau", "epochs", "minibatches", "clip", "whiten", "k", "", "n=", ":"])
 task_options = st.sampled_from(["kl", "vocabulary", "horizon", "layers", "width", "seed", "contexts", "size", ""])
@@ -66,7 +88,9 @@ def test_options_of_the_command_line(gradebench, pairs):
 
 
 @settings(max_examples=50, suppress_health_check=EASY, **FEW)
-@given(st.lists(st.tuples(estimator_options, values), max_size=3), st.lists(st.tuples(task_options, values), max_size=2))
+@given(
+    st.lists(st.tuples(estimator_options, values), max_size=3), st.lists(st.tuples(task_options, values), max_size=2)
+)
 def test_options_of_estimators_and_tasks(gradebench, of_estimator, of_task):
     estimator, task = spec("ppo", of_estimator), spec("enumerable-lm", of_task)
     gradebench("run", "-e", estimator, "-t", task, "--seeds", "0", "--dry-run")

@@ -41,7 +41,7 @@ def ended(plan, cell):
     """Status and reason of the cell, and the rows that it left."""
     harness._tasks.clear()
     status, reason = harness.run_cell(plan, cell, "key")
-    return status, reason, pd.read_parquet(f"{plan.out}/cells/{cell.id}/metrics.parquet")
+    return status, reason, pd.read_feather(f"{plan.out}/cells/{cell.id}/metrics.arrow")
 
 
 def numbers(rows):
@@ -147,7 +147,7 @@ def test_probes_measure_at_every_checkpoint(plan, cell_of):
     assert probes.notna().all(axis=None)
     assert (probes["gradient_variance"] > 0).all() and (probes["gradient_cosine"] > 0.5).all()
     assert probes["gradient_snr"].mul(probes["gradient_variance_relative"]).tolist() == pytest.approx([1, 1, 1])
-    kept = pd.read_parquet(f"{plan.out}/cells/{cell.id}/probes.parquet")
+    kept = pd.read_feather(f"{plan.out}/cells/{cell.id}/probes.arrow")
     assert list(kept) == tables.PROBES_COLUMNS and set(kept["draws"]) == {200} and set(kept["group"]) == {""}
     assert kept.pivot(index="step", columns="metric", values="value").equals(probes)  # the same numbers in both files
     assert ((kept["ci_low"] <= kept["value"]) & (kept["value"] <= kept["ci_high"])).all()

@@ -65,7 +65,9 @@ FILES = ("metrics.csv", "leaderboard.csv")
 def run(tiny, tmp_path, few_draws):
     def call(out, *estimators, **keywords):
         folder = tmp_path / out / "run"
-        request = runner.Request(estimators or ["rloo", "ppo"], [tiny()], seeds="0-1", steps=2, out=str(folder), **keywords)
+        request = runner.Request(
+            estimators or ["rloo", "ppo"], [tiny()], seeds="0-1", steps=2, out=str(folder), **keywords
+        )
         return folder, runner.execute(request, runner.prepare(request, runner.Progress()), runner.Progress())
 
     return call
@@ -177,7 +179,7 @@ def test_slurm_jobs_run_their_shares_and_leave_nothing_in_the_cache(slurm, tmp_p
 def test_without_slurm_there_is_one_line(monkeypatch, tmp_path):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="--launcher slurm: .*sbatch"), launchers.on_slurm(1, "cpu", None):
+    with pytest.raises(InputError, match=r"--launcher slurm: .*sbatch"), launchers.on_slurm(1, "cpu", None):
         pass
     assert not list((tmp_path / "cache" / "slurm").iterdir())
 
@@ -253,7 +255,7 @@ def test_a_full_disk_ends_a_slurm_run_with_its_line(tmp_path, monkeypatch):
     monkeypatch.setattr(launchers, "workers", lambda places, timeout: FullDisk())
     launchers._work_off(full, ["a", "b"], str(tmp_path / "share"), None)
     share = launchers._Share(["a", "b"], [0, 0], tmp_path / "share")
-    with pytest.raises(InputError, match="No space left on device.*make room"):
+    with pytest.raises(InputError, match=r"No space left on device.*make room"):
         list(share.news())
 
 

@@ -46,10 +46,10 @@ def test_a_probe_has_the_fixed_columns_its_place_and_its_interval(record):
 def test_a_cell_without_probes_has_an_empty_table_and_no_file(record, tmp_path):
     assert list(record.probe_frame()) == PROBES_COLUMNS and record.probe_frame().empty
     records.write_cell(tmp_path, "key", record.frame("ok"), "ok", "", record.probe_frame())
-    assert not (tmp_path / "probes.parquet").exists()
+    assert not (tmp_path / "probes.arrow").exists()
     record.add_probe(PLACE, {"gradient_variance": Interval(2.0, 1.5, 3.0)})
     records.write_cell(tmp_path, "key", record.frame("ok"), "ok", "", record.probe_frame())
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "probes.parquet"), record.probe_frame())
+    pd.testing.assert_frame_equal(pd.read_feather(tmp_path / "probes.arrow"), record.probe_frame())
 
 
 def test_a_cell_that_measured_nothing_keeps_a_row(record):
@@ -79,9 +79,9 @@ def finished(record, tmp_path):
 def test_a_finished_cell_comes_back_as_it_was_written(record, finished, status):
     folder = finished(status)
     assert records.is_finished(folder, "key")
-    rows = records.merged([folder / "metrics.parquet"], "run", METRICS_COLUMNS)
+    rows = records.merged([folder / "metrics.arrow"], "run", METRICS_COLUMNS)
     pd.testing.assert_frame_equal(rows, record.frame(status))
-    probes = records.merged([folder / "probes.parquet"], "run", PROBES_COLUMNS)
+    probes = records.merged([folder / "probes.arrow"], "run", PROBES_COLUMNS)
     pd.testing.assert_frame_equal(probes, record.probe_frame())
 
 
@@ -95,7 +95,7 @@ def test_a_cell_of_another_key_or_no_cell_is_not_finished(finished, tmp_path):
     assert not records.is_finished(tmp_path / "nowhere", "key")
 
 
-@pytest.mark.parametrize("name", ["metrics.parquet", "probes.parquet", SAMPLES])
+@pytest.mark.parametrize("name", ["metrics.arrow", "probes.arrow", SAMPLES])
 def test_a_cell_with_a_file_that_was_cut_changed_or_lost_is_not_finished(finished, name):
     path = finished() / name
     whole = path.read_bytes()
@@ -120,7 +120,7 @@ def test_a_cell_with_a_garbled_end_is_not_finished(finished, content):
 def test_a_cells_end_names_no_file_outside_its_folder(finished, tmp_path):
     folder = finished()
     facts = json.loads((folder / records.ENDED).read_text())
-    facts["files"]["../secret"] = facts["files"].pop("metrics.parquet")
+    facts["files"]["../secret"] = facts["files"].pop("metrics.arrow")
     (folder / records.ENDED).write_text(json.dumps(facts))
     assert not records.is_finished(folder, "key")
 
@@ -128,7 +128,7 @@ def test_a_cells_end_names_no_file_outside_its_folder(finished, tmp_path):
 def test_a_damaged_file_of_lines_is_refused_with_its_name(tmp_path):
     for content in (b"{", b"[1]", b"3", b"\xff\xfe"):
         (tmp_path / SAMPLES).write_bytes(content)
-        with pytest.raises(InputError, match="samples.jsonl is damaged"):
+        with pytest.raises(InputError, match=r"samples\.jsonl is damaged"):
             records.read_lines(tmp_path / SAMPLES)
 
 

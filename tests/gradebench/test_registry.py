@@ -1,10 +1,10 @@
 """Names to plugins: real metadata of made-up distributions, broken plugins of each kind, files of the user's own."""
 
-import re
 import importlib
 import importlib.metadata
 import itertools
 import pickle
+import re
 import subprocess
 import sys
 

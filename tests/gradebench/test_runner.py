@@ -189,6 +189,19 @@ def test_cells_train_without_probes_where_the_reference_fails_and_are_computed_a
     assert "probe" in set(later.metrics["phase"])
 
 
+def test_a_reference_that_is_lost_once_is_tried_again(run, monkeypatch):
+    reference, calls = cells._reference, []
+
+    def lost_at_first(*arguments):
+        calls.append(arguments[-1])
+        return ("failed", "its process was killed by signal 9") if len(calls) == 1 else reference(*arguments)
+
+    monkeypatch.setattr(cells, "_reference", lost_at_first)
+    outcome = run()
+    assert calls == [0, 1, 0]
+    assert outcome.complete and not outcome.unprobed
+
+
 def test_statuses_of_all_kinds_are_rows_of_the_leaderboard(run, tiny):
     outcome = run("reinforce", tiny("Nan"), tiny("Raises"), tiny("NeedsBinary"), seeds="0")
     found = outcome.leaderboard.set_index("estimator")["status"].to_dict()

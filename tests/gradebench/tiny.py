@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -137,7 +138,7 @@ class Allocates(Plain):
     """Without end, in the gigabyte that `ulimit -v` would leave it."""
 
     def gradient(self, problem, rng):
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         before = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, before[1]))
         try:
