@@ -380,12 +380,29 @@ def test_a_cell_whose_file_was_edited_after_the_start_fails(plan, cell_of, tiny)
     assert status == "failed" and "a source of rloo was changed" in reason
 
 
+def test_updates_that_were_refused_are_counted_and_the_cell_goes_on(plan, cell_of):
+    status, _, rows = ended(replace(plan, checkpoints=0), cell_of("NanOnce"))
+    counted = rows[rows["metric"].str.contains("refused")].set_index("metric")
+    assert status == "ok"
+    assert counted["value"].to_dict() == {"updates_refused": 1, "own_updates_refused": 1}
+    assert set(counted["unit"]) == {"updates"}
+    assert not ended(replace(plan, checkpoints=0), cell_of("rloo"))[2]["metric"].str.contains("refused").any()
+
+
 def test_the_key_changes_with_whatever_the_numbers_depend_on(plan, cell_of, task, monkeypatch):
     def key(plan=plan, cell=None):
         return harness.cell_key(plan, cell or cell_of(), task)
 
     assert key(plan=replace(plan, run_id="another", out="elsewhere")) == key()
-    changed = [{"steps": 4}, {"batch": 16}, {"learning_rate": 0.1}, {"setting": "kl=1"}, {"reference_key": "x"}]
+    assert key(plan=replace(plan, checkpoint_every=1.0)) == key()
+    changed = [
+        {"device": "cuda"},
+        {"steps": 4},
+        {"batch": 16},
+        {"learning_rate": 0.1},
+        {"setting": "kl=1"},
+        {"reference_key": "x"},
+    ]
     keys = [key(plan=replace(plan, **change)) for change in changed]
     keys += [key(cell=replace(cell_of(), **change)) for change in ({"digests": ("a", "b")}, {"params": '{"n": 2}'})]
     keys += [key(cell=cell_of(seed=1)), key(cell=cell_of(kl=1.0)), key(cell=cell_of("rloo"))]
@@ -393,4 +410,15 @@ def test_the_key_changes_with_whatever_the_numbers_depend_on(plan, cell_of, task
     keys.append(key(plan=untuned))
     monkeypatch.setattr(task, "tuned", lambda estimator: {"learning_rate": 0.5}, raising=False)
     keys.append(key(plan=untuned))
+    facts = {
+        (records, "version"): lambda name: "9.9",
+        (harness.torch, "__version__"): "9.9",
+        (harness.gradebench, "__version__"): "9.9",
+        (harness, "source_digest"): lambda *module: "edited",
+        (torch, "get_default_dtype"): lambda: torch.float64,
+    }
+    for (module, name), changed_one in facts.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, changed_one)
+            keys.append(key())
     assert len({key(), *keys}) == 1 + len(keys)

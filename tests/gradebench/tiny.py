@@ -92,6 +92,21 @@ class Nan(Plain):
         return Estimate([torch.full_like(p, float("nan")) for p in problem.params])
 
 
+class NanOnce(Plain):
+    """Its first gradient isn't finite, nor is the first of its own parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.calls = 0
+
+    def gradient(self, problem, rng):
+        self.calls += 1
+        estimate = super().gradient(problem, rng)
+        bad = float("nan") if self.calls == 1 else 1.0
+        return Estimate([g * bad for g in estimate.grad], own_loss=self.scale * bad)
+
+
 class Raises(Plain):
     def gradient(self, problem, rng):
         raise ArithmeticError("the third law\nof the estimator")
