@@ -33,6 +33,8 @@ class Kind(StrEnum):
 
 class Launcher(StrEnum):
     local = "local"
+    ray = "ray"
+    slurm = "slurm"
 
 
 class Along(StrEnum):
@@ -49,7 +51,7 @@ BatchOption = Annotated[int | None, typer.Option(help="sampled sequences a step;
 RateOption = Annotated[float | None, typer.Option(help="for all estimators; default: the tuned value of each")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 OutOption = Annotated[str | None, typer.Option(help="folder of the results; default: results/<task>-<time>")]
-JobsOption = Annotated[int | None, typer.Option(help="cells side by side; default: one a core")]
+JobsOption = Annotated[int | None, typer.Option(help="cells side by side, on each GPU if any; default: one a core")]
 TimeoutOption = Annotated[float | None, typer.Option(help="seconds a cell may take")]
 ResumeOption = Annotated[bool, typer.Option("--resume/--fresh", help="keep finished cells of an existing folder")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="no fallback: a hub out of reach is an error")]
@@ -98,7 +100,12 @@ def run(
     resume: ResumeOption = True,
     strict: StrictOption = False,
     trust_remote_code: TrustOption = False,
-    launcher: Annotated[Launcher, typer.Option(help="where cells run")] = Launcher.local,
+    launcher: Annotated[
+        Launcher, typer.Option(help="where cells run: here, on a Ray cluster, as Slurm jobs; see docs/scale.md")
+    ] = Launcher.local,
+    checkpoint_every: Annotated[
+        float, typer.Option(metavar="SECONDS", help="of a cell's training, between checkpoints to resume from")
+    ] = 60.0,
 ) -> None:
     """Train and probe estimators on tasks, and write the leaderboard with its tests."""
     from gradebench import runner, terminal
@@ -123,6 +130,8 @@ def run(
         tuned=tuned,
         shards=shards,
         save_policies=save_policies,
+        launcher=launcher.value,
+        checkpoint_every=checkpoint_every,
     )
     if plan:
         _print_plan(plan, request, difference)
@@ -535,6 +544,12 @@ def main() -> None:
         _run_app()
     except InputError as error:
         print(f"gradebench: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # a disk that is full or gone; cells and tables appear whole or not at all
+        if isinstance(error, BrokenPipeError):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"gradebench: {where}{error.strerror or error}; what is finished is kept", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("gradebench: interrupted", file=sys.stderr)

@@ -18,6 +18,11 @@ from gradebench.registry import INSTALL_HINT, KINDS, collisions, entries, instal
 PROBED = "datasets/stanfordnlp/imdb/resolve/main/README.md"  # what the default task asks the hub for
 HUB_SECONDS = 8.0
 LITTLE_SPACE = 2e9  # bytes
+_EXTRAS = (
+    ("matplotlib", "plots", "probe --plots"),
+    ("ray", "ray", "run --launcher ray"),
+    ("submitit", "slurm", "run --launcher slurm"),
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ def findings() -> Iterator[Finding]:
     yield _device()
     yield from _plugins()
     yield _folder("cache", cache_root(), "set GRADEBENCH_CACHE to another folder")
+    yield _hub_cache()
     yield _folder("results", Path("results"), "work in another folder, or give --out")
     yield _hub()
 
@@ -47,8 +53,9 @@ def _packages() -> Iterator[Finding]:
     yield Finding("versions", "ok", f"python {facts['python']}, {listed}")
     if lacking:
         yield Finding("versions", "bad", f"not installed: {', '.join(lacking)}; pip install gradebench again")
-    if importlib.util.find_spec("matplotlib") is None:
-        yield Finding("extras", "note", "no matplotlib: `probe --plots` needs pip install 'gradebench[plots]'")
+    for package, extra, purpose in _EXTRAS:
+        if importlib.util.find_spec(package) is None:
+            yield Finding("extras", "note", f"no {package}: `{purpose}` needs pip install 'gradebench[{extra}]'")
 
 
 def _device() -> Finding:
@@ -85,6 +92,14 @@ def _folder(subject: str, folder: Path, remedy: str) -> Finding:
     free, used = shutil.disk_usage(existing).free, _size(folder)
     detail = f"{folder} holds {used / 1e6:,.0f} MB, {free / 1e9:,.1f} GB are free"
     return Finding(subject, "note" if free < LITTLE_SPACE else "ok", detail)
+
+
+def _hub_cache() -> Finding:
+    """Where models and data sets from the hub are kept; a run makes it when it needs it."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    return Finding("hub cache", "ok", f"{folder} holds {_size(folder) / 1e6:,.0f} MB")
 
 
 def _size(folder: Path) -> int:

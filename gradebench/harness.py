@@ -6,13 +6,13 @@ Everything here is the same for every estimator; what differs is behind `Estimat
 import contextlib
 import hashlib
 import json
-import os
+import math
 import resource
 import shutil
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from torch.autograd.graph import increment_version
 
 import gradebench
 from gradebench import parallel, records, registry
+from gradebench.checkpoints import Checkpoint, Training
+from gradebench.disk import out_of_room, whole
 from gradebench.errors import InputError, Unsupported
 from gradebench.estimator import Estimate, Estimator
 from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
@@ -31,6 +33,7 @@ from gradebench.probes import Source, costs_of, moments_of, one_estimate
 from gradebench.problem import Guarded, Ledger, Problem
 from gradebench.sampling import generator
 from gradebench.sharded import Sharded
+from gradebench.source_digest import source_digest
 from gradebench.task import Task
 
 
@@ -54,6 +57,7 @@ class Plan:
     warm_up: int = 8  # batches for the estimator's own state before it is frozen
     reference: str = "rloo"  # an unbiased estimator: its trajectory has the checkpoints, its long run is the reference
     reference_draws: int = 8  # each over all train prompts
+    checkpoint_every: float = 60.0  # seconds of training, after which what it has come to is written down
     patience: int = 5  # updates refused because the gradient isn't finite, before a cell counts as diverged
     setting: str = ""  # what the task runs on, as `prepare` settled it
     settled: dict[str, Any] | None = field(default=None, hash=False)  # of the task, for workers
@@ -100,6 +104,14 @@ class Clock:
     optimizer: float = 0.0
 
 
+@dataclass
+class Refusals:
+    """Updates that were not made because their gradient was not finite: of the policy, and of the estimator's own."""
+
+    updates_refused: int = 0
+    own_updates_refused: int = 0
+
+
 class Trainer:
     """The optimizers of policy and estimator, and the order in which they step."""
 
@@ -108,7 +120,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(task.params, lr=learning_rate, fused=True)
         own = [p for p in estimator.parameters() if p.requires_grad]
         self.own_optimizer = torch.optim.Adam(own, lr=estimator.own_learning_rate) if own else None
-        self.refused = 0
+        self.refusals = Refusals()
         self.clock = Clock()
 
     def step(self, problem: Problem, rng: torch.Generator, update_policy: bool = True) -> None:
@@ -134,19 +146,28 @@ class Trainer:
             for p, g in zip(own, gradients, strict=True):
                 p.grad = g
             self.own_optimizer.step()
+        else:
+            self.refusals.own_updates_refused += 1
 
     def _ascend(self, estimate: Estimate) -> None:
         norm = nn.utils.get_total_norm(estimate.grad)
         if not bool(norm.isfinite()):
-            self.refused += 1
-            if self.refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
-                raise Diverged(f"the gradient was not finite in {self.refused} updates")
+            self.refusals.updates_refused += 1
+            refused = self.refusals.updates_refused
+            if refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
+                raise Diverged(f"the gradient was not finite in {refused} updates")
             return
         scale = -(self.plan.clip / norm.clamp_min(self.plan.clip))  # optimizers descend, estimates ascend
         for p, g in zip(self.task.params, estimate.grad, strict=True):
             p.grad = g * scale
         self.optimizer.step()
         increment_version(self.task.params)  # the fused step leaves that out, and problems tell by it what is stale
+
+    def training(self, rng: torch.Generator, ledger: Ledger, record: records.CellRecord) -> Training:
+        """All that moves while this trainer trains, for a checkpoint."""
+        optimizers = [optimizer for optimizer in (self.optimizer, self.own_optimizer) if optimizer is not None]
+        counters = (self.clock, self.refusals, ledger)
+        return Training(self.task.params, self.estimator, optimizers, rng, counters, (record.rows, record.samples))
 
 
 def batches(task: Task, plan: Plan, n: int, seed: int) -> Iterator[Tensor]:
@@ -167,8 +188,18 @@ def batches(task: Task, plan: Plan, n: int, seed: int) -> Iterator[Tensor]:
 # --- the parts of a cell ----------------------------------------------------------------------------------------
 
 
-def train(estimator: Estimator, task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> Trainer:
-    """`steps` steps from the task's initial parameters, with evaluations on the way; records rewards and costs."""
+def train(
+    estimator: Estimator,
+    task: Task,
+    plan: Plan,
+    cell: Cell,
+    record: records.CellRecord,
+    checkpoint: Checkpoint | None = None,
+) -> Trainer:
+    """`steps` steps from the task's initial parameters, with evaluations on the way; records rewards and costs.
+
+    With a `checkpoint`, from where an earlier process had come to, and to the bit as if it had been this one.
+    """
     ledger = Ledger()
     trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, cell.estimator_spec))
     prompts = batches(task, plan, estimator.n, cell.seed)
@@ -176,14 +207,22 @@ def train(estimator: Estimator, task: Task, plan: Plan, cell: Cell, record: reco
     marks = {round(plan.steps * i / plan.evaluations) for i in range(plan.evaluations + 1)}
     estimator.train()
     _reset_peak_memory(plan.device)
-    for step in range(plan.steps + 1):
+    training = trainer.training(rng, ledger, record)
+    done = checkpoint.restored(training) if checkpoint else 0
+    for _ in range(done):
+        next(prompts)
+    for step in range(done, plan.steps + 1):
         if step in marks:
             evaluate(task, plan, cell.seed, step, record)
         if step < plan.steps:
             trainer.step(task.problem("train", next(prompts), ledger), rng)
+            if checkpoint:
+                checkpoint.after(step + 1, training)
     costs = {"seconds_per_step": (trainer.clock.estimator + trainer.clock.optimizer) / max(1, plan.steps)}
     costs |= {name: float(count) for name, count in asdict(ledger).items()}
     record.add("train", "train", plan.steps, costs | {"peak_memory_bytes": _peak_memory(plan.device)})
+    refused = {name: count for name, count in asdict(trainer.refusals).items() if count}
+    record.add("train", "train", plan.steps, refused)
     return trainer
 
 
@@ -310,6 +349,11 @@ def checkpoint_file(plan: Plan, cell: Cell, number: int) -> Path:
     return Path(plan.out) / "cells" / name / f"checkpoint-{plan.reference_key[:12]}.safetensors"
 
 
+def training_file(plan: Plan, cell: Cell) -> Path:
+    """What the training of a cell that hasn't finished goes on from."""
+    return Path(plan.out) / "cells" / cell.id / "training.safetensors"
+
+
 def _shared_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Estimator, Reference]:
     """The reference trajectory's parameters, put into the task; the estimator with its own state warmed up there."""
     step = checkpoint_steps(plan)[number]
@@ -364,9 +408,8 @@ def _reference_cell(plan: Plan, cell: Cell, number: int) -> None:
         return
     path = checkpoint_file(plan, cell, number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")
-    save_file(tensors, draft)
-    os.replace(draft, path)
+    with whole(path) as draft:
+        save_file(tensors, draft)
 
 
 def reference_gradient(task: Task, plan: Plan, seed: int, number: int) -> Reference:
@@ -397,32 +440,38 @@ def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
     status, reason = "ok", ""
     try:
         with parallel.together():
-            _run_parts(plan, cell, record, folder)
+            _run_parts(plan, cell, key, record, folder)
     except Unsupported as error:
         status, reason = "skipped", str(error)
     except Diverged as error:
         status, reason = "diverged", str(error)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a cell's failure is a row, never the run's end
-        status = "oom" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "failed"
+    except (Exception, SystemExit) as error:
+        if isinstance(error, OSError) and out_of_room(error):
+            raise  # nor could this be written down
+        status = "oom" if is_out_of_memory(error) else "failed"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if status == "oom":
             reason = f"{reason[:300]}; {_memory_advice(cell)}"
         if parallel.leads():
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            records.write_text(folder / "error.txt", traceback.format_exc())
     if status == "oom" and torch.cuda.is_available():
         torch.cuda.empty_cache()  # the next cell may have other shapes
     if parallel.leads():
         records.write_cell(folder, key, record.frame(status), status, reason, record.probe_frame(), record.samples)
+        if status in ("ok", "skipped"):
+            training_file(plan, cell).unlink(missing_ok=True)
     return status, reason
 
 
-def _run_parts(plan: Plan, cell: Cell, record: records.CellRecord, folder: Path) -> None:
+def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, folder: Path) -> None:
     """Train, keep the policy where that is asked for, and probe."""
     _require_unchanged(cell)
     task = loaded_task(plan, cell)
     if plan.train:
-        train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record)
+        every = plan.checkpoint_every if parallel.leads() else math.inf
+        checkpoint = Checkpoint(training_file(plan, cell), key, every, plan.device)
+        train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record, checkpoint)
         if plan.save_policies and parallel.leads():
             _save_policy(task, folder / records.POLICY)
     if plan.checkpoints and not cell.twin:
@@ -431,15 +480,16 @@ def _run_parts(plan: Plan, cell: Cell, record: records.CellRecord, folder: Path)
 
 def _save_policy(task: Task, folder: Path) -> None:
     """Whole or not at all."""
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole(folder) as draft:
+        draft.mkdir()
         task.save_policy(draft)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Also torch's allocator on a CPU, which raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _memory_advice(cell: Cell) -> str:
@@ -449,11 +499,11 @@ def _memory_advice(cell: Cell) -> str:
 
 
 def _require_unchanged(cell: Cell) -> None:
-    """Raises InputError where a file was edited while the run went on: its cells would mix two versions."""
+    """Raises InputError where a source was edited while the run went on: its cells would mix two versions."""
     wanted = [("tasks", cell.task_spec), ("estimators", cell.estimator_spec)]
     for (kind, spec), digest in zip(wanted, cell.digests, strict=False):
         if registry.resolve(kind, spec).digest != digest:
-            raise InputError(f"the file of {spec} was changed after the run had started; run again for its cells")
+            raise InputError(f"a source of {spec} was changed after the run had started; run again for its cells")
 
 
 def identity_of(plan: Plan, cell: Cell) -> records.Identity:
@@ -462,13 +512,23 @@ def identity_of(plan: Plan, cell: Cell) -> records.Identity:
     )
 
 
-def cell_key(plan: Plan, cell: Cell, task: Task) -> str:
-    """Changes with anything that the cell's numbers depend on: plan, cell, rate, sources of its plugins, versions."""
+# Packages that numbers may depend on; torch's own says how it was built, too.
+_VERSIONS = ("transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn", "safetensors")
+_NOT_IN_KEY = ("run_id", "out", "settled", "tuned", "checkpoint_every")  # of a plan: no number depends on them
+
+
+def cell_key(plan: Plan, cell: Cell, task: Task, learning_rate: float | None = None) -> str:
+    """Changes with anything that the cell's numbers depend on: plan, cell, rate, sources of its plugins and of the
+    harness, versions, and the type of number that is the default. The rate may be given where it is known."""
+    if learning_rate is None:
+        learning_rate = learning_rate_of(task, plan, cell.estimator_spec)
     facts = {
-        "plan": {k: v for k, v in asdict(plan).items() if k not in ("run_id", "out", "settled", "tuned")},
-        "cell": asdict(cell),
-        "learning_rate": learning_rate_of(task, plan, cell.estimator_spec),
-        "versions": [gradebench.__version__, torch.__version__],
+        "plan": {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _NOT_IN_KEY},
+        "cell": vars(cell),
+        "learning_rate": learning_rate,
+        "versions": [gradebench.__version__, torch.__version__, *map(records.version, _VERSIONS)],
+        "harness": source_digest(__name__, __file__),
+        "dtype": str(torch.get_default_dtype()),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -37,7 +37,7 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
     controls = tables.controls(metrics)
     if len(controls):
         written["controls"] = controls
-    probes = [pd.read_csv(folder / "probes.csv") for folder in folders if (folder / "probes.csv").is_file()]
+    probes = [_probes(folder / "probes.csv") for folder in folders if (folder / "probes.csv").is_file()]
     if probes:
         written["probes"] = pd.concat(probes, ignore_index=True).assign(run_id=name)
     for table, frame in written.items():
@@ -51,6 +51,16 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
     records.write_json(out / "environment.json", runs.read_json(folders[0] / "environment.json"))
     write_report([out], metrics, board)
     return out
+
+
+def _probes(path: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:120]}); run again there") from error
+    if list(frame) != tables.PROBES_COLUMNS:
+        raise InputError(f"{path} is no table of probes; run again there")
+    return frame
 
 
 def _config(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import importlib.abc
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 from gradebench.errors import InputError
 from gradebench.options import Option, bind, label, parse_spec
 from gradebench.plugin_source import Facts, read_facts
+from gradebench.source_digest import source_digest
 
 KINDS = ("estimators", "tasks")
 # The class that what a plugin builds must be of. Named, not imported: listing must not wait for torch.
@@ -58,12 +60,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plugin:
-    """An imported plugin: its object, who it comes from, and the digest of the file that defines it."""
+    """An imported plugin: its object, who it comes from, and the digest of its sources."""
 
     name: str
     factory: Any
     source: str
-    digest: str  # SHA-256 of the module's file, in hexadecimal
+    digest: str  # SHA-256 of its module, and of the parents and helpers that this imports, in hexadecimal
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,9 @@ def load(kind: str, name: str) -> Plugin:
     except AttributeError as error:
         raise InputError(f"{what} is broken: module {shape[0]} has no object {shape[1]!r}") from error
     path = getattr(module, "__file__", None)
-    content = Path(path).read_bytes() if path else _source(point).encode()
-    return Plugin(name, factory, _source(point), hashlib.sha256(content).hexdigest())
+    if path and path.endswith(".py"):
+        return Plugin(name, factory, _source(point), source_digest(shape[0], path))
+    return Plugin(name, factory, _source(point), hashlib.sha256(_source(point).encode()).hexdigest())
 
 
 def load_file(path: str, name: str) -> Plugin:
@@ -179,7 +182,8 @@ def load_file(path: str, name: str) -> Plugin:
     if not hasattr(module, name):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
         raise InputError(f"{path} has no object {name!r}; it defines {', '.join(own) or 'nothing'}")
-    return Plugin(f"{file.name}:{name}", getattr(module, name), f"{file.name} sha256:{digest[:12]}", digest)
+    source = f"{file.name} sha256:{digest[:12]}"
+    return Plugin(f"{file.name}:{name}", getattr(module, name), source, source_digest(module.__name__, str(file)))
 
 
 def _module_of(file: Path, content: bytes, digest: str) -> ModuleType:
@@ -234,7 +238,15 @@ def _registered(kind: str) -> dict[str, list[EntryPoint]]:
     """
     if kind not in KINDS:
         raise InputError(f"{kind!r} is not a kind of plugin; there are {' and '.join(KINDS)}")
-    points = importlib.metadata.entry_points(group=f"gradebench.{kind}")
+    return _points_of(kind, tuple((path, _changed(path)) for path in sys.path), importlib.metadata.entry_points)
+
+
+@functools.lru_cache(maxsize=16)
+def _points_of(
+    kind: str, places: tuple[tuple[str, int], ...], entry_points: Callable[..., Iterable[EntryPoint]]
+) -> dict[str, list[EntryPoint]]:
+    """Reads the metadata of every installed package, so not for each cell; `places` changes with an installation."""
+    points = entry_points(group=f"gradebench.{kind}")
     ordered = sorted(points, key=lambda point: (point.name, not _is_builtin(point), _distribution(point)))
     by_name: dict[str, list[EntryPoint]] = {}
     for point in ordered:
@@ -242,8 +254,21 @@ def _registered(kind: str) -> dict[str, list[EntryPoint]]:
     return by_name
 
 
+def _changed(path: str) -> int:
+    """When a folder of packages was last added to; 0 where it isn't there."""
+    try:
+        return os.stat(path or ".").st_mtime_ns
+    except OSError:
+        return 0
+
+
 def _distribution(point: EntryPoint) -> str:
-    return re.sub(r"[-_.]+", "-", point.dist.name).lower() if point.dist else ""
+    return re.sub(r"[-_.]+", "-", _name_and_version(point.dist)[0]).lower() if point.dist else ""
+
+
+@functools.lru_cache(maxsize=64)  # of the points of one query, which share theirs: each look parses its metadata anew
+def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
+    return distribution.name, distribution.version
 
 
 def _is_builtin(point: EntryPoint) -> bool:
@@ -251,7 +276,7 @@ def _is_builtin(point: EntryPoint) -> bool:
 
 
 def _source(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+    return " ".join(_name_and_version(point.dist)) if point.dist else "an unknown distribution"
 
 
 def _shape(point: EntryPoint) -> tuple[str, str] | None:
@@ -263,7 +288,7 @@ def _shape(point: EntryPoint) -> tuple[str, str] | None:
 def _entry(kind: str, point: EntryPoint) -> Entry:
     shape = _shape(point)
     facts = read_facts(*shape) if shape else Facts(problem=_MISSHAPEN.format(point.value))
-    name, version = (point.dist.name, point.dist.version) if point.dist else ("", "")
+    name, version = _name_and_version(point.dist) if point.dist else ("", "")
     return Entry(kind, point.name, point.value, name, version, _is_builtin(point), **vars(facts))
 
 

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import shutil
 import time
 import traceback
 import warnings
@@ -17,14 +16,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from gradebench import harness, parallel, records, registry, tables
+from gradebench import disk, harness, parallel, records, registry, tables
+from gradebench.cells import Progress, Run, Troubles, carry_out, gather, pending
 from gradebench.errors import InputError, Unsupported
 from gradebench.harness import Cell, Plan
 from gradebench.hub import TRUST
+from gradebench.launchers import default_jobs, launched
 from gradebench.options import with_values
 from gradebench.task import Task
 from gradebench.tuned import read_choices
-from gradebench.workers import usable_cores, workers
+from gradebench.workers import usable_cores
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Request:
     resume: bool = True
     strict: bool = False
     trust_remote_code: bool = False  # of given models
+    launcher: str = "local"
+    checkpoint_every: float = 60.0  # seconds of training between checkpoints to resume from
     train: bool = True  # False: `gradebench probe`, gradients alone
     draws: int | None = None  # of each gradient probe
     checkpoints: int = 3
@@ -52,18 +55,6 @@ class Request:
     shards: int | None = None  # parts of a batch; None: one a process
     save_policies: bool = False
     tuned: str | None = None  # file of `gradebench tune`, whose learning rates are to be used
-
-
-@dataclass
-class Run:
-    """A prepared run: its cells with their plans, and what it left out."""
-
-    out: Path
-    device: str
-    jobs: int
-    cells: list[tuple[Plan, Cell]]
-    tasks: dict[str, Task]  # by label
-    left_out: dict[str, str] = field(default_factory=dict)  # estimators that `all` can't include, with the reason
 
 
 @dataclass
@@ -85,15 +76,6 @@ class Outcome:
     def complete(self) -> bool:
         """Whether every cell gave all that it could."""
         return not self.unprobed and bool(self.metrics["status"].isin(["ok", "skipped"]).all())
-
-
-class Progress:
-    """What the runner tells whoever watches; this one stays silent."""
-
-    def note(self, message: str) -> None: ...
-    def start(self, total: int, done: int) -> None: ...
-    def advance(self, cell: Cell | None, status: str) -> None: ...
-    def stop(self) -> None: ...
 
 
 # --- before a run -----------------------------------------------------------------------------------------------
@@ -166,8 +148,8 @@ def prepare(request: Request, progress: Progress) -> Run:
     device = choose_device(request.device)
     out = Path(request.out or default_folder(task_specs, "" if request.train else "probe-"))
     records.require_writable(out)
-    alone = not device.startswith("cuda") and parallel.world() == 1
-    jobs = (request.jobs or usable_cores()) if alone else (request.jobs or 1)
+    disk.require_free(out)
+    jobs = request.jobs or default_jobs(device)
     run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
     grids = []
     for resolved in task_specs:
@@ -248,6 +230,8 @@ def _require_numbers(request: Request) -> None:
     for name, number in (("learning-rate", request.learning_rate), ("timeout", request.timeout)):
         if number is not None and not 0 < number < math.inf:
             raise InputError(f"--{name} {number:g}: a number above 0 is needed")
+    if not 0 <= request.checkpoint_every < math.inf:
+        raise InputError(f"--checkpoint-every {request.checkpoint_every:g}: seconds from 0 on are needed")
 
 
 @contextlib.contextmanager
@@ -298,6 +282,7 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         steps=request.steps or task.default_steps,
         batch=request.batch or task.default_batch,
         learning_rate=request.learning_rate,
+        checkpoint_every=request.checkpoint_every,
         train=request.train,
         checkpoints=request.checkpoints,
         along=request.along,
@@ -394,130 +379,44 @@ def _tuned_options(request: Request) -> dict[str, dict[str, dict[str, str]]]:
 
 
 def execute(request: Request, run: Run, progress: Progress) -> Outcome:
-    """Run all cells that aren't finished yet, and write the tables, also when interrupted."""
-    outcome = measure(request, run, progress)
-    written = {"metrics": outcome.metrics, "probes": outcome.probes}
-    if request.train:  # without it a cell is one checkpoint, and there is no reward to rank by
-        outcome.comparisons = tables.comparisons(outcome.metrics)
-        outcome.leaderboard = tables.leaderboard(outcome.metrics, outcome.comparisons)
-        written |= {"tests": outcome.comparisons, "leaderboard": outcome.leaderboard}
-    if request.control:
-        written["controls"] = outcome.controls = tables.controls(outcome.metrics)
-    for name, frame in written.items():
-        tables.write_csv(frame, run.out / f"{name}.csv")
+    """Run all cells that aren't finished yet, and write the tables, also when interrupted.
+
+    Raises        InputError where another run has the folder, and where nothing more can be written.
+    """
+    with disk.held(run.out):
+        outcome = measure(request, run, progress)
+        written = {"metrics": outcome.metrics, "probes": outcome.probes}
+        if request.train:  # without it a cell is one checkpoint, and there is no reward to rank by
+            outcome.comparisons = tables.comparisons(outcome.metrics)
+            outcome.leaderboard = tables.leaderboard(outcome.metrics, outcome.comparisons)
+            written |= {"tests": outcome.comparisons, "leaderboard": outcome.leaderboard}
+        if request.control:
+            written["controls"] = outcome.controls = tables.controls(outcome.metrics)
+        for name, frame in written.items():
+            tables.write_csv(frame, run.out / f"{name}.csv")
     return outcome
 
 
 def measure(request: Request, run: Run, progress: Progress) -> Outcome:
-    """Run all cells that aren't finished yet, and gather what they measured, also when interrupted; no comparisons."""
-    run.out.mkdir(parents=True, exist_ok=True)
+    """Run all cells that aren't finished yet, and gather what they measured, also when interrupted; no comparisons.
+
+    To be called by who holds the folder.
+    """
     records.write_json(run.out / "config.json", config_of(request, run))
     records.write_json(run.out / "environment.json", records.environment(run.device))
-    pending = [(plan, cell) for plan, cell in run.cells if not (request.resume and _is_finished(run, plan, cell))]
-    reused = len(run.cells) - len(pending)
-    reasons: dict[str, str] = {}
-    unprobed: dict[str, str] = {}
-    interrupted = False
+    jobs, troubles, interrupted = pending(run, request.resume), Troubles(), False
+    reused = len(run.cells) - len(jobs)
     progress.start(len(run.cells), reused)
     try:
-        if pending:
-            _run_pending(request, run, pending, reasons, unprobed, progress)
+        if jobs:
+            with launched(request.launcher, request.jobs, run.device, request.timeout) as each:
+                carry_out(run, jobs, each, request.resume, progress, troubles)
     except KeyboardInterrupt:
         interrupted = True
     finally:
         progress.stop()
-    for plan, cell in pending:
-        if not _has_ended(run, cell):
-            _write_status(run, plan, cell, "interrupted", "")
-    name = run.out.resolve().name
-    metrics = records.merged((_rows_of(run, cell) for _, cell in run.cells), name)
-    probes = records.merged(_probes_of(run), name)
+    metrics, probes, samples = gather(run)
     tables.write_parquet(metrics, run.out / "metrics.parquet")
-    samples = [row for _, cell in run.cells for row in records.read_lines(_folder(run, cell) / records.SAMPLES)]
     if samples:
         records.write_lines(run.out / records.SAMPLES, samples)
-    return Outcome(metrics, probes, reasons, unprobed, interrupted, reused)
-
-
-def _run_pending(
-    request: Request,
-    run: Run,
-    pending: Sequence[tuple[Plan, Cell]],
-    reasons: dict[str, str],
-    unprobed: dict[str, str],
-    progress: Progress,
-) -> None:
-    """The reference trajectories, then the cells; where a task's reference fails, its cells go without probes."""
-    for _, cell in pending:
-        _forget(run, cell)
-    with workers(run.jobs, run.device, request.timeout) as each:
-        references = [
-            (plan, cell, number)
-            for plan, cell in {cell.task: (plan, replace(cell, seed=0)) for plan, cell in pending}.values()
-            for number in range(len(harness.checkpoint_steps(plan)))
-            if not (request.resume and harness.checkpoint_file(plan, cell, number).is_file())
-        ]
-        for (_, cell, _), (status, reason) in each(_reference, references):
-            if status != "ok":
-                unprobed[cell.task] = reason
-            progress.advance(None, status)
-        jobs = []
-        for plan, cell in pending:
-            if cell.task in unprobed and not plan.train:
-                _write_status(run, plan, cell, "failed", f"the reference gradient failed: {unprobed[cell.task]}")
-                continue
-            # A key of its own, so that a later run, whose reference may succeed, computes the cell again.
-            used = replace(plan, checkpoints=0) if cell.task in unprobed else plan
-            jobs.append((used, cell, _key(run, used, cell)))
-        for (plan, cell, _), (status, reason) in each(harness.run_cell, jobs):
-            if not _has_ended(run, cell):  # its process died or was killed
-                _write_status(run, plan, cell, status, reason)
-            if reason:
-                reasons[cell.id] = f"{status}: {reason}"
-            progress.advance(cell, status)
-
-
-def _reference(plan: Plan, cell: Cell, number: int) -> tuple[str, str]:
-    harness.reference_cell(plan, cell, number)
-    return "ok", ""
-
-
-# --- cells on disk ----------------------------------------------------------------------------------------------
-
-
-def _folder(run: Run, cell: Cell) -> Path:
-    return run.out / "cells" / cell.id
-
-
-def _key(run: Run, plan: Plan, cell: Cell) -> str:
-    return harness.cell_key(plan, cell, run.tasks[cell.task])
-
-
-def _is_finished(run: Run, plan: Plan, cell: Cell) -> bool:
-    return records.finished_cell(_folder(run, cell), _key(run, plan, cell)) is not None
-
-
-def _has_ended(run: Run, cell: Cell) -> bool:
-    return (_folder(run, cell) / "cell.json").is_file()
-
-
-def _forget(run: Run, cell: Cell) -> None:
-    """Drop what an earlier attempt left, so that a worker that dies now doesn't leave it standing."""
-    for name in ("cell.json", "metrics.parquet", "probes.parquet", records.SAMPLES, "error.txt"):
-        (_folder(run, cell) / name).unlink(missing_ok=True)
-    shutil.rmtree(_folder(run, cell) / records.POLICY, ignore_errors=True)
-
-
-def _write_status(run: Run, plan: Plan, cell: Cell, status: str, reason: str) -> None:
-    record = records.CellRecord(harness.identity_of(plan, cell))
-    records.write_cell(_folder(run, cell), _key(run, plan, cell), record.frame(status), status, reason)
-
-
-def _rows_of(run: Run, cell: Cell) -> pd.DataFrame:
-    return pd.read_parquet(_folder(run, cell) / "metrics.parquet")
-
-
-def _probes_of(run: Run) -> list[pd.DataFrame]:
-    """The probes of all cells that have any; none is an empty table."""
-    files = [_folder(run, cell) / "probes.parquet" for _, cell in run.cells]
-    return [pd.read_parquet(file) for file in files if file.is_file()] or [pd.DataFrame(columns=tables.PROBES_COLUMNS)]
+    return Outcome(metrics, probes, troubles.reasons, troubles.unprobed, interrupted, reused)

@@ -13,6 +13,10 @@ from gradebench.tables import METRICS_COLUMNS
 
 _BUDGET = ("steps", "batch", "clip", "evaluations", "probe_draws", "checkpoints", "warm_up", "reference_draws")
 _VERSIONS = ("gradebench", "torch")
+# What parts of config.json and environment.json are: whoever reads a run may trust in that.
+_SHAPES: dict[str, type] = dict.fromkeys(("plans", "tasks", "learning_rates", "request", "left_out", "packages"), dict)
+_SHAPES |= {"cells": list, "seeds": list}
+_OF_OBJECTS = {"plans", "tasks", "learning_rates"}
 
 
 def read_metrics(folders: Sequence[Path], apart: bool = False) -> pd.DataFrame:
@@ -55,6 +59,12 @@ def _metrics(folder: Path) -> pd.DataFrame:
     lacking = [name for name in METRICS_COLUMNS if name not in frame.columns]
     if lacking:
         raise InputError(f"{path} lacks the columns {', '.join(lacking)}: it is no table of metrics")
+    for name in METRICS_COLUMNS:
+        found, numeric = pd.api.types.infer_dtype(frame[name], skipna=True), name in ("seed", "step", "value")
+        if found not in (("integer", "floating", "mixed-integer-float", "empty") if numeric else ("string", "empty")):
+            raise InputError(f"{path} has {found} values in its column {name}: it is no table of metrics")
+        if not numeric and frame[name].isna().any():
+            frame[name] = frame[name].astype(object).where(frame[name].notna(), "").astype(str)
     return frame
 
 
@@ -76,12 +86,17 @@ def _difference(task: str, having: Sequence[tuple[Path, pd.DataFrame]]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none that can be read."""
+    """The object in a JSON file, without parts that a run would not have written; empty where none can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    content = {key: part for key, part in content.items() if isinstance(part, _SHAPES.get(key, object))}
+    for key in _OF_OBJECTS & content.keys():
+        content[key] = {name: part for name, part in content[key].items() if isinstance(part, dict)}
+    return content
 
 
 def chosen_pair(comparisons: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
@@ -137,6 +152,8 @@ def cell_statuses(folder: Path) -> list[CellStatus]:
         tabled = dict(zip(rows["cell_id"], rows["status"], strict=True))
     answer = []
     for cell in map(str, config["cells"]):
+        if cell != Path(cell).name or cell == "..":
+            raise InputError(f"{folder}/config.json names a cell {cell!r}, which is no name of a folder in the run")
         own = read_json(folder / "cells" / cell / "cell.json")
         status = own.get("status") or tabled.get(cell, "not run yet")
         answer.append(CellStatus(cell, str(status), str(own.get("reason", ""))))

@@ -9,10 +9,10 @@ no answer, such as a ratio to a squared norm that can't be told from zero, makes
 would favour the estimator that is too noisy to be measured.
 """
 
+import csv
 import hashlib
+import io
 import math
-import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from gradebench import statistics
+from gradebench.disk import whole
 
 # fmt: off
 METRICS_COLUMNS = [
@@ -60,7 +61,7 @@ METRIC_UNITS = {
     "cost_tokens_sampled": "tokens", "cost_forward_passes": "passes", "cost_backward_passes": "passes",
     "seconds_per_step": "s", "reward_calls": "calls",
     "tokens_sampled": "tokens", "forward_passes": "passes", "backward_passes": "passes",
-    "peak_memory_bytes": "bytes",
+    "peak_memory_bytes": "bytes", "updates_refused": "updates", "own_updates_refused": "updates",
 }
 # fmt: on
 CONTROL = " (control)"  # ends the name of an estimator's twin in an A/A control, which no table ranks
@@ -72,6 +73,7 @@ _TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value
 _UNMEASURED = "no test reward"
 # Twelve digits keep a byte count below 1 TB whole, and hide the last bits, in which machines differ.
 _FLOAT_FORMAT = "%.12g"
+_FORMULA = tuple("=+-@\t\r")
 
 
 @dataclass(frozen=True)
@@ -463,20 +465,32 @@ def _status_text(counts: Counter[str]) -> str:
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """Writes UTF-8 CSV, 12 significant digits, line ends of one byte; replaces the file in one step."""
-    _write(path, lambda part: frame.to_csv(part, index=False, float_format=_FLOAT_FORMAT, lineterminator="\n"))
+    columns = [_fields(frame.iloc[:, i]) for i in range(frame.shape[1])]  # four times quicker than frame.to_csv
+    with whole(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
+        file.write(",".join(map(_field, frame.columns)) + "\n")
+        file.writelines(f"{','.join(row)}\n" for row in zip(*columns, strict=True))
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
     """Writes Parquet, values in full; replaces the file in one step."""
-    _write(path, lambda part: frame.to_parquet(part, index=False, engine="pyarrow"))
+    with whole(path) as part:
+        frame.to_parquet(part, index=False, engine="pyarrow")
 
 
-def _write(path: Path, save: Callable[[Path], object]) -> None:
-    """Saves beside the path and renames, so that a reader never meets half a file."""
-    # Not tempfile: its files are readable by their owner only, and the rename would keep that.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        save(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def _fields(column: pd.Series) -> Any:
+    """The column as it stands in a CSV file; texts come again and again, so each is looked at once."""
+    if pd.api.types.is_float_dtype(column) and isinstance(column.dtype, np.dtype):
+        return ["" if math.isnan(value) else _FLOAT_FORMAT % value for value in column.tolist()]
+    if pd.api.types.infer_dtype(column, skipna=True).startswith("mixed"):  # 1 and True would count as the same
+        return ["" if pd.isna(value) else _field(value) for value in column]
+    codes, distinct = pd.factorize(column)
+    return np.array([*map(_field, distinct), ""], dtype=object)[codes]  # a missing one has the code -1
+
+
+def _field(value: Any) -> str:
+    """A value in a CSV file, and text that a spreadsheet would run, since it begins like a formula, with an apostrophe."""
+    if isinstance(value, str) and value[:1] in _FORMULA:
+        value = f"'{value}"
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow([value, ""])
+    return line.getvalue()[:-2]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from gradebench import options, records, registry, runner, tables
+from gradebench import disk, options, records, registry, runner, tables
 from gradebench.errors import InputError
 from gradebench.harness import Cell
 from gradebench.task import Task
@@ -116,7 +116,8 @@ def tune(
         for rate, trial in _trials(cell, rates[cell.task], vary.get(cell.estimator, ()))
     ]
     steps = {cell.task: plan.steps for plan, cell in run.cells}
-    outcome = runner.measure(request, run, progress)
+    with disk.held(run.out):
+        outcome = runner.measure(request, run, progress)
     betas = {label: float(task.options.get("kl", 0.0)) for label, task in run.tasks.items()}
     rows = trials_of(outcome.metrics, steps, betas)
     curves = curves_of(rows)

@@ -85,7 +85,7 @@ def test_the_installed_commands_are_those_of_the_project(project):
 def test_every_package_that_the_code_imports_at_the_top_is_a_dependency(project):
     """What is imported lazily, and only for some options, may be an extra."""
     wanted = {line.split(">")[0].split("=")[0].strip() for line in project["dependencies"]}
-    assert {"torch", "pandas", "scipy", "rich", "typer", "pebble", "safetensors", "tokenizers", "numpy"} <= wanted | {
+    assert {"torch", "pandas", "scipy", "rich", "typer", "filelock", "safetensors", "tokenizers", "numpy"} <= wanted | {
         "numpy",  # of pandas and scipy
         "safetensors",  # of transformers
         "tokenizers",  # of transformers

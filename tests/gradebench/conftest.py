@@ -1,7 +1,7 @@
 """What the tests of runs share: the tiny task, the command line in this process, and cells without worker processes."""
 
+import contextlib
 import sys
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -10,23 +10,19 @@ import pytest
 TINY = Path(__file__).with_name("tiny.py")
 
 
-class PoolInThisProcess:
-    """Runs each call when it is scheduled: what the workers do, without the seconds that each takes to start."""
+@contextlib.contextmanager
+def workers_in_this_process(places, timeout):
+    """What the workers do, without the seconds that each takes to start."""
+    from gradebench.workers import _outcome_of
 
-    def __init__(self, *arguments, **keywords):
-        self.ended = False
+    def each(function, calls):
+        for call in calls:
+            ended = _outcome_of(function, call)
+            if isinstance(ended, Exception):
+                raise ended
+            yield call, ended
 
-    def schedule(self, function, args, timeout):
-        future = Future()
-        try:
-            future.set_result(function(*args))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a future holds whatever it was
-            future.set_exception(error)
-        return future
-
-    def close(self): ...
-    def stop(self): ...
-    def join(self): ...
+    yield each
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +57,7 @@ def few_draws(monkeypatch):
 @pytest.fixture
 def in_process(monkeypatch, few_draws):
     """Cells run in this process, one after another."""
-    monkeypatch.setattr("pebble.ProcessPool", PoolInThisProcess)
+    monkeypatch.setattr("gradebench.launchers.workers", workers_in_this_process)
 
 
 @pytest.fixture

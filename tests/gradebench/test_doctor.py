@@ -27,6 +27,7 @@ def test_nothing_is_bad_where_all_is_well(command, tmp_path):
     assert status == 0
     lines = [line.split() for line in out.splitlines()]
     assert {words[1] for words in lines} >= {"versions", "device", "estimators", "tasks", "cache", "results", "hub"}
+    assert "hub cache" in out
     assert all(words[0] in ("ok", "note") for words in lines)
     assert "holds 3 MB" in out
     assert not (tmp_path / "results").exists()
@@ -62,6 +63,15 @@ def test_a_full_disk_is_noted(monkeypatch):
 
 
 def test_a_missing_package_is_bad(monkeypatch):
-    facts = {"python": "3.11.7", "packages": {"torch": "2.13.0", "pebble": None}}
+    facts = {"python": "3.11.7", "packages": {"torch": "2.13.0", "pyarrow": None}}
     monkeypatch.setattr(doctor, "environment", lambda device: facts)
-    assert ("bad", "not installed: pebble; pip install gradebench again") in found("versions")
+    assert ("bad", "not installed: pyarrow; pip install gradebench again") in found("versions")
+
+
+def test_an_extra_that_is_not_installed_is_noted_with_its_name(monkeypatch):
+    found_spec = doctor.importlib.util.find_spec
+    monkeypatch.setattr(
+        doctor.importlib.util, "find_spec", lambda name: None if name in ("ray", "submitit") else found_spec(name)
+    )
+    said = " ".join(detail for state, detail in found("extras") if state == "note")
+    assert "gradebench[ray]" in said and "gradebench[slurm]" in said

@@ -41,7 +41,7 @@ def ended(plan, cell):
     """Status and reason of the cell, and the rows that it left."""
     harness._tasks.clear()
     status, reason = harness.run_cell(plan, cell, "key")
-    return status, reason, pd.read_parquet(f"{plan.out}/cells/{cell.id}/metrics.parquet")
+    return status, reason, pd.read_feather(f"{plan.out}/cells/{cell.id}/metrics.arrow")
 
 
 def numbers(rows):
@@ -147,7 +147,7 @@ def test_probes_measure_at_every_checkpoint(plan, cell_of):
     assert probes.notna().all(axis=None)
     assert (probes["gradient_variance"] > 0).all() and (probes["gradient_cosine"] > 0.5).all()
     assert probes["gradient_snr"].mul(probes["gradient_variance_relative"]).tolist() == pytest.approx([1, 1, 1])
-    kept = pd.read_parquet(f"{plan.out}/cells/{cell.id}/probes.parquet")
+    kept = pd.read_feather(f"{plan.out}/cells/{cell.id}/probes.arrow")
     assert list(kept) == tables.PROBES_COLUMNS and set(kept["draws"]) == {200} and set(kept["group"]) == {""}
     assert kept.pivot(index="step", columns="metric", values="value").equals(probes)  # the same numbers in both files
     assert ((kept["ci_low"] <= kept["value"]) & (kept["value"] <= kept["ci_high"])).all()
@@ -355,7 +355,8 @@ def test_an_estimator_that_raises_is_a_failed_row_with_its_traceback(plan, cell_
     assert (status, said) == ("failed", reason)
     folder = tmp_path / "cells" / cell.id
     assert "in gradient" in (folder / "error.txt").read_text()
-    assert json.loads((folder / "cell.json").read_text()) == {"key": "key", "status": "failed", "reason": reason}
+    said = json.loads((folder / "cell.json").read_text())
+    assert (said["key"], said["status"], said["reason"]) == ("key", "failed", reason)
     assert set(rows["status"]) == {"failed"} and set(rows["setting"]) == {"kl=0"}
 
 
@@ -376,7 +377,16 @@ def test_a_cell_whose_file_was_edited_after_the_start_fails(plan, cell_of, tiny)
     plan = replace(plan, checkpoints=0)
     assert ended(plan, replace(cell_of("rloo"), digests=digests))[0] == "ok"
     status, reason, _ = ended(plan, replace(cell_of("rloo"), digests=(digests[0], "another")))
-    assert status == "failed" and "the file of rloo was changed" in reason
+    assert status == "failed" and "a source of rloo was changed" in reason
+
+
+def test_updates_that_were_refused_are_counted_and_the_cell_goes_on(plan, cell_of):
+    status, _, rows = ended(replace(plan, checkpoints=0), cell_of("NanOnce"))
+    counted = rows[rows["metric"].str.contains("refused")].set_index("metric")
+    assert status == "ok"
+    assert counted["value"].to_dict() == {"updates_refused": 1, "own_updates_refused": 1}
+    assert set(counted["unit"]) == {"updates"}
+    assert not ended(replace(plan, checkpoints=0), cell_of("rloo"))[2]["metric"].str.contains("refused").any()
 
 
 def test_the_key_changes_with_whatever_the_numbers_depend_on(plan, cell_of, task, monkeypatch):
@@ -384,7 +394,15 @@ def test_the_key_changes_with_whatever_the_numbers_depend_on(plan, cell_of, task
         return harness.cell_key(plan, cell or cell_of(), task)
 
     assert key(plan=replace(plan, run_id="another", out="elsewhere")) == key()
-    changed = [{"steps": 4}, {"batch": 16}, {"learning_rate": 0.1}, {"setting": "kl=1"}, {"reference_key": "x"}]
+    assert key(plan=replace(plan, checkpoint_every=1.0)) == key()
+    changed = [
+        {"device": "cuda"},
+        {"steps": 4},
+        {"batch": 16},
+        {"learning_rate": 0.1},
+        {"setting": "kl=1"},
+        {"reference_key": "x"},
+    ]
     keys = [key(plan=replace(plan, **change)) for change in changed]
     keys += [key(cell=replace(cell_of(), **change)) for change in ({"digests": ("a", "b")}, {"params": '{"n": 2}'})]
     keys += [key(cell=cell_of(seed=1)), key(cell=cell_of(kl=1.0)), key(cell=cell_of("rloo"))]
@@ -392,4 +410,15 @@ def test_the_key_changes_with_whatever_the_numbers_depend_on(plan, cell_of, task
     keys.append(key(plan=untuned))
     monkeypatch.setattr(task, "tuned", lambda estimator: {"learning_rate": 0.5}, raising=False)
     keys.append(key(plan=untuned))
+    facts = {
+        (records, "version"): lambda name: "9.9",
+        (harness.torch, "__version__"): "9.9",
+        (harness.gradebench, "__version__"): "9.9",
+        (harness, "source_digest"): lambda *module: "edited",
+        (torch, "get_default_dtype"): lambda: torch.float64,
+    }
+    for (module, name), changed_one in facts.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, changed_one)
+            keys.append(key())
     assert len({key(), *keys}) == 1 + len(keys)

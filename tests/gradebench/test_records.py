@@ -9,6 +9,7 @@ import pytest
 from gradebench import records
 from gradebench.errors import InputError
 from gradebench.gradient_metrics import Interval
+from gradebench.records import SAMPLES
 from gradebench.tables import METRICS_COLUMNS, PROBES_COLUMNS
 
 
@@ -45,10 +46,10 @@ def test_a_probe_has_the_fixed_columns_its_place_and_its_interval(record):
 def test_a_cell_without_probes_has_an_empty_table_and_no_file(record, tmp_path):
     assert list(record.probe_frame()) == PROBES_COLUMNS and record.probe_frame().empty
     records.write_cell(tmp_path, "key", record.frame("ok"), "ok", "", record.probe_frame())
-    assert not (tmp_path / "probes.parquet").exists()
+    assert not (tmp_path / "probes.arrow").exists()
     record.add_probe(PLACE, {"gradient_variance": Interval(2.0, 1.5, 3.0)})
     records.write_cell(tmp_path, "key", record.frame("ok"), "ok", "", record.probe_frame())
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "probes.parquet"), record.probe_frame())
+    pd.testing.assert_frame_equal(pd.read_feather(tmp_path / "probes.arrow"), record.probe_frame())
 
 
 def test_a_cell_that_measured_nothing_keeps_a_row(record):
@@ -57,28 +58,78 @@ def test_a_cell_that_measured_nothing_keeps_a_row(record):
     assert frame["status"].tolist() == ["failed"] and frame["setting"].tolist() == ["setting"]
 
 
+SAMPLE = {"prompt": "a", "text": "ab", "reward": 1.0}
+
+
+@pytest.fixture
+def finished(record, tmp_path):
+    """Write a cell with rows, probes and samples."""
+
+    def write(status="ok", key="key"):
+        record.add("train", "train", 1, {"reward_calls": 8})
+        record.add_probe(PLACE, {"gradient_variance": Interval(2.0, 1.5, 3.0)})
+        parts = (record.frame(status), status, "reason", record.probe_frame(), [SAMPLE])
+        records.write_cell(tmp_path, key, *parts)
+        return tmp_path
+
+    return write
+
+
 @pytest.mark.parametrize("status", ["ok", "skipped"])
-def test_a_finished_cell_comes_back_as_it_was_written(record, tmp_path, status):
-    record.add("train", "train", 1, {"reward_calls": 8})
-    records.write_cell(tmp_path / "cell", "key", record.frame(status), status, "")
-    pd.testing.assert_frame_equal(records.finished_cell(tmp_path / "cell", "key"), record.frame(status))
+def test_a_finished_cell_comes_back_as_it_was_written(record, finished, status):
+    folder = finished(status)
+    assert records.is_finished(folder, "key")
+    rows = records.merged([folder / "metrics.arrow"], "run", METRICS_COLUMNS)
+    pd.testing.assert_frame_equal(rows, record.frame(status))
+    probes = records.merged([folder / "probes.arrow"], "run", PROBES_COLUMNS)
+    pd.testing.assert_frame_equal(probes, record.probe_frame())
 
 
 @pytest.mark.parametrize("status", ["failed", "timeout", "diverged", "interrupted", "oom"])
-def test_a_cell_that_did_not_end_well_is_not_finished(record, tmp_path, status):
-    records.write_cell(tmp_path, "key", record.frame(status), status, "reason")
-    assert records.finished_cell(tmp_path, "key") is None
+def test_a_cell_that_did_not_end_well_is_not_finished(finished, status):
+    assert not records.is_finished(finished(status), "key")
 
 
-def test_a_cell_of_another_key_or_a_damaged_one_is_not_finished(record, tmp_path):
-    records.write_cell(tmp_path, "key", record.frame("ok"), "ok", "")
-    assert records.finished_cell(tmp_path, "another") is None
-    assert records.finished_cell(tmp_path / "nowhere", "key") is None
-    (tmp_path / "metrics.parquet").write_bytes(b"half a fi")
-    assert records.finished_cell(tmp_path, "key") is None
-    for content in ("", "{", "[]", '{"key": "key"}'):
-        (tmp_path / "cell.json").write_text(content)
-        assert records.finished_cell(tmp_path, "key") is None
+def test_a_cell_of_another_key_or_no_cell_is_not_finished(finished, tmp_path):
+    assert not records.is_finished(finished(), "another")
+    assert not records.is_finished(tmp_path / "nowhere", "key")
+
+
+@pytest.mark.parametrize("name", ["metrics.arrow", "probes.arrow", SAMPLES])
+def test_a_cell_with_a_file_that_was_cut_changed_or_lost_is_not_finished(finished, name):
+    path = finished() / name
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1]), b"", None):
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        assert not records.is_finished(path.parent, "key")
+        path.write_bytes(whole)
+        assert records.is_finished(path.parent, "key")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"key": "key"}', '{"key": "key", "status": "ok"}', "\x00" * 40, "3"]
+)
+def test_a_cell_with_a_garbled_end_is_not_finished(finished, content):
+    folder = finished()
+    (folder / records.ENDED).write_text(content)
+    assert not records.is_finished(folder, "key")
+
+
+def test_a_cells_end_names_no_file_outside_its_folder(finished, tmp_path):
+    folder = finished()
+    facts = json.loads((folder / records.ENDED).read_text())
+    facts["files"]["../secret"] = facts["files"].pop("metrics.arrow")
+    (folder / records.ENDED).write_text(json.dumps(facts))
+    assert not records.is_finished(folder, "key")
+
+
+def test_a_damaged_file_of_lines_is_refused_with_its_name(tmp_path):
+    for content in (b"{", b"[1]", b"3", b"\xff\xfe"):
+        (tmp_path / SAMPLES).write_bytes(content)
+        with pytest.raises(InputError, match=r"samples\.jsonl is damaged"):
+            records.read_lines(tmp_path / SAMPLES)
 
 
 def test_cell_ids_are_safe_folder_names_that_differ():

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from gradebench import runner, tables
+from gradebench import cells, runner, tables
 from gradebench.errors import InputError
 from gradebench.records import METRICS_COLUMNS, SAMPLES, read_lines
 
@@ -154,12 +154,8 @@ def interrupting(after):
     return Interrupting()
 
 
-def test_an_interrupted_run_has_tables_of_what_is_done_and_can_go_on(run, tmp_path, monkeypatch):
-    ended = runner._has_ended
-    with monkeypatch.context() as patch:
-        # In this process all cells have ended before the first is told of: hide the later ones.
-        patch.setattr(runner, "_has_ended", lambda run, cell: ended(run, cell) and cell.seed == 0)
-        outcome = run(seeds="0-2", progress=interrupting(1))
+def test_an_interrupted_run_has_tables_of_what_is_done_and_can_go_on(run, tmp_path):
+    outcome = run(seeds="0-2", progress=interrupting(1))
     assert outcome.interrupted and not outcome.complete
     assert [statuses(outcome)["reinforce", seed] for seed in range(3)] == ["ok", "interrupted", "interrupted"]
     board = pd.read_csv(tmp_path / "run" / "leaderboard.csv")
@@ -174,7 +170,7 @@ def test_cells_of_an_earlier_run_do_not_pose_as_those_of_an_interrupted_one(run,
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "_reference", interrupt)
+    monkeypatch.setattr(cells, "_reference", interrupt)
     outcome = run(steps=3)
     assert outcome.interrupted
     assert set(statuses(outcome).values()) == {"interrupted"}
@@ -182,7 +178,7 @@ def test_cells_of_an_earlier_run_do_not_pose_as_those_of_an_interrupted_one(run,
 
 def test_cells_train_without_probes_where_the_reference_fails_and_are_computed_again_later(run, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "_reference", lambda *_: ("failed", "too steep"))
+        patch.setattr(cells, "_reference", lambda *_: ("failed", "too steep"))
         outcome = run()
     assert outcome.unprobed == {"tiny.py:TinyTask": "too steep"} and not outcome.complete
     assert set(statuses(outcome).values()) == {"ok"}
@@ -191,6 +187,19 @@ def test_cells_train_without_probes_where_the_reference_fails_and_are_computed_a
     later = run()
     assert later.reused == 0 and later.complete
     assert "probe" in set(later.metrics["phase"])
+
+
+def test_a_reference_that_is_lost_once_is_tried_again(run, monkeypatch):
+    reference, calls = cells._reference, []
+
+    def lost_at_first(*arguments):
+        calls.append(arguments[-1])
+        return ("failed", "its process was killed by signal 9") if len(calls) == 1 else reference(*arguments)
+
+    monkeypatch.setattr(cells, "_reference", lost_at_first)
+    outcome = run()
+    assert calls == [0, 1, 0]
+    assert outcome.complete and not outcome.unprobed
 
 
 def test_statuses_of_all_kinds_are_rows_of_the_leaderboard(run, tiny):

@@ -16,6 +16,8 @@ MAIN = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom gradebench.cli import main; main()"
 )
 
+TIMES = ["seconds_per_step", "peak_memory_bytes"]
+
 
 @pytest.fixture
 def run(tiny, tmp_path, few_draws):
@@ -27,30 +29,36 @@ def run(tiny, tmp_path, few_draws):
 
 
 def test_side_by_side_gives_what_one_after_another_gives(run, tmp_path):
-    """The leaderboard byte for byte, but for the columns of clock and memory."""
-    boards = []
+    """Leaderboard, metrics and probes byte for byte, but for what clock and memory say."""
+    written = []
     for jobs in (1, 2):
-        assert run("rloo", "ppo", out=f"jobs-{jobs}", seeds="0-2", jobs=jobs).complete
-        board = pd.read_csv(tmp_path / f"jobs-{jobs}" / "leaderboard.csv", dtype=str, keep_default_na=False)
-        boards.append(board.drop(columns=["seconds_per_step", "peak_memory_bytes"]).to_csv())
-    assert boards[0] == boards[1]
+        assert run("rloo", "ppo", out=f"jobs-{jobs}/run", seeds="0-2", jobs=jobs).complete
+        names = ("leaderboard", "metrics", "probes", "tests")
+        files = [tmp_path / f"jobs-{jobs}" / "run" / f"{name}.csv" for name in names]
+        board, metrics, *others = (pd.read_csv(file, dtype=str, keep_default_na=False) for file in files)
+        board, metrics = board.drop(columns=TIMES), metrics[~metrics["metric"].isin(TIMES)]
+        written.append([table.to_csv(index=False) for table in (board, metrics, *others)])
+    assert written[0] == written[1]
 
 
-def test_a_cell_that_hangs_dies_or_crashes_is_a_row_and_the_others_go_on(run, tiny):
-    """Also one that ends its process with status 0, which the pool takes for a worker that went in peace."""
-    bad = [tiny(name) for name in ("Sleeps", "Dies", "Dies:status=0", "Crashes")]
+def test_a_cell_that_hangs_dies_crashes_or_eats_memory_is_a_row_and_the_others_go_on(run, tiny):
+    """Also one that ends its process with status 0, as if all were well."""
+    bad = [tiny(name) for name in ("Loops", "Allocates", "Dies", "Dies:status=0", "Crashes")]
     outcome = run(*bad, "reinforce", seeds="0", jobs=2, timeout=15)
     found = outcome.leaderboard.set_index("estimator")["status"].to_dict()
     assert found == {
-        "tiny.py:Sleeps": "timeout 1",
+        "tiny.py:Loops": "timeout 1",
+        "tiny.py:Allocates": "oom 1",
         "tiny.py:Dies": "failed 1",
         "tiny.py:Dies:status=0": "failed 1",
         "tiny.py:Crashes": "failed 1",
         "reinforce": "ok",
     }
-    assert sorted(outcome.reasons.values()) == [
+    reasons = sorted(outcome.reasons.values())
+    assert reasons.pop(3).startswith("oom: RuntimeError: ")
+    assert reasons == [
+        "failed: its process ended with status 0",
         "failed: its process ended with status 3",
-        "failed: its process ended with status 70",
         "failed: its process was killed by signal 11",
         "timeout: took longer than --timeout 15 s",
     ]

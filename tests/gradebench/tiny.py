@@ -3,8 +3,11 @@
 import copy
 import ctypes
 import os
+import resource
+import signal
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -89,6 +92,21 @@ class Nan(Plain):
         return Estimate([torch.full_like(p, float("nan")) for p in problem.params])
 
 
+class NanOnce(Plain):
+    """Its first gradient isn't finite, nor is the first of its own parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.calls = 0
+
+    def gradient(self, problem, rng):
+        self.calls += 1
+        estimate = super().gradient(problem, rng)
+        bad = float("nan") if self.calls == 1 else 1.0
+        return Estimate([g * bad for g in estimate.grad], own_loss=self.scale * bad)
+
+
 class Raises(Plain):
     def gradient(self, problem, rng):
         raise ArithmeticError("the third law\nof the estimator")
@@ -127,6 +145,30 @@ class Crashes(Plain):
 class Sleeps(Plain):
     def gradient(self, problem, rng):
         time.sleep(600)
+
+
+class Loops(Plain):
+    """For ever, and deaf to a polite request to end."""
+
+    def gradient(self, problem, rng):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(0.01)
+
+
+class Allocates(Plain):
+    """Without end, in the gigabyte that `ulimit -v` would leave it."""
+
+    def gradient(self, problem, rng):
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, before[1]))
+        try:
+            held = []
+            while True:
+                held.append(torch.zeros(2**24))
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 class Chatty(Plain):
