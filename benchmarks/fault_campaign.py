@@ -103,7 +103,7 @@ def storm_over(
         process = start(out, steps, seeds, log)
         while process.poll() is None and storm.parents + storm.workers < kills:
             try:
-                process.wait(chance.uniform(0, 0.4) * seconds)
+                process.wait(chance.uniform(0, 0.3) * seconds)
             except subprocess.TimeoutExpired:
                 kill_one(process, chance, storm)
         status = process.wait()
