@@ -15,9 +15,10 @@ from dataclasses import replace
 import torch
 
 from gradebench import harness, registry, runner
-from gradebench.harness import Plan, Trainer
+from gradebench.plan import Plan
 from gradebench.problem import Ledger
 from gradebench.sampling import generator
+from gradebench.training import Trainer
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from shapes import Shape, matrix_rate, seconds_of
 
 from gradebench.estimators.relaxed import GradeSte
 from gradebench.estimators.score_function import Reinforce
-from gradebench.harness import _peak_memory, _reset_peak_memory
+from gradebench.memory import peak_memory, reset_peak_memory
 from gradebench.sampling import generator
 from gradebench.sequence import SequenceProblem
 
@@ -33,9 +33,9 @@ def measured(road: str, shape: Shape, device: str, dtype: torch.dtype, residual:
     if road != "reinforce":
         SequenceProblem.straight_through, SequenceProblem.residual = road, residual  # type: ignore[assignment]
     idle = _resident(device)
-    _reset_peak_memory(device)
+    reset_peak_memory(device)
     estimator.gradient(problem, rng)
-    peak, passes = _peak_memory(device) - idle, problem.ledger.backward_passes
+    peak, passes = peak_memory(device) - idle, problem.ledger.backward_passes
     (seconds,) = seconds_of([lambda: estimator.gradient(problem, rng)], device, 5)
     share = shape.floor_operations / seconds / matrix_rate(device, dtype)
     row = {"road": road, **vars(shape), "dtype": str(dtype).removeprefix("torch."), "seconds": seconds}

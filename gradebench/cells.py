@@ -9,7 +9,7 @@ import pandas as pd
 
 from gradebench import harness, records, tables
 from gradebench.checkpoints import is_whole
-from gradebench.harness import Cell, Plan
+from gradebench.plan import Cell, Plan
 from gradebench.task import Task
 from gradebench.workers import Each
 

@@ -23,6 +23,9 @@ LEVEL = 0.95  # of all intervals
 Floats = NDArray[np.float64]
 
 
+ROUNDING = 1e-13  # of the sum of squares: what draws that are all alike may seem to vary by
+
+
 @dataclass(frozen=True)
 class Interval:
     """A value with the ends of its 95 % interval; NaN where there is none."""
@@ -92,8 +95,11 @@ def _metrics(summary: Summary, kept: Floats, reference_kept: Floats) -> dict[str
     def product(a: Floats, b: Floats) -> float:
         return float(a @ summary.gram @ b)
 
+    squares = float(summary.squares @ kept)
+    spread = squares - n * product(draws, draws)
+    spread = 0.0 if abs(spread) < ROUNDING * squares else spread
     # np.float64 divides by zero to nan or inf, as wanted here.
-    unit_variance = np.float64(summary.squares @ kept - n * product(draws, draws)) / (n - 1 if n > 1 else math.nan)
+    unit_variance = np.float64(spread) / (n - 1 if n > 1 else math.nan)
     halves = 0.0 if summary.halves is None else float(summary.halves @ kept) / n
     variance = unit_variance + halves
     reference_error = 0.0

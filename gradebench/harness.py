@@ -7,183 +7,33 @@ import contextlib
 import hashlib
 import json
 import math
-import resource
 import shutil
-import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.autograd.graph import increment_version
+from torch import Tensor
 
 import gradebench
 from gradebench import parallel, records, registry
-from gradebench.checkpoints import Checkpoint, Training
+from gradebench.checkpoints import Checkpoint
 from gradebench.disk import out_of_room, whole
 from gradebench.errors import InputError, Unsupported
-from gradebench.estimator import Estimate, Estimator
+from gradebench.estimator import Estimator
 from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
+from gradebench.memory import peak_memory, reset_peak_memory
 from gradebench.moments import Moments, Reference, flatten
+from gradebench.plan import Cell, Plan
 from gradebench.probes import Source, costs_of, moments_of, one_estimate
-from gradebench.problem import Guarded, Ledger, Problem
+from gradebench.problem import Ledger
 from gradebench.sampling import generator
 from gradebench.sharded import Sharded
 from gradebench.source_digest import source_digest
 from gradebench.task import Task
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The settings that all cells of a run share."""
-
-    run_id: str
-    out: str
-    device: str
-    steps: int
-    batch: int
-    learning_rate: float | None = None  # None: the recorded tuned value, else the task's
-    clip: float = 1.0  # of the gradient's global norm
-    evaluations: int = 2  # after step 0, evenly spaced
-    checkpoints: int = 3  # of the reference trajectory, its start and end included
-    train: bool = True  # False: gradient probes alone
-    along: str = "reference"  # whose trajectory has the checkpoints: "reference", shared by all, or "own"
-    probe_draws: int = 6  # in pairs that share their prompts
-    details: bool = False  # probe parameter groups, costs and several batch sizes too
-    warm_up: int = 8  # batches for the estimator's own state before it is frozen
-    reference: str = "rloo"  # an unbiased estimator: its trajectory has the checkpoints, its long run is the reference
-    reference_draws: int = 8  # each over all train prompts
-    checkpoint_every: float = 60.0  # seconds of training, after which what it has come to is written down
-    patience: int = 5  # updates refused because the gradient isn't finite, before a cell counts as diverged
-    setting: str = ""  # what the task runs on, as `prepare` settled it
-    settled: dict[str, Any] | None = field(default=None, hash=False)  # of the task, for workers
-    shards: int = 1  # parts of a batch, each with random numbers of its own; several processes share them
-    save_policies: bool = False  # keep the trained policy in the cell's folder
-    tuned: dict[str, float] = field(default_factory=dict, hash=False)  # learning rates found by `gradebench tune`
-    reference_key: str = ""  # changes with whatever the reference trajectory depends on
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One estimator on one task with one seed; specs as a worker can resolve them anew."""
-
-    task: str  # label
-    task_spec: str
-    task_options: dict[str, Any] = field(hash=False)  # as settled by `prepare`
-    estimator: str  # label
-    estimator_spec: str
-    seed: int
-    params: str = "{}"  # of the estimator, all of them, as JSON
-    source: str = ""  # where the estimator comes from
-    digests: tuple[str, ...] = ()  # of the code of task and estimator; empty: whatever it is now
-    checkpoint: int | None = None  # the only one to probe; None: all of them
-    twin: str = ""  # names other draws than the seed's own, for an A/A control; it is trained and not probed
-
-    @property
-    def id(self) -> str:
-        name = records.cell_id(self.task, self.estimator, self.seed)
-        return name if self.checkpoint is None else f"{name}-c{self.checkpoint}"
-
-
-class Diverged(Exception):
-    """The gradient was not finite for too many steps."""
-
-
-# --- a step -----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Clock:
-    """Seconds by what they went to; what a loop's total leaves over is the harness itself."""
-
-    estimator: float = 0.0
-    optimizer: float = 0.0
-
-
-@dataclass
-class Refusals:
-    """Updates that were not made because their gradient was not finite: of the policy, and of the estimator's own."""
-
-    updates_refused: int = 0
-    own_updates_refused: int = 0
-
-
-class Trainer:
-    """The optimizers of policy and estimator, and the order in which they step."""
-
-    def __init__(self, estimator: Estimator, task: Task, plan: Plan, learning_rate: float):
-        self.estimator, self.task, self.plan = estimator, task, plan
-        self.optimizer = torch.optim.Adam(task.params, lr=learning_rate, fused=True)
-        own = [p for p in estimator.parameters() if p.requires_grad]
-        self.own_optimizer = torch.optim.Adam(own, lr=estimator.own_learning_rate) if own else None
-        self.refusals = Refusals()
-        self.clock = Clock()
-
-    def step(self, problem: Problem, rng: torch.Generator, update_policy: bool = True) -> None:
-        """All calls that share one fresh batch, with an update after each."""
-        guarded = Guarded(problem, self.estimator.needs)
-        for _ in range(self.estimator.period):
-            start = time.perf_counter()
-            estimate = self.estimator.gradient(guarded, rng)  # type: ignore[arg-type]
-            middle = time.perf_counter()
-            self._descend_own_loss(estimate)
-            if update_policy:
-                self._ascend(estimate)
-            self.clock.estimator += middle - start
-            self.clock.optimizer += time.perf_counter() - middle
-
-    def _descend_own_loss(self, estimate: Estimate) -> None:
-        """First, because its graph reads the policy's parameters."""
-        if estimate.own_loss is None or self.own_optimizer is None:
-            return
-        own = self.own_optimizer.param_groups[0]["params"]
-        gradients = torch.autograd.grad(estimate.own_loss, own, allow_unused=True)
-        if all(g is None or bool(g.isfinite().all()) for g in gradients):
-            for p, g in zip(own, gradients, strict=True):
-                p.grad = g
-            self.own_optimizer.step()
-        else:
-            self.refusals.own_updates_refused += 1
-
-    def _ascend(self, estimate: Estimate) -> None:
-        norm = nn.utils.get_total_norm(estimate.grad)
-        if not bool(norm.isfinite()):
-            self.refusals.updates_refused += 1
-            refused = self.refusals.updates_refused
-            if refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
-                raise Diverged(f"the gradient was not finite in {refused} updates")
-            return
-        scale = -(self.plan.clip / norm.clamp_min(self.plan.clip))  # optimizers descend, estimates ascend
-        for p, g in zip(self.task.params, estimate.grad, strict=True):
-            p.grad = g * scale
-        self.optimizer.step()
-        increment_version(self.task.params)  # the fused step leaves that out, and problems tell by it what is stale
-
-    def training(self, rng: torch.Generator, ledger: Ledger, record: records.CellRecord) -> Training:
-        """All that moves while this trainer trains, for a checkpoint."""
-        optimizers = [optimizer for optimizer in (self.optimizer, self.own_optimizer) if optimizer is not None]
-        counters = (self.clock, self.refusals, ledger)
-        return Training(self.task.params, self.estimator, optimizers, rng, counters, (record.rows, record.samples))
-
-
-def batches(task: Task, plan: Plan, n: int, seed: int) -> Iterator[Tensor]:
-    """Indices (B,) of the train prompts of each step, B = batch / n: the same order for every estimator of a seed.
-
-    A step has a window of `batch` prompts; one with n samples a prompt takes the first B of them.
-    """
-    size = task.sizes["train"]
-    rng = generator("cpu", seed, "data")
-    order = torch.empty(0, dtype=torch.int64)
-    while True:
-        while len(order) < plan.batch:
-            order = torch.cat([order, torch.randperm(size, generator=rng)])
-        window, order = order[: plan.batch], order[plan.batch :]
-        yield window[: plan.batch // n].to(plan.device)
-
+from gradebench.training import Diverged, Trainer, batches
 
 # --- the parts of a cell ----------------------------------------------------------------------------------------
 
@@ -206,7 +56,7 @@ def train(
     rng = generator(plan.device, cell.seed, "sampling", *filter(None, [cell.twin]))
     marks = {round(plan.steps * i / plan.evaluations) for i in range(plan.evaluations + 1)}
     estimator.train()
-    _reset_peak_memory(plan.device)
+    reset_peak_memory(plan.device)
     training = trainer.training(rng, ledger, record)
     done = checkpoint.restored(training) if checkpoint else 0
     for _ in range(done):
@@ -220,7 +70,7 @@ def train(
                 checkpoint.after(step + 1, training)
     costs = {"seconds_per_step": (trainer.clock.estimator + trainer.clock.optimizer) / max(1, plan.steps)}
     costs |= {name: float(count) for name, count in asdict(ledger).items()}
-    record.add("train", "train", plan.steps, costs | {"peak_memory_bytes": _peak_memory(plan.device)})
+    record.add("train", "train", plan.steps, costs | {"peak_memory_bytes": peak_memory(plan.device)})
     refused = {name: count for name, count in asdict(trainer.refusals).items() if count}
     record.add("train", "train", plan.steps, refused)
     return trainer
@@ -596,22 +446,3 @@ def loaded_task(plan: Plan, cell: Cell) -> Task:
 def set_parameters(task: Task, stored: dict[str, Tensor]) -> None:
     for i, p in enumerate(task.params):
         p.copy_(stored[f"parameter_{i}"])
-
-
-def _reset_peak_memory(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: restarts the peak of this process
-
-
-def _peak_memory(device: str) -> float:
-    """Bytes, of the process on a CPU and of the device's allocator on a GPU."""
-    if device.startswith("cuda"):
-        return float(torch.cuda.max_memory_allocated(device))
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
-    except (OSError, StopIteration):
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024

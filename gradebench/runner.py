@@ -19,10 +19,10 @@ import torch
 from gradebench import disk, harness, parallel, records, registry, tables
 from gradebench.cells import Progress, Run, Troubles, carry_out, gather, pending
 from gradebench.errors import InputError, Unsupported
-from gradebench.harness import Cell, Plan
 from gradebench.hub import TRUST
 from gradebench.launchers import default_jobs, launched
 from gradebench.options import with_values
+from gradebench.plan import Cell, Plan
 from gradebench.task import Task
 from gradebench.tuned import read_choices
 from gradebench.workers import usable_cores

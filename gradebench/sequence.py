@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -467,30 +466,3 @@ def _stacked(steps: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def in_single(x: Tensor) -> Tensor:
     """At least in single precision: what is drawn, scored and summed, whatever the models compute in."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def distinct_bigrams(tokens: Sequence[Sequence[int]]) -> float:
-    """Distinct bigrams over all bigrams of a set of texts (Li et al. 2016), in [0, 1]."""
-    pairs = [pair for text in tokens for pair in pairwise(text)]
-    return len(set(pairs)) / len(pairs) if pairs else 0.0
-
-
-@torch.no_grad()
-def evaluate_sequences(problem: SequenceProblem, rng: torch.Generator) -> tuple[dict[str, float], Tensor]:
-    """Metrics of hard samples, one a prompt, and the samples (B, T): reward, kl, entropy, distinct_2, reference_nll.
-
-    kl in nats a sequence; entropy and reference_nll in nats a token.
-    """
-    z = problem.sample(1, rng)  # (1, B, T)
-    alive = problem.alive(z)
-    log_p = problem.logits(z).log_softmax(-1)
-    metrics = {
-        "reward": float(problem.raw_reward(z).mean()),
-        "entropy": float(-(log_p.exp() * log_p).sum(-1)[alive].mean()),
-        "distinct_2": distinct_bigrams([row[counts].tolist() for row, counts in zip(z[0], alive[0], strict=True)]),
-    }
-    if problem.reference is not None:
-        log_q = problem._forward(problem.reference, z)[0].log_softmax(-1)
-        metrics["kl"] = float((log_p.exp() * (log_p - log_q)).sum(-1).sum(-1).mean())
-        metrics["reference_nll"] = float(-log_q.gather(-1, z.unsqueeze(-1)).squeeze(-1)[alive].mean())
-    return metrics, z[0]

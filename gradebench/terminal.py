@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradebench.boards import number, print_controls, print_leaderboard, print_underpowered, stdout_console
-from gradebench.harness import Cell
+from gradebench.plan import Cell
 from gradebench.runner import Outcome, Progress, Run
 
 REASONS_SHOWN = 20

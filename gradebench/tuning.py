@@ -12,7 +12,7 @@ import scipy.stats
 
 from gradebench import disk, options, records, registry, runner, tables
 from gradebench.errors import InputError
-from gradebench.harness import Cell
+from gradebench.plan import Cell
 from gradebench.task import Task
 from gradebench.tuned import CURVES, CURVES_COLUMNS
 

@@ -15,7 +15,7 @@ from gradebench import InputError, Ledger, Range, SequenceProblem, Task, generat
 from gradebench.cache import cached_folder
 from gradebench.hub import is_here, locate_model
 from gradebench.saving import is_scratch, load_scratch, save_policy
-from gradebench.sequence import evaluate_sequences
+from gradebench.sequence_metrics import evaluate_sequences
 from gradebench.task import Log
 from gradebench.text_reward import TextReward
 from gradebench.transformer import ScratchPolicy

@@ -17,7 +17,7 @@ from gradebench.errors import InputError
 from gradebench.hub import is_here, locate_model
 from gradebench.pretraining import TokenRows, accuracy, pretrain_policy, token_rows, train_classifier
 from gradebench.saving import is_scratch, load_saved_vocabulary, load_scratch, save_policy
-from gradebench.sequence import evaluate_sequences
+from gradebench.sequence_metrics import evaluate_sequences
 from gradebench.task import Log
 from gradebench.tasks import grammar
 from gradebench.tasks.corpora import Corpus, HubUnreachable, hub_corpus, read_corpus, split_corpus

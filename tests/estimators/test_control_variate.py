@@ -12,9 +12,10 @@ from gradebench.estimators import control_variate
 from gradebench.estimators.control_variate import MuProp, Rebar, Relax
 from gradebench.estimators.score_function import Reinforce
 from gradebench.factorised import FactorisedProblem
-from gradebench.harness import Plan, Trainer
+from gradebench.plan import Plan
 from gradebench.probes import one_estimate
 from gradebench.sampling import generator
+from gradebench.training import Trainer
 
 
 def flat(gradient):

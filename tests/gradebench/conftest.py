@@ -13,11 +13,11 @@ TINY = Path(__file__).with_name("tiny.py")
 @contextlib.contextmanager
 def workers_in_this_process(places, timeout):
     """What the workers do, without the seconds that each takes to start."""
-    from gradebench.workers import _outcome_of
+    from gradebench.workers import outcome_of
 
     def each(function, calls):
         for call in calls:
-            ended = _outcome_of(function, call)
+            ended = outcome_of(function, call)
             if isinstance(ended, Exception):
                 raise ended
             yield call, ended

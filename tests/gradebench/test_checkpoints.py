@@ -8,8 +8,9 @@ import torch
 
 from gradebench import checkpoints, harness
 from gradebench.checkpoints import NotPlain
-from gradebench.harness import Cell, Plan, Trainer
+from gradebench.plan import Cell, Plan
 from gradebench.records import SAMPLES
+from gradebench.training import Trainer
 
 STEPS = 7
 STATEFUL = """

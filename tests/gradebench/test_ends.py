@@ -11,7 +11,8 @@ from gradebench import conformance, registry, subject
 from gradebench.ends import ended_logits, up_to_end
 from gradebench.moments import flatten
 from gradebench.sampling import generator
-from gradebench.sequence import SequenceProblem, evaluate_sequences
+from gradebench.sequence import SequenceProblem
+from gradebench.sequence_metrics import evaluate_sequences
 
 # The tests' folders are no packages to import from.
 plain = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "plain.py")))

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from gradebench import Estimate, harness, records, registry, tables
-from gradebench.harness import Cell, Plan, Trainer
+from gradebench.plan import Cell, Plan
 from gradebench.problem import Ledger
 from gradebench.sampling import generator
+from gradebench.training import Trainer
 
 
 @pytest.fixture

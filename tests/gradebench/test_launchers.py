@@ -262,7 +262,7 @@ def test_a_full_disk_ends_a_slurm_run_with_its_line(tmp_path, monkeypatch):
 class FullDisk:
     def __enter__(self):
         def each(function, calls):
-            ended = workers._outcome_of(function, calls[:1])
+            ended = workers.outcome_of(function, calls[:1])
             raise ended
             yield
 

@@ -9,7 +9,8 @@ from gradebench import registry
 from gradebench.moments import flatten
 from gradebench.problem import Ledger
 from gradebench.sampling import exponential, generator, gumbel, harden
-from gradebench.sequence import SequenceProblem, distinct_bigrams, evaluate_sequences
+from gradebench.sequence import SequenceProblem
+from gradebench.sequence_metrics import distinct_bigrams, evaluate_sequences
 
 ALPHA = 1e-3  # false alarms of each statistical test
 

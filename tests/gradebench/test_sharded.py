@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gradebench import Unsupported, harness, parallel, registry
-from gradebench.harness import Plan
+from gradebench.plan import Plan
 from gradebench.sampling import generator
 from gradebench.sharded import Sharded
 
@@ -80,7 +80,7 @@ def test_a_cell_runs_in_parts_from_training_to_its_probes(tmp_path):
             harness.reference_cell(plan, _cell("ppo"), number)
         assert harness.run_cell(plan, _cell("ppo"), "key") == ("ok", "")
     whole, parts = (
-        pd.read_parquet(next((tmp_path / folder / "cells").glob("tiny--ppo*")) / "metrics.parquet").set_index("metric")
+        pd.read_feather(next((tmp_path / folder / "cells").glob("tiny--ppo*")) / "metrics.arrow").set_index("metric")
         for folder in ("whole", "parts")
     )
     for name in ("reward_calls", "tokens_sampled"):

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from gradebench import tables, terminal
-from gradebench.harness import Cell
+from gradebench.plan import Cell
 from gradebench.runner import Outcome, Run
 
 CELL = Cell("imdb", "imdb", {}, "rloo", "rloo", 3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradebench import InputError, harness
-from gradebench.harness import Cell, Plan
+from gradebench.plan import Cell, Plan
 from gradebench.sampling import generator
 from gradebench.tasks import grammar, imdb
 from gradebench.tasks.corpora import HubUnreachable, read_corpus, split_corpus
@@ -153,7 +153,7 @@ def test_a_cell_starts_from_the_policys_own_parameters_whatever_ran_before(task,
     at_start, at_end = set(), set()
     for cell in cells:
         assert harness.run_cell(plan, cell, "key")[0] == "ok"
-        rows = pd.read_parquet(tmp_path / "cells" / cell.id / "metrics.parquet")
+        rows = pd.read_feather(tmp_path / "cells" / cell.id / "metrics.arrow")
         nll = rows[(rows["metric"] == "kl") & (rows["split"] == "train")].set_index("step")["value"]
         at_start.add(round(nll[0], 6))
         at_end.add(round(nll[2], 6))

@@ -15,7 +15,7 @@ import torch
 
 from gradebench import InputError, Unsupported, harness, registry
 from gradebench.estimator import Estimator
-from gradebench.harness import Cell, Plan
+from gradebench.plan import Cell, Plan
 from gradebench.sampling import generator
 from gradebench.tasks import imdb
 from gradebench.tasks.grammar import generate_reviews

@@ -1,0 +1,110 @@
+"""Steps of training: the order of the data, the optimizers, and what counts as diverged."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+from gradebench import records
+from gradebench.checkpoints import Training
+from gradebench.estimator import Estimate, Estimator
+from gradebench.plan import Plan
+from gradebench.problem import Guarded, Ledger, Problem
+from gradebench.sampling import generator
+from gradebench.task import Task
+
+
+class Diverged(Exception):
+    """The gradient was not finite for too many steps."""
+
+
+@dataclass
+class Clock:
+    """Seconds by what they went to; what a loop's total leaves over is the harness itself."""
+
+    estimator: float = 0.0
+    optimizer: float = 0.0
+
+
+@dataclass
+class Refusals:
+    """Updates that were not made because their gradient was not finite: of the policy, and of the estimator's own."""
+
+    updates_refused: int = 0
+    own_updates_refused: int = 0
+
+
+class Trainer:
+    """The optimizers of policy and estimator, and the order in which they step."""
+
+    def __init__(self, estimator: Estimator, task: Task, plan: Plan, learning_rate: float):
+        self.estimator, self.task, self.plan = estimator, task, plan
+        self.optimizer = torch.optim.Adam(task.params, lr=learning_rate, fused=True)
+        own = [p for p in estimator.parameters() if p.requires_grad]
+        self.own_optimizer = torch.optim.Adam(own, lr=estimator.own_learning_rate) if own else None
+        self.refusals = Refusals()
+        self.clock = Clock()
+
+    def step(self, problem: Problem, rng: torch.Generator, update_policy: bool = True) -> None:
+        """All calls that share one fresh batch, with an update after each."""
+        guarded = Guarded(problem, self.estimator.needs)
+        for _ in range(self.estimator.period):
+            start = time.perf_counter()
+            estimate = self.estimator.gradient(guarded, rng)  # type: ignore[arg-type]
+            middle = time.perf_counter()
+            self._descend_own_loss(estimate)
+            if update_policy:
+                self._ascend(estimate)
+            self.clock.estimator += middle - start
+            self.clock.optimizer += time.perf_counter() - middle
+
+    def _descend_own_loss(self, estimate: Estimate) -> None:
+        """First, because its graph reads the policy's parameters."""
+        if estimate.own_loss is None or self.own_optimizer is None:
+            return
+        own = self.own_optimizer.param_groups[0]["params"]
+        gradients = torch.autograd.grad(estimate.own_loss, own, allow_unused=True)
+        if all(g is None or bool(g.isfinite().all()) for g in gradients):
+            for p, g in zip(own, gradients, strict=True):
+                p.grad = g
+            self.own_optimizer.step()
+        else:
+            self.refusals.own_updates_refused += 1
+
+    def _ascend(self, estimate: Estimate) -> None:
+        norm = nn.utils.get_total_norm(estimate.grad)
+        if not bool(norm.isfinite()):
+            self.refusals.updates_refused += 1
+            refused = self.refusals.updates_refused
+            if refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
+                raise Diverged(f"the gradient was not finite in {refused} updates")
+            return
+        scale = -(self.plan.clip / norm.clamp_min(self.plan.clip))  # optimizers descend, estimates ascend
+        for p, g in zip(self.task.params, estimate.grad, strict=True):
+            p.grad = g * scale
+        self.optimizer.step()
+        increment_version(self.task.params)  # the fused step leaves that out, and problems tell by it what is stale
+
+    def training(self, rng: torch.Generator, ledger: Ledger, record: records.CellRecord) -> Training:
+        """All that moves while this trainer trains, for a checkpoint."""
+        optimizers = [optimizer for optimizer in (self.optimizer, self.own_optimizer) if optimizer is not None]
+        counters = (self.clock, self.refusals, ledger)
+        return Training(self.task.params, self.estimator, optimizers, rng, counters, (record.rows, record.samples))
+
+
+def batches(task: Task, plan: Plan, n: int, seed: int) -> Iterator[Tensor]:
+    """Indices (B,) of the train prompts of each step, B = batch / n: the same order for every estimator of a seed.
+
+    A step has a window of `batch` prompts; one with n samples a prompt takes the first B of them.
+    """
+    size = task.sizes["train"]
+    rng = generator("cpu", seed, "data")
+    order = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(order) < plan.batch:
+            order = torch.cat([order, torch.randperm(size, generator=rng)])
+        window, order = order[: plan.batch], order[plan.batch :]
+        yield window[: plan.batch // n].to(plan.device)
