@@ -189,17 +189,17 @@ def load_policy(
     Raises InputError, in one line, for whatever keeps the model from serving as a policy.
     """
     folder = locate_model(name_or_path).folder
-    with _quiet(), _refused(name_or_path, "a policy"):
+    with quiet(), refused(name_or_path, "a policy"):
         config = _config(folder)
         named = getattr(config, "architectures", None) or []
         own_code = getattr(config, "auto_map", None)
         if named and not set(named) & _causal_architectures() and not own_code:
             raise InputError(f"{name_or_path}: a {named[0]}, not a causal language model; give one")
-        tokenizer = _tokenizer(folder)
+        tokenizer = tokenizer_of(folder)
         _check_context(name_or_path, config, tokenizer, length)
         # Weights that are trained stay in float32; frozen ones needn't.
         dtype = torch.bfloat16 if half and lora else torch.float32
-        model = _model(AutoModelForCausalLM, folder, name_or_path, "a causal language model", dtype)
+        model = model_of(AutoModelForCausalLM, folder, name_or_path, "a causal language model", dtype)
         vocabulary = PretrainedVocabulary(tokenizer)
         _check_rows(name_or_path, model, len(vocabulary))
         policy = PretrainedPolicy(model, len(vocabulary), half)
@@ -220,9 +220,9 @@ def load_reward(name_or_path: str, vocabulary: Any, length: int = 1, half: bool 
     Raises InputError, in one line, for whatever keeps the model from serving as a reward.
     """
     folder = locate_model(name_or_path).folder
-    with _quiet(), _refused(name_or_path, "a reward"):
+    with quiet(), refused(name_or_path, "a reward"):
         config = _config(folder)
-        tokenizer = _tokenizer(folder)
+        tokenizer = tokenizer_of(folder)
         own = PretrainedVocabulary(tokenizer)
         check_same_tokens(name_or_path, own, vocabulary)
         before, after = special_tokens_around(tokenizer)
@@ -230,7 +230,7 @@ def load_reward(name_or_path: str, vocabulary: Any, length: int = 1, half: bool 
             before = []  # the prompts bring it
         _check_context(name_or_path, config, tokenizer, length + len(before) + len(after))
         dtype = torch.bfloat16 if half else torch.float32
-        model = _model(AutoModelForSequenceClassification, folder, name_or_path, "a sequence classifier", dtype)
+        model = model_of(AutoModelForSequenceClassification, folder, name_or_path, "a sequence classifier", dtype)
         _check_rows(name_or_path, model, len(own))
         text_config = model.config.get_text_config()
         text_config.use_cache = False
@@ -361,11 +361,11 @@ def _config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
 
 
-def _tokenizer(folder: Path) -> Any:
+def tokenizer_of(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
 
 
-def _model(auto: Any, folder: Path, name_or_path: str, kind: str, dtype: torch.dtype) -> Any:
+def model_of(auto: Any, folder: Path, name_or_path: str, kind: str, dtype: torch.dtype) -> Any:
     """The model with the folder's weights, none left out; refuses weights that lack a part of it."""
     model, report = auto.from_pretrained(
         folder,
@@ -407,7 +407,7 @@ def _check_rows(name_or_path: str, model: Any, tokens: int) -> None:
 
 
 @contextmanager
-def _refused(name_or_path: str, role: str) -> Iterator[None]:
+def refused(name_or_path: str, role: str) -> Iterator[None]:
     """Turns whatever a library raises about a model into one line."""
     try:
         yield
@@ -421,7 +421,7 @@ def _refused(name_or_path: str, role: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps bars and reports of the library off the terminal; what matters in them is checked here."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)

@@ -32,7 +32,7 @@ def save_policy(policy: Any, vocabulary: Any, folder: Path) -> None:
     model = policy.merged() if hasattr(policy, "merged") else policy.model
     from gradebench import pretrained  # the library of models takes seconds to load
 
-    with pretrained._quiet():
+    with pretrained.quiet():
         model.save_pretrained(folder)
         vocabulary.tokenizer.save_pretrained(folder)
 

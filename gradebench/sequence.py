@@ -17,6 +17,9 @@ from gradebench.sampling import categorical, straight_through
 from gradebench.transformer import ScratchPolicy
 
 
+WORTH_A_PASS = 100  # tokens of prompts that are read once for several samples, at least: reading them apart is a pass
+
+
 class Policy(Protocol):
     """A causal language model: `embed` reads ids or relaxed one-hots, the call continues from a cache.
 
@@ -384,7 +387,8 @@ class SequenceProblem(Problem):
         n = len(tokens)
         past = self._embedded(policy, tokens, self.horizon - 1)
         pads = self._padding(n)
-        if n > 1 and self.prompts.shape[1] > 1 and self.rows_at_once is None:
+        saved = (n - 1) * self.contexts * (self.prompts.shape[1] - 1)
+        if saved >= WORTH_A_PASS and self.rows_at_once is None:
             *_, cache = self._read_prompts(policy, n, self.prompts[:, :-1])
             texts = torch.cat([policy.embed(self._prompts(n)[:, -1:]), past], 1)
             logits, features, _ = policy(texts, cache, **pads)

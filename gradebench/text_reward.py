@@ -170,10 +170,10 @@ def load_text_classifier(name_or_path: str) -> TextClassifier:
     from gradebench import pretrained
 
     folder = locate_model(name_or_path).folder
-    with pretrained._quiet(), pretrained._refused(name_or_path, "a reward"):
-        tokenizer = pretrained._tokenizer(folder)
+    with pretrained.quiet(), pretrained.refused(name_or_path, "a reward"):
+        tokenizer = pretrained.tokenizer_of(folder)
         kind = "a sequence classifier"
-        model = pretrained._model(AutoModelForSequenceClassification, folder, name_or_path, kind, torch.float32)
+        model = pretrained.model_of(AutoModelForSequenceClassification, folder, name_or_path, kind, torch.float32)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         tokenizer.padding_side = "right"
@@ -190,8 +190,8 @@ def shares_tokens(name_or_path: str, vocabulary: Any) -> bool:
     from gradebench import pretrained
 
     folder = locate_model(name_or_path).folder
-    with pretrained._quiet(), pretrained._refused(name_or_path, "a reward"):
-        return pretrained._tokenizer(folder).get_vocab() == vocabulary.tokenizer.get_vocab()
+    with pretrained.quiet(), pretrained.refused(name_or_path, "a reward"):
+        return pretrained.tokenizer_of(folder).get_vocab() == vocabulary.tokenizer.get_vocab()
 
 
 def _asked(function: Callable[..., Any]) -> tuple[list[str], int]:
