@@ -16,7 +16,6 @@ from gradebench.replicas import Replicas
 from gradebench.sampling import categorical, straight_through
 from gradebench.transformer import ScratchPolicy
 
-
 WORTH_A_PASS = 100  # tokens of prompts that are read once for several samples, at least: reading them apart is a pass
 
 
