@@ -23,7 +23,7 @@ plain, tiny_models = (
 )
 
 FAMILIES = ("gpt2", "llama", "qwen", "gpt-neox")
-MISSION = ("grade-ste", "grade", "reinforce", "ppo", "rebar", "rloo")
+MISSION = ("grade-ste", "grade", "reinforce", "ppo", "rebar")
 HORIZON = 3
 
 
