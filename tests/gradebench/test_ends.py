@@ -9,6 +9,7 @@ import torch
 
 from gradebench import conformance, registry, subject
 from gradebench.ends import ended_logits, up_to_end
+from gradebench.estimators.actor_critic import generalised_advantage
 from gradebench.moments import flatten
 from gradebench.sampling import generator
 from gradebench.sequence import SequenceProblem
@@ -163,3 +164,26 @@ def test_a_part_keeps_ends_and_its_own_padding(problem):
     part = problem.select(torch.tensor([1, 2]))
     assert isinstance(part, SequenceProblem)
     assert (part.end, part.pads.tolist()) == (END, [1, 0])
+
+
+def test_advantage_comes_from_the_last_token_that_counts():
+    reward, value, alive = torch.tensor([2.0]), torch.tensor([[0.5, 1.0, -1.0]]), torch.tensor([[True, True, False]])
+    assert generalised_advantage(reward, value, 1.0, alive).tolist() == [[1.5, 1.0, 0.0]]  # return minus value
+    assert generalised_advantage(reward, value, 0.0, alive).tolist() == [[0.5, 1.0, 0.0]]  # one step ahead
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "dr-grpo"])
+def test_means_over_tokens_are_over_those_that_count(tiny_problem, name):
+    """GRPO: of each sequence's own; DAPO: of all in the batch; Dr. GRPO: a sum."""
+    problem = with_ends(tiny_problem())
+    one = {"minibatches": 1, "std": False} if name != "dr-grpo" else {}
+    estimator = registry.resolve("estimators", name).factory(n=4, **one)
+    z = problem.sample(4, generator("cpu", "lengths"))
+    lengths = problem.alive(z).sum(-1).double()
+    assert lengths.min() < lengths.max()
+    weight = {"grpo": 1 / lengths, "dapo": lengths.numel() / lengths.sum(), "dr-grpo": 1.0}[name]
+    reward = problem.reward(z)
+    advantage = reward - reward.mean(0)
+    expected = flatten(problem.grad((weight * advantage * problem.log_prob(z).sum(-1)).mean()))
+    found = flatten(estimator.gradient(problem, generator("cpu", "lengths")).grad)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
