@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from gradebench import registry
-from gradebench.probes import Source, draws_are_separate, moments_of
+from gradebench.probes import FEWEST_COPIES, Source, entries_at_once, moments_of
 from gradebench.sampling import generator
 
 TASKS = ("enumerable-lm", "imdb:corpus=embedded")
@@ -50,7 +50,7 @@ def measured(spec: str, name: str, draws: int, batch: int) -> dict[str, Any]:
         "parameters": size,
         "sequences": batch,
         "draws": draws,
-        "many_at_once": draws_are_separate(estimator, source),
+        "many_at_once": entries_at_once(estimator, source) >= FEWEST_COPIES * size,
         "probe_seconds": probe_seconds,
         "bare_seconds": bare_seconds,
         "ratio": probe_seconds / bare_seconds,

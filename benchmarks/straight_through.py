@@ -24,7 +24,7 @@ from gradebench.memory import peak_memory, reset_peak_memory
 from gradebench.sampling import generator
 from gradebench.sequence import SequenceProblem
 
-ROADS = ("reinforce", "plain", "once", "parallel")
+ROADS = ("reinforce", "plain", "recorded", "parallel")
 
 
 def measured(road: str, shape: Shape, device: str, dtype: torch.dtype, residual: float) -> dict[str, object]:

@@ -51,7 +51,7 @@ class Relaxed(Estimator):
 
     def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
         # y (n, B, T, V)
-        y = problem.rollout(lambda logits: self.relax(logits, rng), self.n, True, rng if self.hard else None)
+        y = problem.rollout(lambda logits: self.relax(logits, rng), self.n, True, rng, self.hard)
         grad = problem.grad(problem.soft_reward(y).mean())
         if self.last is None:
             return Estimate(grad)

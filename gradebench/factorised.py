@@ -73,7 +73,14 @@ class FactorisedProblem(Problem):
         self.ledger.reward_calls += len(y) * self.contexts
         return self.reward_of(y)
 
-    def rollout(self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None) -> Tensor:
+    def rollout(
+        self,
+        relax: Relax,
+        n: int,
+        together: bool = False,
+        rng: torch.Generator | None = None,
+        hard: bool = False,
+    ) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
         return independent_tokens(self._logits().expand(n, -1, -1, -1), relax, together)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +18,11 @@ from gradebench.moments import BLOCKS, Moments, flatten
 from gradebench.problem import Guarded, Ledger, Problem
 
 COPIES = 256  # draws in one pass, at most
-COPIED_ENTRIES = 2**19  # draws in one pass times parameters, at most: larger models gain nothing and fill the memory
+COPIED_ENTRIES = 2**22  # draws in one pass times parameters, at most: larger models gain nothing and fill the memory
+MAPPED_ENTRIES = 2**19  # the same where weights are copied too, not their gradients alone
 COPIED_ROWS = 2**14  # draws in one pass times sequences of one draw, at most
 FEWEST_COPIES = 8  # below, one pass of many draws isn't quicker than one a draw
+FEWEST_DRAWS = 32  # below, finding out costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def moments_of(estimator: Estimator, source: Source, pairs: int, centre: Tensor,
     first, noisy = _first_pair(estimator, source)
     if not noisy:
         pairs, drawn, at_once = min(pairs, BLOCKS), _same_twice, 1
-    elif at_once := _pairs_at_once(estimator, source, sum(sizes)):
+    elif 2 * pairs >= FEWEST_DRAWS and (at_once := _pairs_at_once(estimator, source, sum(sizes))):
         drawn = _many_estimates
     else:
         drawn, at_once = _one_by_one, 1
@@ -114,27 +117,32 @@ def _pairs_at_once(estimator: Estimator, source: Source, size: int) -> int:
     """How many pairs fit into one pass; 0 where draws have to come one by one."""
     rows = len(source.contexts(0)) * estimator.n
     copies = min(COPIES, COPIED_ENTRIES // size, COPIED_ROWS // rows)
-    return copies // 2 if copies >= FEWEST_COPIES and draws_are_separate(estimator, source) else 0
+    if copies >= FEWEST_COPIES:
+        copies = min(copies, entries_at_once(estimator, source) // size)
+    return copies // 2 if copies >= FEWEST_COPIES else 0
 
 
-def draws_are_separate(estimator: Estimator, source: Source) -> bool:
-    """Whether copies in one pass leave each other alone: found by changing the rewards of one and watching the other.
+def entries_at_once(estimator: Estimator, source: Source) -> int:
+    """Draws in one pass times parameters, at most; 0 where draws have to come one by one.
 
-    Advantages that are whitened over the batch, or contexts that are shuffled, tie draws together; then the answer is
-    no, as it is for problems that can't be replicated.
+    Copies in one pass must leave each other alone: found by changing the rewards of one and watching the other.
+    Advantages that are whitened over the batch, or contexts that are shuffled, tie draws together, and some problems
+    can't be replicated.
     """
     index = source.contexts(0)
+    problem = source.problem(index.repeat_interleave(2), None)
 
-    def watched(factor: float) -> list[Tensor]:
-        problem = source.problem(index.repeat_interleave(2), None).replicated(2)
-        rng = source.generator(0)
-        return [g[0] for g in _mean_gradient(estimator, _Rewarded(problem, factor), rng)]  # type: ignore[arg-type]
+    def watched(factor: float) -> tuple[list[Tensor], bool]:
+        copies = problem.replicated(2)
+        rewarded: Any = _Rewarded(copies, factor)
+        return [g[0] for g in _mean_gradient(estimator, rewarded, source.generator(0))], copies.mapped
 
     try:
-        plain, changed = watched(1.0), watched(3.0)
+        (plain, mapped), (changed, _) = watched(1.0), watched(3.0)
     except Exception:  # noqa: BLE001 - models and estimators fail in their own ways when batched; one by one always works
-        return False
-    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(plain, changed, strict=True))
+        return 0
+    apart = all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(plain, changed, strict=True))
+    return 0 if not apart else MAPPED_ENTRIES if mapped else COPIED_ENTRIES
 
 
 class _Rewarded:

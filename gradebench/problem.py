@@ -73,14 +73,21 @@ class Problem(ABC):
         """f_theta (n, B) of relaxed one-hots y (n, B, T, V), differentiable in y."""
 
     @abstractmethod
-    def rollout(self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None) -> Tensor:
+    def rollout(
+        self,
+        relax: Relax,
+        n: int,
+        together: bool = False,
+        rng: torch.Generator | None = None,
+        hard: bool = False,
+    ) -> Tensor:
         """Differentiable draws y (n, B, T, V): relax(logits) is called once a position, in order, and y is fed back.
 
         `together`: relax treats all rows (n, B, V) alike and has no sense of position, so where no position reads
         another it may get all of them in one call, as (n, B T, V).
-        `rng`: given where relax gives one-hots and their graph will be differentiated once, the generator that it draws
-        from. Then tokens may be drawn without a graph, and relax called again, with the same noise, on the logits of
-        one parallel pass over them.
+        `rng`: given where the graph will be differentiated once, by the policy's parameters or by the tokens: the
+        generator that relax draws from. `hard`: relax gives one-hots. With both, tokens may be drawn without a graph,
+        and relax called again, with the same noise, on the logits of one parallel pass over them.
         """
 
     @abstractmethod
@@ -113,6 +120,11 @@ class Problem(ABC):
         draws. Raises NotImplementedError where the models can't be batched like that.
         """
         raise NotImplementedError(f"{type(self).__name__} can't be replicated")
+
+    @property
+    def mapped(self) -> bool:
+        """Of a replicated problem: whether copies were made of the models' weights, which is slow for large ones."""
+        return True
 
     @property
     def parameter_names(self) -> Sequence[str]:

@@ -24,6 +24,7 @@ class Replicas:
             raise NotImplementedError(f"{type(module).__name__} has dropout or batch statistics")
         self.module: Any = module
         self.copies = copies
+        self.mapped = False  # whether a call with a graph was batched over the copies
         self.methods = _Methods(module)
         self.feature_size: int = getattr(module, "feature_size", 0)
         self.trained = {
@@ -50,9 +51,14 @@ class Replicas:
             return self.module.reordered(cache, rows)
         return _mapped(lambda tensor: tensor[rows], cache)  # rows of one copy stay with it
 
+    @property
+    def alike(self) -> bool:
+        """Whether the copies' parameters are still the module's, expanded."""
+        return all(p.stride(0) == 0 for p in self.trained.values())
+
     def _all_alike(self) -> bool:
-        """Whether nothing tells the copies apart: no graph, and parameters that are still the expanded ones."""
-        return not torch.is_grad_enabled() and all(p.stride(0) == 0 for p in self.trained.values())
+        """Whether nothing tells the copies apart: no graph, and the same parameters."""
+        return not torch.is_grad_enabled() and self.alike
 
     def _call(self, method: str, *inputs: Any, **options: Any) -> Any:
         """Tensors (N, ...) go in as (N / copies, copies, ...), and come out so."""
@@ -65,6 +71,7 @@ class Replicas:
             return torch.func.functional_call(self.methods, parameters, (method, *arguments), options)
 
         recorded = torch.is_grad_enabled()
+        self.mapped |= recorded
         with torch.enable_grad():  # modules may write in place, or call fused kernels, where nothing is recorded
             outputs = torch.func.vmap(one, in_dims=(0, *[1] * len(dealt)), out_dims=1)(self.trained, *dealt)
         return _mapped(lambda rows: rows.flatten(0, 1) if recorded else rows.flatten(0, 1).detach(), outputs)

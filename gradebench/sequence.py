@@ -1,5 +1,6 @@
 """The problem of aligning an autoregressive language model, on any policy and reward that read embeddings."""
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -10,8 +11,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from gradebench.ends import ended_logits, ending_token, up_to_end
-from gradebench.once import Once
 from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, chosen, continued
+from gradebench.recorded import Recording, Relaxed, Replayed, Step
 from gradebench.replicas import Replicas
 from gradebench.sampling import categorical, straight_through
 from gradebench.transformer import ScratchPolicy
@@ -78,7 +79,9 @@ class SequenceProblem(Problem):
     a relax(logits) + (1 - a) one_hot(end), and its penalty there counts a.
     """
 
-    straight_through: Literal["auto", "plain", "once", "parallel"] = "auto"  # the graph of rollouts with hard tokens
+    straight_through: Literal["auto", "plain", "recorded", "parallel"] = (
+        "auto"  # the graph of rollouts with hard tokens
+    )
     residual: float = 1e-4  # of a parallel one: the last term of the feedback that is added, relative to their sum
 
     def __init__(
@@ -112,6 +115,7 @@ class SequenceProblem(Problem):
         self._feedback: tuple[Tensor, Tensor, Tensor] | None = None
         self._one_hots: tuple[Tensor | None, Tensor] = (None, torch.empty(0))  # of the last rollout, and their ids
         self._memo: Memo | None = None
+        self._drawn: tuple[Tensor, tuple[int, ...], Recording] | None = None  # tokens that were drawn last
 
     def select(self, index: Tensor) -> "SequenceProblem":
         if isinstance(self.policy, Replicas):
@@ -147,31 +151,76 @@ class SequenceProblem(Problem):
         )
 
     @property
+    def mapped(self) -> bool:
+        return isinstance(self.policy, Replicas) and self.policy.mapped
+
+    @property
     def parameter_names(self) -> list[str]:
         return [name for name, p in self.policy.named_parameters() if p.requires_grad]
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         return self.draw(lambda logits: categorical(logits, rng), n)
 
-    @torch.no_grad()
     def draw(self, choose: Choose, n: int) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
+        transformer = self._transformer()
+        if transformer is None:
+            with torch.no_grad():
+                return self._draw_from_any(choose, n)
+        keeps = torch.is_grad_enabled() and self.rows_at_once is None
+        with torch.no_grad():
+            recording = Recording(transformer, self.prompts, n, self.horizon, keeps, self.pads)
+            z, branched = self._draw_recorded(choose, recording)
+        self._memo = None
+        self._drawn = (z, self._versions(z), recording) if keeps and not branched else None
+        return z
+
+    def _draw_recorded(self, choose: Choose, recording: Recording) -> tuple[Tensor, bool]:
+        """Draws z, and whether some of them go on from others."""
+        shape, branched = (recording.size.draws, self.contexts, self.horizon), False
+        z = torch.empty(shape, dtype=torch.int64, device=self.prompts.device)
+        for t in range(self.horizon):
+            logits = recording.read(recording.table[z[:, :, t - 1].flatten()]) if t else recording.start()
+            z[:, :, t], parents = self._chosen(choose, logits, z, t)
+            if parents is not None:
+                z[:, :, :t] = continued(z[:, :, :t], parents)
+                recording.follow(self._followed(parents))
+                branched = True
+        return z, branched
+
+    def _draw_from_any(self, choose: Choose, n: int) -> Tensor:
         pads = self._padding(n)
         logits, _, cache = self._read_prompts(self.policy, n, self.prompts)
         z = torch.empty(n, self.contexts, self.horizon, dtype=torch.int64, device=logits.device)
         for t in range(self.horizon):
             if t:
                 logits, _, cache = self.policy(self.policy.embed(z[:, :, t - 1].reshape(-1, 1)), cache, **pads)
-            here = in_single(logits[:, -1].view(n, self.contexts, -1))
-            if t and self.end is not None:
-                here = ended_logits(here, z[:, :, t - 1] == self.end, self.end)
-            z[:, :, t], parents = chosen(choose(here))
+            z[:, :, t], parents = self._chosen(choose, logits[:, -1], z, t)
             if parents is not None:
                 z[:, :, :t] = continued(z[:, :, :t], parents)
-                rows = parents * self.contexts + torch.arange(self.contexts, device=z.device)
-                cache = self.policy.reordered(cache, rows.flatten())
+                cache = self.policy.reordered(cache, self._followed(parents))
         return z
+
+    def _chosen(self, choose: Choose, logits: Tensor, z: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
+        """Ids (n, B) of position t and their parents, from logits (n B, V)."""
+        here = in_single(logits).view(*z.shape[:2], -1)
+        if t and self.end is not None:
+            here = ended_logits(here, z[:, :, t - 1] == self.end, self.end)
+        return chosen(choose(here))
+
+    def _followed(self, parents: Tensor) -> Tensor:
+        """Rows (n B,) of the sequences that parents (n, B) name."""
+        return (parents * self.contexts + torch.arange(self.contexts, device=parents.device)).flatten()
+
+    def _transformer(self) -> ScratchPolicy | None:
+        """The policy where it is the transformer made here, whose rollouts can be recorded."""
+        policy: Any = self.policy
+        if isinstance(policy, Replicas):
+            same = policy.alike and len(policy.trained) == len(list(policy.module.parameters()))
+            policy = policy.module if same else None
+        able = isinstance(policy, ScratchPolicy) and not torch.is_autocast_enabled(self.prompts.device.type)
+        return policy if able else None
 
     def logits(self, z: Tensor) -> Tensor:
         return self._pass(z).passed()[0]
@@ -182,55 +231,94 @@ class SequenceProblem(Problem):
     def features(self, z: Tensor) -> Tensor:
         return self._pass(z).passed()[1].detach()
 
-    def rollout(self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None) -> Tensor:
-        if rng is not None and self._road() == "parallel":
+    def rollout(
+        self,
+        relax: Relax,
+        n: int,
+        together: bool = False,
+        rng: torch.Generator | None = None,
+        hard: bool = False,
+    ) -> Tensor:
+        road = "plain" if rng is None else self._road(hard)
+        if road == "parallel":
+            assert rng is not None
             return self._parallel_rollout(relax, n, rng)
-        policy: Policy | Once = self.policy
-        if rng is not None and self._road() == "once":
-            assert isinstance(policy, ScratchPolicy)
-            policy = Once(policy)
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
+        return (self._recorded_rollout if road == "recorded" else self._plain_rollout)(relax, n, hard)
+
+    def _plain_rollout(self, relax: Relax, n: int, hard: bool) -> Tensor:
         pads = self._padding(n)
-        logits, features, cache = policy(policy.embed(self._prompts(n)), last=1, **pads)
+        logits, features, cache = self.policy(self.policy.embed(self._prompts(n)), last=1, **pads)
         tokens: list[Tensor] = []
-        ids: list[Tensor] = []  # of tokens that are one-hots
         seen: list[tuple[Tensor, Tensor]] = []
         for t in range(self.horizon):
             if t:
                 read = tokens[-1].view(-1, 1, self.categories)
-                embedded = policy.embed(read, ids[-1].view(-1, 1)) if isinstance(policy, Once) else policy.embed(read)
-                logits, features, cache = policy(embedded, cache, **pads)
-            here, feature = (x.view(n, self.contexts, -1) for x in (logits, features))
-            here = in_single(here)
-            if t and self.end is not None and ids:
-                here = ended_logits(here, ids[-1] == self.end, self.end)
-            seen.append((here, feature))
-            token = relax(here)
-            if t and self.end is not None and not ids:
-                token = ending_token(token, tokens[-1][..., self.end], self.end)
+                logits, features, cache = self.policy(self.policy.embed(read), cache, **pads)
+            here, token = self._relaxed(relax, logits[:, -1], tokens[-1] if t else None, hard)
             tokens.append(token)
-            if rng is not None:
-                ids.append(token.argmax(-1))
+            seen.append((here, features.view(n, self.contexts, -1)))
         y = torch.stack(tokens, 2)
-        if ids:
-            self._one_hots = (y, torch.stack(ids, 2))
-        self._remember(y, lambda: _stacked(seen))
+        if hard:
+            self._one_hots = (y, y.argmax(-1))
+        self._remember(y, lambda: tuple(torch.stack(parts, 2) for parts in zip(*seen, strict=True)))  # type: ignore[arg-type, return-value]
         return y
 
-    def _road(self) -> str:
-        """How straight-through rollouts are differentiated.
+    def _recorded_rollout(self, relax: Relax, n: int, hard: bool) -> Tensor:
+        """One node for the whole graph, and a graph of its own for each token."""
+        transformer = self._transformer()
+        assert transformer is not None
+        ids: list[Tensor] = []  # of one-hots
+        steps: list[Step] = []
+        with torch.no_grad():
+            recording = Recording(transformer, self.prompts, n, self.horizon, True, self.pads)
+            for t in range(self.horizon):
+                before = steps[-1].token.detach() if t else None
+                if before is None:
+                    raw = recording.start()
+                elif hard:
+                    raw = recording.read(recording.table[ids[-1].flatten()])
+                else:
+                    raw = recording.read(before.flatten(0, 1).to(recording.table.dtype) @ recording.table)
+                with torch.enable_grad():
+                    leaf = raw.detach().requires_grad_()
+                    if before is not None and self.end is not None and not hard:
+                        before.requires_grad_()  # how much of the text has ended
+                    steps.append(Step(leaf, before, *self._relaxed(relax, leaf, before, hard)))
+                if hard:
+                    ids.append(steps[-1].token.argmax(-1))
+        z = torch.stack(ids, 2) if hard else None  # (n, B, T)
+        read = None if z is None else z[:, :, :-1].flatten(0, 1)
+        y, logits, features = Relaxed.apply(recording, steps, read, *self.policy.parameters())
+        if z is not None:
+            self._one_hots = (y, z)
+        self._remember(y, lambda: (logits, features))
+        return y
+
+    def _relaxed(self, relax: Relax, raw: Tensor, before: Tensor | None, hard: bool) -> tuple[Tensor, Tensor]:
+        """Logits and the next token (n, B, V), from logits (n B, V) and the token before it."""
+        here = in_single(raw).view(-1, self.contexts, self.categories)
+        if self.end is None or before is None:
+            return here, relax(here)
+        if hard:
+            here = ended_logits(here, before.argmax(-1) == self.end, self.end)
+            return here, relax(here)
+        return here, ending_token(relax(here), before[..., self.end], self.end)
+
+    def _road(self, hard: bool = True) -> str:
+        """How rollouts are differentiated.
 
         plain     autograd's own graph, step after step
-        once      the same without its repetitions, for the transformer made here: the quickest on a CPU
-        parallel  in parallel over time: a GPU would wait for the launch of a sequential graph's many small kernels
+        recorded  the same by hand, for the transformer made here: the quickest on a CPU
+        parallel  in parallel over time, hard tokens alone: a GPU would wait for the launch of a sequence of small kernels
         """
-        able = isinstance(self.policy, ScratchPolicy) and self.pads is None
-        able = able and not torch.is_autocast_enabled(self.prompts.device.type)
         road = self.straight_through
         if road == "auto":
-            road = "parallel" if self.prompts.is_cuda else "once"
-        return "plain" if road == "once" and not able else road
+            road = "parallel" if self.prompts.is_cuda and hard else "recorded"
+        if not hard and road == "parallel":
+            return "plain"
+        return "plain" if road == "recorded" and self._transformer() is None else road
 
     def _parallel_rollout(self, relax: Relax, n: int, rng: torch.Generator) -> Tensor:
         """The draws of `rollout`, their graph that of one parallel pass over the tokens.
@@ -238,7 +326,8 @@ class SequenceProblem(Problem):
         The pass reads the tokens' embeddings as constants. That a token depends on the ones before it, `grad` adds.
         """
         start = rng.get_state()
-        z = self.draw(lambda logits: relax(logits).argmax(-1), n)
+        with torch.no_grad():
+            z = self.draw(lambda logits: relax(logits).argmax(-1), n)
         end = rng.get_state()
         rng.set_state(start)
         with torch.no_grad():
@@ -301,7 +390,8 @@ class SequenceProblem(Problem):
         """KL(p_theta(.|prefix) || p_ref(.|prefix)) in nats, (n, B, T), along hard or relaxed tokens."""
         assert self.reference is not None
         log_p = self._pass(tokens).log_p()
-        log_q = self._forward(self.reference, tokens)[0].log_softmax(-1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and tokens.requires_grad):
+            log_q = self._forward(self.reference, tokens)[0].log_softmax(-1)
         divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
         if self.end is None or self._ids(tokens) is not None:  # of one-hots, logits are already masked
             return divergence
@@ -342,7 +432,7 @@ class SequenceProblem(Problem):
             return self._grad_with_feedback(value, weights, create_graph)
         answer = super().grad(value, weights, create_graph, of)
         if not create_graph:
-            self._memo = None  # its graph has been freed
+            self._memo = self._drawn = None  # its graph has been freed
         return answer
 
     def _grad_with_feedback(self, value: Tensor, weights: Tensor | None, create_graph: bool) -> tuple[Tensor, ...]:
@@ -427,9 +517,21 @@ class SequenceProblem(Problem):
     def _pass(self, tokens: Tensor) -> Memo:
         """`_forward` of the policy, shared by log_prob, features and the penalty of one batch of tokens."""
         if self._memo is None or self._memo.tokens is not tokens or self._memo.state != self._state(tokens):
-            passed = self._forward(self.policy, tokens)
+            drawn = self._drawn is not None and self._drawn[0] is tokens and self._drawn[1] == self._versions(tokens)
+            passed = self._replayed(tokens) if drawn else self._forward(self.policy, tokens)
             return self._remember(tokens, lambda: passed)
         return self._memo
+
+    def _replayed(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """`_forward` of the policy over drawn tokens: what was computed when they were drawn."""
+        assert self._drawn is not None
+        self.ledger.forward_passes += 1
+        recording = self._drawn[2]
+        apart = copy.copy(self)  # not to be referred to by the graph
+        apart.ledger, apart._memo, apart._drawn = Ledger(), None, None
+        again = functools.partial(apart._forward, self.policy, z)
+        logits, features = Replayed.apply(recording, z[:, :, :-1].flatten(0, 1), again, *self.policy.parameters())
+        return self._masked(in_single(logits), z), features
 
     def _remember(self, tokens: Tensor, passed: Callable[[], tuple[Tensor, Tensor]]) -> Memo:
         passed = functools.cache(passed)
@@ -439,7 +541,10 @@ class SequenceProblem(Problem):
 
     def _state(self, tokens: Tensor) -> tuple[int, ...]:
         """Changes when tokens or a parameter were written to, or graphs were switched on or off."""
-        return (int(torch.is_grad_enabled()), tokens._version, *(p._version for p in self.params))
+        return (int(torch.is_grad_enabled()), *self._versions(tokens))
+
+    def _versions(self, tokens: Tensor) -> tuple[int, ...]:
+        return (tokens._version, *(p._version for p in self.params))
 
 
 class _LookUp(torch.autograd.Function):
@@ -458,12 +563,6 @@ class _LookUp(torch.autograd.Function):
             return of_one_hots, None, None
         rows = gradient.flatten(0, -2).to(table.dtype)
         return of_one_hots, None, torch.zeros_like(table).index_add(0, ids.flatten(), rows)
-
-
-def _stacked(steps: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Logits (n, B, T, V) and features (n, B, T, D) of a rollout's steps."""
-    logits, features = zip(*steps, strict=True)
-    return torch.stack(logits, 2), torch.stack(features, 2)
 
 
 def in_single(x: Tensor) -> Tensor:

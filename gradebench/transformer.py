@@ -1,14 +1,11 @@
 """A small transformer, causal as a policy or bidirectional as a reward model, that reads hard or relaxed tokens.
 
 Written out rather than taken from a library for two reasons: its attention can be differentiated twice (control
-variates that learn need that, fused kernels lack it), and a decoding step costs microseconds of overhead.
+variates that learn need that, fused kernels lack it), and its rollouts can be recorded (`gradebench.recorded`).
 """
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,49 +14,7 @@ from torch.nn import functional
 Pair = tuple[Tensor, Tensor]  # keys and values (N, heads, length, width / heads)
 
 
-class InPlace(ABC):
-    """Keys and values of a whole text, written in place; `filled` positions of it so far."""
-
-    filled: int
-
-    @abstractmethod
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """`attention` to all positions so far and to those of k and v, which are appended."""
-
-    @abstractmethod
-    def reordered(self, rows: Tensor) -> "InPlace":
-        """Those of the rows (M,) of the batch."""
-
-
-@dataclass
-class Room(InPlace):
-    """For decoding without a graph."""
-
-    keys: Tensor
-    values: Tensor
-    filled: int = 0
-
-    @classmethod
-    def of(cls, past: Pair, length: int) -> "Room":
-        keys, values = (x.new_empty(*x.shape[:2], length, x.shape[3]) for x in past)
-        room = cls(keys, values)
-        room._append(*past)
-        return room
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        self._append(k, v)
-        return attention(q, self.keys[:, :, : self.filled], self.values[:, :, : self.filled], mask)
-
-    def reordered(self, rows: Tensor) -> "Room":
-        return Room(self.keys[rows], self.values[rows], self.filled)
-
-    def _append(self, keys: Tensor, values: Tensor) -> None:
-        start, self.filled = self.filled, self.filled + keys.shape[2]
-        self.keys[:, :, start : self.filled] = keys
-        self.values[:, :, start : self.filled] = values
-
-
-Cache = Sequence[Pair | InPlace]  # one a layer, all of one kind
+Cache = Sequence[Pair]  # one a layer
 
 
 def embed_tokens(weight: Tensor, tokens: Tensor) -> Tensor:
@@ -97,7 +52,7 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, past: Pair | InPlace | None, keep: Tensor | None = None
+        self, x: Tensor, mask: Tensor | None, past: Pair | None, keep: Tensor | None = None
     ) -> tuple[Tensor, Pair]:
         batch, length, width = x.shape
         q, k, v = (
@@ -105,24 +60,19 @@ class Block(nn.Module):
             .view(batch, length, 3, self.heads, width // self.heads)
             .permute(2, 0, 3, 1, 4)
         )  # each (N, heads, L, width / heads)
-        if isinstance(past, InPlace):
-            mixed = past.attend(q, k, v, mask)
-        else:
-            if past is not None:
-                k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-            mixed = attention(q, k, v, mask, keep)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        mixed = attention(q, k, v, mask, keep)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.feed_forward(self.feed_forward_norm(x)), (k, v)
 
 
-def padded(mask: Tensor | None, pads: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """A mask (N, 1, L or 1, length) that hides padding: not to -inf, because padding itself has nothing else to read."""
+def hidden_by(pads: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """What is added to scores of positions (N, length) where the first `pads` (N,) of them are padding: 0, or so much
+    less that they aren't read. Not minus infinity, because padding itself has nothing else to read.
+    """
     hidden = torch.arange(length, device=pads.device) < pads[:, None]
-    hidden = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min / 2)[:, None, None]
-    return hidden if mask is None else hidden + mask
-
-
-Through = Callable[[Block, Tensor, Tensor | None, Pair | InPlace | None, Tensor | None], tuple[Tensor, Any]]
+    return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min / 2)
 
 
 class Transformer(nn.Module):
@@ -146,19 +96,16 @@ class Transformer(nn.Module):
         self,
         embeddings: Tensor,
         cache: Cache | None = None,
-        through: Through = lambda block, *inputs: block(*inputs),
         pads: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
-        """Features (N, L, D) and the cache grown by L positions; without a graph, in place.
+        """Features (N, L, D) and the cache grown by L positions.
 
         `pads` (N,): how many of the first positions of a text are padding. `keep` (N, L), without a cache: `attention`.
         """
         length, start = embeddings.shape[1], 0
-        if cache and not torch.is_grad_enabled():
-            cache = [past if isinstance(past, InPlace) else Room.of(past, self.length) for past in cache]
         if cache:
-            start = cache[0].filled if isinstance(cache[0], InPlace) else cache[0][0].shape[2]
+            start = cache[0][0].shape[2]
         position = self.position[start : start + length]
         if pads is not None:
             places = torch.arange(start, start + length, device=pads.device) - pads[:, None]
@@ -169,12 +116,13 @@ class Transformer(nn.Module):
             mask = torch.full((length, start + length), float("-inf"), device=x.device, dtype=x.dtype)
             mask = mask.triu(start + 1)
         if pads is not None:
-            mask = padded(mask, pads, start + length, x.dtype)
+            hidden = hidden_by(pads, start + length, x.dtype)[:, None, None]
+            mask = hidden if mask is None else hidden + mask
         grown: list[Pair] = []
         for i, block in enumerate(self.blocks):
-            x, pair = through(cast(Block, block), x, mask, cache[i] if cache else None, keep)
+            x, pair = block(x, mask, cache[i] if cache else None, keep)
             grown.append(pair)
-        return self.norm(x), cache if cache and isinstance(cache[0], InPlace) else grown
+        return self.norm(x), grown
 
 
 class ScratchPolicy(Transformer):
@@ -197,12 +145,7 @@ class ScratchPolicy(Transformer):
 
     def reordered(self, cache: Cache, rows: Tensor) -> Cache:
         """The cache of these rows (M,) of the batch."""
-        return [
-            past.reordered(rows)
-            if isinstance(past, InPlace)
-            else (past[0].index_select(0, rows), past[1].index_select(0, rows))
-            for past in cache
-        ]
+        return [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in cache]
 
 
 class ScratchClassifier(Transformer):

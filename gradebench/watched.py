@@ -64,7 +64,14 @@ class Watched:
         self.notes.ledger.reward_calls += value.numel()
         return self._factor * value + self._offset
 
-    def rollout(self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None) -> Tensor:
+    def rollout(
+        self,
+        relax: Relax,
+        n: int,
+        together: bool = False,
+        rng: torch.Generator | None = None,
+        hard: bool = False,
+    ) -> Tensor:
         self.notes.called.add("rollout")
         self.notes.steps = []
 

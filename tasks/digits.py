@@ -104,7 +104,14 @@ class LatentProblem(Problem):
             features = self.encoder(self.images)[1]  # (B, D)
         return features[:, None].expand(*z.shape, -1)
 
-    def rollout(self, relax: Relax, n: int, together: bool = False, rng: torch.Generator | None = None) -> Tensor:
+    def rollout(
+        self,
+        relax: Relax,
+        n: int,
+        together: bool = False,
+        rng: torch.Generator | None = None,
+        hard: bool = False,
+    ) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
         return independent_tokens(self.encoder(self.images)[0].expand(n, -1, -1, -1), relax, together)

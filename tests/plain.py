@@ -136,8 +136,8 @@ class PlainProblem(Problem):
             divergence = divergence * torch.cat([torch.ones_like(y[:, :, :1, 0]), 1 - y[:, :, :-1, self.end]], -1)
         return raw - self.of.beta * divergence.sum(-1)
 
-    def rollout(self, relax, n, together=False, rng=None):
-        self.hard = rng is not None
+    def rollout(self, relax, n, together=False, rng=None, hard=False):
+        self.hard = hard
         y = torch.zeros(n, self.contexts, 0, self.categories, dtype=self.params[0].dtype)
         for t in range(self.horizon):
             token = relax(self.over(lambda i, b: self.soft_step(self.of.policy, b, y[i, b]), n))  # noqa: B023

@@ -12,7 +12,7 @@ from gradebench import Estimate, generator
 from gradebench.estimators import zeroth_order
 from gradebench.estimators.zeroth_order import Es
 from gradebench.factorised import FactorisedProblem
-from gradebench.probes import Source, draws_are_separate
+from gradebench.probes import Source, entries_at_once
 from gradebench.problem import Guarded
 
 
@@ -176,5 +176,5 @@ def test_copies_that_cannot_be_written_to_are_drawn_one_by_one(tiny_problem):
     before = flat(problem.params).detach().clone()
     with pytest.raises(RuntimeError):
         Es().gradient(problem.select(torch.arange(4).repeat(2)).replicated(2), generator("cpu", 0))
-    assert not draws_are_separate(Es(), source)
+    assert not entries_at_once(Es(), source)
     assert torch.equal(flat(problem.params), before)

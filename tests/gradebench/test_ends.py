@@ -86,7 +86,7 @@ def test_what_stands_after_an_end_changes_nothing(problem):
     other = torch.where(problem.alive(z), z, 0)
     assert not torch.equal(z, other)
     torch.testing.assert_close(problem.raw_reward(other), problem.raw_reward(z), rtol=0, atol=0)
-    torch.testing.assert_close(problem.divergence(other), problem.divergence(z), rtol=0, atol=0)
+    torch.testing.assert_close(problem.divergence(other), problem.divergence(z), rtol=0, atol=1e-12)
 
 
 def test_padding_changes_nothing(tiny_problem):
@@ -117,7 +117,7 @@ def test_gradient_is_that_of_the_plain_definition(problem, name):
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("road", ["plain", "once", "parallel"])
+@pytest.mark.parametrize("road", ["plain", "recorded", "parallel"])
 def test_straight_through_roads_agree(tiny_problem, road):
     """The parallel one's series is exact after T terms."""
     found = []

@@ -247,7 +247,7 @@ def test_probing_freezes_the_estimator_and_forgets_the_trained_parameters(
 ):
     """After a warm-up of what has a state to warm up."""
     plan = replace(plan, checkpoints=1, warm_up=2)
-    monkeypatch.setattr("gradebench.probes.draws_are_separate", lambda estimator, source: False)  # one by one
+    monkeypatch.setattr("gradebench.probes.entries_at_once", lambda estimator, source: 0)  # one by one
     cell = cell_of(estimator)
     write_references(plan, cell)
     plain = registry.resolve("estimators", tiny("Plain")).factory

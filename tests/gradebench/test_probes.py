@@ -16,7 +16,7 @@ from gradebench import probes, registry
 from gradebench.estimator import Estimate, Estimator, score
 from gradebench.gradient_metrics import Interval, gradient_metrics, group_of, slope_of_log_variance, summaries
 from gradebench.moments import BLOCKS, Moments, Reference, flatten
-from gradebench.probes import Source, costs_of, draws_are_separate, moments_of, one_estimate
+from gradebench.probes import Source, costs_of, entries_at_once, moments_of, one_estimate
 from gradebench.sampling import generator
 
 ALPHA = 1e-3  # false alarms of each statistical test, unless it states another rate
@@ -587,7 +587,7 @@ def test_one_estimate_guards_the_problem(bernoulli_toy):
 
 
 def test_the_draws_of_a_pair_share_their_prompts_and_nothing_else(language, monkeypatch):
-    monkeypatch.setattr(probes, "draws_are_separate", lambda estimator, source: False)
+    monkeypatch.setattr(probes, "entries_at_once", lambda estimator, source: 0)
     estimator, source = Noise(), source_of(language)
     found = moments(estimator, source, 5, language)
     expected = [source.problem(source.contexts(number), None).prompts.tolist() for number in range(5)]
@@ -647,22 +647,22 @@ SEPARATE = ["reinforce", "rloo", "grade", "grade-ste", "rebar", "exact"]
 
 @pytest.mark.parametrize("spec", SEPARATE)
 def test_draws_of_estimators_that_treat_contexts_apart_are_separate(language, spec):
-    assert draws_are_separate(built(spec, language), source_of(language))
+    assert entries_at_once(built(spec, language), source_of(language))
 
 
 @pytest.mark.parametrize("spec", ["ppo", "ppo:epochs=1,minibatches=1", "ppo:whiten=false,minibatches=1,epochs=1"])
 def test_draws_of_estimators_that_cut_or_whiten_the_batch_are_not_separate(language, spec):
-    assert not draws_are_separate(built(spec, language), source_of(language))
+    assert not entries_at_once(built(spec, language), source_of(language))
 
 
 def test_draws_that_share_a_baseline_are_not_separate(language):
-    assert not draws_are_separate(BatchMean(), source_of(language))
+    assert not entries_at_once(BatchMean(), source_of(language))
 
 
 def test_draws_of_a_problem_that_cannot_be_replicated_are_not_separate(bernoulli_toy):
     source = Source(lambda n: torch.arange(2), lambda i, ledger: bernoulli_toy(contexts=len(i)), lambda n: (
         generator("cpu", n)))  # fmt: skip
-    assert not draws_are_separate(Coin(), source)
+    assert not entries_at_once(Coin(), source)
 
 
 def test_estimates_without_noise_are_the_same_in_one_pass_and_one_by_one(language):
@@ -685,7 +685,7 @@ def test_draws_in_one_pass_have_the_moments_of_draws_one_by_one(tiny_problem, mo
     estimator = built(spec, problem)
     together = moments(estimator, source_of(problem, seed="together"), 256, problem)
     assert probes._pairs_at_once(estimator, source_of(problem), sum(sizes_of(problem))) > 1
-    monkeypatch.setattr(probes, "draws_are_separate", lambda estimator, source: False)
+    monkeypatch.setattr(probes, "entries_at_once", lambda estimator, source: 0)
     alone = moments(estimator, source_of(problem, seed="alone"), 144, problem)
     reference = reference_of(problem)
     one, other = measured(together, reference), measured(alone, reference)

@@ -338,8 +338,8 @@ def test_memo_of_a_pass_without_graph_does_not_cut_a_later_gradient(problem):
 def test_memo_does_not_answer_for_other_tokens(problem):
     z, other = problem.sample(2, generator("cpu", 0)), problem.sample(2, generator("cpu", 1))
     problem.log_prob(z)
-    assert torch.equal(problem.log_prob(other), fresh_log_prob(problem, other))
-    assert torch.equal(problem.log_prob(z), fresh_log_prob(problem, z))
+    for tokens in (other, z):
+        torch.testing.assert_close(problem.log_prob(tokens), fresh_log_prob(problem, tokens), rtol=0, atol=1e-12)
 
 
 def test_memo_does_not_answer_for_tokens_that_were_overwritten(problem):
@@ -509,7 +509,7 @@ def test_checkpointing_computes_pieces_again(tiny_problem):
     for rows_at_once in (None, 2):
         problem = tiny_problem(contexts=4, horizon=3)
         problem.rows_at_once = rows_at_once
-        z = problem.sample(1, generator("cpu", 0))
+        z = problem.sample(1, generator("cpu", 0)).clone()  # not the tokens whose pass was kept
         seen = []
         problem.policy.register_forward_pre_hook(lambda *_: seen.append(1))  # noqa: B023 - the list of its own turn
         problem.grad(problem.log_prob(z).sum())
@@ -531,9 +531,7 @@ def test_prompts_of_several_samples_are_read_once_and_mean_the_same(problem, mon
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
     read = []
     hook = problem.policy.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[:2]))
-    problem.sample(5, generator("cpu", 0))
     problem.logits(z.clone())
     hook.remove()
     prompt = problem.prompts.shape[1]
-    assert read[0] == (problem.contexts, prompt)
-    assert read[-2:] == [(problem.contexts, prompt - 1), (5 * problem.contexts, problem.horizon)]
+    assert read == [(problem.contexts, prompt - 1), (5 * problem.contexts, problem.horizon)]

@@ -6,7 +6,7 @@ import gc
 import pytest
 import torch
 
-from gradebench import once, registry
+from gradebench import registry
 from gradebench.estimators.relaxed import GradeSte
 from gradebench.moments import flatten
 from gradebench.sampling import generator
@@ -37,10 +37,10 @@ def gradient(problem, name="grade-ste", samples=1):
 @pytest.mark.parametrize("name", HARD)
 def test_all_roads_give_one_gradient(tiny_problem, go, name, horizon, beta):
     found = {}
-    for how in ("plain", "once", "parallel"):
+    for how in ("plain", "recorded", "parallel"):
         go(how)
         found[how] = gradient(tiny_problem(horizon=horizon, beta=beta), name, samples=3)
-    torch.testing.assert_close(found["once"], found["plain"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(found["recorded"], found["plain"], rtol=0, atol=1e-10)
     torch.testing.assert_close(found["parallel"], found["plain"], rtol=0, atol=1e-10)
     assert found["plain"].norm() > 1e-3
 
@@ -51,7 +51,7 @@ def test_without_the_feedback_the_gradient_is_another_one(tiny_problem, go):
     whole = gradient(tiny_problem(horizon=5))
     go("parallel")
     problem, rng, estimator = tiny_problem(horizon=5), generator("cpu", "draws"), GradeSte()
-    y = problem.rollout(lambda x: estimator.relax(x, rng), 1, True, rng)
+    y = problem.rollout(lambda x: estimator.relax(x, rng), 1, True, rng, True)
     problem._feedback = None
     detached = flatten(problem.grad(problem.soft_reward(y).mean()))
     assert (detached - whole).norm() > 1e-3 * whole.norm()
@@ -75,29 +75,29 @@ def test_the_series_stops_at_its_residual(tiny_problem, go):
 
 def test_the_tokens_are_those_of_the_sequential_rollout(tiny_problem, go):
     drawn, states = {}, {}
-    for how in ("plain", "once", "parallel"):
+    for how in ("plain", "recorded", "parallel"):
         go(how)
         rng = generator("cpu", 0)
-        drawn[how] = tiny_problem().rollout(functools.partial(GradeSte().relax, rng=rng), 5, True, rng)
+        drawn[how] = tiny_problem().rollout(functools.partial(GradeSte().relax, rng=rng), 5, True, rng, True)
         states[how] = rng.get_state()
-    for how in ("once", "parallel"):
+    for how in ("recorded", "parallel"):
         assert torch.equal(drawn["plain"], drawn[how])
         assert torch.equal(states["plain"], states[how])
 
 
 def test_soft_tokens_keep_their_graph(tiny_problem, go):
-    """GRADE promises no one-hots: all settings are the same plain rollout."""
+    """GRADE promises no one-hots, which the parallel road needs."""
     found = {}
-    for how in ("plain", "once", "parallel"):
+    for how in ("plain", "recorded", "parallel"):
         go(how)
         found[how] = gradient(tiny_problem(), "grade")
-    assert torch.equal(found["once"], found["plain"])
+    torch.testing.assert_close(found["recorded"], found["plain"], rtol=0, atol=1e-12)
     assert torch.equal(found["parallel"], found["plain"])
 
 
 def test_copies_side_by_side_go_parallel_too(tiny_problem, go):
     found = {}
-    for how in ("plain", "once", "parallel"):
+    for how in ("plain", "recorded", "parallel"):
         go(how)
         problem = tiny_problem(contexts=6, beta=0.3).replicated(3)
         grads = GradeSte().gradient(problem, generator("cpu", "draws")).grad
@@ -107,33 +107,29 @@ def test_copies_side_by_side_go_parallel_too(tiny_problem, go):
 
 def objective(problem):
     rng, estimator = generator("cpu", 0), GradeSte()
-    y = problem.rollout(lambda x: estimator.relax(x, rng), 1, True, rng)
+    y = problem.rollout(lambda x: estimator.relax(x, rng), 1, True, rng, True)
     return problem.soft_reward(y).mean()
 
 
 def test_a_second_derivative_is_refused(tiny_problem, go):
-    go("parallel")
-    problem = tiny_problem()
-    with pytest.raises(NotImplementedError, match="twice"):
-        problem.grad(objective(problem), create_graph=True)
-    go("once")
-    problem = tiny_problem()
-    first = problem.grad(objective(problem), create_graph=True)
-    with pytest.raises(RuntimeError, match=r"serves one derivative|once_differentiable"):
-        problem.grad(sum(g.square().sum() for g in first))
+    for how in ("parallel", "recorded"):
+        go(how)
+        problem = tiny_problem()
+        with pytest.raises(NotImplementedError, match="twice"):
+            problem.grad(objective(problem), create_graph=True)
 
 
 def test_a_graph_that_serves_one_derivative_refuses_another(tiny_problem, go):
-    """Sums of a first pass would be left in those of the second."""
-    go("once")
+    """Those of the tokens are freed as they are gone through."""
+    go("recorded")
     problem = tiny_problem(horizon=5)
     value = objective(problem)
     torch.autograd.grad(value, problem.params, retain_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated again"):
+    with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(value, problem.params)
 
 
-@pytest.mark.parametrize("how", ["once", "parallel"])
+@pytest.mark.parametrize("how", ["recorded", "parallel"])
 def test_the_next_gradient_of_a_problem_owes_nothing_to_the_last_rollout(tiny_problem, go, how):
     go(how)
     problem = tiny_problem()
@@ -147,48 +143,28 @@ def test_the_next_gradient_of_a_problem_owes_nothing_to_the_last_rollout(tiny_pr
 def test_a_part_of_the_parameters_can_be_frozen(tiny_problem, go):
     """Weights that aren't trained are used at every step all the same."""
     found = {}
-    for how in ("plain", "once"):
+    for how in ("plain", "recorded"):
         go(how)
         problem = tiny_problem(horizon=4)
         for name, p in problem.policy.named_parameters():
             p.requires_grad_("feed_forward" in name or name == "position")
         problem.params = tuple(p for p in problem.policy.parameters() if p.requires_grad)
         found[how] = gradient(problem)
-    torch.testing.assert_close(found["once"], found["plain"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(found["recorded"], found["plain"], rtol=0, atol=1e-10)
     assert found["plain"].norm() > 1e-3
 
 
 def test_derivatives_by_the_tokens_alone(tiny_problem, go):
     found = {}
-    for how in ("plain", "once"):
+    for how in ("plain", "recorded"):
         go(how)
         problem, rng, estimator = tiny_problem(horizon=4, beta=0.3), generator("cpu", 0), GradeSte()
-        y = problem.rollout(lambda x: estimator.relax(x, rng), 2, True, rng)  # noqa: B023 - called at once
+        y = problem.rollout(lambda x: estimator.relax(x, rng), 2, True, rng, True)  # noqa: B023 - called at once
         (found[how],) = problem.grad(problem.soft_reward(y).mean(), of=[y])
-    torch.testing.assert_close(found["once"], found["plain"], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found["recorded"], found["plain"], rtol=0, atol=1e-12)
 
 
-def test_keys_and_values_get_their_gradient_though_nothing_else_of_their_position_does(tiny_problem):
-    """The last logits alone, of hard tokens: of earlier positions only keys and values matter, and `link` leads there."""
-    policy, found = tiny_problem(horizon=5).policy, {}
-    ids = torch.randint(3, (4, 5), generator=generator("cpu", 0))
-    for how, reader in (("plain", policy), ("once", once.Once(policy))):
-        cache = None
-        for t in range(5):
-            logits, _, cache = reader(reader.embed(ids[:, t : t + 1]), cache, last=1)
-        gradients = torch.autograd.grad(logits.square().sum(), list(policy.parameters()), materialize_grads=True)
-        found[how] = flatten(gradients)
-    torch.testing.assert_close(found["once"], found["plain"], rtol=0, atol=1e-12)
-
-
-def test_many_rows_are_summed_in_several_products(tiny_problem, go, monkeypatch):
-    go("once")
-    whole = gradient(tiny_problem(horizon=5), samples=3)
-    monkeypatch.setattr(once, "ROWS", 1)
-    torch.testing.assert_close(gradient(tiny_problem(horizon=5), samples=3), whole, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("how", ["plain", "once", "parallel"])
+@pytest.mark.parametrize("how", ["plain", "recorded", "parallel"])
 def test_nothing_is_left_of_a_rollout(tiny_problem, go, how):
     """Nodes of a graph that refer to what refers to the graph are never freed, nor is what they hold."""
     go(how)
@@ -210,7 +186,7 @@ def test_nothing_is_left_of_a_rollout(tiny_problem, go, how):
 
 
 def test_the_road_by_default(tiny_problem):
-    assert tiny_problem()._road() == "once"
-    assert tiny_problem(contexts=6).replicated(3)._road() == "plain"
+    assert tiny_problem()._road() == "recorded"
+    assert tiny_problem(contexts=6).replicated(3)._road() == "recorded"
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert tiny_problem()._road() == "plain"
