@@ -20,6 +20,7 @@ from gradebench.transformer import Block, ScratchPolicy, hidden_by
 
 aten = torch.ops.aten
 EPS = 1e-5  # of the norms: nn.LayerNorm's default
+TOGETHER = 8  # tokens whose gradients of earlier keys and values are summed up in one product
 
 
 @dataclass(frozen=True)
@@ -289,6 +290,7 @@ class LayerDerivative:
         self.of_mixed = torch.empty_like(layer.x[: size.sequences])  # of the rows that are gone through
         self.of_qkv = layer.x.new_empty(size.rows, 3 * layer.x.shape[1])
         self.of_scores = torch.zeros_like(layer.weights)
+        self.of_k, self.of_v = (torch.zeros_like(x) for x in layer.rooms[1:])  # (N h, L, d), by tokens gone through
         self.of_mixes = torch.empty_like(layer.rooms[0][:, : size.steps])  # (N h, M, d)
 
     def through(self, rows: slice, attend: "Callable[[LayerDerivative], None]", of_x: Tensor) -> None:
@@ -304,10 +306,13 @@ class LayerDerivative:
         torch.add(self.norm_1.back(of_normed, rows), of_between, out=of_x[rows])
 
     def through_attention_at(self, number: int, rows: slice) -> None:
-        """Of one token that was read. Its key and value were read by all later ones and by itself."""
-        layer = self.layer
+        """Of one token that was read. Its key and value were read by all later ones and by itself.
+
+        What tokens owe to the keys and values of earlier ones is summed up for TOGETHER of them at a time.
+        """
+        layer, size = self.layer, self.layer.size
         q, k, v = layer.rooms
-        place, now = layer.size.prompt + number, slice(number, number + 1)
+        place, now = size.prompt + number, slice(number, number + 1)
         of_mix = self.of_mixed.view(len(q), 1, -1)
         self.of_mixes[:, now] = of_mix
         of_weights = torch.bmm(of_mix, v[:, : place + 1].transpose(1, 2))
@@ -315,9 +320,15 @@ class LayerDerivative:
         of_scores = aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         self.of_scores[:, now, : place + 1] = of_scores
         of_q = torch.baddbmm(layer.unscored, of_scores, k[:, : place + 1], beta=0, alpha=layer.scale)
-        by_later = self.of_scores[:, number:, place : place + 1].transpose(1, 2)
-        of_k = torch.baddbmm(layer.unscored, by_later, q[:, place:], beta=0, alpha=layer.scale)
-        of_v = torch.bmm(layer.weights[:, number:, place : place + 1].transpose(1, 2), self.of_mixes[:, number:])
+        end = min(number // TOGETHER * TOGETHER + TOGETHER, size.steps)
+        late, seen = slice(number, end), slice(place, place + 1)
+        scores, weights = (x[:, late].transpose(1, 2) for x in (self.of_scores, layer.weights))
+        late_q, of_late = q[:, place : size.prompt + end], self.of_mixes[:, late]
+        of_k = torch.baddbmm(self.of_k[:, seen], scores[:, seen], late_q, alpha=layer.scale)
+        of_v = torch.baddbmm(self.of_v[:, seen], weights[:, seen], of_late)
+        if number % TOGETHER == 0:
+            self.of_k[:, :place] += torch.bmm(scores[:, :place], late_q).mul_(layer.scale)
+            self.of_v[:, :place] += torch.bmm(weights[:, :place], of_late)
         parts = [part.view(-1, layer.heads, part.shape[2]) for part in (of_q, of_k, of_v)]
         torch.stack(parts, 1, out=self.of_qkv[rows].view(len(parts[0]), 3, *parts[0].shape[1:]))
 
@@ -328,35 +339,30 @@ class LayerDerivative:
         later = self.of_mixed[size.prompt_rows :].view(size.steps, *q.shape[::2])
         self.of_mixes.copy_(later.transpose(0, 1))
         of_weights = torch.bmm(self.of_mixes, v.transpose(1, 2))
-        self.of_scores = aten._softmax_backward_data(of_weights, layer.weights, -1, of_weights.dtype)
-        start = size.prompt
-        of_q = torch.bmm(self.of_scores, k).mul_(layer.scale)
-        of_k = torch.bmm(self.of_scores[:, :, start:].transpose(1, 2), q[:, start:]).mul_(layer.scale)
-        of_v = torch.bmm(layer.weights[:, :, start:].transpose(1, 2), self.of_mixes)
-        shape = (size.sequences, layer.heads, size.steps, q.shape[2])
-        answer = self.of_qkv[size.prompt_rows :].view(size.steps, size.sequences, 3, *shape[1::2])
-        for number, part in enumerate((of_q, of_k, of_v)):
-            answer[:, :, number] = part.view(shape).permute(2, 0, 1, 3)
+        of_scores = aten._softmax_backward_data(of_weights, layer.weights, -1, of_weights.dtype)
+        of_q = torch.bmm(of_scores, k).mul_(layer.scale)
+        self.of_k = torch.bmm(of_scores.transpose(1, 2), q[:, size.prompt :]).mul_(layer.scale)
+        self.of_v = torch.bmm(layer.weights.transpose(1, 2), self.of_mixes)
+        answer = self.of_qkv[size.prompt_rows :].view(size.steps, size.sequences, 3, layer.heads, q.shape[2])
+        for number, part in enumerate((of_q, self.of_k[:, size.prompt :], self.of_v[:, size.prompt :])):
+            answer[:, :, number] = part.unflatten(0, (size.sequences, layer.heads)).permute(2, 0, 1, 3)
         self.through_prompts()
 
     def through_prompts(self) -> None:
         """Of the prompts, after all tokens that were read."""
         layer, size = self.layer, self.layer.size
-        contexts, start = size.contexts, size.prompt
-        q, _, _ = layer.rooms
-        seen = self.of_scores[:, :, :start].transpose(1, 2)
-        of_k = torch.bmm(seen, q[:, start:]).mul_(layer.scale)  # by tokens after the prompts
-        of_v = torch.bmm(layer.weights[:, :, :start].transpose(1, 2), self.of_mixes)
-        of_k, of_v = (part.unflatten(0, (size.draws, contexts, layer.heads)).sum(0) for part in (of_k, of_v))
-        q, k, v = layer.room[:, :contexts, :, :start]  # (B, h, P, d)
-        of_mix = self.of_mixed[: size.prompt_rows].view(start, contexts, layer.heads, -1).permute(1, 2, 0, 3)
+        contexts, length = size.contexts, size.prompt
+        by_later = (
+            x[:, :length].unflatten(0, (size.draws, contexts, layer.heads)).sum(0) for x in (self.of_k, self.of_v)
+        )
+        q, k, v = layer.room[:, :contexts, :, :length]  # (B, h, P, d)
+        of_mix = self.of_mixed[: size.prompt_rows].view(length, contexts, layer.heads, -1).permute(1, 2, 0, 3)
         weights, of_weights = layer.prompt_weights, of_mix @ v.transpose(-1, -2)
         of_scores = aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         of_q = (of_scores @ k) * layer.scale
-        of_k += (of_scores.transpose(-1, -2) @ q) * layer.scale
-        of_v += weights.transpose(-1, -2) @ of_mix
-        answer = self.of_qkv[: size.prompt_rows].view(start, contexts, 3, layer.heads, -1)
-        for number, part in enumerate((of_q, of_k, of_v)):
+        own = (of_scores.transpose(-1, -2) @ q) * layer.scale, weights.transpose(-1, -2) @ of_mix
+        answer = self.of_qkv[: size.prompt_rows].view(length, contexts, 3, layer.heads, -1)
+        for number, part in enumerate((of_q, *(a + b for a, b in zip(own, by_later, strict=True)))):
             answer[:, :, number] = part.permute(2, 0, 1, 3)
 
     def gradients(self, sums: "Sums") -> list[Tensor]:

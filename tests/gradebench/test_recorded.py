@@ -76,6 +76,14 @@ def test_relaxed_rollouts_have_the_gradient_of_the_plain_graph(build, monkeypatc
     assert found[0].norm() > 1e-3
 
 
+@pytest.mark.parametrize("together", [1, 2, 3, 4])
+def test_sums_for_earlier_keys_and_values_may_be_made_at_any_time(build, monkeypatch, together):
+    whole = flatten(GradeSte().gradient(build(), generator("cpu", 0)).grad)  # once for all four tokens read
+    monkeypatch.setattr("gradebench.recorded.TOGETHER", together)
+    parts = flatten(GradeSte().gradient(build(), generator("cpu", 0)).grad)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+
+
 def test_soft_tokens_are_never_read_in_parallel(build, monkeypatch):
     monkeypatch.setattr(SequenceProblem, "straight_through", "parallel")
     assert build()._road(hard=False) == "plain"
