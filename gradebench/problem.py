@@ -20,7 +20,8 @@ class Ledger:
 
     reward_calls     evaluations of f on one sequence, hard or relaxed
     tokens_sampled   categorical draws, hard or relaxed
-    forward_passes   evaluations of a batch of sequences by the policy, or by the reference; a cached decode is one
+    forward_passes   evaluations of a batch of sequences by the policy, or by the reference; a cached decode is one, and
+                     so is reading what was drawn, also where that was kept and takes no pass
     backward_passes  differentiations, with respect to the policy's parameters or to relaxed tokens
     """
 

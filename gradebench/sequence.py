@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gradebench.ends import ended_logits, ending_token, up_to_end
 from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, chosen, continued
-from gradebench.recorded import Recording, Relaxed, Replayed, Step
+from gradebench.recorded import Recording
+from gradebench.replayed import Relaxed, Replayed, Step
 from gradebench.replicas import Replicas
 from gradebench.sampling import categorical, straight_through
 from gradebench.transformer import ScratchPolicy
@@ -311,7 +312,7 @@ class SequenceProblem(Problem):
 
         plain     autograd's own graph, step after step
         recorded  the same by hand, for the transformer made here: the quickest on a CPU
-        parallel  in parallel over time, hard tokens alone: a GPU would wait for the launch of a sequence of small kernels
+        parallel  in parallel over time, hard tokens alone: a GPU would wait for the launch of many small kernels
         """
         road = self.straight_through
         if road == "auto":

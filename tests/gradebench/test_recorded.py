@@ -79,7 +79,7 @@ def test_relaxed_rollouts_have_the_gradient_of_the_plain_graph(build, monkeypatc
 @pytest.mark.parametrize("together", [1, 2, 3, 4])
 def test_sums_for_earlier_keys_and_values_may_be_made_at_any_time(build, monkeypatch, together):
     whole = flatten(GradeSte().gradient(build(), generator("cpu", 0)).grad)  # once for all four tokens read
-    monkeypatch.setattr("gradebench.recorded.TOGETHER", together)
+    monkeypatch.setattr("gradebench.replayed.TOGETHER", together)
     parts = flatten(GradeSte().gradient(build(), generator("cpu", 0)).grad)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
 
