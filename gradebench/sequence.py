@@ -80,9 +80,7 @@ class SequenceProblem(Problem):
     a relax(logits) + (1 - a) one_hot(end), and its penalty there counts a.
     """
 
-    straight_through: Literal["auto", "plain", "recorded", "parallel"] = (
-        "auto"  # the graph of rollouts with hard tokens
-    )
+    straight_through: Literal["auto", "plain", "recorded", "parallel"] = "auto"  # how rollouts are differentiated
     residual: float = 1e-4  # of a parallel one: the last term of the feedback that is added, relative to their sum
 
     def __init__(
@@ -215,12 +213,12 @@ class SequenceProblem(Problem):
         return (parents * self.contexts + torch.arange(self.contexts, device=parents.device)).flatten()
 
     def _transformer(self) -> ScratchPolicy | None:
-        """The policy where it is the transformer made here, whose rollouts can be recorded."""
+        """The policy where it is the transformer made here, and no variant of it: its rollouts can be recorded."""
         policy: Any = self.policy
         if isinstance(policy, Replicas):
             same = policy.alike and len(policy.trained) == len(list(policy.module.parameters()))
             policy = policy.module if same else None
-        able = isinstance(policy, ScratchPolicy) and not torch.is_autocast_enabled(self.prompts.device.type)
+        able = type(policy) is ScratchPolicy and not torch.is_autocast_enabled(self.prompts.device.type)
         return policy if able else None
 
     def logits(self, z: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from gradebench.moments import flatten
 from gradebench.recorded import Recording
 from gradebench.sampling import categorical, generator
 from gradebench.sequence import SequenceProblem
+from gradebench.transformer import ScratchPolicy
 
 PADS = torch.tensor([0, 1, 0, 1])
 
@@ -202,3 +203,16 @@ def test_nothing_is_left_of_a_draw(build):
     finally:
         gc.enable()
     assert later == [first] * 3
+
+
+def test_a_variant_of_the_transformer_is_read_as_it_is(build):
+    class Colder(ScratchPolicy):
+        def forward(self, *inputs, **options):
+            logits, features, cache = super().forward(*inputs, **options)
+            return 2 * logits, features, cache
+
+    problem = build()
+    problem.policy.__class__ = Colder
+    z = problem.sample(2, generator("cpu", 0))
+    torch.testing.assert_close(problem.log_prob(z), problem.log_prob(unrecorded(z)), rtol=0, atol=1e-12)
+    assert not torch.allclose(problem.log_prob(z), build().log_prob(z))
