@@ -80,14 +80,14 @@ class Recording:
         return self._ahead(self.out[rows][-self.size.contexts :])
 
     def read(self, embeddings: Tensor) -> Tensor:
-        """Logits (N, V) after one more token, given its embedding (N, D) without the position."""
+        """Logits (N, V) after one more token, given its embedding (N, 1, D) without the position."""
         size, number = self.size, self.done - 1
         position = self.position[size.prompt + number]
         if self.pads is not None:
             start = size.prompt_rows + number * size.sequences
             position = self.position[self.at[start : start + size.sequences]]
         rows = size.step(number)
-        torch.add(embeddings, position, out=self.layers[0].x[rows])
+        torch.add(embeddings.squeeze(1), position, out=self.layers[0].x[rows])
         self._up(rows, lambda layer, at: layer.read_step(at, size.prompt + number))
         return self._ahead(self.out[rows])
 

@@ -164,53 +164,26 @@ class SequenceProblem(Problem):
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
         transformer = self._transformer()
-        if transformer is None:
-            with torch.no_grad():
-                return self._draw_from_any(choose, n)
-        keeps = torch.is_grad_enabled() and self.rows_at_once is None
+        keeps = transformer is not None and torch.is_grad_enabled() and self.rows_at_once is None
         with torch.no_grad():
-            recording = Recording(transformer, self.prompts, n, self.horizon, keeps, self.pads)
-            z, branched = self._draw_recorded(choose, recording)
+            if transformer is None:
+                reader: Recording | Decoding = Decoding(self, n)
+            else:
+                reader = Recording(transformer, self.prompts, n, self.horizon, keeps, self.pads)
+            z = torch.empty(n, self.contexts, self.horizon, dtype=torch.int64, device=self.prompts.device)
+            for t in range(self.horizon):
+                logits = reader.read(self.policy.embed(z[:, :, t - 1].reshape(-1, 1))) if t else reader.start()
+                here = in_single(logits).view(n, self.contexts, -1)
+                if t and self.end is not None:
+                    here = ended_logits(here, z[:, :, t - 1] == self.end, self.end)
+                z[:, :, t], parents = chosen(choose(here))
+                if parents is not None:
+                    z[:, :, :t] = continued(z[:, :, :t], parents)
+                    reader.follow((parents * self.contexts + torch.arange(self.contexts, device=z.device)).flatten())
+                    keeps = False  # activations stay with the rows that they were computed for
         self._memo = None
-        self._drawn = (z, self._versions(z), recording) if keeps and not branched else None
+        self._drawn = (z, self._versions(z), reader) if keeps and isinstance(reader, Recording) else None
         return z
-
-    def _draw_recorded(self, choose: Choose, recording: Recording) -> tuple[Tensor, bool]:
-        """Draws z, and whether some of them go on from others."""
-        shape, branched = (recording.size.draws, self.contexts, self.horizon), False
-        z = torch.empty(shape, dtype=torch.int64, device=self.prompts.device)
-        for t in range(self.horizon):
-            logits = recording.read(recording.table[z[:, :, t - 1].flatten()]) if t else recording.start()
-            z[:, :, t], parents = self._chosen(choose, logits, z, t)
-            if parents is not None:
-                z[:, :, :t] = continued(z[:, :, :t], parents)
-                recording.follow(self._followed(parents))
-                branched = True
-        return z, branched
-
-    def _draw_from_any(self, choose: Choose, n: int) -> Tensor:
-        pads = self._padding(n)
-        logits, _, cache = self._read_prompts(self.policy, n, self.prompts)
-        z = torch.empty(n, self.contexts, self.horizon, dtype=torch.int64, device=logits.device)
-        for t in range(self.horizon):
-            if t:
-                logits, _, cache = self.policy(self.policy.embed(z[:, :, t - 1].reshape(-1, 1)), cache, **pads)
-            z[:, :, t], parents = self._chosen(choose, logits[:, -1], z, t)
-            if parents is not None:
-                z[:, :, :t] = continued(z[:, :, :t], parents)
-                cache = self.policy.reordered(cache, self._followed(parents))
-        return z
-
-    def _chosen(self, choose: Choose, logits: Tensor, z: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
-        """Ids (n, B) of position t and their parents, from logits (n B, V)."""
-        here = in_single(logits).view(*z.shape[:2], -1)
-        if t and self.end is not None:
-            here = ended_logits(here, z[:, :, t - 1] == self.end, self.end)
-        return chosen(choose(here))
-
-    def _followed(self, parents: Tensor) -> Tensor:
-        """Rows (n B,) of the sequences that parents (n, B) name."""
-        return (parents * self.contexts + torch.arange(self.contexts, device=parents.device)).flatten()
 
     def _transformer(self) -> ScratchPolicy | None:
         """The policy where it is the transformer made here, and no variant of it: its rollouts can be recorded."""
@@ -276,10 +249,8 @@ class SequenceProblem(Problem):
                 before = steps[-1].token.detach() if t else None
                 if before is None:
                     raw = recording.start()
-                elif hard:
-                    raw = recording.read(recording.table[ids[-1].flatten()])
                 else:
-                    raw = recording.read(before.flatten(0, 1).to(recording.table.dtype) @ recording.table)
+                    raw = recording.read(self.policy.embed((ids[-1] if hard else before).flatten(0, 1).unsqueeze(1)))
                 with torch.enable_grad():
                     leaf = raw.detach().requires_grad_()
                     if before is not None and self.end is not None and not hard:
@@ -544,6 +515,28 @@ class SequenceProblem(Problem):
 
     def _versions(self, tokens: Tensor) -> tuple[int, ...]:
         return (tokens._version, *(p._version for p in self.params))
+
+
+class Decoding:
+    """A rollout by any policy, read token by token without a graph, as by a `Recording` that keeps nothing."""
+
+    def __init__(self, problem: SequenceProblem, n: int):
+        self.problem, self.n, self.cache = problem, n, None
+
+    def start(self) -> Tensor:
+        """Logits (n B, V) after the prompts."""
+        logits, _, self.cache = self.problem._read_prompts(self.problem.policy, self.n, self.problem.prompts)
+        return logits[:, -1]
+
+    def read(self, embeddings: Tensor) -> Tensor:
+        """Logits (n B, V) after one more token, given its embedding (n B, 1, D)."""
+        pads = self.problem._padding(self.n)
+        logits, _, self.cache = self.problem.policy(embeddings, self.cache, **pads)
+        return logits[:, -1]
+
+    def follow(self, rows: Tensor) -> None:
+        """Each sequence goes on from the one that `rows` (n B,) names."""
+        self.cache = self.problem.policy.reordered(self.cache, rows)
 
 
 class _LookUp(torch.autograd.Function):

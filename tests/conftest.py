@@ -3,6 +3,7 @@
 They come as fixtures that return a function, because the tests' folders are no packages to import from.
 """
 
+import gc
 import itertools
 
 import pytest
@@ -82,6 +83,29 @@ def build_bernoulli_toy(t=0.45, contexts=1, horizon=1, theta=0.5):
     logit = torch.tensor(theta / (1 - theta), dtype=torch.float64).log()
     weight = torch.stack([torch.zeros_like(logit), logit]).expand(contexts, horizon, 2).clone().requires_grad_()
     return Categoricals(weight, lambda y: (y[..., 1] - t).square().mean(-1))
+
+
+def assert_leaves_nothing(work):
+    """Each call of `work` frees all tensors that it made, without the help of the collector of circles."""
+
+    def tensors_after_work():
+        work()
+        return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+
+    tensors_after_work()
+    gc.collect()
+    gc.disable()
+    try:
+        first = tensors_after_work()
+        later = [tensors_after_work() for _ in range(3)]
+    finally:
+        gc.enable()
+    assert later == [first] * 3
+
+
+@pytest.fixture(scope="session")
+def leaves_nothing():
+    return assert_leaves_nothing
 
 
 @pytest.fixture(scope="session")

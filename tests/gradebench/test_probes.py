@@ -650,6 +650,11 @@ def test_draws_of_estimators_that_treat_contexts_apart_are_separate(language, sp
     assert entries_at_once(built(spec, language), source_of(language))
 
 
+def test_more_draws_share_a_pass_where_weights_are_not_copied(language):
+    many, few = (entries_at_once(built(spec, language), source_of(language)) for spec in ("rloo", "rebar"))
+    assert many > few > 0
+
+
 @pytest.mark.parametrize("spec", ["ppo", "ppo:epochs=1,minibatches=1", "ppo:whiten=false,minibatches=1,epochs=1"])
 def test_draws_of_estimators_that_cut_or_whiten_the_batch_are_not_separate(language, spec):
     assert not entries_at_once(built(spec, language), source_of(language))

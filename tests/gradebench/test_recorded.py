@@ -1,7 +1,5 @@
 """Recorded rollouts: what they give, and every derivative, must be those of the policy's own graph over the tokens."""
 
-import gc
-
 import pytest
 import torch
 
@@ -97,7 +95,11 @@ def test_a_second_derivative_is_that_of_the_plain_graph(build):
     found = []
     for tokens in (z, unrecorded(z)):
         scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+        before = problem.ledger.forward_passes
         first = problem.grad(scale * value_of(problem, tokens), create_graph=True)
+        assert (
+            problem.ledger.forward_passes == before + 2
+        )  # of policy and reference: the plain graph counts for nothing
         squared = sum(g.square().sum() for g in first)
         found.append(flatten(torch.autograd.grad(squared, [scale, *problem.params])))
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
@@ -151,9 +153,15 @@ def test_draws_that_go_on_from_others_are_read_anew(build):
     torch.testing.assert_close(problem.log_prob(z), problem.log_prob(unrecorded(z)), rtol=0, atol=1e-12)
 
 
-def test_draws_that_go_on_from_others_see_their_past(build):
+class Variant(ScratchPolicy):
+    """Computes the same, but may not be recorded, for nobody knows."""
+
+
+@pytest.mark.parametrize("policy", [ScratchPolicy, Variant])
+def test_draws_that_go_on_from_others_see_their_past(build, policy):
     """From the second token on all follow the middle one: the logits that they get are those of its text."""
     problem, seen = build(beta=0.0), []
+    problem.policy.__class__ = policy
     apart, middle = torch.tensor([[0], [1], [2]]).expand(3, 4), torch.ones(3, 4, dtype=torch.int64)
 
     def choose(logits):
@@ -169,6 +177,10 @@ def test_without_a_graph_nothing_is_kept_but_keys_and_values(build):
     with torch.no_grad():
         z = problem.sample(2, generator("cpu", 0))
     assert problem._drawn is None
+    checkpointed = build()
+    checkpointed.rows_at_once = 2
+    checkpointed.sample(2, generator("cpu", 0))
+    assert checkpointed._drawn is None
     assert torch.equal(z, build().sample(2, generator("cpu", 0)))
     kept, lean = (Recording(problem.policy, problem.prompts, 2, 5, keeps) for keeps in (True, False))
     assert lean.size.rows < kept.size.rows
@@ -184,25 +196,15 @@ def test_a_kept_pass_answers_without_a_graph_too(build):
     torch.testing.assert_close(logits, problem.logits(unrecorded(z)), rtol=0, atol=1e-12)
 
 
-def test_nothing_is_left_of_a_draw(build):
+def test_nothing_is_left_of_a_draw(build, leaves_nothing):
     """A recording that referred to the graph that it serves would never be freed, nor would one in a circle."""
     problem = build()
 
-    def tensors_after_a_gradient():
+    def work():
         z = problem.sample(2, generator("cpu", 0))
         problem.grad(value_of(problem, z))
-        del z
-        return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
 
-    tensors_after_a_gradient()
-    gc.collect()
-    gc.disable()
-    try:
-        first = tensors_after_a_gradient()
-        later = [tensors_after_a_gradient() for _ in range(3)]
-    finally:
-        gc.enable()
-    assert later == [first] * 3
+    leaves_nothing(work)
 
 
 def test_a_variant_of_the_transformer_is_read_as_it_is(build):
