@@ -54,7 +54,7 @@ def train(
     trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, cell.estimator_spec))
     prompts = batches(task, plan, estimator.n, cell.seed)
     rng = generator(plan.device, cell.seed, "sampling", *filter(None, [cell.twin]))
-    marks = {round(plan.steps * i / plan.evaluations) for i in range(plan.evaluations + 1)}
+    evaluated = plan.evaluation_steps
     estimator.train()
     reset_peak_memory(plan.device)
     training = trainer.training(rng, ledger, record)
@@ -62,17 +62,16 @@ def train(
     for _ in range(done):
         next(prompts)
     for step in range(done, plan.steps + 1):
-        if step in marks:
+        if step in evaluated:
+            record.add("train", "train", step, trainer.costs(ledger))
             evaluate(task, plan, cell.seed, step, record)
         if step < plan.steps:
             trainer.step(task.problem("train", next(prompts), ledger), rng)
             if checkpoint:
                 checkpoint.after(step + 1, training)
-    costs = {"seconds_per_step": (trainer.clock.estimator + trainer.clock.optimizer) / max(1, plan.steps)}
-    costs |= {name: float(count) for name, count in asdict(ledger).items()}
-    record.add("train", "train", plan.steps, costs | {"peak_memory_bytes": peak_memory(plan.device)})
-    refused = {name: count for name, count in asdict(trainer.refusals).items() if count}
-    record.add("train", "train", plan.steps, refused)
+    seconds = trainer.clock.estimator + trainer.clock.optimizer
+    figures = {"seconds_per_step": seconds / max(1, plan.steps), "peak_memory_bytes": peak_memory(plan.device)}
+    record.add("train", "train", plan.steps, figures | trainer.updates.summary())
     return trainer
 
 
@@ -83,13 +82,21 @@ def evaluate(task: Task, plan: Plan, seed: int, step: int, record: records.CellR
     """
     for split in task.splits:
         known = _first_evaluations.get((id(task), seed, split)) if step == 0 else None
-        metrics = known[0] if known else task.evaluate(split, generator(plan.device, seed, "evaluation", split))
+        metrics = known[0] if known else evaluated(task, split, generator(plan.device, seed, "evaluation", split))
         record.add("evaluation", split, step, metrics)
         if step in (0, plan.steps):
             samples = known[1] if known else task.samples(split, generator(plan.device, seed, "samples", split))
             record.add_samples(split, step, samples)
         if step == 0:
             _first_evaluations[id(task), seed, split] = (metrics, samples)
+
+
+def evaluated(task: Task, split: str, rng: torch.Generator) -> dict[str, float]:
+    """The task's metrics of a split, and its objective: the reward less beta times the divergence, where it has one."""
+    metrics = task.evaluate(split, rng)
+    if "reward" in metrics:
+        metrics = {"objective": metrics["reward"] - task.beta * metrics.get("kl", 0.0)} | metrics
+    return metrics
 
 
 def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 from gradebench import records
 
+FIRST_EVALUATION = 5  # the step of the first evaluation after step 0; each next one is at twice as many
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -17,7 +19,7 @@ class Plan:
     batch: int
     learning_rate: float | None = None  # None: the recorded tuned value, else the task's
     clip: float = 1.0  # of the gradient's global norm
-    evaluations: int = 2  # after step 0, evenly spaced
+    evaluations: int | None = None  # after step 0, evenly spaced; None: at 5, 10, 20, 40, ... and the last step
     checkpoints: int = 3  # of the reference trajectory, its start and end included
     train: bool = True  # False: gradient probes alone
     along: str = "reference"  # whose trajectory has the checkpoints: "reference", shared by all, or "own"
@@ -34,6 +36,17 @@ class Plan:
     save_policies: bool = False  # keep the trained policy in the cell's folder
     tuned: dict[str, float] = field(default_factory=dict, hash=False)  # learning rates found by `gradebench tune`
     reference_key: str = ""  # changes with whatever the reference trajectory depends on
+
+    @property
+    def evaluation_steps(self) -> list[int]:
+        """The steps of training after which all splits are evaluated, 0 and the last included.
+
+        By default a geometric series that doesn't depend on `steps`, so that a longer run has the points of a shorter.
+        """
+        if self.evaluations is not None:
+            return sorted({round(self.steps * i / self.evaluations) for i in range(self.evaluations + 1)})
+        doublings = range(max(0, self.steps // FIRST_EVALUATION).bit_length())
+        return sorted({0, self.steps, *(FIRST_EVALUATION * 2**i for i in doublings)})
 
 
 @dataclass(frozen=True)

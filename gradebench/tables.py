@@ -47,7 +47,7 @@ PROBES_COLUMNS = [
 ]
 # The objective has no unit, so its gradient has that of 1/theta.
 METRIC_UNITS = {
-    "reward": "1", "gold_reward": "1", "kl": "nats/sequence", "entropy": "nats/token", "distinct_2": "1",
+    "objective": "1", "reward": "1", "gold_reward": "1", "kl": "nats/sequence", "entropy": "nats/token", "distinct_2": "1",
     "reference_nll": "nats/token", "gradient_variance": "1/theta^2", "gradient_variance_relative": "1",
     "gradient_bias_squared": "1/theta^2", "gradient_cosine": "1", "gradient_snr": "1",
     "gradient_norm_squared": "1/theta^2", "gradient_reference_dot": "1/theta^2",
@@ -59,7 +59,8 @@ METRIC_UNITS = {
     "gradient_variance_times_forward_passes": "passes/theta^2",
     "gradient_variance_times_backward_passes": "passes/theta^2", "cost_seconds": "s", "cost_reward_calls": "calls",
     "cost_tokens_sampled": "tokens", "cost_forward_passes": "passes", "cost_backward_passes": "passes",
-    "seconds_per_step": "s", "reward_calls": "calls",
+    "seconds_per_step": "s", "seconds": "s", "updates": "updates", "clipped_updates": "1", "clip_factor": "1",
+    "reward_calls": "calls",
     "tokens_sampled": "tokens", "forward_passes": "passes", "backward_passes": "passes",
     "peak_memory_bytes": "bytes", "updates_refused": "updates", "own_updates_refused": "updates",
 }

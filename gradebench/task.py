@@ -37,6 +37,12 @@ class Task(ABC):
     lacks: Mapping[str, str] = {}  # why its problems don't offer a need, said where a cell is skipped for it
     memory_advice: str = ""  # what takes less memory, said where it ran out
 
+    @property
+    def beta(self) -> float:
+        """The weight of the divergence `kl` in the objective, reward - beta kl, in reward per nat."""
+        beta = getattr(self, "options", {}).get("kl")
+        return float(beta) if isinstance(beta, int | float) else 0.0
+
     def needs(self) -> list[str]:
         """What `prepare` and a run will download and take, in lines, said before either begins."""
         return []

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,22 @@ class Clock:
 
 
 @dataclass
-class Refusals:
-    """Updates that were not made because their gradient was not finite: of the policy, and of the estimator's own."""
+class Updates:
+    """The updates of the policy that were made, those that clipping shortened, and those that were not made because
+    their gradient was not finite: of the policy, and of the estimator's own parameters."""
 
+    updates: int = 0
+    clipped: int = 0
+    clip_factors: float = 0.0  # their sum: 1 for an update that wasn't clipped
     updates_refused: int = 0
     own_updates_refused: int = 0
+
+    def summary(self) -> dict[str, float]:
+        """Metrics of a whole training: the share of clipped updates, the mean factor, and refusals if there are any."""
+        made = max(1, self.updates)
+        figures = {"clipped_updates": self.clipped / made, "clip_factor": self.clip_factors / made}
+        refused = {"updates_refused": self.updates_refused, "own_updates_refused": self.own_updates_refused}
+        return figures | {name: float(count) for name, count in refused.items() if count}
 
 
 class Trainer:
@@ -45,7 +56,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(task.params, lr=learning_rate, fused=True)
         own = [p for p in estimator.parameters() if p.requires_grad]
         self.own_optimizer = torch.optim.Adam(own, lr=estimator.own_learning_rate) if own else None
-        self.refusals = Refusals()
+        self.updates = Updates()
         self.clock = Clock()
 
     def step(self, problem: Problem, rng: torch.Generator, update_policy: bool = True) -> None:
@@ -72,26 +83,35 @@ class Trainer:
                 p.grad = g
             self.own_optimizer.step()
         else:
-            self.refusals.own_updates_refused += 1
+            self.updates.own_updates_refused += 1
 
     def _ascend(self, estimate: Estimate) -> None:
         norm = nn.utils.get_total_norm(estimate.grad)
         if not bool(norm.isfinite()):
-            self.refusals.updates_refused += 1
-            refused = self.refusals.updates_refused
+            self.updates.updates_refused += 1
+            refused = self.updates.updates_refused
             if refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
                 raise Diverged(f"the gradient was not finite in {refused} updates")
             return
-        scale = -(self.plan.clip / norm.clamp_min(self.plan.clip))  # optimizers descend, estimates ascend
+        factor = self.plan.clip / norm.clamp_min(self.plan.clip)
         for p, g in zip(self.task.params, estimate.grad, strict=True):
-            p.grad = g * scale
+            p.grad = g * -factor  # optimizers descend, estimates ascend
         self.optimizer.step()
+        shortened = float(factor)
+        self.updates.updates += 1
+        self.updates.clipped += shortened < 1
+        self.updates.clip_factors += shortened
         increment_version(self.task.params)  # the fused step leaves that out, and problems tell by it what is stale
+
+    def costs(self, ledger: Ledger) -> dict[str, float]:
+        """What the training has taken so far: seconds of estimator and optimizer, updates, and what the ledger counts."""
+        spent = {"seconds": self.clock.estimator + self.clock.optimizer, "updates": self.updates.updates}
+        return {name: float(count) for name, count in (spent | asdict(ledger)).items()}
 
     def training(self, rng: torch.Generator, ledger: Ledger, record: records.CellRecord) -> Training:
         """All that moves while this trainer trains, for a checkpoint."""
         optimizers = [optimizer for optimizer in (self.optimizer, self.own_optimizer) if optimizer is not None]
-        counters = (self.clock, self.refusals, ledger)
+        counters = (self.clock, self.updates, ledger)
         return Training(self.task.params, self.estimator, optimizers, rng, counters, (record.rows, record.samples))
 
 

@@ -111,7 +111,7 @@ def tune(
         tried = ", ".join(f"{rate:g}" for rate in sorted(rates[label]))
         progress.note(f"{label} [{task.setting}]: learning rates {tried} for every estimator, on seeds {request.seeds}")
     run.cells = [
-        (replace(plan, learning_rate=rate, checkpoints=0, evaluations=1), trial)
+        (replace(plan, learning_rate=rate, checkpoints=0), trial)
         for plan, cell in run.cells
         for rate, trial in _trials(cell, rates[cell.task], vary.get(cell.estimator, ()))
     ]

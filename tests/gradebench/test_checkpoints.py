@@ -94,7 +94,7 @@ def result(plan, cell):
     """Rows but for the clock's, samples, and the parameters at the end."""
     folder = harness.training_file(plan, cell).parent
     rows = pd.read_feather(folder / "metrics.arrow")
-    rows = rows[~rows["metric"].isin(["seconds_per_step", "peak_memory_bytes"])].reset_index(drop=True)
+    rows = rows[~rows["metric"].isin(["seconds", "seconds_per_step", "peak_memory_bytes"])].reset_index(drop=True)
     params = [p.detach().clone() for p in harness._tasks[next(iter(harness._tasks))][0].params]
     return rows, (folder / SAMPLES).read_bytes(), params
 

@@ -47,7 +47,7 @@ def ended(plan, cell):
 
 def numbers(rows):
     """The rows without what a clock or the system's memory says."""
-    return rows[~rows["metric"].isin(["seconds_per_step", "peak_memory_bytes"])].reset_index(drop=True)
+    return rows[~rows["metric"].isin(["seconds", "seconds_per_step", "peak_memory_bytes"])].reset_index(drop=True)
 
 
 def trained(plan, cell):
@@ -110,18 +110,55 @@ def test_a_batch_larger_than_the_prompts_repeats_them(task, plan):
 # --- what a cell records ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, {0, 1}), (3, {0, 2, 3}), (10, {0, 5, 10})])
-def test_evaluations_span_the_training(plan, cell_of, steps, expected):
-    rows = trained(replace(plan, steps=steps), cell_of())
+@pytest.mark.parametrize(("steps", "expected"), [(1, {0, 1}), (5, {0, 5}), (13, {0, 5, 10, 13}), (20, {0, 5, 10, 20})])
+def test_evaluations_are_a_geometric_series(plan, cell_of, steps, expected):
+    rows = trained(replace(plan, steps=steps, evaluations=None), cell_of())
     evaluated = rows[rows["phase"] == "evaluation"]
     assert set(evaluated["step"]) == expected
     assert set(evaluated["split"]) == {"train", "validation", "test"}
-    assert {"reward", "gold_reward", "kl", "entropy", "distinct_2", "reference_nll"} == set(evaluated["metric"])
+    metrics = {"reward", "gold_reward", "kl", "entropy", "distinct_2", "reference_nll", "objective"}
+    assert metrics == set(evaluated["metric"])
+    # Beside each, what it took to get there.
+    spent = rows[(rows["phase"] == "train") & (rows["metric"] == "tokens_sampled")].set_index("step")["value"]
+    assert spent.to_dict() == {step: 3 * plan.batch * step for step in expected}
+
+
+def test_a_longer_run_is_evaluated_where_a_shorter_one_is(plan):
+    for steps in range(1, 200):
+        long, short = (replace(plan, steps=n, evaluations=None).evaluation_steps for n in (8 * steps, steps))
+        assert set(short) - {steps} <= set(long)
+        assert short == sorted(set(short)) and (short[0], short[-1]) == (0, steps)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, [0, 1]), (3, [0, 2, 3]), (10, [0, 5, 10])])
+def test_a_number_of_evaluations_is_spread_evenly(plan, steps, expected):
+    assert replace(plan, steps=steps, evaluations=2).evaluation_steps == expected
+
+
+def test_the_objective_is_the_reward_less_beta_times_the_divergence(plan, cell_of):
+    cell = cell_of(kl=0.1)
+    rows = trained(plan, cell)
+    task = harness.loaded_task(plan, cell)
+    wide = rows[rows["phase"] == "evaluation"].pivot_table(index=["split", "step"], columns="metric", values="value")
+    assert task.beta == 0.1
+    assert (wide["objective"] - wide["reward"] + task.beta * wide["kl"]).abs().max() < 1e-12
+    assert wide["kl"].max() > 0
+
+
+def test_clipped_updates_are_counted(plan, cell_of):
+    def figures(clip):
+        rows = trained(replace(plan, clip=clip), cell_of("rloo"))
+        return rows[rows["phase"] == "train"].groupby("metric")["value"].last()
+
+    tight, wide = figures(1e-6), figures(1e6)
+    assert tight["updates"] == wide["updates"] == plan.steps
+    assert (tight["clipped_updates"], wide["clipped_updates"]) == (1, 0)
+    assert tight["clip_factor"] < 1e-3 and wide["clip_factor"] == 1
 
 
 def test_the_ledger_counts_what_a_batch_of_sequences_costs(plan, cell_of):
     rows = trained(plan, cell_of("rloo"))
-    costs = rows[rows["phase"] == "train"].set_index("metric")["value"]
+    costs = rows[rows["phase"] == "train"].groupby("metric")["value"].last()
     sequences = plan.steps * plan.batch
     assert costs["reward_calls"] == sequences
     assert costs["tokens_sampled"] == 3 * sequences
@@ -132,7 +169,7 @@ def test_the_ledger_counts_what_a_batch_of_sequences_costs(plan, cell_of):
 def test_every_estimator_samples_the_same_number_of_sequences(plan, cell_of):
     calls = set()
     for estimator in ("reinforce", "rloo", "rloo:n=2", "ppo", "grade-ste"):
-        rows = trained(plan, cell_of(estimator)).set_index("metric")["value"]
+        rows = trained(plan, cell_of(estimator)).groupby("metric")["value"].last()
         calls.add(rows["reward_calls"])
     assert calls == {plan.steps * plan.batch}
 

@@ -7,7 +7,7 @@ import pytest
 
 from gradebench.records import SAMPLES, read_lines
 
-TIMES = ["seconds_per_step", "peak_memory_bytes"]
+TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
 
 
 @pytest.fixture
