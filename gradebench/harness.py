@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import traceback
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
