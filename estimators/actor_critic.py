@@ -1,6 +1,6 @@
 """Actor and critic: a learned value of the prefix as the baseline; PPO takes several steps on one batch besides."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,13 +49,15 @@ class Ppo(Estimator):
 
     Approximates  grad E_{z~p}[f(z)]
     With          sum_t grad min(w_t A_t, clip(w_t, 1 - e, 1 + e) A_t),  w_t = p_theta(z_t|z_<t) / p_old(z_t|z_<t)
-                  A_t = sum_l lambda^l delta_{t+l},  delta_t = r_t + V_{t+1} - V_t,  r_t = f at the last token, else 0
+                  A_t = sum_l lambda^l delta_{t+l},  delta_t = r_t + V_{t+1} - V_t,  r_t = f at the last token, else 0;
+                  where f = r - beta sum_t D_t:  r_t = r at the last token, else 0, less
+                  beta log p_old(z_t|z_<t) / p_ref(z_t|z_<t) at each
     Requires      black-box reward; learns a value head.
-    Bias          yes: lambda < 1 trusts V, whitening rescales (the whole gradient, that of f too), clipping and later
-                  epochs go off-policy.
+    Bias          yes: lambda < 1 trusts V, whitening rescales, clipping and later epochs go off-policy.
     Cost a batch  B reward calls, BT sampled tokens, epochs x minibatches backward passes of B / minibatches.
-    Source        Schulman et al. 2017, eq. 7 and 11; GAE: Schulman et al. 2016, eq. 16.
-                  Deviates: discount 1; the value head is linear in the policy's detached features.
+    Source        Schulman et al. 2017, eq. 7 and 11; GAE: Schulman et al. 2016, eq. 16; the penalty by token and
+                  whitening: Ziegler et al. 2019, arXiv 1909.08593, and its code.
+                  Deviates: discount 1; the value head is linear in the policy's detached features, its loss unclipped.
     """
 
     family = "actor-critic"
@@ -71,8 +73,10 @@ class Ppo(Estimator):
         clip: Annotated[float, Range(0, low_open=True), "half-width of the ratio's trust interval"] = 0.2,
         lam: Annotated[float, Range(0, 1), "lambda of the advantage estimate"] = 0.95,
         whiten: Annotated[bool, "advantages to mean 0 and standard deviation 1 in each batch"] = True,
+        kl: Annotated[Literal["token", "reward"], "the penalty: charged to each token, or inside f"] = "token",
     ):
         super().__init__()
+        self.kl = kl
         self.epochs, self.minibatches, self.clip, self.lam, self.whiten = epochs, minibatches, clip, lam, whiten
         self.period = epochs * minibatches
         self.queue: list[dict[str, Tensor]] = []
@@ -93,24 +97,30 @@ class Ppo(Estimator):
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         objective = torch.minimum(ratio * advantage, clipped * advantage).sum(-1).mean()
         value_error = self.value(part.features(z)).squeeze(-1) - batch["value_target"]
-        if "fixed_reward" not in problem.offers:  # grad f counts too, by importance at later epochs
+        if "fixed_reward" not in problem.offers and not self.splits(problem):  # grad f counts, by importance later on
             objective = objective + batch["scale"] * (ratio.detach().prod(-1) * part.reward(z)).mean()
         return Estimate(part.grad(objective), own_loss=mean_square(value_error, problem.alive(z)))
+
+    def splits(self, problem: Problem) -> bool:
+        """Whether the penalty is taken out of f. Charged to tokens it needs no grad f: that of log p has mean zero."""
+        return problem.beta != 0 and self.kl == "token"
 
     @torch.no_grad()
     def rollout(self, problem: Problem, rng: torch.Generator) -> list[dict[str, Tensor]]:
         """A fresh batch with its advantages, cut into the minibatches of every epoch."""
         z = problem.sample(self.n, rng)  # (n, B, T)
-        reward = problem.reward(z)  # (n, B)
+        splits = self.splits(problem)
+        reward = problem.raw_reward(z) if splits else problem.reward(z)  # (n, B)
         value = self.value(problem.features(z)).squeeze(-1)  # (n, B, T)
         alive = problem.alive(z)
-        advantage = generalised_advantage(reward, value, self.lam, alive)
+        log_prob = problem.log_prob(z)
+        charge = problem.beta * (log_prob - problem.reference_log_prob(z)) if splits else None
+        advantage = generalised_advantage(reward, value, self.lam, alive, charge)
         value_target = advantage + value
         scale = torch.ones_like(reward[0, 0])
         if self.whiten:
-            scale = 1 / (advantage[alive].std() + 1e-8)
+            scale = (advantage[alive].var() + 1e-8).rsqrt()
             advantage = (advantage - advantage[alive].mean()) * scale
-        log_prob = problem.log_prob(z)
         return [
             {
                 "index": index,
@@ -138,15 +148,17 @@ def mean_square(error: Tensor, alive: Tensor) -> Tensor:
     return (error.square() * alive).sum() / alive.sum()
 
 
-def generalised_advantage(reward: Tensor, value: Tensor, lam: float, alive: Tensor | None = None) -> Tensor:
+def generalised_advantage(
+    reward: Tensor, value: Tensor, lam: float, alive: Tensor | None = None, charge: Tensor | None = None
+) -> Tensor:
     """A_t = sum_l lambda^l delta_{t+l} for a reward at the last token in `alive` (None: at the last), and 0 after it.
 
-    Shapes: reward (n, B), value and alive (n, B, T); returns (n, B, T).
+    Each token is charged `charge` besides. Shapes: reward (n, B), value, alive and charge (n, B, T); returns (n, B, T).
     """
     alive = torch.ones_like(value, dtype=torch.bool) if alive is None else alive
     goes_on = torch.cat([alive[..., 1:], torch.zeros_like(alive[..., :1])], -1)
     following = torch.where(goes_on, value.roll(-1, -1), reward.unsqueeze(-1))
-    delta = (following - value) * alive
+    delta = (following - value - (0.0 if charge is None else charge)) * alive
     advantage = torch.empty_like(value)
     tail = torch.zeros_like(reward)
     for t in reversed(range(value.shape[-1])):

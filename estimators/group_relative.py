@@ -1,14 +1,12 @@
 """Group-relative policy optimisation: samples of one context are each other's baseline, ratios are clipped as in PPO."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from gradebench import Estimate, Estimator, Problem, Range, Unsupported
 from gradebench.estimators.minibatches import enough_for, shuffled
-
-EPS = 1e-6  # no more spread than this is none
 
 Samples = Annotated[int, Range(2), "samples per context"]
 Epochs = Annotated[int, Range(1), "passes over each batch"]
@@ -17,14 +15,25 @@ Clip = Annotated[float, Range(0, low_open=True), "half-width of the ratio's trus
 ClipLow = Annotated[float, Range(0, low_open=True), "the ratio's trust interval begins at 1 less this"]
 ClipHigh = Annotated[float, Range(0, low_open=True), "the ratio's trust interval ends at 1 plus this"]
 Std = Annotated[bool, "divide advantages by the group's standard deviation"]
+Eps = Annotated[float, Range(0), "added to the standard deviation that advantages are divided by"]
+Kl = Annotated[
+    Literal["loss", "k3", "reward"],
+    "the penalty: beside the surrogate as exact divergences or as the k3 estimate; or inside the reward",
+]
 
-_EXACT = {"minibatches": 1, "clip_low": 1e6, "clip_high": 1e6, "std": False}
+_EXACT = {"minibatches": 1, "clip_low": 1e6, "clip_high": 1e6, "std": False, "kl": "reward"}
 EXACT_IF = {"on_policy": {"epochs": 1, **_EXACT}, "off_policy": {"epochs": 2, **_EXACT}}
 
 
-def one_over(std: Tensor) -> Tensor:
-    """1 / std, and 0 where there is no spread: equal samples have no advantage, and a penalty must not explode there."""
-    return torch.where(std > EPS, 1 / std, 0.0)
+def standardised(reward: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(reward - mean) / (std + eps) over the first axis, and 1 / (std + eps) of the others' shape.
+
+    Equal rewards have an advantage of exactly 0, and the factor is 0 there too.
+    """
+    equal = (reward == reward[:1]).all(0)
+    centred = (reward - reward.mean(0)).masked_fill(equal, 0.0)
+    scale = (1 / (reward.std(0) + eps)).masked_fill(equal, 0.0)
+    return centred * scale, scale
 
 
 def mean_over_batch(alive: Tensor) -> Tensor:
@@ -32,21 +41,42 @@ def mean_over_batch(alive: Tensor) -> Tensor:
     return (alive[..., 0].numel() / alive.sum(dtype=torch.float64)).expand_as(alive[..., 0])
 
 
+def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
+    """Schulman's estimate of KL(p || p_ref) in nats, of the same shape: q - 1 - log q with q = p_ref / p at the draw."""
+    gap = reference - log_prob
+    return gap.exp() - 1 - gap
+
+
 class GroupRelative(Estimator):
     """Clipped surrogate steps on one batch with the advantages of `advantage`; subclasses say what differs.
 
-    Whatever factor the advantages carry, grad f carries too: otherwise a penalty inside f would weigh less or more
-    than it should. A batch of one minibatch never needs a part of the problem, so its draws can share a pass.
+    `kl`, for an f = raw_reward - beta * divergence:
+
+    loss    advantages are those of raw rewards, and -beta * divergence_t stands beside the surrogate of each token,
+            under the same mean. Its gradient is that of the divergence at the sampled prefixes alone.
+    k3      the same with the k3 estimate at the sampled tokens, no importance weight on it.
+    reward  advantages are those of f. Whatever factor they carry, grad f carries too: otherwise the penalty inside f
+            would weigh less or more than it should. So it is wherever f is one piece.
+
+    A batch of one minibatch never needs a part of the problem, so its draws can share a pass.
     """
 
     family = "group relative"
 
     def __init__(
-        self, n: int, epochs: int, minibatches: int, clip_low: float, clip_high: float, std: bool
+        self,
+        n: int,
+        epochs: int,
+        minibatches: int,
+        clip_low: float,
+        clip_high: float,
+        std: bool,
+        eps: float,
+        kl: str,
     ):  # the options of a subclass have the defaults of its paper
         super().__init__()
         self.n, self.epochs, self.minibatches = n, epochs, minibatches
-        self.clip_low, self.clip_high, self.std = clip_low, clip_high, std
+        self.clip_low, self.clip_high, self.std, self.eps, self.kl = clip_low, clip_high, std, eps, kl
         self.period = epochs * minibatches
         self.queue: list[dict[str, Tensor]] = []
 
@@ -55,16 +85,17 @@ class GroupRelative(Estimator):
 
         A sample's own reward in its baseline takes 1/n off that gradient's length.
         """
-        centred = reward - reward.mean(0)
-        scale = one_over(reward.std(0)) if self.std else torch.ones_like(reward[0])
-        return centred * scale, ((1 - 1 / self.n) * scale).expand_as(reward)
+        advantage, scale = standardised(reward, self.eps)
+        if not self.std:
+            advantage, scale = reward - reward.mean(0), torch.ones_like(reward[0])
+        return advantage, ((1 - 1 / self.n) * scale).expand_as(reward)
 
     def token_weight(self, alive: Tensor) -> Tensor:
         """Factor (n, B) on the sum over a sequence's tokens, those in `alive` (n, B, T): 1 / T for their mean."""
         return 1 / alive.sum(-1, dtype=torch.float64)
 
     def surrogate(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
-        """Objective, summed over tokens: log_prob, log_ratio, alive (n, B, T) and advantage (n, B, 1) to (n, B)."""
+        """Objective, summed over tokens: log_prob, log_ratio, alive (n, B, T), advantage (n, B, 1 or T) to (n, B)."""
         return self.clipped(log_ratio.exp(), advantage).sum(-1)
 
     def clipped(self, ratio: Tensor, advantage: Tensor) -> Tensor:
@@ -91,21 +122,36 @@ class GroupRelative(Estimator):
         z = batch["z"]  # (n, B / minibatches, T)
         log_prob = part.log_prob(z)
         log_ratio = log_prob - batch["log_prob"]
-        alive = problem.alive(z)
-        objective = self.surrogate(log_prob, log_ratio, batch["advantage"].unsqueeze(-1), alive)
-        if "fixed_reward" not in problem.offers:  # grad f counts too, by importance at later steps
+        objective = self.surrogate(log_prob, log_ratio, batch["advantage"], problem.alive(z))
+        if self.splits(problem):
+            objective = objective - self.penalty(part, batch, log_prob)
+        elif "fixed_reward" not in problem.offers:  # grad f counts too, by importance at later steps
             importance = log_ratio.detach().double().sum(-1).exp()  # (n, B / minibatches)
             reward = batch["reward"] if "reward" in batch else part.reward(z)
             objective = objective + (batch["scale"] * importance).to(reward) * reward
-        return Estimate(part.grad((self.token_weight(alive).to(objective) * objective).mean()))
+        return Estimate(part.grad((batch["weight"].to(objective) * objective).mean()))
+
+    def splits(self, problem: Problem) -> bool:
+        """Whether the penalty is taken out of f."""
+        return problem.beta != 0 and self.kl != "reward"
+
+    def penalty(self, part: Problem, batch: dict[str, Tensor], log_prob: Tensor) -> Tensor:
+        """What stands beside the surrogate, in units of the reward, summed over tokens: (n, B / minibatches)."""
+        found = k3(log_prob, batch["reference"]) if self.kl == "k3" else part.divergence(batch["z"])
+        return part.beta * found.sum(-1)
 
     def rollout(self, problem: Problem, rng: torch.Generator) -> list[dict[str, Tensor]]:
-        """A fresh batch, with advantages from all of it, cut into the minibatches of every epoch."""
+        """A fresh batch, with advantages and token weights from all of it, cut into the minibatches of every epoch."""
         z = problem.sample(self.n, rng)  # (n, B, T)
+        splits = self.splits(problem)
         with torch.set_grad_enabled(self.minibatches == 1):  # then the first step shares these graphs
-            reward, log_prob = problem.reward(z), problem.log_prob(z)  # (n, B), (n, B, T)
-        advantage, scale = self.advantage(reward.detach().double())  # in float64 equal rewards have no advantage
-        batch = {"z": z, "advantage": advantage.to(log_prob), "scale": scale, "log_prob": log_prob.detach()}
+            reward = problem.raw_reward(z).detach() if splits else problem.reward(z)  # (n, B)
+            log_prob = problem.log_prob(z)  # (n, B, T)
+        batch = {"z": z, "log_prob": log_prob.detach(), "weight": self.token_weight(problem.alive(z))}
+        if splits and self.kl in ("k3", "token"):
+            batch["reference"] = problem.reference_log_prob(z)
+        advantage, scale = self.advantages(problem, reward.detach().double(), batch)
+        batch |= {"advantage": advantage.to(log_prob), "scale": scale}
         if self.minibatches == 1:
             return [batch | {"reward": reward}, *[batch] * (self.epochs - 1)]
         return [
@@ -113,30 +159,45 @@ class GroupRelative(Estimator):
             for index in shuffled(problem, self.epochs, self.minibatches, rng)
         ]
 
+    def advantages(self, problem: Problem, reward: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`advantage` of rewards in float64, with an axis for tokens: (n, B, 1 or T), and its factor (n, B)."""
+        advantage, scale = self.advantage(reward)
+        return advantage.unsqueeze(-1), scale
+
 
 class Grpo(GroupRelative):
     """GRPO: advantages in units of the group's standard deviation, mean over tokens.
 
     Approximates  grad E_{z~p}[f(z)]
     With          mean_t grad min(w_t A, clip(w_t, 1 - e, 1 + e) A),  w_t = p_theta(z_t|z_<t) / p_old(z_t|z_<t)
-                  A = (f - mean f) / std f over the n samples of a context
+                  A = (r - mean r) / (std r + eps) over the n samples of a context; a penalty beside it, where
+                  f = r - beta sum_t D_t:  less mean_t beta grad D_t,  D_t = KL(p(.|z_<t) || p_ref(.|z_<t))
     Requires      n >= 2; black-box reward.
     Bias          yes: contexts of rare success weigh more by 1 / std, the mean over tokens rescales by 1 / T, the
                   sample in its own baseline by 1 - 1/n; later steps on a batch go off-policy, clipping drops tokens.
+                  The penalty is in none of these units, and that a token leads to prefixes of more or less divergence
+                  it leaves out; with kl=k3 it is the gradient of KL(p_ref || p) instead, up to noise.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
-    Source        Shao et al. 2024, eq. 3.  Deviates: a KL penalty is part of f; std divides by n - 1, as in the
-                  usual implementations.
+    Source        Shao et al. 2024, arXiv 2402.03300, eq. 3.  Deviates: D_t is exact, where the paper has its estimate
+                  k3 of eq. 4 (option kl=k3); std divides by n - 1 and eps is added, as in the usual implementations.
     """
 
     unbiased_if: ClassVar = {
-        "on_policy": {"epochs": 1, "minibatches": 1, "std": False},
-        "off_policy": {"epochs": 2, "minibatches": 1, "clip": 1e6, "std": False},
+        "on_policy": {"epochs": 1, "minibatches": 1, "std": False, "kl": "reward"},
+        "off_policy": {"epochs": 2, "minibatches": 1, "clip": 1e6, "std": False, "kl": "reward"},
     }
 
     def __init__(
-        self, n: Samples = 4, epochs: Epochs = 1, minibatches: Minibatches = 1, clip: Clip = 0.2, std: Std = True
+        self,
+        n: Samples = 4,
+        epochs: Epochs = 1,
+        minibatches: Minibatches = 1,
+        clip: Clip = 0.2,
+        std: Std = True,
+        eps: Eps = 1e-4,
+        kl: Kl = "loss",
     ):
-        super().__init__(n, epochs, minibatches, clip, clip, std)
+        super().__init__(n, epochs, minibatches, clip, clip, std, eps, kl)
 
 
 class DrGrpo(GroupRelative):
@@ -144,21 +205,31 @@ class DrGrpo(GroupRelative):
 
     Approximates  grad E_{z~p}[f(z)]
     With          sum_t grad min(w_t A, clip(w_t, 1 - e, 1 + e) A),  w_t = p_theta(z_t|z_<t) / p_old(z_t|z_<t)
-                  A = f - mean f over the n samples of a context
+                  A = r - mean r over the n samples of a context; a penalty beside it, where f = r - beta sum_t D_t:
+                  less sum_t beta grad D_t,  D_t = KL(p(.|z_<t) || p_ref(.|z_<t))
     Requires      n >= 2; black-box reward.
-    Bias          length only, 1 - 1/n: leave-one-out REINFORCE times that. Later steps on a batch go off-policy.
+    Bias          without a penalty length only, 1 - 1/n: leave-one-out REINFORCE times that. The penalty isn't
+                  shortened, and that a token leads to prefixes of more or less divergence it leaves out. Later steps
+                  on a batch go off-policy.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
     Source        Liu et al. 2025, arXiv 2503.20783, section 3.2.  Deviates: the constant that divides the sum over
-                  tokens is 1; grad f is scaled by 1 - 1/n as well.
+                  tokens is 1; the paper trains without a penalty, which stands here where GRPO has it.
     """
 
     unbiased_if: ClassVar = {
-        "on_policy": {"epochs": 1, "minibatches": 1},
-        "off_policy": {"epochs": 2, "minibatches": 1, "clip": 1e6},
+        "on_policy": {"epochs": 1, "minibatches": 1, "kl": "reward"},
+        "off_policy": {"epochs": 2, "minibatches": 1, "clip": 1e6, "kl": "reward"},
     }
 
-    def __init__(self, n: Samples = 4, epochs: Epochs = 1, minibatches: Minibatches = 1, clip: Clip = 0.2):
-        super().__init__(n, epochs, minibatches, clip, clip, std=False)
+    def __init__(
+        self,
+        n: Samples = 4,
+        epochs: Epochs = 1,
+        minibatches: Minibatches = 1,
+        clip: Clip = 0.2,
+        kl: Kl = "loss",
+    ):
+        super().__init__(n, epochs, minibatches, clip, clip, std=False, eps=0.0, kl=kl)
 
     def token_weight(self, alive: Tensor) -> Tensor:
         return torch.ones_like(alive[..., 0], dtype=torch.float64)
@@ -168,13 +239,15 @@ class Dapo(GroupRelative):
     """DAPO: GRPO whose trust interval leaves rare tokens more room to grow than to shrink.
 
     Approximates  grad E_{z~p}[f(z)]
-    With          mean_t grad min(w_t A, clip(w_t, 1 - e_low, 1 + e_high) A),  A = (f - mean f) / std f in a group
-                  mean over all tokens of the batch, the same as the mean of samples' means where all are as long
+    With          mean_t grad min(w_t A, clip(w_t, 1 - e_low, 1 + e_high) A),  A = (r - mean r) / (std r + eps) in a group
+                  less beta grad D_t as in GRPO; mean over all tokens of the sampled batch, whatever its minibatches
     Requires      n >= 2; black-box reward.
     Bias          yes: as GRPO.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
     Source        Yu et al. 2025, arXiv 2503.14476, eq. 8 and 9.  Deviates: groups of equal rewards count as zero and
-                  are not redrawn (no dynamic sampling), which would cost an unknown number of reward calls.
+                  are not redrawn (no dynamic sampling), which would cost an unknown number of reward calls; the mean
+                  over tokens is the batch's, as in the usual implementations, where eq. 8 has the group's; the paper
+                  drops the penalty, which stands here where GRPO has it.
     """
 
     unbiased_if: ClassVar = EXACT_IF
@@ -187,8 +260,10 @@ class Dapo(GroupRelative):
         clip_low: ClipLow = 0.2,
         clip_high: ClipHigh = 0.28,
         std: Std = True,
+        eps: Eps = 1e-4,
+        kl: Kl = "loss",
     ):
-        super().__init__(n, epochs, minibatches, clip_low, clip_high, std)
+        super().__init__(n, epochs, minibatches, clip_low, clip_high, std, eps, kl)
 
     def token_weight(self, alive: Tensor) -> Tensor:
         return mean_over_batch(alive)
@@ -199,11 +274,12 @@ class Gspo(GroupRelative):
 
     Approximates  grad E_{z~p}[f(z)]
     With          grad min(s A, clip(s, 1 - e_low, 1 + e_high) A),  s = (p_theta(z) / p_old(z))^(1 / T)
-                  A = (f - mean f) / std f over the n samples of a context
+                  A = (r - mean r) / (std r + eps) over the n samples of a context; less mean_t beta grad D_t as in GRPO
     Requires      n >= 2; black-box reward.
     Bias          yes: as GRPO; s is the true importance for T = 1 only.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
-    Source        Zheng et al. 2025, arXiv 2507.18071, eq. 5 to 7.  Deviates: a KL penalty is part of f.
+    Source        Zheng et al. 2025, arXiv 2507.18071, eq. 5 to 7.  Deviates: the paper leaves the penalty out of its
+                  formulas; it stands here where GRPO has it.
     """
 
     unbiased_if: ClassVar = EXACT_IF
@@ -216,8 +292,10 @@ class Gspo(GroupRelative):
         clip_low: ClipLow = 3e-4,
         clip_high: ClipHigh = 4e-4,
         std: Std = True,
+        eps: Eps = 1e-4,
+        kl: Kl = "loss",
     ):
-        super().__init__(n, epochs, minibatches, clip_low, clip_high, std)
+        super().__init__(n, epochs, minibatches, clip_low, clip_high, std, eps, kl)
 
     def surrogate(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
         length = alive.sum(-1, keepdim=True)
@@ -229,12 +307,14 @@ class Cispo(GroupRelative):
     """CISPO: the importance weight is clipped and held constant, so that no token loses its gradient.
 
     Approximates  grad E_{z~p}[f(z)]
-    With          mean_t clip(w_t, 1 - e_low, 1 + e_high) A grad log p(z_t|z_<t),  A = (f - mean f) / std f in a group
+    With          mean_t clip(w_t, 1 - e_low, 1 + e_high) A grad log p(z_t|z_<t),  A = (r - mean r) / (std r + eps)
+                  in a group; less beta grad D_t as in GRPO; mean over all tokens of the sampled batch
     Requires      n >= 2; black-box reward.
     Bias          yes: as GRPO, but for the tokens dropped by clipping.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
     Source        MiniMax 2025, arXiv 2506.13585, eq. 4 and 5; no lower bound, as there. Its upper bound is not
-                  published: 5 is that of Khatri et al. 2025, arXiv 2510.13786.
+                  published: 5 is that of Khatri et al. 2025, arXiv 2510.13786.  Deviates: the mean over tokens is the
+                  batch's, where eq. 4 has the group's; the paper drops the penalty, which stands here where GRPO has it.
     """
 
     unbiased_if: ClassVar = EXACT_IF
@@ -249,8 +329,10 @@ class Cispo(GroupRelative):
         ] = 1.0,
         clip_high: Annotated[float, Range(0, low_open=True), "weights are at most 1 plus this"] = 4.0,
         std: Std = True,
+        eps: Eps = 1e-4,
+        kl: Kl = "loss",
     ):
-        super().__init__(n, epochs, minibatches, clip_low, clip_high, std)
+        super().__init__(n, epochs, minibatches, clip_low, clip_high, std, eps, kl)
 
     def surrogate(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
         weight = log_ratio.exp().clamp(1 - self.clip_low, 1 + self.clip_high).detach()
@@ -264,14 +346,14 @@ class ReinforcePp(GroupRelative):
     """REINFORCE++: no critic and no groups, advantages in units of the whole batch.
 
     Approximates  grad E_{z~p}[f(z)]
-    With          mean_t grad min(w_t A, clip(w_t, 1 - e, 1 + e) A),  w_t = p_theta(z_t|z_<t) / p_old(z_t|z_<t)
-                  A = (f - mean f) / std f over all samples of the batch
+    With          mean_t grad min(w_t A_t, clip(w_t, 1 - e, 1 + e) A_t),  w_t = p_theta(z_t|z_<t) / p_old(z_t|z_<t)
+                  A_t = (R_t - mean R) / (std R + eps) over all tokens of the batch;  R_t = f, or where
+                  f = r - beta sum_t D_t:  R_t = r - beta sum_{s >= t} log p_old(z_s|z_<s) / p_ref(z_s|z_<s)
     Requires      black-box reward.
     Bias          yes: whitening rescales, by a factor that hardly varies in large batches, the mean over tokens by
                   1 / T; later steps on a batch go off-policy, clipping drops tokens.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
-    Source        Hu et al. 2025, arXiv 2501.03262.  Deviates: a KL penalty is part of f of the whole sequence, where
-                  the paper charges each token with those after it.
+    Source        Hu et al. 2025, arXiv 2501.03262.  Deviates: eps is added to the deviation.
     """
 
     unbiased_if: ClassVar = {
@@ -286,8 +368,13 @@ class ReinforcePp(GroupRelative):
         minibatches: Minibatches = 4,
         clip: Clip = 0.2,
         whiten: Annotated[bool, "advantages to mean 0 and standard deviation 1 in each batch"] = True,
+        eps: Eps = 1e-4,
+        kl: Annotated[
+            Literal["token", "loss", "k3", "reward"],
+            "the penalty: charged to each token with those after it; beside the surrogate as in grpo; or inside f",
+        ] = "token",
     ):
-        super().__init__(n, epochs, minibatches, clip, clip, std=whiten)
+        super().__init__(n, epochs, minibatches, clip, clip, whiten, eps, kl)
         self.whiten = whiten
 
     def init(self, problem: Problem) -> None:
@@ -295,11 +382,21 @@ class ReinforcePp(GroupRelative):
         if self.whiten and self.n * problem.contexts < 2:
             raise Unsupported("whitening needs a batch of two sequences or more")
 
-    def advantage(self, reward: Tensor) -> tuple[Tensor, Tensor]:
+    def penalty(self, part: Problem, batch: dict[str, Tensor], log_prob: Tensor) -> Tensor:
+        """Nothing stands beside what charges tokens: the mean of grad log p / p_ref is zero."""
+        return torch.zeros_like(log_prob[..., 0]) if self.kl == "token" else super().penalty(part, batch, log_prob)
+
+    def advantages(self, problem: Problem, reward: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        alive = problem.alive(batch["z"])
+        returns = reward.unsqueeze(-1).expand(alive.shape)  # (n, B, T)
+        if self.kl == "token" and self.splits(problem):
+            charge = problem.beta * (batch["log_prob"] - batch["reference"]).double()
+            returns = returns - charge.flip(-1).cumsum(-1).flip(-1)
         if not self.whiten:
-            return reward, torch.ones_like(reward)
-        scale = one_over(reward.std())
-        return (reward - reward.mean()) * scale, ((1 - 1 / reward.numel()) * scale).expand_as(reward)
+            return returns, torch.ones_like(reward)
+        counted, scale = standardised(returns[alive], self.eps)
+        advantage = torch.zeros_like(returns).masked_scatter(alive, counted)
+        return advantage, ((1 - 1 / reward.numel()) * scale).expand_as(reward)
 
     def expected_scale(self, problem: Problem) -> float:
         return self.whole_weight(problem)

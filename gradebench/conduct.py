@@ -14,6 +14,7 @@ from gradebench.sequence import SequenceProblem
 from gradebench.subject import Failed, Skipped, Subject
 from gradebench.watched import Notes, Watched
 
+NORMALISED = 0.01  # of the gradient's norm: a change by no more is that of a constant under a standard deviation
 EXTREME = 30.0  # factor on the weights of a policy, or size of logits
 
 
@@ -215,7 +216,7 @@ def ledger(subject: Subject) -> str:
     if counts[0] != counts[1]:
         raise Failed("the same call cost differently the second time", "a cache across calls")
     if not counts[0]["reward_calls"]:
-        raise Failed("no reward was ever asked for", "rewards come from problem.reward or problem.soft_reward")
+        raise Failed("no reward was ever asked for", "rewards come from problem.reward, raw_reward or soft_reward")
     if counts[2]["reward_calls"] != 2 * counts[0]["reward_calls"]:
         raise Failed("twice the prompts did not cost twice the reward calls", "contexts left out or read twice")
     return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts[0].items()) + " for 16 prompts"
@@ -232,8 +233,10 @@ def scale(subject: Subject) -> str:
     size = float(once.norm())
     if float((tenfold - 10 * once).norm()) < 1e-5 * 10 * size:
         return "ten times the reward, ten times the gradient"
-    if float((tenfold - once).norm()) < 1e-3 * size:
+    if float((tenfold - once).norm()) < NORMALISED * size:
         return "ten times the reward, the same gradient: it normalises"
+    if float((gradient(19.0) - 2 * tenfold + once).norm()) < NORMALISED * size:
+        return "ten times the reward and its penalty, ten times the penalty's gradient alone: it normalises the reward"
     raise Failed(
         "ten times the reward changes the gradient neither tenfold nor not at all",
         "rewards clipped or mixed with constants; only part of f normalised",

@@ -44,6 +44,7 @@ class Problem(ABC):
     horizon: int  # T
     categories: int  # V
     feature_size: int  # D
+    beta: float = 0.0  # of a penalty that f can be freed of, in reward per nat; 0 where f is one piece
 
     def __init__(self, params: Sequence[Tensor], ledger: Ledger | None = None):
         self.params = tuple(params)
@@ -98,6 +99,21 @@ class Problem(ABC):
     @abstractmethod
     def select(self, index: Tensor) -> "Problem":
         """The same problem on a part of the contexts, sharing parameters and ledger (for minibatches)."""
+
+    def raw_reward(self, z: Tensor) -> Tensor:
+        """f (n, B) without its penalty, so that f = raw_reward - beta * divergence.sum(-1): one reward call each."""
+        return self.reward(z)
+
+    def divergence(self, z: Tensor) -> Tensor:
+        """KL(p_theta(.|x, z_<t) || p_ref(.|x, z_<t)) in nats at each position, (n, B, T), differentiable; 0 after an end.
+
+        Raises NotImplementedError where `beta` is 0: there may be no reference.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no penalty apart from f")
+
+    def reference_log_prob(self, z: Tensor) -> Tensor:
+        """log p_ref(z_t|x, z_<t), shape (n, B, T), without a graph; 0 after an end. Raises as `divergence` does."""
+        raise NotImplementedError(f"{type(self).__name__} has no penalty apart from f")
 
     def support(self) -> Tensor:
         """All outcomes (V^T, T) of an enumerable problem."""

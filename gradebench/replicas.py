@@ -64,7 +64,7 @@ class Replicas:
         """Tensors (N, ...) go in as (N / copies, copies, ...), and come out so."""
         if self._all_alike():
             return getattr(self.module, method)(*inputs, **options)
-        dealt = _mapped(lambda rows: rows.unflatten(0, (-1, self.copies)), inputs)
+        dealt = _mapped(lambda rows: rows.unflatten(0, (len(rows) // self.copies, self.copies)), inputs)
 
         def one(trained: dict[str, Tensor], *arguments: Any) -> Any:
             parameters = {f"module.{name}": p for name, p in trained.items()}

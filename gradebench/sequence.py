@@ -358,7 +358,8 @@ class SequenceProblem(Problem):
 
     def divergence(self, tokens: Tensor) -> Tensor:
         """KL(p_theta(.|prefix) || p_ref(.|prefix)) in nats, (n, B, T), along hard or relaxed tokens."""
-        assert self.reference is not None
+        if self.reference is None:
+            return super().divergence(tokens)
         log_p = self._pass(tokens).log_p()
         with torch.set_grad_enabled(torch.is_grad_enabled() and tokens.requires_grad):
             log_q = self._forward(self.reference, tokens)[0].log_softmax(-1)
@@ -367,6 +368,13 @@ class SequenceProblem(Problem):
             return divergence
         going_on = 1 - tokens[:, :, :-1, self.end]
         return divergence * torch.cat([torch.ones_like(going_on[:, :, :1]), going_on], -1)
+
+    @torch.no_grad()
+    def reference_log_prob(self, z: Tensor) -> Tensor:
+        if self.reference is None:
+            return super().reference_log_prob(z)
+        log_q = self._forward(self.reference, z)[0].log_softmax(-1)
+        return log_q.gather(-1, z.unsqueeze(-1)).squeeze(-1)
 
     def alive(self, z: Tensor) -> Tensor:
         return super().alive(z) if self.end is None else up_to_end(z, self.end)

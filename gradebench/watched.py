@@ -54,6 +54,14 @@ class Watched:
         self.notes.called.add("reward")
         return self._rewarded(self._problem.reward(z))
 
+    @property
+    def beta(self) -> float:
+        return self._factor * self._problem.beta
+
+    def raw_reward(self, z: Tensor) -> Tensor:
+        self.notes.called.add("raw_reward")
+        return self._rewarded(self._problem.raw_reward(z))
+
     def soft_reward(self, y: Tensor) -> Tensor:
         self.notes.called.add("soft_reward")
         value = self._rewarded(self._problem.soft_reward(y))

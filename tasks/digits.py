@@ -121,14 +121,14 @@ class LatentProblem(Problem):
 
     def soft_reward(self, y: Tensor) -> Tensor:
         self.ledger.reward_calls += len(y) * self.contexts
-        return self.log_likelihood(y) - self.divergence()
+        return self.log_likelihood(y) - self.prior_divergence()
 
     def log_likelihood(self, y: Tensor) -> Tensor:
         """log p(x|z) in nats, (n, B), of one-hots (n, B, T, V)."""
         logits = self.decoder(y.flatten(0, 1)).view(len(y), self.contexts, -1)
         return log_bernoulli(self.images, logits).sum(-1)
 
-    def divergence(self) -> Tensor:
+    def prior_divergence(self) -> Tensor:
         """KL(q(.|x) || uniform) in nats, (B,)."""
         return self.horizon * math.log(self.categories) - self.entropy().sum(-1)
 
@@ -221,7 +221,7 @@ class DigitsVae(Task):
         problem = self.problem(split, torch.arange(self.sizes[split], device=rng.device))
         metrics = {
             "reward": float(problem.reward(problem.sample(1, rng)).mean()),
-            "kl": float(problem.divergence().mean()),
+            "kl": float(problem.prior_divergence().mean()),
             "entropy": float(problem.entropy().mean()),
         }
         if "support" in problem.offers:

@@ -16,7 +16,7 @@ WITHOUT_GRAD_F = {"a2c": "unbiased", "ppo": "unbiased if"}
 
 def reading_ahead(problem):
     """The problem, the features of each position moved back by one: those of the last come first."""
-    ahead = mock.Mock(wraps=problem, contexts=problem.contexts, offers=problem.offers)
+    ahead = mock.Mock(wraps=problem, contexts=problem.contexts, offers=problem.offers, beta=problem.beta)
     ahead.features = lambda z: problem.features(z).roll(-1, 2)
     return ahead
 
@@ -40,7 +40,7 @@ class A2cOneAdvantage(A2c):
     """The advantage of the last token for all of them: its baseline has read the ones before."""
 
     def gradient(self, problem, rng):
-        def last(reward, value, lam, alive):
+        def last(reward, value, lam, alive, charge=None):
             return (reward - value[..., -1]).unsqueeze(-1).expand_as(value)
 
         with mock.patch.object(actor_critic, "generalised_advantage", last):

@@ -126,7 +126,7 @@ def test_the_rewards_own_gradient_is_the_decoders_likelihood_and_the_encoders_pe
     gradient = dict(zip(problem.parameter_names, problem.grad(problem.reward(z).sum()), strict=True))
     one_hots = functional.one_hot(z, 3).double()
     likelihoods = problem.grad(problem.log_likelihood(one_hots).sum())
-    penalties = problem.grad(-3 * problem.divergence().sum())
+    penalties = problem.grad(-3 * problem.prior_divergence().sum())
     for name, fit, penalty in zip(problem.parameter_names, likelihoods, penalties, strict=True):
         torch.testing.assert_close(gradient[name], fit if name.startswith("decoder") else penalty)
         assert gradient[name].abs().max() > 1e-3
@@ -148,10 +148,10 @@ def test_the_divergence_is_zero_for_a_uniform_posterior_and_largest_for_a_certai
     with torch.no_grad():
         output.weight.zero_()
         output.bias.zero_()
-    torch.testing.assert_close(problem.divergence(), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(problem.prior_divergence(), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
     with torch.no_grad():
         output.bias.view(2, 3)[:, 0] = 50
-    torch.testing.assert_close(problem.divergence(), torch.full((4,), 2 * math.log(3), dtype=torch.float64))
+    torch.testing.assert_close(problem.prior_divergence(), torch.full((4,), 2 * math.log(3), dtype=torch.float64))
 
 
 # --- the distribution
