@@ -427,7 +427,9 @@ def test_names_share_a_letter_exactly_where_they_are_not_different(share):
             assert bool(found[a] & found[b]) == ((a, b) not in different and (b, a) not in different)
         for letter in set.union(*found.values()):
             without = {name: held - {letter} for name, held in found.items()}
-            lost = [pair for pair in pairs if found[pair[0]] & found[pair[1]] and not without[pair[0]] & without[pair[1]]]
+            lost = [
+                pair for pair in pairs if found[pair[0]] & found[pair[1]] and not without[pair[0]] & without[pair[1]]
+            ]
             assert lost or not all(without.values())
 
 
