@@ -366,11 +366,11 @@ def leaderboard(
     folders.require_family(metrics, by, against)
     comparisons = _tested(metrics, against)
     board = tables.leaderboard(metrics, comparisons, by, against)
-    _say_ranking(tables.ranked_by(metrics, by), by)
     boards.print_leaderboard(board)
     boards.print_across(across.across_tasks(metrics, by), across.ranks(metrics, by))
     boards.print_underpowered(comparisons, board)
     _write(board, csv)
+    _say_ranking(tables.ranked_by(metrics, by), by)
 
 
 @app.command()
@@ -415,17 +415,16 @@ def compare(
     ranked_by = tables.ranked_by(metrics, by)
     if a and b:
         rows = folders.chosen_pair(comparisons, a, b)
+    elif against:
+        rows = folders.against_baselines(comparisons, ranked_by, against)
     else:
-        _say_ranking(ranked_by, by)
-        rows = (
-            folders.against_baselines(comparisons, ranked_by, against)
-            if against
-            else folders.against_best(comparisons, ranked_by)
-        )
+        rows = folders.against_best(comparisons, ranked_by)
     if rows.empty:
         raise InputError(f"{run} has nothing to compare: fewer than two estimators, or no rewards")
     boards.print_comparisons(rows, against)
     _write(rows, csv)
+    if not a:
+        _say_ranking(ranked_by, by)
 
 
 @app.command()
@@ -505,9 +504,10 @@ def status(run: RunArgument) -> None:
 
 def _say_ranking(ranked_by: dict[tuple[str, str], str], by: str | None) -> None:
     """A note where something else ranks than what was asked for, or than the objective."""
-    for (task, _), metric in ranked_by.items():
-        if metric != (by or "objective"):
-            typer.echo(f"{task} is ranked by {metric}: it has no {by or 'objective'} on test prompts", err=True)
+    wanted = by or "objective"
+    for task, metric in dict.fromkeys((task, metric) for (task, _), metric in ranked_by.items()):
+        if metric != wanted:
+            typer.echo(f"{task} is ranked by {metric}: its test prompts have no {wanted} in all cells", err=True)
 
 
 def _tested(metrics: "DataFrame", against: Sequence[str] = ()) -> "DataFrame":

@@ -141,7 +141,11 @@ def test_claims_and_cards_are_in_it(run):
     ("p", "letters", "said"),
     [
         ([0.01, 0.01], "abb", "a is highest at 40 steps, by objective: significantly above each other"),
-        ([0.2, 0.01], "aab", "a is highest at 40 steps, by objective; not significantly different from it, with 8 seeds: b."),
+        (
+            [0.2, 0.01],
+            "aab",
+            "a is highest at 40 steps, by objective; not significantly different from it, with 8 seeds: b.",
+        ),
         ([0.2, 0.2], "aaa", "No difference between 3 estimators is supported at 40 steps, by objective, by 8 seeds"),
         ([], "", "No estimator has a test reward"),
     ],
