@@ -29,6 +29,9 @@ LAWS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Floats]] = {
 }
 SEEDS = (5, 8, 14)
 ESTIMATORS = 5
+MANY = 23  # as many as there are; 253 pairs, or 22 comparisons with one baseline
+FAMILIES = {3: (8, 14, 20), 22: (10, 14, 20), 253: (14, 16, 20, 24)}  # size -> seeds that power is looked at with
+POWER, PLANNED = "detectable difference seen", "apart by what is detectable"  # parts of what their rows say, for --only
 TASKS = 10  # that ranks are compared over
 CENTRES = (0.5, 0.7, 0.9, 1.0)  # scores of an estimator on the tasks of an interquartile mean
 
@@ -58,6 +61,19 @@ def a_family(law: str, rng: np.random.Generator, seeds: int) -> bool:
     """Any of all pairs, after Holm: what splits a tier."""
     runs = rewards(law, rng, ESTIMATORS, seeds)
     p = [statistics.paired_permutation_p(a - b) for a, b in combinations(runs, 2)]
+    return bool((statistics.holm(p) < statistics.ALPHA).any())
+
+
+def a_planned_family(law: str, rng: np.random.Generator, seeds: int) -> bool:
+    """Any of the comparisons of one baseline with the 22 others, all equal, after Holm."""
+    baseline, *others = rewards(law, rng, MANY, seeds)
+    p = [statistics.paired_permutation_p(other - baseline) for other in others]
+    return bool((statistics.holm(p) < statistics.ALPHA).any())
+
+
+def a_large_family(law: str, rng: np.random.Generator, seeds: int) -> bool:
+    """Any of all 253 pairs, after Holm."""
+    p = [statistics.paired_permutation_p(a - b) for a, b in combinations(rewards(law, rng, MANY, seeds), 2)]
     return bool((statistics.holm(p) < statistics.ALPHA).any())
 
 
@@ -161,6 +177,8 @@ def level(seeds: int) -> float:
 QUESTIONS = {
     "pair of equal estimators told apart": Question(a_pair, attainable),
     f"any pair of {ESTIMATORS} equal estimators told apart, after Holm": Question(a_family, level),
+    f"any of {MANY - 1} comparisons with one equal baseline decided, after Holm": Question(a_planned_family, level),
+    f"any pair of {MANY} equal estimators told apart, after Holm": Question(a_large_family, level),
     f"a second tier among {ESTIMATORS} equal estimators": Question(a_tier, level),
     "claimed difference decided at its bound": Question(a_claimed_difference, attainable),
     "claimed difference supported at its bound": Question(a_supported_claim, lambda seeds: attainable(seeds) / 2),
@@ -214,24 +232,50 @@ def rows_of_tables(law: str, seeds: int, draws: int) -> list[dict[str, object]]:
     return [row_of(what, law, seeds, draws, attainable(seeds), float(share)) for what, share in found.items()]
 
 
-def power_rows(law: str, seeds: int, draws: int) -> list[dict[str, object]]:
-    """What `run --plan` and `claims` call detectable among three comparisons, tested at Bonferroni's level.
+def power_rows(law: str, draws: int) -> list[dict[str, object]]:
+    """What `run --plan` and `claims` call detectable in families of 3, 22 and 253, tested at Bonferroni's level.
 
-    And the seeds that they ask for to see a difference of 0.8 standard deviations.
+    And the seeds that they ask for to see a difference of 0.8 standard deviations among three.
     """
     found = []
+    cases = [
+        (f"detectable difference seen, in a family of {family}", family, seeds, power.detectable_at(seeds, family))
+        for family, counts in FAMILIES.items()
+        for seeds in counts
+    ]
     asked = int(power.seeds_for(0.8, 3))
-    cases = [("detectable difference seen", seeds, power.detectable_at(seeds, 3))]
-    if seeds == SEEDS[-1]:
-        cases.append(("difference of 0.8 standard deviations seen with the seeds asked for", asked, 0.8))
-    for what, used, effect in cases:
-        rng = np.random.default_rng(used)
+    cases.append(("difference of 0.8 standard deviations seen with the seeds asked for", 3, asked, 0.8))
+    for what, family, seeds, effect in cases:
+        rng, bound = np.random.default_rng(seeds), statistics.ALPHA / family
         seen = 0
         for _ in range(draws):
-            a, b = rewards(law, rng, 2, used)
-            seen += statistics.paired_permutation_p(a - b + effect) < statistics.ALPHA / 3  # a - b has deviation 1
-        promised = power.power_of(used, effect, statistics.ALPHA / 3)
-        found.append(row_of(what, law, used, draws, promised, seen / draws))
+            a, b = rewards(law, rng, 2, seeds)
+            seen += statistics.paired_permutation_p(a - b + effect) < bound  # a - b has deviation 1
+        found.append(row_of(what, law, seeds, draws, power.power_of(seeds, effect, bound), seen / draws))
+    return found
+
+
+def planned_rows(law: str, draws: int) -> list[dict[str, object]]:
+    """One of 23 estimators is above all others by what 14 seeds detect in the family: is it seen after Holm?
+
+    Among all pairs, the share of its 22 pairs; against one baseline, its pair with that.
+    """
+    seeds = SEEDS[-1]
+    found = []
+    for family in (MANY - 1, MANY * (MANY - 1) // 2):
+        effect, rng = power.detectable_at(seeds, family), np.random.default_rng(family)
+        shares = []
+        for _ in range(draws):
+            runs = rewards(law, rng, MANY, seeds)
+            runs[0] += effect
+            pairs = list(combinations(range(MANY), 2))
+            if family < len(pairs):
+                pairs = [(other, MANY - 1) for other in range(MANY - 1)]
+            p = statistics.holm([statistics.paired_permutation_p(runs[a] - runs[b]) for a, b in pairs])
+            shares.append(np.mean([one < statistics.ALPHA for one, (a, _) in zip(p, pairs, strict=True) if a == 0]))
+        what = f"one of {MANY} estimators apart by what is detectable seen after Holm, in a family of {family}"
+        promised = power.power_of(seeds, effect, statistics.ALPHA / family)
+        found.append(row_of(what, law, seeds, draws, promised, float(np.mean(shares))))
     return found
 
 
@@ -272,12 +316,15 @@ def main() -> None:
         show(found)
     if not arguments.only:
         show(rows_of_tables("skewed", 8, arguments.draws))
-        show([row for law in LAWS for seeds in (8, 14) for row in power_rows(law, seeds, arguments.draws)])
+    if not arguments.only or arguments.only in POWER:
+        show([row for law in LAWS for row in power_rows(law, arguments.draws)])
+    if not arguments.only or arguments.only in PLANNED:
+        show([row for law in LAWS for row in planned_rows(law, arguments.draws // 5)])
     if arguments.csv:
         arguments.csv.parent.mkdir(parents=True, exist_ok=True)
         study = pd.DataFrame(rows)
         if arguments.only:
-            before = pd.read_csv(arguments.csv)
+            before = pd.read_csv(arguments.csv) if arguments.csv.is_file() else study.head(0)
             study = pd.concat([before[~before["what"].isin(study["what"])], study])
         study.to_csv(arguments.csv, index=False, float_format="%.4g")
 

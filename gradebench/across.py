@@ -32,20 +32,21 @@ class Ranks:
         return sum(abs(a - b) > self.critical_difference for a, b in pairs) if self.p < statistics.ALPHA else 0
 
 
-def scores(metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """For each task and setting its scores (seed x estimator): the gain in test reward over that of the best estimator.
+def scores(metrics: pd.DataFrame, by: str | None = None) -> dict[str, pd.DataFrame]:
+    """For each task and setting its scores (seed x estimator): the gain over that of the best estimator, in the metric
+    that ranks there, on test prompts.
 
-    With          (reward - start) / (mean reward of the best - start), start the mean test reward before training
+    With          (value - start) / (mean value of the best - start), start the mean before training
     A task on which the best one gains nothing gives no scores.
     """
     first = metrics[(metrics["phase"] == "evaluation") & (metrics["step"] == 0) & (metrics["split"] == "test")]
-    starts = first[first["metric"] == "reward"].groupby(["task", "setting"])["value"].mean().to_dict()
+    starts = first.groupby(["task", "setting", "metric"])["value"].mean().to_dict()
     found = {}
-    for (task, setting), rewards in tables.per_seed(metrics, "reward", "test"):
-        start = starts.get((task, setting), math.nan)
-        best = rewards.mean().max() - start
+    for (task, setting), metric, values in tables.ranked_per_seed(metrics, by):
+        start = starts.get((task, setting, metric), math.nan)
+        best = values.mean().max() - start
         if best > 0:
-            found[f"{task} {setting}"] = (rewards - start) / best
+            found[f"{task} {setting}"] = (values - start) / best
     return found
 
 
@@ -54,7 +55,7 @@ def _everywhere(by_task: dict[str, pd.DataFrame]) -> list[str]:
     return sorted(set.intersection(*(set(frame.columns) for frame in by_task.values()))) if by_task else []
 
 
-def across_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
+def across_tasks(metrics: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
     """One row an estimator that has scores on all tasks, COLUMNS, the highest first; empty with fewer than two tasks.
 
     iqm, ci_low, ci_high    interquartile mean over all tasks and seeds, and its 95 % interval by a bootstrap of the
@@ -64,7 +65,7 @@ def across_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
 
     Source        Agarwal et al. 2021 (NeurIPS), sections 4.1 to 4.3.
     """
-    by_task = scores(metrics)
+    by_task = scores(metrics, by)
     if len(by_task) < 2:
         return pd.DataFrame(columns=COLUMNS)
     everywhere = _everywhere(by_task)
@@ -86,9 +87,9 @@ def _profile(runs: Sequence[np.ndarray], levels: Sequence[float] | np.ndarray) -
     return [float(np.mean([(values > level).mean() for values in runs])) for level in levels]
 
 
-def profiles(metrics: pd.DataFrame) -> pd.DataFrame:
+def profiles(metrics: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
     """The performance profile of each estimator that has scores on all tasks: estimator, score, and the share above."""
-    by_task = scores(metrics)
+    by_task = scores(metrics, by)
     rows = [
         (name, float(level), share)
         for name in _everywhere(by_task)
@@ -99,9 +100,9 @@ def profiles(metrics: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["estimator", "score", "share_above"])
 
 
-def ranks(metrics: pd.DataFrame) -> Ranks | str:
+def ranks(metrics: pd.DataFrame, by: str | None = None) -> Ranks | str:
     """The ranks over tasks, or, in words, why there are none: it takes ten tasks, and three estimators on all of them."""
-    by_task = scores(metrics)
+    by_task = scores(metrics, by)
     if len(by_task) < TASKS_FOR_RANKS:
         return f"{len(by_task)} tasks are too few to compare ranks (Friedman, Nemenyi): {TASKS_FOR_RANKS} are needed"
     names = _everywhere(by_task)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradebench.across import Ranks
+from gradebench.claims import OUT_OF_REACH
 from gradebench.runs import CellStatus
 from gradebench.statistics import ALPHA
 from gradebench.tables import pareto_front
@@ -31,6 +32,9 @@ def stdout_console() -> Console:
 _NUMBERS = (
     ("rank", ["rank"], ".0f"),
     ("tier", ["tier"], ".0f"),
+    ("letters", ["letters"], ""),
+    ("objective", ["test_objective_mean"], ".3f"),
+    ("95 % interval", ["test_objective_ci_low", "test_objective_ci_high"], ".3f"),
     ("test reward", ["test_reward_mean"], ".3f"),
     ("95 % interval", ["test_reward_ci_low", "test_reward_ci_high"], ".3f"),
     ("gold", ["test_gold_reward_mean"], ".3f"),
@@ -40,26 +44,59 @@ _NUMBERS = (
     ("relative", ["gradient_variance_relative"], ".3g"),
     ("bias²", ["gradient_bias_squared"], ".2f"),
     ("cosine", ["gradient_cosine"], ".2f"),
+    ("updates/step", ["updates_per_step"], ".3g"),
+    ("clipped", ["clipped_updates"], ".0%"),
     ("s/step", ["seconds_per_step"], ".3f"),
     ("p vs best", ["p_vs_best_holm"], ".3g"),
+    ("p vs baseline", ["p_vs_baseline_holm"], ".3g"),
 )
 
 
 def print_leaderboard(leaderboard: pd.DataFrame) -> None:
-    """One table a task and setting."""
+    """One table a task and setting; columns that nobody has a value in are left out."""
     console = stdout_console()
     for (task, setting), board in leaderboard.groupby(["task", "setting"], sort=False):
-        table = Table(title=Text(f"{task}  [{setting}]"), title_justify="left")
+        title = f"{task}  [{setting}]  {at_budget(board)}"
+        table = Table(title=Text(title), title_justify="left")
         table.add_column("estimator", overflow="fold")  # a label cut short names no estimator
-        for heading, _, _ in _NUMBERS:
+        shown = [one for one in _NUMBERS if not is_empty(board[one[1][0]])]
+        compared = not is_empty(board["verdict"])
+        for heading, _, _ in shown:
             table.add_column(heading, justify="right")
-        table.add_column("status")
+        for heading in ("verdict", "status")[not compared :]:
+            table.add_column(heading)
         for row in board.to_dict("records"):
-            numbers = (" ".join(number(row[c], form) for c in columns) for _, columns, form in _NUMBERS)
-            table.add_row(str(row["estimator"]), *numbers, str(row["status"]))
+            numbers = (" ".join(number(row[c], form) for c in columns) for _, columns, form in shown)
+            table.add_row(named(row), *numbers, *([str(row["verdict"])] if compared else []), str(row["status"]))
         console.print(table)
+        if not is_empty(board["letters"]):
+            console.print(LETTERS)
         if front := pareto_front(board):
-            console.print(f"not dominated in test reward, relative variance and s/step: {', '.join(front)}")
+            ranking = board["ranked_by"].iloc[0].replace("_", " ")
+            console.print(f"not dominated in test {ranking}, relative variance and s/step: {', '.join(front)}")
+
+
+LETTERS = (
+    "two estimators share a letter exactly where they aren't significantly different; a tier is what isn't significantly "
+    "different from its first"
+)
+
+
+def at_budget(board: pd.DataFrame) -> str:
+    """What one group's leaderboard says: such as "at 40 steps, by objective"."""
+    steps = board["steps"].iloc[0]
+    budget = "" if pd.isna(steps) else f"at {steps:.0f} steps, "
+    return f"{budget}by {str(board['ranked_by'].iloc[0]).replace('_', ' ')}"
+
+
+def named(row: Mapping[Any, Any]) -> str:
+    """An estimator, and the one that it drew the same as."""
+    same = row["same_as"]
+    return f"{row['estimator']} = {same}" if isinstance(same, str) and same else str(row["estimator"])
+
+
+def is_empty(column: pd.Series) -> bool:
+    return bool((column.isna() | (column == "")).all())
 
 
 def print_across(table: pd.DataFrame, ranks: Ranks | str) -> None:
@@ -77,7 +114,7 @@ def print_across(table: pd.DataFrame, ranks: Ranks | str) -> None:
         shown.add_row(str(row["estimator"]), *ends, *shares, number(row["mean_rank"], ".1f"))
     console.print(shown)
     console.print(
-        "IQM: interquartile mean over tasks and seeds of the gain in test reward, 1 being the best estimator's on a task; "
+        "IQM: interquartile mean over tasks and seeds of the gain in what ranks on a task, 1 being the best estimator's; "
         "above: the share of runs with a larger gain"
     )
     console.print(ranks if isinstance(ranks, str) else ranks_in_words(ranks))
@@ -92,16 +129,20 @@ def ranks_in_words(ranks: Ranks) -> str:
 
 
 def number(value: Any, form: str) -> str:
+    if isinstance(value, str):
+        return value
     return "-" if value is None or pd.isna(value) or not math.isfinite(value) else format(value, form)
 
 
-def print_underpowered(comparisons: pd.DataFrame) -> None:
+def print_underpowered(comparisons: pd.DataFrame, leaderboard: pd.DataFrame) -> None:
     """Say so where a task's seeds are too few for any difference of its estimators to be supported."""
-    rewards = comparisons[(comparisons["metric"] == "reward") & (comparisons["n_pairs"] > 0)]
-    for (task, _), tests in rewards.groupby(["task", "setting"], sort=False):
+    tested = comparisons[comparisons["n_pairs"] > 0]
+    for (task, setting), board in leaderboard.groupby(["task", "setting"], sort=False):
+        here = (tested["task"] == task) & (tested["setting"] == setting)
+        tests = tested[here & (tested["metric"] == board["ranked_by"].iloc[0])]
         if not (tests["verdict"] == "underpowered").any():
             continue
-        n, family = int(tests["n_pairs"].max()), int(tests["p_holm"].notna().sum())
+        n, family = int(tests["n_pairs"].max()), int(tests["family"].max())
         least = min(1.0, float(tests["smallest_attainable_p"].min()) * family)
         stdout_console().print(
             f"{task} is underpowered: with {n} seeds the smallest p after Holm over {family} comparisons is {least:.3g}; "
@@ -170,8 +211,8 @@ def print_plan(needed: pd.DataFrame) -> None:
             console.print(f"and {len(pairs) - PAIRS_SHOWN} pairs that need no more seeds than these")
         first, most = pairs.iloc[0], pairs["seeds_needed"].max()
         console.print(
-            f"{task}: {number(most, '.0f')} seeds for a difference in test reward of {first['difference']:g} between any "
-            f"two of them, p < {ALPHA:g} after Holm over {first['family']} pairs, with a power of 0.8; half of the pairs "
+            f"{task}: {number(most, '.0f')} seeds for a difference in test {first['metric'].replace('_', ' ')} of "
+            f"{first['difference']:g} between any two of them, p < {ALPHA:g} after Holm over {first['family']} pairs, with a power of 0.8; half of the pairs "
             f"need {number(pairs['seeds_needed'].median(), '.0f')} or fewer"
         )
     console.print(
@@ -192,7 +233,7 @@ _TESTED = (
 )
 
 
-def print_comparisons(rows: pd.DataFrame, family: int) -> None:
+def print_comparisons(rows: pd.DataFrame, against: Sequence[str] = ()) -> None:
     """One table a task and setting: each row one estimator against another by one metric, paired by seed."""
     console = stdout_console()
     for (task, setting), tests in rows.groupby(["task", "setting"], sort=False):
@@ -209,9 +250,11 @@ def print_comparisons(rows: pd.DataFrame, family: int) -> None:
             names = (metric, str(row["estimator_a"]), str(row["estimator_b"]))
             table.add_row(*names, *(number(row[column], form) for _, column, form in _TESTED), str(row["verdict"]))
         console.print(table)
+    family = f"{int(rows['family'].max())} pairs"
+    family = f"the {family} with {' or '.join(against)}" if against else f"all {family} of the run"
     console.print(
-        f"difference is a - b, paired by seed; p (Holm) counts all {family} pairs of the run, p is for a pair that was "
-        "chosen before it; a difference of ln variance is a log ratio"
+        f"difference is a - b, paired by seed; p (Holm) counts {family}, p is for a pair that was chosen before it; "
+        "a difference of ln variance is a log ratio"
     )
 
 
@@ -229,6 +272,10 @@ def print_claims(verdicts: pd.DataFrame) -> None:
             f"    claimed {row['claimed']}, measured {number(row['measured'], '.4g')} ({ends}), {row['n_pairs']} seeds, "
             f"p (Holm) {number(row['p_holm'], '.3g')}, effect {number(row['effect_size'], '+.2f')} from the bound"
         )
+        if row["verdict"] == OUT_OF_REACH:
+            console.print(f"    {row['reason']}")
+            console.print(f"    on {row['task']} [{row['setting']}]")
+            continue
         seen = number(row["detectable"], ".3g")
         seen = f"a power of 0.8 from {seen} away" if seen != "-" else "nothing can be seen at these seeds"
         console.print(f"    power {number(row['power'], '.2f')} if the truth is as measured; {seen}")

@@ -14,6 +14,7 @@ from gradebench import power, statistics, tables
 from gradebench.errors import InputError
 
 BUILT_IN = Path(__file__).with_name("claims.toml")
+OUT_OF_REACH = "cannot be decided: the bound is out of reach"
 SEEDS = "0-9"  # of the commands that would test a claim
 COLUMNS = [
     "claim", "task", "setting", "verdict", "measured", "ci_low", "ci_high", "effect_size", "claimed", "n_pairs", "p_value",
@@ -23,7 +24,11 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Claim:
-    """The ratio or difference of `a` and `b` in a metric is at least, or at most, a bound. See claims.toml."""
+    """The ratio or difference of `a` and `b` in a metric is at least, or at most, a bound. See claims.toml.
+
+    `margin` loosens the bound, for a claim that one is no worse than the other; `highest` is the most that the metric
+    can be, and tells whether a claim could be true at all.
+    """
 
     id: str
     says: str
@@ -36,24 +41,47 @@ class Claim:
     split: str = "test"
     at_least: float | None = None
     at_most: float | None = None
+    margin: float = 0.0
+    highest: float | None = None
 
     def __post_init__(self) -> None:
         if self.form not in ("difference", "ratio"):
             raise InputError(f"claim {self.id}: form {self.form!r} is none of difference and ratio")
         if (self.at_least is None) == (self.at_most is None):
             raise InputError(f"claim {self.id}: give one of at_least and at_most")
+        if not 0 <= self.margin < math.inf:
+            raise InputError(f"claim {self.id}: a margin is 0 or above, not {self.margin:g}")
         if self.form == "ratio" and not self.bound > 0:
             raise InputError(f"claim {self.id}: a ratio's bound is above 0, not {self.bound:g}")
 
     @property
     def bound(self) -> float:
-        return self.at_least if self.at_least is not None else self.at_most  # type: ignore[return-value]
+        """That is tested: as claimed, loosened by the margin."""
+        if self.at_least is not None:
+            return self.at_least - self.margin
+        assert self.at_most is not None
+        return self.at_most + self.margin
 
     @property
     def claimed(self) -> str:
         """Such as "rloo / ppo >= 1.5"."""
         sides = f"{self.a} {'/' if self.form == 'ratio' else '-'} {self.b}"
-        return f"{sides} {'>=' if self.at_least is not None else '<='} {self.bound:.4g}"
+        margin = f" (with a margin of {self.margin:.4g})" if self.margin else ""
+        return f"{sides} {'>=' if self.at_least is not None else '<='} {self.bound:.4g}{margin}"
+
+    def out_of_reach(self, b: statistics.Floats) -> str:
+        """Why no value of `a` could be at the bound, beside these of `b`; "" where one could."""
+        if self.at_least is None or self.highest is None or not len(b):
+            return ""
+        mean = float(b.mean())
+        most = self.highest / mean if self.form == "ratio" and mean else self.highest - mean
+        if (self.form == "ratio" and mean <= 0) or most >= self.bound:
+            return ""
+        sign = "/" if self.form == "ratio" else "-"
+        return (
+            f"{self.b} has {mean:.3g} and the metric ends at {self.highest:g}, so that {self.a} {sign} {self.b} is at most "
+            f"{most:.3g}"
+        )
 
     @property
     def command(self) -> str:
@@ -84,7 +112,8 @@ def read_claims(path: Path = BUILT_IN) -> list[Claim]:
 
 def _claim(entry: Mapping[str, Any], number: int) -> Claim:
     name = f"claim {entry.get('id', number)}"
-    types = {field.name: (int, float) if field.name.startswith("at_") else str for field in fields(Claim)}
+    numbers = ("at_least", "at_most", "margin", "highest")
+    types = {field.name: (int, float) if field.name in numbers else str for field in fields(Claim)}
     for key, value in entry.items():
         if key not in types:
             raise InputError(f"{name}: unknown entry {key!r}; there are {', '.join(types)}")
@@ -93,12 +122,24 @@ def _claim(entry: Mapping[str, Any], number: int) -> Claim:
             or isinstance(value, bool)
             or (isinstance(value, float) and math.isnan(value))
         ):
-            raise InputError(f"{name}: {key} = {value!r} is no {'number' if key.startswith('at_') else 'text'}")
-    required = [field.name for field in fields(Claim) if field.name not in ("split", "at_least", "at_most")]
+            raise InputError(f"{name}: {key} = {value!r} is no {'number' if key in numbers else 'text'}")
+    required = [field.name for field in fields(Claim) if field.name not in ("split", *numbers)]
     lacking = [key for key in required if key not in entry]
     if lacking:
         raise InputError(f"{name}: lacks {', '.join(lacking)}")
     return Claim(**entry)
+
+
+def about(claims: Sequence[Claim], names: Sequence[str]) -> list[Claim]:
+    """The claims that have one of the names on a side; all without any names.
+
+    Raises        InputError for a name that no claim has.
+    """
+    known = sorted({side for claim in claims for side in (claim.a, claim.b)})
+    for name in names:
+        if name not in known:
+            raise InputError(f"--against {name}: no claim is about it; there are claims about {', '.join(known)}")
+    return [claim for claim in claims if not names or {claim.a, claim.b} & set(names)]
 
 
 def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
@@ -107,14 +148,15 @@ def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
     With          d_s = a_s - bound - b_s for a difference, a_s - bound b_s for a ratio, ln a_s - ln b_s - ln bound for
                   a ratio of variances, one a seed; the paired sign-flip test of mean d = 0, Holm over the file
     verdict       supported or contradicted where p_holm < 0.05, by the side that d is on; underpowered where no outcome
-                  could have been, or one seed or none has both; else not distinguishable
+                  could have been, or one seed or none has both; else not distinguishable. Where even the highest value of
+                  the metric wouldn't reach the bound beside b: OUT_OF_REACH, with the reason, and not contradicted
     measured      the difference or ratio itself, with its 95 % interval, of a ratio of means by Fieller
     effect_size   of d: standardised, paired (`statistics.effect_size`); 0 is at the bound
     power         of the test at these seeds, if the truth is what was measured, under Bonferroni's share of the level
     detectable    how far from the claimed bound the truth must be to be seen with a power of 0.8 at these seeds: in units
                   of the difference, as a factor for a ratio of variances; infinite where nothing could be seen
     seeds_needed  for claims that are not decided: so many, for that power if the truth is what was measured
-    reason        of untested ones, with a command that would test them
+    reason        of untested ones, with a command that would test them; and why a bound is out of reach
     """
     rows = [row for claim in claims for row in _rows(claim, metrics)]
     adjusted = statistics.holm([row["p_value"] for row in rows])
@@ -145,7 +187,7 @@ def _rows(claim: Claim, metrics: pd.DataFrame) -> list[dict[str, Any]]:
             rows.append(named | empty | place | {"reason": reason})
             continue
         both = values[[claim.a, claim.b]].replace([math.inf, -math.inf], math.nan).dropna()
-        rows.append(named | place | {"verdict": "", "reason": ""} | _measured(claim, both, f"{task} {setting}"))
+        rows.append(named | place | {"verdict": ""} | _measured(claim, both, f"{task} {setting}"))
     return rows
 
 
@@ -177,6 +219,7 @@ def _measured(claim: Claim, both: pd.DataFrame, place: str) -> dict[str, Any]:
         "contrast": contrast,
         "log": log,
         "at_least": claim.at_least is not None,
+        "reason": claim.out_of_reach(both[claim.b].to_numpy()),
     }
 
 
@@ -187,6 +230,8 @@ def _verdict(row: dict[str, Any], contrast: statistics.Floats, family: int) -> d
     outcome = statistics.verdict(row["p_holm"], family * statistics.smallest_attainable_p(n), side)
     above, below = ("supported", "contradicted") if row.pop("at_least") else ("contradicted", "supported")
     answer: dict[str, Any] = {"verdict": {"a higher": above, "b higher": below}.get(outcome, outcome)}
+    if row["reason"] and answer["verdict"] != "supported":
+        answer["verdict"] = OUT_OF_REACH
     log = row.pop("log")
     if n < 2:
         return answer

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +55,15 @@ OutOption = Annotated[str | None, typer.Option(help="folder of the results; defa
 JobsOption = Annotated[int | None, typer.Option(help="cells side by side, on each GPU if any; default: one a core")]
 TimeoutOption = Annotated[float | None, typer.Option(help="seconds a cell may take")]
 ResumeOption = Annotated[bool, typer.Option("--resume/--fresh", help="keep finished cells of an existing folder")]
+_BY = "what ranks, on test prompts: objective (reward less kl times KL), reward or gold_reward"
+ByOption = Annotated[str | None, typer.Option("--by", metavar="METRIC", help=f"{_BY}; default: objective")]
+ByAgainOption = Annotated[str | None, typer.Option("--by", metavar="METRIC", help=f"{_BY}; default: the run's own")]
+_AGAINST = "a baseline: it is compared with all others, and these are the family of tests, not all pairs; repeatable"
+AgainstOption = Annotated[list[str] | None, typer.Option("--against", metavar="NAME", help=_AGAINST)]
+AgainstAgainOption = Annotated[
+    list[str] | None,
+    typer.Option("--against", metavar="NAME", help=f"{_AGAINST}; default: the run's own; all: all pairs"),
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="no fallback: a hub out of reach is an error")]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="let given models run code that they bring along")
@@ -73,6 +83,8 @@ def run(
     tuned: Annotated[
         str | None, typer.Option(metavar="FILE", help="tuned.json of `gradebench tune`, for its learning rates")
     ] = None,
+    by: ByOption = None,
+    against: AgainstOption = None,
     device: DeviceOption = "auto",
     out: OutOption = None,
     jobs: JobsOption = None,
@@ -82,7 +94,7 @@ def run(
         Path | None,
         typer.Option(metavar="PILOT", help="say how many seeds it takes, by the spread in this earlier run, and stop"),
     ] = None,
-    difference: Annotated[float, typer.Option(help="of test rewards, that --plan is to make visible")] = 0.02,
+    difference: Annotated[float, typer.Option(help="of what ranks, that --plan is to make visible")] = 0.02,
     control: Annotated[
         bool, typer.Option("--control", help="train every estimator twice, to see how often it is told from itself")
     ] = False,
@@ -128,6 +140,8 @@ def run(
         trust_remote_code=trust_remote_code,
         control=control,
         tuned=tuned,
+        by=by,
+        against=against or [],
         shards=shards,
         save_policies=save_policies,
         launcher=launcher.value,
@@ -150,7 +164,7 @@ def run(
     try:
         if tuned:
             keep_curves(Path(tuned), prepared.out)
-        write_report([prepared.out], outcome.metrics, outcome.leaderboard)
+        write_report([prepared.out], outcome.metrics, outcome.leaderboard, by=by, against=against or ())
     except OSError as error:  # the tables are there, and `gradebench report` can write it later
         progress.note(f"no report: {error.strerror}")
     terminal.print_outcome(prepared, outcome, progress)
@@ -246,9 +260,11 @@ def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
         raise InputError(f"{pilot} has no {' or '.join(sorted(wanted))}; give a run of the same task as the pilot")
     labels = {one.label for one in runner.expand("estimators", request.estimators)[0]}
     skipped = set(metrics.loc[metrics["status"] == "skipped", "estimator"])
+    runner.require_family(request, sorted(labels))
     seeds = len(runner.parse_seeds(request.seeds)) if request.seeds else None
     try:
-        needed = planning.plan(metrics, labels - skipped, difference, seeds)
+        against = [name for name in request.against if name not in skipped]
+        needed = planning.plan(metrics, labels - skipped, difference, seeds, request.by, against)
     except ValueError as error:
         raise InputError(str(error)) from error
     boards.print_plan(needed)
@@ -338,18 +354,23 @@ def leaderboard(
     apart: Annotated[
         bool, typer.Option("--apart", help="rank runs that differ in setting, budget or version apart, not refuse them")
     ] = False,
+    by: ByAgainOption = None,
+    against: AgainstAgainOption = None,
 ) -> None:
     """Rank the estimators of one run, or of several as if they had been one."""
     from gradebench import across, boards, tables
     from gradebench import runs as folders
 
     metrics = folders.read_metrics(runs, apart)
-    comparisons = _tested(metrics)
-    board = tables.leaderboard(metrics, comparisons)
+    by, against = folders.family_of(runs, by, against or ())
+    folders.require_family(metrics, by, against)
+    comparisons = _tested(metrics, against)
+    board = tables.leaderboard(metrics, comparisons, by, against)
     boards.print_leaderboard(board)
-    boards.print_across(across.across_tasks(metrics), across.ranks(metrics))
-    boards.print_underpowered(comparisons)
+    boards.print_across(across.across_tasks(metrics, by), across.ranks(metrics, by))
+    boards.print_underpowered(comparisons, board)
     _write(board, csv)
+    _say_ranking(tables.ranked_by(metrics, by), by)
 
 
 @app.command()
@@ -367,7 +388,8 @@ def merge(
     except OSError as error:
         raise InputError(f"can't write into {out}: {error.strerror}") from error
     metrics = folders.read_metrics([out])
-    boards.print_leaderboard(tables.leaderboard(metrics, _tested(metrics)))
+    by, against = folders.family_of([out], None, ())
+    boards.print_leaderboard(tables.leaderboard(metrics, _tested(metrics, against), by, against))
     typer.echo(out)
 
 
@@ -377,20 +399,32 @@ def compare(
     a: Annotated[str | None, typer.Argument(help="an estimator", show_default=False)] = None,
     b: Annotated[str | None, typer.Argument(help="another one", show_default=False)] = None,
     csv: CsvOption = None,
+    by: ByAgainOption = None,
+    against: AgainstAgainOption = None,
 ) -> None:
-    """Compare two estimators of a run by every metric; without names, each with the best by test reward."""
-    from gradebench import boards
+    """Compare two estimators of a run by every metric; without names, each with the baselines, else with the best."""
+    from gradebench import boards, tables
     from gradebench import runs as folders
 
     if a and not b:
         raise InputError(f"{a} is to be compared with nothing; give two estimators, or none")
-    comparisons = _tested(folders.read_metrics([run]))
-    rows = folders.chosen_pair(comparisons, a, b) if a and b else folders.against_best(comparisons)
+    metrics = folders.read_metrics([run])
+    by, against = folders.family_of([run], by, against or ())
+    folders.require_family(metrics, by, against)
+    comparisons = _tested(metrics, against)
+    ranked_by = tables.ranked_by(metrics, by)
+    if a and b:
+        rows = folders.chosen_pair(comparisons, a, b)
+    elif against:
+        rows = folders.against_baselines(comparisons, ranked_by, against)
+    else:
+        rows = folders.against_best(comparisons, ranked_by)
     if rows.empty:
         raise InputError(f"{run} has nothing to compare: fewer than two estimators, or no rewards")
-    tested = comparisons[comparisons["p_holm"].notna()]
-    boards.print_comparisons(rows, int(tested.groupby(["task", "setting", "metric"]).size().max()))
+    boards.print_comparisons(rows, against)
     _write(rows, csv)
+    if not a:
+        _say_ranking(ranked_by, by)
 
 
 @app.command()
@@ -400,13 +434,21 @@ def claims(
         Path | None, typer.Option("--claims", help="TOML file of claims; default: the published ones that come along")
     ] = None,
     csv: CsvOption = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="NAME",
+            help="an estimator: only claims about it are judged, and are the family of tests; repeatable",
+        ),
+    ] = None,
 ) -> None:
     """Test published claims on runs: supported, contradicted, not distinguishable, underpowered or untested."""
     from gradebench import boards
     from gradebench import claims as published
     from gradebench import runs as folders
 
-    listed = published.read_claims(file or published.BUILT_IN)
+    listed = published.about(published.read_claims(file or published.BUILT_IN), against or ())
     metrics = folders.read_metrics(runs)
     try:
         verdicts = published.judge(listed, metrics)
@@ -428,6 +470,8 @@ def report(
     apart: Annotated[
         bool, typer.Option("--apart", help="show runs that differ in setting, budget or version apart, not refuse them")
     ] = False,
+    by: ByAgainOption = None,
+    against: AgainstAgainOption = None,
 ) -> None:
     """Write report.html: one file to look at, send or print, with every number behind its figures."""
     from gradebench import png
@@ -436,7 +480,7 @@ def report(
     if len(runs) > 1 and out is None:
         raise InputError("a report of several runs is nobody's own; give it a folder with --out")
     try:
-        for path in write_report(runs, out=out, plots=plots, apart=apart):
+        for path in write_report(runs, out=out, plots=plots, apart=apart, by=by, against=against or ()):
             typer.echo(path)
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -458,12 +502,20 @@ def status(run: RunArgument) -> None:
         raise SystemExit(1)
 
 
-def _tested(metrics: "DataFrame") -> "DataFrame":
+def _say_ranking(ranked_by: dict[tuple[str, str], str], by: str | None) -> None:
+    """A note where something else ranks than what was asked for, or than the objective."""
+    wanted = by or "objective"
+    for task, metric in dict.fromkeys((task, metric) for (task, _), metric in ranked_by.items()):
+        if metric != wanted:
+            typer.echo(f"{task} is ranked by {metric}: its test prompts have no {wanted} in all cells", err=True)
+
+
+def _tested(metrics: "DataFrame", against: Sequence[str] = ()) -> "DataFrame":
     """The tests of merged metrics; what they can't be made of is the user's input here."""
     from gradebench import tables
 
     try:
-        return tables.comparisons(metrics)
+        return tables.comparisons(metrics, against)
     except ValueError as error:
         raise InputError(str(error)) from error
 

@@ -38,6 +38,13 @@ def file_names(by_group: Sequence[tuple[str, Figure]]) -> list[str]:
 # name, columns of the leaderboard across and up, which axes are logarithmic, what it shows
 _SCATTERS = (
     (
+        "objective-against-kl",
+        "kl_mean",
+        "test_objective_mean",
+        (False, False),
+        "The objective against the divergence in it, in nats a sequence.",
+    ),
+    (
         "reward-against-kl",
         "kl_mean",
         "test_reward_mean",
@@ -68,6 +75,7 @@ _SCATTERS = (
 )
 _AXES = {
     "kl_mean": "KL to the reference, nats",
+    "test_objective_mean": "test objective",
     "test_reward_mean": "test reward",
     "test_gold_reward_mean": "gold reward",
     "gradient_variance_relative": "relative variance",
@@ -77,32 +85,44 @@ _AXES = {
 }
 
 
-def of_task(board: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame, tuning: pd.DataFrame) -> list[Figure]:
+def of_task(
+    board: pd.DataFrame,
+    metrics: pd.DataFrame,
+    probes: pd.DataFrame,
+    tuning: pd.DataFrame,
+    against: Sequence[str] = (),
+) -> list[Figure]:
     """The figures of one task and setting, from its rows of each table; those that have nothing to show are left out."""
     ranked = board[board["rank"].notna()]
-    found = [_rewards(ranked), _pairs(ranked, metrics), _curves(ranked, metrics)]
+    found = [_means(ranked, name) for name in ("objective", "reward")]
+    found += [_pairs(ranked, metrics, against), _curves(ranked, metrics)]
     found += [_scatter(board, *one) for one in _SCATTERS]
     found += [_scaling(probes), _sensitivity(tuning)]
     return [figure for figure in found if figure is not None]
 
 
-def of_tasks(metrics: pd.DataFrame) -> list[Figure]:
+def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
     """The figures over all tasks; none of one task alone."""
-    table = across.across_tasks(metrics)
+    table = across.across_tasks(metrics, by)
     if table.empty:
         return []
     means = _named(table, ["estimator", "iqm", "ci_low", "ci_high"])
+    ranking = set(tables.ranked_by(metrics, by).values())
+    gain = f"test {ranking.pop().replace('_', ' ')}" if len(ranking) == 1 else "what ranks on a task"
+    evaluated = metrics[(metrics["phase"] == "evaluation") & (metrics["split"] == "test")]
+    last = evaluated.groupby("task")["step"].max()
+    budgets = ", ".join(f"{task} {step:.0f} steps" for task, step in last.items())
     found = [
         Figure(
             "interquartile-mean",
-            svg.forest(means, "interquartile mean of the gain in test reward"),
-            "The interquartile mean over tasks and seeds of the gain in test reward, 1 being the best estimator's on a "
-            "task, with its 95 % interval by a bootstrap of the seeds of each task.",
+            svg.forest(means, f"interquartile mean of the gain in {gain}"),
+            f"The interquartile mean over tasks and seeds of the gain in {gain}, 1 being the best estimator's on a task, "
+            f"with its 95 % interval by a bootstrap of the seeds of each task, each task at its own budget: {budgets}.",
             table,
             across.COLUMNS,
         )
     ]
-    profiles = across.profiles(metrics)
+    profiles = across.profiles(metrics, by)
     first = list(table["estimator"])[:CURVES]
     points = profiles.assign(low=math.nan, high=math.nan)
     columns = ["score", "share_above", "low", "high"]
@@ -110,9 +130,9 @@ def of_tasks(metrics: pd.DataFrame) -> list[Figure]:
     caption = (
         f"Performance profiles: the share of runs with a larger gain, of the {len(series)} highest. Higher is better."
     )
-    picture = svg.curves(series, "gain in test reward, of the best estimator's", "share of runs above")
+    picture = svg.curves(series, f"gain in {gain}, of the best estimator's", "share of runs above")
     found.append(Figure("performance-profiles", picture, caption, profiles, list(profiles.columns)))
-    ranks = across.ranks(metrics)
+    ranks = across.ranks(metrics, by)
     if not isinstance(ranks, str):
         half = ranks.critical_difference / 2
         bars = [(name, rank, rank - half, rank + half) for name, rank in ranks.mean_ranks.items()]
@@ -136,26 +156,44 @@ def _points(columns: pd.DataFrame) -> list[tuple[float, float, float, float]]:
     return [(float(x), float(value), float(low), float(high)) for x, value, low, high in columns.to_numpy()]
 
 
-def _rewards(ranked: pd.DataFrame) -> Figure | None:
-    if ranked.empty:
+def _ranking(board: pd.DataFrame) -> tuple[str, str, str]:
+    """The metric that ranks a leaderboard, as it is called, and its budget in words, such as "at 40 steps"."""
+    metric = str(board["ranked_by"].iloc[0])
+    return metric, f"test {metric.replace('_', ' ')}", _budget(board)
+
+
+def _budget(board: pd.DataFrame) -> str:
+    steps = board["steps"].iloc[0]
+    return "" if pd.isna(steps) else f"at {steps:.0f} steps"
+
+
+def _means(ranked: pd.DataFrame, metric: str) -> Figure | None:
+    """The mean of each estimator with its interval."""
+    columns = ["estimator", *(f"test_{metric}_{end}" for end in ("mean", "ci_low", "ci_high"))]
+    known = ranked[ranked[columns[1]].notna()]
+    if known.empty:
         return None
-    columns = ["estimator", "test_reward_mean", "test_reward_ci_low", "test_reward_ci_high"]
-    picture = svg.forest(_named(ranked, columns), "test reward")
-    return Figure("test-reward", picture, "Test reward with its 95 % interval.", ranked, columns)
+    picture = svg.forest(_named(known, columns), f"test {metric} {_budget(known)}")
+    caption = f"Test {metric} {_budget(known)} with its 95 % interval."
+    return Figure(f"test-{metric}", picture, caption, known, columns)
 
 
-def _pairs(ranked: pd.DataFrame, metrics: pd.DataFrame) -> Figure | None:
-    """Each seed's difference in test reward between the highest estimator and each of the others."""
+def _pairs(ranked: pd.DataFrame, metrics: pd.DataFrame, against: Sequence[str] = ()) -> Figure | None:
+    """Each seed's difference, in what ranks, between the highest estimator and each other; or between each and the first
+    baseline."""
     if len(ranked) < 2:
         return None
-    ((place, values),) = tables.per_seed(metrics, "reward", "test")
-    best, *others = map(str, ranked["estimator"])
+    metric, called, budget = _ranking(ranked)
+    ((place, values),) = tables.per_seed(metrics, metric, "test")
+    names = [str(name) for name in ranked["estimator"]]
+    chosen = next((name for name in against if name in names), names[0])
+    sign = -1.0 if chosen in against else 1.0
     rows, dots, data = [], {}, []
-    for name in others:
-        differences = (values[best] - values[name]).dropna()
+    for name in (name for name in names if name != chosen):
+        differences = sign * (values[chosen] - values[name]).dropna()
         if differences.empty:
             continue
-        generator = tables.named_generator("reward", *place, best, name)
+        generator = tables.named_generator(metric, *place, chosen, name)
         ends = statistics.difference_interval(differences.to_numpy(), generator)
         rows.append((name, float(differences.mean()), *ends))
         dots[name] = differences.tolist()
@@ -163,17 +201,21 @@ def _pairs(ranked: pd.DataFrame, metrics: pd.DataFrame) -> Figure | None:
     if not rows:
         return None
     table = pd.DataFrame(data)
+    what = f"of {chosen} less that of each other one" if sign > 0 else f"of each other one less that of {chosen}"
     caption = (
-        f"Test reward of {best} less that of each other one: a small dot each seed, their mean and its 95 % interval. "
+        f"{called.capitalize()} {budget} {what}: a small dot each seed, their mean and its 95 % interval. "
         "Where all lie on one side of 0, every seed agrees."
     )
-    picture = svg.forest(rows, f"test reward of {best} less that of", dots)
-    return Figure("pairs-by-seed", picture, caption, table, list(table.columns))
+    axis = f"{called} of {chosen} less that of" if sign > 0 else f"{called} less that of {chosen}"
+    return Figure("pairs-by-seed", svg.forest(rows, axis, dots), caption, table, list(table.columns))
 
 
 def _curves(ranked: pd.DataFrame, metrics: pd.DataFrame) -> Figure | None:
-    """Test reward by step of the highest estimators."""
-    rows = metrics[(metrics["phase"] == "evaluation") & (metrics["split"] == "test") & (metrics["metric"] == "reward")]
+    """What ranks by step, of the highest estimators."""
+    if ranked.empty:
+        return None
+    metric, called, budget = _ranking(ranked)
+    rows = metrics[(metrics["phase"] == "evaluation") & (metrics["split"] == "test") & (metrics["metric"] == metric)]
     rows = rows[(rows["status"] == "ok") & np.isfinite(rows["value"])]
     series: dict[str, list[tuple[float, float, float, float]]] = {}
     for name in list(ranked["estimator"])[:CURVES]:
@@ -185,10 +227,10 @@ def _curves(ranked: pd.DataFrame, metrics: pd.DataFrame) -> Figure | None:
         return None
     table = pd.DataFrame(
         [(name, *point) for name, line in series.items() for point in line],
-        columns=["estimator", "step", "test_reward", "ci_low", "ci_high"],
+        columns=["estimator", "step", f"test_{metric}", "ci_low", "ci_high"],
     )
-    caption = f"Test reward by step, with 95 % bands, of the {len(series)} highest."
-    picture = svg.curves(series, "step", "test reward")
+    caption = f"{called.capitalize()} by step, with 95 % bands, of the {len(series)} highest {budget}."
+    picture = svg.curves(series, "step", called)
     return Figure("learning-curves", picture, caption, table, list(table.columns))
 
 
@@ -200,6 +242,8 @@ def _scatter(board: pd.DataFrame, name: str, x: str, y: str, logs: tuple[bool, b
             points[str(estimator)] = (float(a), float(b))
     if len(points) < 2:
         return None
+    if y.startswith("test_"):
+        caption = f"{caption.rstrip('.')}, {_budget(board)}."
     left_out = [str(estimator) for estimator in board["estimator"] if estimator not in points]
     if left_out:
         caption += f" Without a number for it: {', '.join(left_out)}."
@@ -237,7 +281,7 @@ def _sensitivity(tuning: pd.DataFrame) -> Figure | None:
     marked = dict(rows[rows["chosen"].astype(bool)].set_index("estimator")["learning_rate"])
     alone = not rows["options"].fillna("").any()
     caption = (
-        f"Sensitivity to the learning rate: the objective on validation prompts at the end, mean over "
+        f"Sensitivity to the learning rate: the objective on validation prompts after all steps, mean over "
         f"{rows['seeds'].max():g} tuning seeds with a standard error to either side; the chosen rate is the large dot. Upright axes differ."
     )
     if not alone:

@@ -25,10 +25,11 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
         raise InputError(f"{out} isn't empty; give a new folder")
     metrics = runs.read_metrics(folders)
     try:
-        comparisons = tables.comparisons(metrics)
+        by, against = runs.family_of(folders, None, ())
+        comparisons = tables.comparisons(metrics, against)
     except ValueError as error:
         raise InputError(str(error)) from error
-    board = tables.leaderboard(metrics, comparisons)
+    board = tables.leaderboard(metrics, comparisons, by, against)
     records.require_writable(out)
     out.mkdir(parents=True, exist_ok=True)
     name = out.resolve().name
@@ -47,7 +48,9 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
     if samples:
         records.write_lines(out / records.SAMPLES, samples)
     configs = [runs.read_json(folder / "config.json") for folder in folders]
-    records.write_json(out / "config.json", _config(configs, [folder.resolve().name for folder in folders]))
+    config = _config(configs, [folder.resolve().name for folder in folders])
+    config["request"] |= {"by": by, "against": against}
+    records.write_json(out / "config.json", config)
     records.write_json(out / "environment.json", runs.read_json(folders[0] / "environment.json"))
     write_report([out], metrics, board)
     return out

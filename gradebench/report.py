@@ -14,7 +14,8 @@ from gradebench.errors import InputError
 from gradebench.figures import Figure
 from gradebench.records import SAMPLES, read_lines
 from gradebench.registry import entries
-from gradebench.runs import cell_statuses, read_json, read_metrics
+from gradebench.runs import cell_statuses, family_of, read_json, read_metrics, require_family
+from gradebench.statistics import ALPHA
 from gradebench.tuned import CURVES_COLUMNS
 
 WRITERS = 3  # estimators whose texts are shown
@@ -44,13 +45,18 @@ svg { width: 100%; min-width: 36rem; height: auto; }
 
 # heading, column of the leaderboard, format
 _BOARD = (
-    ("estimator", "estimator", ""), ("rank", "rank", ".0f"), ("tier", "tier", ".0f"), ("seeds", "n_seeds", ".0f"),
-    ("test reward", "test_reward_mean", ".3f"), ("95 % from", "test_reward_ci_low", ".3f"),
-    ("to", "test_reward_ci_high", ".3f"), ("p against best", "p_vs_best_holm", ".3g"),
+    ("estimator", "named", ""), ("rank", "rank", ".0f"), ("tier", "tier", ".0f"), ("letters", "letters", ""),
+    ("seeds", "n_seeds", ".0f"), ("steps", "steps", ".0f"),
+    ("objective", "test_objective_mean", ".3f"), ("95 % from", "test_objective_ci_low", ".3f"),
+    ("to", "test_objective_ci_high", ".3f"), ("test reward", "test_reward_mean", ".3f"),
+    ("95 % from", "test_reward_ci_low", ".3f"), ("to", "test_reward_ci_high", ".3f"),
+    ("p against best", "p_vs_best_holm", ".3g"), ("p against baseline", "p_vs_baseline_holm", ".3g"),
+    ("verdict", "verdict", ""),
     ("gold reward", "test_gold_reward_mean", ".3f"), ("train-test", "generalization_gap", "+.3f"),
     ("KL, nats", "kl_mean", ".2f"), ("variance", "gradient_variance", ".3g"),
     ("relative", "gradient_variance_relative", ".3g"), ("bias²", "gradient_bias_squared", ".2f"),
-    ("cosine", "gradient_cosine", ".2f"), ("s/step", "seconds_per_step", ".3f"),
+    ("cosine", "gradient_cosine", ".2f"), ("updates/step", "updates_per_step", ".3g"),
+    ("clipped", "clipped_updates", ".0%"), ("clip factor", "clip_factor", ".2f"), ("s/step", "seconds_per_step", ".3f"),
     ("memory, MB", "peak_memory_mb", ".0f"), ("status", "status", ""),
 )  # fmt: skip
 
@@ -63,11 +69,14 @@ def write_report(
     out: Path | None = None,
     plots: bool = False,
     apart: bool = False,
+    by: str | None = None,
+    against: Sequence[str] = (),
 ) -> list[Path]:
     """Writes report.html of these runs into `out`, by default the first one's folder; returns what was written.
 
     With `plots` each figure too, as SVG and, where the extra `plots` is installed, as PNG. Tables are read and made
-    where they aren't given. Runs of gradients alone add to the figures of the others.
+    where they aren't given. Runs of gradients alone add to the figures of the others. What ranks and the baselines are
+    those of the runs, unless given.
 
     Raises        InputError for folders that hold no run, and runs that can't be merged unless `apart`.
     """
@@ -75,9 +84,12 @@ def write_report(
     trained = [
         one for one in folders if read_json(one / "config.json").get("request", {}).get("train", True)
     ] or folders
-    metrics = read_metrics(trained, apart) if metrics is None else metrics
-    board = tables.leaderboard(metrics, tables.comparisons(metrics)) if board is None else board
-    content, drawn = page(folders, metrics, board, out)
+    by, against = family_of(trained, by, against)
+    if metrics is None:
+        metrics = read_metrics(trained, apart)
+        require_family(metrics, by, against)
+    board = tables.leaderboard(metrics, tables.comparisons(metrics, against), by, against) if board is None else board
+    content, drawn = page(folders, metrics, board, out, by, against)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "report.html"]
     written[0].write_text(content, encoding="utf-8")
@@ -97,7 +109,12 @@ def _write_figures(drawn: Sequence[tuple[str, Figure]], folder: Path) -> list[Pa
 
 
 def page(
-    folders: Sequence[Path], metrics: pd.DataFrame, board: pd.DataFrame, out: Path
+    folders: Sequence[Path],
+    metrics: pd.DataFrame,
+    board: pd.DataFrame,
+    out: Path,
+    by: str | None = None,
+    against: Sequence[str] = (),
 ) -> tuple[str, list[tuple[str, Figure]]]:
     """The report, and its figures with the group of each.
 
@@ -114,12 +131,13 @@ def page(
     for (task, setting), mine in board.groupby(["task", "setting"], sort=False):
         rows = metrics[(metrics["task"] == task) & (metrics["setting"] == setting)]
         texts = [one for one in samples if (one["task"], one["setting"]) == (task, setting)]
-        found = figures.of_task(mine, rows, *(_of(table, str(task), str(setting)) for table in (probes, tuning)))
+        probed_and_tuned = (_of(table, str(task), str(setting)) for table in (probes, tuning))
+        found = figures.of_task(mine, rows, *probed_and_tuned, against=against)
         drawn += [(f"{task} {setting}", figure) for figure in found]
-        parts += _of_task(str(task), str(setting), mine, found, texts)
-    together = figures.of_tasks(metrics)
+        parts += _of_task(str(task), str(setting), mine, found, texts, against)
+    together = figures.of_tasks(metrics, by)
     drawn += [("", figure) for figure in together]
-    parts += _of_tasks(metrics, together)
+    parts += _of_tasks(metrics, together, by)
     parts += _claims(metrics)
     parts += _cards(sorted({str(name).partition(":")[0] for name in board["estimator"]}))
     for folder in folders:
@@ -155,31 +173,45 @@ def _of(table: pd.DataFrame, task: str, setting: str) -> pd.DataFrame:
 
 
 def _of_task(
-    task: str, setting: str, board: pd.DataFrame, found: Sequence[Figure], samples: Sequence[Mapping[str, Any]]
+    task: str,
+    setting: str,
+    board: pd.DataFrame,
+    found: Sequence[Figure],
+    samples: Sequence[Mapping[str, Any]],
+    against: Sequence[str] = (),
 ) -> list[str]:
     ranked = board[board["rank"].notna()]
     parts = [
         f"<h2>{_e(task)}</h2>",
         f"<p><code>{_e(setting)}</code></p>",
-        f"<p class=verdict>{_e(verdict(ranked))}</p>",
+        f"<p class=verdict>{_e(verdict(ranked, against))}</p>",
     ]
-    shown = board.assign(peak_memory_mb=board["peak_memory_bytes"] / 1e6)
-    parts.append(_table(shown, _BOARD, tier=True))
+    shown = board.assign(
+        peak_memory_mb=board["peak_memory_bytes"] / 1e6, named=[boards.named(row) for row in board.to_dict("records")]
+    )
+    parts.append(_table(shown, [one for one in _BOARD if not boards.is_empty(shown[one[1]])], tier=True))
+    apart = (
+        f"Each estimator is compared with {_e(' and '.join(against))}: these comparisons are the family that Holm counts."
+        if against
+        else "Two estimators share a letter exactly where their difference isn't supported, Holm counting all pairs; a tier "
+        "is what isn't significantly different from its first."
+    )
     parts.append(
-        "<p>Test reward is the mean over seeds with its 95 % interval (bootstrap-t); estimators whose difference is not "
-        "supported (paired by seed, permutation test, Holm over all pairs) share a tier. Variance is that of one "
-        "gradient estimate, relative to its squared mean; bias² is over the squared true gradient.</p>"
+        f"<p>Ranked {_e(boards.at_budget(board))}. The objective is the reward less the task's weight kl times the KL; means "
+        f"over seeds, with 95 % intervals (bootstrap-t). {apart} Tests are paired by seed, by permutation. Variance is that "
+        "of one gradient estimate, relative to its squared mean; bias² is over the squared true gradient. Clipped: the "
+        "share of updates whose gradient clipping shortened, by the clip factor on average.</p>"
     )
     front = tables.pareto_front(board)
     if front:
         parts.append(
-            f"<p>Nothing else is at least as good in test reward, relative variance and seconds a step, and better in one, "
+            f"<p>Nothing else is at least as good in what ranks, relative variance and seconds a step, and better in one, "
             f"than each of: {_e(', '.join(front))}. The front goes by the estimates; it tests nothing.</p>"
         )
     parts += map(_figure, found)
     names = {figure.name for figure in found}
     parts += [f"<p>{_e(said)}</p>" for name, said in _LACKING.items() if name not in names]
-    return parts + _samples(ranked, samples)
+    return parts + _samples(ranked, samples, board["steps"].iloc[0])
 
 
 _LACKING = {
@@ -190,29 +222,45 @@ _LACKING = {
 }
 
 
-def _of_tasks(metrics: pd.DataFrame, found: Sequence[Figure]) -> list[str]:
+def _of_tasks(metrics: pd.DataFrame, found: Sequence[Figure], by: str | None) -> list[str]:
     """All tasks together, where there are several."""
     if not found:
         return []
-    ranks = across.ranks(metrics)
+    ranks = across.ranks(metrics, by)
     words = f"No critical-difference diagram: {ranks}." if isinstance(ranks, str) else boards.ranks_in_words(ranks)
     return ["<h2>Over all tasks</h2>", *map(_figure, found), f"<p>{_e(words)}</p>"]
 
 
-def verdict(ranked: pd.DataFrame) -> str:
-    """The first tier in one sentence."""
+def verdict(ranked: pd.DataFrame, against: Sequence[str] = ()) -> str:
+    """Who leads in one sentence, and who isn't significantly different from it; or who is above and below baselines."""
     if ranked.empty:
         return "No estimator has a test reward here."
-    first = [str(name) for name in ranked.loc[ranked["tier"] == 1, "estimator"]]
-    seeds = int(ranked["n_seeds"].max())
-    if len(first) == len(ranked) > 1:
-        return f"No difference between {len(ranked)} estimators is supported by {seeds} seeds."
-    if len(first) == 1:
-        return f"{first[0]} ends highest: above each other estimator, or each but its equals, at {seeds} seeds."
-    return f"{', '.join(first[:-1])} and {first[-1]} end highest, and can't be told apart at {seeds} seeds."
+    where, seeds = boards.at_budget(ranked), int(ranked["n_seeds"].max())
+    if against:
+        return f"{where[0].upper()}{where[1:]}, with {seeds} seeds: {_against_in_words(ranked)}."
+    names = [boards.named(row) for row in ranked.to_dict("records")]
+    p = ranked["p_vs_best_holm"].to_numpy(dtype=float)
+    level = [name for name, one in zip(names[1:], p[1:], strict=True) if not one < ALPHA]
+    if not level:
+        above = ": significantly above each other estimator" if len(names) > 1 else ""
+        return f"{names[0]} is highest {where}{above}, with {seeds} seeds."
+    if len(level) == len(names) - 1 and len(set(ranked["letters"])) == 1:
+        return f"No difference between {len(names)} estimators is supported {where}, by {seeds} seeds."
+    return (
+        f"{names[0]} is highest {where}; not significantly different from it, with {seeds} seeds: {', '.join(level)}."
+    )
 
 
-def _samples(ranked: pd.DataFrame, samples: Sequence[Mapping[str, Any]]) -> list[str]:
+def _against_in_words(ranked: pd.DataFrame) -> str:
+    """What stands where to the baselines: the verdicts, each with its estimators."""
+    said: dict[str, list[str]] = {}
+    for row in ranked.to_dict("records"):
+        for one in filter(None, str(row["verdict"]).split("; ")):
+            said.setdefault(one, []).append(boards.named(row))
+    return "; ".join(f"{one}: {', '.join(said[one])}" for one in sorted(said)) or "nothing was compared"
+
+
+def _samples(ranked: pd.DataFrame, samples: Sequence[Mapping[str, Any]], steps: Any) -> list[str]:
     """Texts on test prompts side by side: before training, then by the highest estimators, all with the same noise."""
     chosen = list(ranked["estimator"])[:WRITERS]
     mine = [one for one in samples if one["split"] == "test" and one["estimator"] in chosen]
@@ -227,7 +275,7 @@ def _samples(ranked: pd.DataFrame, samples: Sequence[Mapping[str, Any]]) -> list
             row[who] = f"{str(one['text']).removeprefix(str(one['prompt']))} ({one['reward']:.2f})"
     columns = [(name, name, "text") for name in ("prompt", "before training", *chosen)]
     frame = pd.DataFrame(list(rows.values())).reindex(columns=[name for name, _, _ in columns])
-    note = f"<p>How test prompts are continued at the end, seed {seed}, with the reward; the same noise for all.</p>"
+    note = f"<p>How test prompts are continued after {steps} steps, seed {seed}, with the reward; the same noise for all.</p>"
     return ["<h3>Samples</h3>", note, _table(frame, columns)]
 
 
@@ -319,6 +367,8 @@ def command_of(request: Mapping[str, Any]) -> str:
             words += [f"--{name.replace('_', '-')}", str(request[name])]
     if not request.get("train", True) and request.get("seeds") is not None:
         words += ["--seed", str(request["seeds"])]
+    words += ["--by", str(request["by"])] if request.get("by") else []
+    words += [word for name in request.get("against") or () for word in ("--against", str(name))]
     if request.get("control"):
         words.append("--control")
     return shlex.join(words)

@@ -23,6 +23,7 @@ from gradebench.hub import TRUST
 from gradebench.launchers import default_jobs, launched
 from gradebench.options import with_values
 from gradebench.plan import Cell, Plan
+from gradebench.runs import require_rankable
 from gradebench.task import Task
 from gradebench.tuned import read_choices
 from gradebench.workers import usable_cores
@@ -54,6 +55,8 @@ class Request:
     control: bool = False  # every estimator twice, with other draws: its own A/A control
     shards: int | None = None  # parts of a batch; None: one a process
     save_policies: bool = False
+    by: str | None = None  # the metric that ranks; None: the objective
+    against: Sequence[str] = ()  # labels of baselines that the others are compared with; none: all pairs
     tuned: str | None = None  # file of `gradebench tune`, whose learning rates are to be used
 
 
@@ -144,6 +147,7 @@ def prepare(request: Request, progress: Progress) -> Run:
         os.environ[TRUST] = "1"
     estimators, left_out = expand("estimators", request.estimators)
     task_specs, left_out_tasks = expand("tasks", request.tasks)
+    require_family(request, [one.label for one in estimators])
     seeds = None if request.seeds is None else parse_seeds(request.seeds)
     device = choose_device(request.device)
     out = Path(request.out or default_folder(task_specs, "" if request.train else "probe-"))
@@ -161,7 +165,8 @@ def prepare(request: Request, progress: Progress) -> Run:
             rates, mine = _tuned(request, resolved, task, estimators, progress)
             grids.append((_tried(replace(_plan(request, run, task), tuned=rates), resolved, task, mine), mine))
     if seeds is None:
-        seeds = list(range(max(tables.default_seed_count(grid.supported) for grid, _ in grids)))
+        baselines = len(set(request.against))
+        seeds = list(range(max(tables.default_seed_count(grid.supported, baselines) for grid, _ in grids)))
     _require_other_seeds(request, seeds)
     for grid, mine in grids:
         cells = grid.cells(mine, seeds)
@@ -213,6 +218,16 @@ def _require_other_seeds(request: Request, seeds: Sequence[int]) -> None:
     tuned = read_choices(Path(request.tuned))["seeds"] if request.tuned else []
     if both := sorted(set(seeds) & set(tuned)):
         raise InputError(f"--tuned {request.tuned}: seed {both[0]} was tuned on; compare on other seeds")
+
+
+def require_family(request: Request, labels: Sequence[str]) -> None:
+    """Raises InputError for a metric that doesn't rank, for baselines that don't run, and where they are all that does."""
+    require_rankable(request.by)
+    for name in request.against:
+        if name not in labels:
+            raise InputError(f"--against {name}: it isn't among the estimators, {', '.join(labels)}; add -e {name}")
+    if request.against and set(labels) <= set(request.against):
+        raise InputError(f"--against {', '.join(request.against)}: nothing else is left to compare with it")
 
 
 def _twin(cell: Cell) -> Cell:
@@ -387,8 +402,8 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
         outcome = measure(request, run, progress)
         written = {"metrics": outcome.metrics, "probes": outcome.probes}
         if request.train:  # without it a cell is one checkpoint, and there is no reward to rank by
-            outcome.comparisons = tables.comparisons(outcome.metrics)
-            outcome.leaderboard = tables.leaderboard(outcome.metrics, outcome.comparisons)
+            outcome.comparisons = tables.comparisons(outcome.metrics, request.against)
+            outcome.leaderboard = tables.leaderboard(outcome.metrics, outcome.comparisons, request.by, request.against)
             written |= {"tests": outcome.comparisons, "leaderboard": outcome.leaderboard}
         if request.control:
             written["controls"] = outcome.controls = tables.controls(outcome.metrics)

@@ -1,17 +1,19 @@
 """Runs read back from their folders: one table of several, where that is fair, and what became of each cell."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from gradebench import tables
 from gradebench.errors import InputError
 from gradebench.tables import METRICS_COLUMNS
 
 _BUDGET = ("steps", "batch", "clip", "evaluations", "probe_draws", "checkpoints", "warm_up", "reference_draws")
+ALL = "all"  # in place of a baseline: all pairs
 _VERSIONS = ("gradebench", "torch")
 # What parts of config.json and environment.json are: whoever reads a run may trust in that.
 _SHAPES: dict[str, type] = dict.fromkeys(("plans", "tasks", "learning_rates", "request", "left_out", "packages"), dict)
@@ -29,7 +31,7 @@ def read_metrics(folders: Sequence[Path], apart: bool = False) -> pd.DataFrame:
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("a run is given twice; give each folder once")
-    frames = [_metrics(folder) for folder in folders]
+    frames = [with_objective(_metrics(folder), read_json(folder / "config.json")) for folder in folders]
     for task in sorted({task for frame in frames for task in frame["task"].unique()}):
         having = [
             (folder, frame) for folder, frame in zip(folders, frames, strict=True) if (frame["task"] == task).any()
@@ -99,6 +101,59 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def with_objective(frame: pd.DataFrame, config: Mapping[str, Any]) -> pd.DataFrame:
+    """The metrics with an objective, reward - beta kl, in evaluations that were made before it was measured, where the
+    task's beta stands in config.json."""
+    at = ["cell_id", "split", "step"]
+    evaluation = frame[frame["phase"] == "evaluation"]
+    parts = [frame]
+    for task, facts in config.get("tasks", {}).items():
+        mine = evaluation[evaluation["task"] == task]
+        options = facts.get("options")
+        beta = options.get("kl") if isinstance(options, dict) else None
+        if not isinstance(beta, int | float) or (mine["metric"] == "objective").any():
+            continue
+        rewards = mine[mine["metric"] == "reward"]
+        penalty = mine[mine["metric"] == "kl"].drop_duplicates(at).set_index(at)["value"]
+        value = rewards["value"].to_numpy() - beta * penalty.reindex(pd.MultiIndex.from_frame(rewards[at])).to_numpy()
+        parts.append(rewards.assign(metric="objective", value=value).dropna(subset="value"))
+    return pd.concat(parts, ignore_index=True) if parts[1:] else frame
+
+
+def family_of(folders: Sequence[Path], by: str | None, against: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What ranks and the baselines: as given, else as the runs were asked for where they agree.
+
+    `all` among the baselines stands for all pairs.
+    """
+    requests = [read_json(folder / "config.json").get("request", {}) for folder in folders]
+    metrics = {request.get("by") for request in requests}
+    planned = {tuple(map(str, request.get("against") or ())) for request in requests}
+    by = by or (metrics.pop() if len(metrics) == 1 else None)
+    against = list(dict.fromkeys(against)) or list(planned.pop() if len(planned) == 1 else ())
+    return by, [] if ALL in against else against
+
+
+def require_family(metrics: pd.DataFrame, by: str | None, against: Sequence[str]) -> None:
+    """Raises InputError for a metric that nothing is ranked by here, and for baselines that no run has."""
+    require_rankable(by)
+    measured = set(metrics.loc[(metrics["phase"] == "evaluation") & (metrics["split"] == "test"), "metric"])
+    if by and by not in measured:
+        having = ", ".join(name for name in tables.RANKABLE if name in measured)
+        raise InputError(f"--by {by}: nothing here has it on test prompts; there is {having or 'none to rank by'}")
+    known = sorted(name for name in set(metrics["estimator"]) if not name.endswith(tables.CONTROL))
+    for name in against:
+        if name not in known:
+            raise InputError(f"--against {name}: the run has no such estimator; it has {', '.join(known) or 'none'}")
+    if against and set(known) <= set(against):
+        raise InputError(f"--against {', '.join(against)}: nothing else is left to compare with it")
+
+
+def require_rankable(by: str | None) -> None:
+    """Raises InputError for what no leaderboard goes by."""
+    if by is not None and by not in tables.RANKABLE:
+        raise InputError(f"--by {by}: ranks go by {', '.join(tables.RANKABLE)}")
+
+
 def chosen_pair(comparisons: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     """The rows of `comparisons` between two estimators, turned so that a comes first.
 
@@ -111,9 +166,17 @@ def chosen_pair(comparisons: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     if a == b:
         raise InputError(f"{a} is compared with itself; give two estimators")
     first, second = comparisons["estimator_a"], comparisons["estimator_b"]
-    rows = comparisons[((first == a) & (second == b)) | ((first == b) & (second == a))].copy()
-    turned = rows["estimator_a"] == b
-    rows.loc[turned, ["estimator_a", "estimator_b"]] = [a, b]
+    rows = comparisons[((first == a) & (second == b)) | ((first == b) & (second == a))]
+    if rows.empty:
+        raise InputError(f"{a} and {b} aren't compared in this family; give --against {a}, or --against {ALL}")
+    return _turned(rows, rows["estimator_a"] == b)
+
+
+def _turned(rows: pd.DataFrame, turned: pd.Series) -> pd.DataFrame:
+    """The rows of tests, some with a and b changed over."""
+    rows = rows.copy()
+    names = ["estimator_a", "estimator_b"]
+    rows.loc[turned, names] = rows.loc[turned, names[::-1]].to_numpy()
     low, high = rows["ci_low"].copy(), rows["ci_high"].copy()
     rows["ci_low"], rows["ci_high"] = low.mask(turned, -high), high.mask(turned, -low)
     for name in ("mean_difference", "effect_size"):
@@ -123,11 +186,25 @@ def chosen_pair(comparisons: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     return rows
 
 
-def against_best(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """The rows by test reward between each task's and setting's best estimator and the others."""
-    rewards = comparisons[(comparisons["metric"] == "reward") & (comparisons["n_pairs"] > 0)]
-    best = rewards.groupby(["task", "setting"], sort=False)["estimator_a"].transform("first")  # rows come best first
-    return rewards[rewards["estimator_a"] == best]
+def against_best(comparisons: pd.DataFrame, ranked_by: Mapping[tuple[str, str], str]) -> pd.DataFrame:
+    """The rows between each task's and setting's best estimator, by the metric that ranks there, and the others."""
+    ranking = _ranking(comparisons, ranked_by)
+    best = ranking.groupby(["task", "setting"], sort=False)["estimator_a"].transform("first")  # rows come best first
+    return ranking[ranking["estimator_a"] == best]
+
+
+def against_baselines(
+    comparisons: pd.DataFrame, ranked_by: Mapping[tuple[str, str], str], against: Sequence[str]
+) -> pd.DataFrame:
+    """The rows by the metric that ranks, turned so that the baseline comes second."""
+    ranking = _ranking(comparisons, ranked_by)
+    return _turned(ranking, ranking["estimator_a"].isin(against))
+
+
+def _ranking(comparisons: pd.DataFrame, ranked_by: Mapping[tuple[str, str], str]) -> pd.DataFrame:
+    places = zip(comparisons["task"], comparisons["setting"], strict=True)
+    metrics = pd.Series([ranked_by.get(place, "") for place in places], index=comparisons.index, dtype=object)
+    return comparisons[(comparisons["metric"] == metrics) & (comparisons["n_pairs"] > 0)]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import hashlib
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -33,13 +33,16 @@ METRICS_COLUMNS = [
 ]
 TESTS_COLUMNS = [
     "task", "setting", "metric", "split", "estimator_a", "estimator_b", "n_pairs", "mean_difference", "ci_low",
-    "ci_high", "effect_size", "test", "p_value", "p_holm", "smallest_attainable_p", "verdict",
+    "ci_high", "effect_size", "test", "p_value", "p_holm", "smallest_attainable_p", "verdict", "family",
 ]
 LEADERBOARD_COLUMNS = [
-    "rank", "tier", "estimator", "task", "setting", "n_seeds", "status", "test_reward_mean", "test_reward_ci_low",
+    "rank", "tier", "letters", "estimator", "same_as", "task", "setting", "steps", "ranked_by", "n_seeds", "status",
+    "test_objective_mean", "test_objective_ci_low", "test_objective_ci_high", "test_reward_mean", "test_reward_ci_low",
     "test_reward_ci_high", "test_gold_reward_mean", "generalization_gap", "gold_gap", "kl_mean", "gradient_variance",
     "gradient_variance_relative", "gradient_bias_squared", "gradient_cosine", "seconds_per_step",
     "peak_memory_bytes", "p_vs_best_holm",
+    "p_vs_baseline_holm", "verdict",
+    "updates_per_step", "clipped_updates", "clip_factor",
 ]
 PROBES_COLUMNS = [
     "run_id", "cell_id", "task", "setting", "estimator", "estimator_params", "estimator_source", "seed", "along",
@@ -65,13 +68,14 @@ METRIC_UNITS = {
     "peak_memory_bytes": "bytes", "updates_refused": "updates", "own_updates_refused": "updates",
 }
 # fmt: on
+RANKABLE = ("objective", "reward", "gold_reward")  # of the test prompts; without a choice, the first that was measured
 CONTROL = " (control)"  # ends the name of an estimator's twin in an A/A control, which no table ranks
 MINIMUM_SEEDS = 3  # below three pairs there is no effect size
 
 _CELL = ["task", "setting", "estimator", "seed"]
 _KEY = [*_CELL, "phase", "split", "step", "metric"]
 _TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value")]
-_UNMEASURED = "no test reward"
+SAME = "same draws"  # the verdict on two names of one estimator
 # Twelve digits keep a byte count below 1 TB whole, and hide the last bits, in which machines differ.
 _FLOAT_FORMAT = "%.12g"
 _FORMULA = tuple("=+-@\t\r")
@@ -84,6 +88,8 @@ class _Group:
     task: str
     setting: str
     status: pd.Series  # (estimator, seed) -> status of the cell
+    last_step: float  # at which test prompts were evaluated; NaN without any
+    equals: Sequence[Sequence[str]]  # estimators whose evaluations are the same bit by bit: they drew the same
     final: pd.DataFrame  # (estimator, seed) x (split, metric), at the last evaluated step
     probe: pd.DataFrame  # (estimator, seed, step) x metric, at the checkpoints
     train: pd.DataFrame  # (estimator, seed, step) x metric, costs
@@ -93,9 +99,14 @@ class _Group:
         return sorted(self.status.index.unique("estimator"))
 
 
-def default_seed_count(n_estimators: int) -> int:
-    """The number of seeds at which all pairs of this many estimators can be told apart under Holm; at least 3."""
-    return max(MINIMUM_SEEDS, statistics.seeds_needed(math.comb(n_estimators, 2)))
+def family_size(n_estimators: int, n_baselines: int = 0) -> int:
+    """How many comparisons Holm counts: all pairs, or those of the baselines with all others."""
+    return n_baselines * (n_estimators - n_baselines) if n_baselines else math.comb(n_estimators, 2)
+
+
+def default_seed_count(n_estimators: int, n_baselines: int = 0) -> int:
+    """The number of seeds at which every comparison of the family can be decided under Holm; at least 3."""
+    return max(MINIMUM_SEEDS, statistics.seeds_needed(family_size(n_estimators, n_baselines)))
 
 
 def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -147,10 +158,22 @@ def _groups(metrics: pd.DataFrame, controls: bool = False) -> Iterator[_Group]:
             task=str(task),
             setting=str(setting),
             status=status,
+            last_step=float(last_step),
+            equals=_equal_draws(evaluation),
             final=_wide(final, ["estimator", "seed"], ["split", "metric"]),
             probe=_wide(on_train[on_train["phase"] == "probe"], ["estimator", "seed", "step"], ["metric"]),
             train=_wide(on_train[on_train["phase"] == "train"], ["estimator", "seed", "step"], ["metric"]),
         )
+
+
+def _equal_draws(evaluation: pd.DataFrame) -> list[list[str]]:
+    """The estimators, two or more a list, that have the same value in every evaluation after step 0."""
+    trained = evaluation[evaluation["step"] > 0]
+    hashes = pd.util.hash_pandas_object(trained[["seed", "split", "step", "metric", "value"]], index=False)
+    alike: dict[bytes, list[str]] = {}
+    for name, mine in hashes.groupby(trained["estimator"], sort=True):
+        alike.setdefault(np.sort(mine.to_numpy()).tobytes(), []).append(str(name))
+    return [names for names in alike.values() if len(names) > 1]
 
 
 def _cell_status(statuses: pd.Series) -> str:
@@ -252,11 +275,10 @@ def _summary(group: _Group) -> pd.DataFrame:
     """One row an estimator: the columns of the leaderboard that need no comparison."""
     reward, gold = _column(group.final, ("test", "reward")), _column(group.final, ("test", "gold_reward"))
     log_variance = _log_variance(group)
-    intervals = {name: _interval(group, str(name), seeds) for name, seeds in reward.dropna().groupby("estimator")}
+    updates = _complete(group.train, "updates")["updates"]
     columns = {
-        "test_reward_mean": _finite_mean(reward),
-        "test_reward_ci_low": pd.Series({name: low for name, (low, _) in intervals.items()}, dtype=float),
-        "test_reward_ci_high": pd.Series({name: high for name, (_, high) in intervals.items()}, dtype=float),
+        **_with_interval(group, "objective"),
+        **_with_interval(group, "reward"),
         "test_gold_reward_mean": _finite_mean(gold),
         "generalization_gap": _finite_mean(_column(group.final, ("train", "reward")) - reward),
         "gold_gap": _finite_mean(reward - gold),
@@ -267,14 +289,26 @@ def _summary(group: _Group) -> pd.DataFrame:
         "gradient_cosine": _cosine(group.probe),
         "seconds_per_step": _finite_mean(_last_cost(group, "seconds_per_step")),
         "peak_memory_bytes": _column(group.train, "peak_memory_bytes").groupby("estimator").max(),
+        "updates_per_step": _finite_mean(
+            (updates / updates.index.get_level_values("step")).groupby(["estimator", "seed"]).last()
+        ),
+        "clipped_updates": _finite_mean(_last_cost(group, "clipped_updates")),
+        "clip_factor": _finite_mean(_last_cost(group, "clip_factor")),
     }
     return pd.DataFrame({name: column.reindex(group.estimators) for name, column in columns.items()})
 
 
-def _interval(group: _Group, estimator: str, rewards: pd.Series) -> tuple[float, float]:
-    """95 % interval of the mean over seeds."""
-    generator = named_generator("test_reward", group.task, group.setting, estimator)
-    return statistics.mean_interval(rewards.to_numpy(), generator)
+def _with_interval(group: _Group, metric: str) -> dict[str, pd.Series]:
+    """The mean over seeds of a metric on test prompts, and its 95 % interval: columns of the leaderboard."""
+    values = _column(group.final, ("test", metric))
+    ends = {
+        str(name): statistics.mean_interval(
+            seeds.to_numpy(), named_generator(f"test_{metric}", group.task, group.setting, str(name))
+        )
+        for name, seeds in values.dropna().groupby("estimator")
+    }
+    low, high = (pd.Series({name: pair[i] for name, pair in ends.items()}, dtype=float) for i in (0, 1))
+    return {f"test_{metric}_mean": _finite_mean(values), f"test_{metric}_ci_low": low, f"test_{metric}_ci_high": high}
 
 
 def named_generator(*names: str) -> np.random.Generator:
@@ -285,23 +319,26 @@ def named_generator(*names: str) -> np.random.Generator:
 
 # (metric, split, what is compared by (estimator, seed), what the name of the test adds)
 _FAMILIES: tuple[tuple[str, str, Callable[[_Group], pd.Series], str], ...] = (
+    ("objective", "test", lambda group: _column(group.final, ("test", "objective")), ""),
     ("reward", "test", lambda group: _column(group.final, ("test", "reward")), ""),
     ("gold_reward", "test", lambda group: _column(group.final, ("test", "gold_reward")), ""),
     ("gradient_variance", "train", _log_variance, " of ln gradient_variance"),
 )
 
 
-def comparisons(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The table of tests: all pairs of estimators within each task and setting, TESTS_COLUMNS.
+def comparisons(metrics: pd.DataFrame, against: Sequence[str] = ()) -> pd.DataFrame:
+    """The table of tests: pairs of estimators within each task and setting, TESTS_COLUMNS.
 
-    One Holm family is one metric in one task and setting. Seeds are paired by their id. `gradient_variance` is
+    One Holm family is one metric in one task and setting: all pairs, or, `against` baselines, each of these with each
+    estimator that is none; `family` is its size. Estimators that drew the same count once in it, and their own pair,
+    with the verdict "same draws", not at all. Seeds are paired by their id. `gradient_variance` is
     compared by the mean over checkpoints of its natural logarithm, so its differences and intervals are in nats of
     ratio: exp(mean_difference) is a ratio of variances. estimator_a has the larger mean (ties by name). A metric
     that nobody measured has no rows; an estimator without ok cells has rows with n_pairs 0.
 
     Raises        ValueError for missing columns, rows that come twice, and one label with two sets of parameters.
     """
-    rows = [row for group in _groups(metrics) for family in _FAMILIES for row in _family(group, *family)]
+    rows = [row for group in _groups(metrics) for family in _FAMILIES for row in _family(group, against, *family)]
     return pd.DataFrame(rows, columns=TESTS_COLUMNS)
 
 
@@ -344,8 +381,32 @@ def per_seed(metrics: pd.DataFrame, metric: str, split: str) -> Iterator[tuple[t
         yield (group.task, group.setting), values.dropna().unstack("estimator")
 
 
+def ranked_per_seed(
+    metrics: pd.DataFrame, by: str | None = None
+) -> Iterator[tuple[tuple[str, str], str, pd.DataFrame]]:
+    """For each task and setting its names, the metric that ranks there, and its values as those of `per_seed`."""
+    for group in _groups(metrics):
+        metric = _ranked_by(group, by)
+        yield (group.task, group.setting), metric, _column(group.final, ("test", metric)).dropna().unstack("estimator")
+
+
+def _ranked_by(group: _Group, by: str | None) -> str:
+    """The metric that ranks: as asked, else the objective, else the reward; the first that cells with a reward have."""
+    reward = _column(group.final, ("test", "reward"))
+    for metric in (by, *RANKABLE[:2]):
+        values = _column(group.final, ("test", metric))
+        if values.notna().any() and (metric == by or values[reward.notna()].notna().all()):
+            return str(metric)
+    return by or RANKABLE[0]
+
+
 def _family(
-    group: _Group, metric: str, split: str, per_seed_of: Callable[[_Group], pd.Series], suffix: str
+    group: _Group,
+    against: Sequence[str],
+    metric: str,
+    split: str,
+    per_seed_of: Callable[[_Group], pd.Series],
+    suffix: str,
 ) -> list[dict[str, Any]]:
     """The rows of one Holm family."""
     per_seed = per_seed_of(group)
@@ -353,15 +414,31 @@ def _family(
         return []
     values = per_seed.unstack("estimator").reindex(columns=group.estimators)  # (seed, estimator)
     ranked = _by_mean(_finite_mean(per_seed).reindex(group.estimators))
-    rows = [_compared(group, metric, split, suffix, values, a, b) for a, b in combinations(ranked, 2)]
-    adjusted = statistics.holm([row["p_value"] for row in rows])
-    size = int(np.count_nonzero(~np.isnan(adjusted)))
-    for row, p_holm in zip(rows, adjusted, strict=True):
-        row["p_holm"] = float(p_holm)
-        row["verdict"] = statistics.verdict(
-            row["p_holm"], size * row["smallest_attainable_p"], row["mean_difference"], statistics.ALPHA
-        )
+    firsts = _firsts(group, against)
+    stands_for = {n: firsts[n] if n in firsts and values[n].equals(values[firsts[n]]) else n for n in ranked}
+    rows, hypotheses = [], []
+    for a, b in combinations(ranked, 2):
+        if not against or (a in against) != (b in against):
+            rows.append(_compared(group, metric, split, suffix, values, a, b))
+            hypotheses.append(frozenset((stands_for[a], stands_for[b])))
+    p_values = {pair: row["p_value"] for pair, row in zip(hypotheses, rows, strict=True) if len(pair) == 2}
+    adjusted = dict(zip(p_values, statistics.holm(list(p_values.values())).tolist(), strict=True))
+    size = sum(not math.isnan(p_holm) for p_holm in adjusted.values())
+    for pair, row in zip(hypotheses, rows, strict=True):
+        row["p_holm"], row["family"] = adjusted.get(pair, math.nan), size
+        least, difference = size * row["smallest_attainable_p"], row["mean_difference"]
+        known = pair in adjusted
+        row["verdict"] = statistics.verdict(row["p_holm"], least, difference, statistics.ALPHA) if known else SAME
     return rows
+
+
+def _firsts(group: _Group, against: Sequence[str] = ()) -> dict[str, str]:
+    """estimator -> the one that it drew the same as: a baseline where there is one, else the first by name."""
+    firsts: dict[str, str] = {}
+    for names in group.equals:
+        first = next((name for name in against if name in names), names[0])
+        firsts |= {name: first for name in names if name != first}
+    return firsts
 
 
 def _compared(
@@ -379,28 +456,39 @@ def _by_mean(means: pd.Series) -> list[str]:
     return sorted(means.index, key=lambda name: (-means[name] if not math.isnan(means[name]) else math.inf, name))
 
 
-def leaderboard(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
-    """One row a task, setting and estimator, LEADERBOARD_COLUMNS; `comparisons` is the table of the same metrics.
+def leaderboard(
+    metrics: pd.DataFrame, comparisons: pd.DataFrame, by: str | None = None, against: Sequence[str] = ()
+) -> pd.DataFrame:
+    """One row a task, setting and estimator, LEADERBOARD_COLUMNS; `comparisons` is the table of the same metrics, with
+    the same baselines.
 
-    Means are over ok seeds, at the last step at which the group evaluated test prompts.
-    rank, tier                   by test_reward_mean, ties by name; empty without a test reward. Tiers: see
-                                 `statistics.tiers`, on the Holm-adjusted test reward.
-    n_seeds, status              ok seeds that gave a test reward; "ok", else counts such as "ok 8, failed 2".
-                                 An ok cell without a test reward is counted as "no test reward".
+    Means are over ok seeds, at the last step at which the group evaluated test prompts: `steps`.
+    ranked_by                    the metric of rank, tier, letters, p and verdict: `by`, one of RANKABLE; where that was
+                                 not measured, and by default, the objective, or the reward where cells lack it.
+    rank, tier                   ties by name; empty without the metric. A tier: its first, and what isn't significantly
+                                 different from that: `statistics.tiers`. Empty where baselines are given.
+    letters                      shared by two exactly where they aren't significantly different: `statistics.letters`.
+    same_as                      the estimator whose evaluations these are, bit by bit; both count once in the family.
+    n_seeds, status              ok seeds that gave the metric; "ok", else counts such as "ok 8, failed 2".
+                                 An ok cell without it is counted as "no test reward".
     gradient_variance            geometric mean over seeds and checkpoints.
     gradient_variance_relative   mean over seeds of the variance / mean over seeds of the squared norm, then the
                                  geometric mean over checkpoints.
     gradient_bias_squared        relative: mean of squared bias / squared norm of the reference gradient.
     gradient_cosine              with the reference gradient, of moments pooled over seeds; mean over checkpoints.
-    p_vs_best_holm               p_holm of the test reward against the first-ranked estimator.
+    p_vs_best_holm               p_holm against the first-ranked estimator.
+    p_vs_baseline_holm, verdict  against the baselines: the largest p_holm of them; and for each in words "above NAME",
+                                 "below NAME" or "not significantly different from NAME". Empty without baselines.
+    updates_per_step             of the policy, a batch having one to several.
+    clipped_updates, clip_factor share of updates whose gradient clipping shortened; mean factor, 1 being not at all.
 
     Raises        ValueError as `comparisons` does, and where its table lacks columns.
     """
     missing = [name for name in TESTS_COLUMNS if name not in comparisons.columns]
     if missing:
         raise ValueError(f"comparisons lack the columns {missing}")
-    tests = comparisons[(comparisons["metric"] == "reward") & (comparisons["split"] == "test")]
-    boards = [_board(group, _tests_of(tests, group)) for group in _groups(metrics)]
+    tests = comparisons[comparisons["split"] == "test"]
+    boards = [_board(group, _tests_of(tests, group), by, against) for group in _groups(metrics)]
     if not boards:
         return pd.DataFrame(columns=LEADERBOARD_COLUMNS)
     return pd.concat(boards, ignore_index=True)
@@ -411,33 +499,72 @@ def _tests_of(tests: pd.DataFrame, group: _Group) -> pd.DataFrame:
     return tests[(_text(tests["task"]) == group.task) & (_text(tests["setting"]) == group.setting)]
 
 
-def _board(group: _Group, tests: pd.DataFrame) -> pd.DataFrame:
+def _board(group: _Group, tests: pd.DataFrame, by: str | None, against: Sequence[str]) -> pd.DataFrame:
     """The leaderboard of one group, best first."""
+    metric = _ranked_by(group, by)
+    tests = tests[tests["metric"] == metric]
     board = _summary(group)
-    order = _by_mean(board["test_reward_mean"])
+    order = _by_mean(board[f"test_{metric}_mean"])
     board = board.loc[order]
-    ranked = list(board.index[board["test_reward_mean"].notna()])
+    ranked = list(board.index[board[f"test_{metric}_mean"].notna()])
     pairs = list(zip(tests["estimator_a"], tests["estimator_b"], strict=True))
-    supported = {pair for pair, outcome in zip(pairs, tests["verdict"], strict=True) if outcome == "a higher"}
+    supported = {
+        pair[:: 1 if outcome == "a higher" else -1]
+        for pair, outcome in zip(pairs, tests["verdict"], strict=True)
+        if outcome in ("a higher", "b higher")
+    }  # (higher, lower)
     p_of = {frozenset(pair): p_holm for pair, p_holm in zip(pairs, tests["p_holm"], strict=True)}
-    tier_of = statistics.tiers(ranked, supported)
-    counts = _status_counts(group)
+    tier_of = {} if against else statistics.tiers(ranked, supported)
+    letters = {} if against else statistics.letters(ranked, supported)
+    counts = _status_counts(group, metric)
+    firsts = _firsts(group, against)
     board["rank"] = pd.array([ranked.index(n) + 1 if n in ranked else pd.NA for n in order], dtype="Int64")
     board["tier"] = pd.array([tier_of.get(name, pd.NA) for name in order], dtype="Int64")
+    board["letters"] = [letters.get(name, "") for name in order]
+    board["same_as"] = [firsts.get(name, "") for name in order]
+    board["steps"] = pd.array([pd.NA if math.isnan(group.last_step) else group.last_step] * len(order), dtype="Int64")
+    board["ranked_by"] = metric
     board["n_seeds"] = [counts[name]["ok"] for name in order]
     board["status"] = [_status_text(counts[name]) for name in order]
     board["p_vs_best_holm"] = [p_of.get(frozenset((ranked[0], n)), math.nan) if ranked else math.nan for n in order]
+    baselines = [name for name in against if name in ranked]
+    held = {name: [p_of[pair] for b in baselines if (pair := frozenset((name, b))) in p_of] for name in order}
+    board["p_vs_baseline_holm"] = [max(held[name], default=math.nan) for name in order]
+    board["verdict"] = [_against(name, baselines, p_of, supported) for name in order]
     board["task"], board["setting"], board["estimator"] = group.task, group.setting, order
     return board[LEADERBOARD_COLUMNS].reset_index(drop=True)
+
+
+def _against(
+    name: str, baselines: Sequence[str], p_of: dict[frozenset[str], float], supported: set[tuple[str, str]]
+) -> str:
+    """Where an estimator stands to each baseline, in words; "" for a baseline and for what wasn't compared."""
+    found = []
+    for baseline in baselines:
+        if math.isnan(p_of.get(frozenset((name, baseline)), math.nan)):
+            continue
+        above, below = (name, baseline) in supported, (baseline, name) in supported
+        found.append(f"{'above' if above else 'below' if below else 'not significantly different from'} {baseline}")
+    return "; ".join(found)
+
+
+def ranked_by(metrics: pd.DataFrame, by: str | None = None) -> dict[tuple[str, str], str]:
+    """(task, setting) -> the metric that ranks there, as `leaderboard` does."""
+    return {(group.task, group.setting): _ranked_by(group, by) for group in _groups(metrics)}
+
+
+def ranked_column(board: pd.DataFrame) -> str:
+    """The column of one group's leaderboard that ranks it."""
+    return f"test_{board['ranked_by'].iloc[0] if len(board) else RANKABLE[0]}_mean"
 
 
 def pareto_front(board: pd.DataFrame) -> list[str]:
     """The estimators of one group's leaderboard that no other one dominates, in its order.
 
-    One dominates another that is at least as good in test reward (more), relative variance and seconds a step (less),
+    One dominates another that is at least as good in what ranks (more), relative variance and seconds a step (less),
     and better in one of them. Those without a number for each take no part.
     """
-    columns = ["test_reward_mean", "gradient_variance_relative", "seconds_per_step"]
+    columns = [ranked_column(board), "gradient_variance_relative", "seconds_per_step"]
     costs = board[columns].to_numpy(dtype=float) * [-1.0, 1.0, 1.0]
     known = np.isfinite(costs).all(axis=1)
     others = costs[known]
@@ -448,12 +575,13 @@ def pareto_front(board: pd.DataFrame) -> list[str]:
     ]
 
 
-def _status_counts(group: _Group) -> dict[str, Counter[str]]:
-    """estimator -> status -> number of cells. In a group with test rewards, an ok cell without one is not ok."""
-    reward = _column(group.final, ("test", "reward")).reindex(group.status.index)
+def _status_counts(group: _Group, metric: str) -> dict[str, Counter[str]]:
+    """estimator -> status -> number of cells. In a group that has the metric, an ok cell without it is not ok."""
+    values = _column(group.final, ("test", metric)).reindex(group.status.index)
     status = group.status
-    if reward.notna().any():
-        status = status.mask((status == "ok") & reward.isna(), _UNMEASURED)
+    if values.notna().any():
+        lacking = f"no test {'reward' if metric == 'objective' else metric}"
+        status = status.mask((status == "ok") & values.isna(), lacking)
     return {str(name): Counter(cells) for name, cells in status.groupby("estimator")}
 
 

@@ -74,7 +74,7 @@ def announce(run: Run, config: dict[str, Any], progress: Progress) -> None:
 def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
     """The leaderboard and where the files are, on stdout; what went wrong, on stderr."""
     print_leaderboard(outcome.leaderboard)
-    print_underpowered(outcome.comparisons)
+    print_underpowered(outcome.comparisons, outcome.leaderboard)
     print_controls(outcome.controls)
     files = "leaderboard.csv, tests.csv, metrics.csv, metrics.parquet, probes.csv"
     files += "" if outcome.controls.empty else ", controls.csv"

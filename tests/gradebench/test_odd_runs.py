@@ -152,8 +152,8 @@ def require_reasons(table):
             assert row["n_seeds"] > 0 or row["status"] != "ok"
             assert row["n_seeds"] < 2 or not pd.isna(row["test_reward_ci_low"])
         elif "p_holm" in row:
-            assert (row["n_pairs"] > 0) == (not pd.isna(row["p_holm"]))
-            assert not pd.isna(row["p_holm"]) or row["verdict"] in ("underpowered", "untested")
+            assert (row["n_pairs"] > 0 and row["verdict"] != tables.SAME) == (not pd.isna(row["p_holm"]))
+            assert not pd.isna(row["p_holm"]) or row["verdict"] in ("underpowered", "untested", tables.SAME)
             assert row["n_pairs"] < 2 or not pd.isna(row["ci_low"])
         assert all(value != "" for value in row.values())
 
@@ -183,7 +183,8 @@ def test_a_seed_without_a_number_is_counted_and_left_out(odd):
 def test_all_ties_are_one_tier():
     board, tests = board_of("all ties")
     assert set(board["tier"]) == {1} and set(tests["p_value"]) == {1.0} and set(tests["effect_size"]) == {0.0}
-    assert set(tests["verdict"]) == {"not distinguishable"}
+    assert set(tests["verdict"]) == {tables.SAME} and set(tests["family"]) == {0}
+    assert set(board["letters"]) == {"a"} and sorted(board["same_as"]) == ["", "a", "a"]
 
 
 @pytest.mark.parametrize("odd", ["one seed", "two seeds", "no seed in common", "a hundred estimators"])

@@ -138,17 +138,31 @@ def test_claims_and_cards_are_in_it(run):
 
 
 @pytest.mark.parametrize(
-    ("tiers", "said"),
+    ("p", "letters", "said"),
     [
-        ([1, 2, 2], "a ends highest"),
-        ([1, 1, 2], "a and b end highest, and can't be told apart at 8 seeds"),
-        ([1, 1, 1], "No difference between 3 estimators is supported by 8 seeds"),
-        ([], "No estimator has a test reward"),
+        ([0.01, 0.01], "abb", "a is highest at 40 steps, by objective: significantly above each other"),
+        (
+            [0.2, 0.01],
+            "aab",
+            "a is highest at 40 steps, by objective; not significantly different from it, with 8 seeds: b.",
+        ),
+        ([0.2, 0.2], "aaa", "No difference between 3 estimators is supported at 40 steps, by objective, by 8 seeds"),
+        ([], "", "No estimator has a test reward"),
     ],
 )
-def test_the_verdict_is_the_first_tier(tiers, said):
-    board = pd.DataFrame({"estimator": list("abc")[: len(tiers)], "tier": tiers, "n_seeds": 8})
+def test_the_verdict_names_what_is_not_different_from_the_first(p, letters, said):
+    board = pd.DataFrame({"estimator": list("abc")[: len(letters)], "letters": list(letters), "n_seeds": 8})
+    board = board.assign(p_vs_best_holm=[math.nan, *p][: len(letters)], same_as="", steps=40, ranked_by="objective")
     assert said in report.verdict(board)
+
+
+def test_the_verdict_against_a_baseline_groups_the_others():
+    words = ["above b; not significantly different from c", "", "", "below b; below c"]
+    board = pd.DataFrame({"estimator": list("abcd"), "verdict": words, "n_seeds": 8, "steps": 40})
+    said = report.verdict(board.assign(same_as="", ranked_by="reward"), ["b", "c"])
+    assert said == (
+        "At 40 steps, by reward, with 8 seeds: above b: a; below b: d; below c: d; not significantly different from c: a."
+    )
 
 
 def test_a_run_of_one_seed_has_a_report(run):

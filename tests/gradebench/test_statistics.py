@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import warnings
 from fractions import Fraction
 
@@ -405,6 +406,41 @@ def test_tiers_without_support_are_one_and_the_direction_matters():
     assert statistics.tiers([], set()) == {}
     with pytest.raises(ValueError, match="distinct"):
         statistics.tiers(["a", "a"], set())
+
+
+def letters_of(shown):
+    """The letters of a display, a2 being one."""
+    return set(re.findall(r"[a-z][0-9]*", shown))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.6, 0.9, 1.0])
+def test_names_share_a_letter_exactly_where_they_are_not_different(share):
+    """20 random relations of 1 to 13 names a share of different pairs; no letter could be left out."""
+    rng = np.random.default_rng(round(10 * share))
+    for _ in range(20):
+        names = [f"n{i}" for i in range(rng.integers(1, 14))]
+        pairs = list(itertools.combinations(names, 2))
+        different = {pair[::-1] if rng.random() < 0.5 else pair for pair in pairs if rng.random() < share}
+        found = {name: letters_of(shown) for name, shown in statistics.letters(names, different).items()}
+        assert all(found.values()) and "a" in found[names[0]]
+        for a, b in pairs:
+            assert bool(found[a] & found[b]) == ((a, b) not in different and (b, a) not in different)
+        for letter in set.union(*found.values()):
+            without = {name: held - {letter} for name, held in found.items()}
+            lost = [
+                pair for pair in pairs if found[pair[0]] & found[pair[1]] and not without[pair[0]] & without[pair[1]]
+            ]
+            assert lost or not all(without.values())
+
+
+def test_letters_go_by_rank_and_never_run_out():
+    assert statistics.letters(["a", "b", "c"], {("a", "c")}) == {"a": "a", "b": "ab", "c": "b"}
+    names = [f"n{i}" for i in range(60)]
+    shown = list(statistics.letters(names, set(itertools.combinations(names, 2))).values())
+    assert (shown[0], shown[25], shown[26], shown[59]) == ("a", "z", "a2", "h3")
+    assert statistics.letters([], set()) == {}
+    with pytest.raises(ValueError, match="distinct"):
+        statistics.letters(["a", "a"], set())
 
 
 # --- several tasks

@@ -99,8 +99,8 @@ def test_columns_are_the_contract():
     assert list(tests.columns) == tables.TESTS_COLUMNS
     assert list(tables.leaderboard(metrics, tests).columns) == tables.LEADERBOARD_COLUMNS
     assert len(tables.METRICS_COLUMNS) == 15
-    assert len(tables.TESTS_COLUMNS) == 16
-    assert len(tables.LEADERBOARD_COLUMNS) == 21
+    assert len(tables.TESTS_COLUMNS) == 17
+    assert len(tables.LEADERBOARD_COLUMNS) == 33
 
 
 def test_every_metric_that_is_simulated_has_a_unit():
@@ -551,7 +551,7 @@ def test_a_control_that_differs_is_an_alarm():
 
 def front(*rows):
     columns = ["estimator", "test_reward_mean", "gradient_variance_relative", "seconds_per_step"]
-    return tables.pareto_front(pd.DataFrame(rows, columns=columns))
+    return tables.pareto_front(pd.DataFrame(rows, columns=columns).assign(ranked_by="reward"))
 
 
 def test_the_front_is_what_nothing_dominates():
@@ -566,3 +566,111 @@ def test_equals_share_the_front():
 def test_what_has_no_number_takes_no_part():
     assert front(("a", 0.5, 1.0, 1.0), ("b", 0.9, math.nan, 0.5), ("c", math.nan, 0.1, 0.1)) == ["a"]
     assert front(("b", 0.9, math.nan, 0.5)) == []
+
+
+# --- what ranks, baselines, estimators with equal draws
+
+
+def with_objective(metrics, beta=0.1):
+    """The metrics with an objective beside each reward: reward less beta times the divergence."""
+    at = ["cell_id", "split", "step"]
+    rewards = metrics[(metrics["metric"] == "reward") & (metrics["phase"] == "evaluation")]
+    penalty = metrics[metrics["metric"] == "kl"].set_index(at)["value"]
+    values = rewards["value"].to_numpy() - beta * penalty.reindex(pd.MultiIndex.from_frame(rewards[at])).to_numpy()
+    return pd.concat([metrics, rewards.assign(metric="objective", value=values)], ignore_index=True)
+
+
+def dear(metrics, estimator, kl):
+    """The metrics with another divergence for one estimator."""
+    mine = (metrics["estimator"] == estimator) & (metrics["metric"] == "kl") & (metrics["step"] > 0)
+    return metrics.assign(value=metrics["value"].mask(mine, kl))
+
+
+def test_ranks_go_by_the_objective_or_as_asked():
+    """b has more reward for so much divergence that its objective is lower: 1.3 - 1.0 against 1.0 - 0.3."""
+    metrics = with_objective(dear(simulated({"a": 1.0, "b": 1.3}), "b", 10.0))
+    tests = tables.comparisons(metrics)
+    assert list(tests["metric"]) == ["objective", "reward", "gold_reward", "gradient_variance"]
+    board = tables.leaderboard(metrics, tests)
+    assert list(board["estimator"]) == ["a", "b"] and set(board["ranked_by"]) == {"objective"}
+    assert list(board["tier"]) == [1, 2] and list(board["letters"]) == ["a", "b"] and set(board["steps"]) == {LAST_STEP}
+    first = board.iloc[0]
+    assert first["test_objective_mean"] == pytest.approx(first["test_reward_mean"] - 0.1 * 3.0)
+    assert first["test_objective_ci_low"] < first["test_objective_mean"] < first["test_objective_ci_high"]
+    by_reward = tables.leaderboard(metrics, tests, "reward")
+    assert list(by_reward["estimator"]) == ["b", "a"] and set(by_reward["ranked_by"]) == {"reward"}
+    assert board["p_vs_best_holm"].iloc[1] == tests["p_holm"].iloc[0]
+
+
+def test_where_a_cell_lacks_the_objective_the_reward_ranks():
+    metrics = with_objective(simulated({"a": 1.0, "b": 0.0}))
+    lacking = metrics[~((metrics["metric"] == "objective") & (metrics["cell_id"] == "a-3"))]
+    assert tables.ranked_by(metrics) == {("imdb", "embedded"): "objective"}
+    assert tables.ranked_by(lacking) == {("imdb", "embedded"): "reward"}
+    board = tables.leaderboard(lacking, tables.comparisons(lacking))
+    assert set(board["ranked_by"]) == {"reward"} and set(board["n_seeds"]) == {len(SEEDS)}
+
+
+def test_baselines_against_the_rest_are_the_family():
+    metrics = simulated({"low": 0.0, "base": 1.0, "same": 1.0, "high": 2.0})
+    tests = tables.comparisons(metrics, ["base"])
+    rewards = tests[tests["metric"] == "reward"]
+    assert len(rewards) == 3 and set(rewards["family"]) == {3}
+    assert all("base" in (row.estimator_a, row.estimator_b) for row in rewards.itertuples())
+    np.testing.assert_allclose(rewards["p_holm"], statistics.holm(rewards["p_value"]))
+    board = tables.leaderboard(metrics, tests, against=["base"]).set_index("estimator")
+    assert board["verdict"].to_dict() == {
+        "high": "above base", "same": "not significantly different from base", "base": "", "low": "below base",
+    }  # fmt: skip
+    assert math.isnan(board.loc["base", "p_vs_baseline_holm"]) and board.loc["high", "p_vs_baseline_holm"] < 0.05
+    assert board["tier"].isna().all() and set(board["letters"]) == {""}
+    both = tables.comparisons(metrics, ["base", "low"])
+    assert len(both[both["metric"] == "reward"]) == 4  # the two with each of the other two
+    board = tables.leaderboard(metrics, both, against=["base", "low"]).set_index("estimator")
+    assert board.loc["high", "verdict"] == "above base; above low"
+
+
+def test_estimators_that_drew_the_same_are_one_with_two_names():
+    """The family of four names is that of three: 3 pairs and not 6, and p doesn't pay for the second name."""
+    metrics = simulated({"a": 1.0, "b": 1.04, "c": 0.0})
+    twin = metrics[metrics["estimator"] == "b"]
+    twin = twin.assign(estimator="z", cell_id=twin["cell_id"].str.replace("b-", "z-"))
+    both = pd.concat([metrics, twin], ignore_index=True)
+    alone, tests = (
+        frame[frame["metric"] == "reward"] for frame in (tables.comparisons(metrics), tables.comparisons(both))
+    )
+    assert len(tests) == 6 and set(tests["family"]) == {3}
+    pairs = {frozenset((row.estimator_a, row.estimator_b)): row for row in tests.itertuples()}
+    assert pairs[frozenset("bz")].verdict == tables.SAME and math.isnan(pairs[frozenset("bz")].p_holm)
+    for row in alone.itertuples():
+        for name in {"b", "z"} if "b" in (row.estimator_a, row.estimator_b) else {""}:
+            pair = frozenset(name if one == "b" else one for one in (row.estimator_a, row.estimator_b))
+            assert pairs[pair].p_holm == row.p_holm and pairs[pair].verdict == row.verdict
+    board = board_of(both)
+    assert board["same_as"].to_dict() == {"b": "", "z": "b", "a": "", "c": ""}
+    assert board.loc["b", "letters"] == board.loc["z", "letters"]
+    against = tables.comparisons(both, ["z"])
+    assert set(against.loc[against["metric"] == "reward", "family"]) == {2}
+    board = tables.leaderboard(both, against, against=["z"]).set_index("estimator")
+    assert board.loc["b", "same_as"] == "z" and board.loc["b", "verdict"] == ""
+    other = both.copy()
+    other.loc[(other["estimator"] == "z") & (other["metric"] == "kl") & (other["step"] == 30), "value"] += 1e-15
+    assert set(board_of(other)["same_as"]) == {""}
+
+
+def test_updates_and_clipping_are_columns():
+    metrics = frame(*(cell(name, seed, 1.0) for name in "ab" for seed in range(3)))
+    rows = []
+    for seed, (count, share, factor) in enumerate([(240.0, 0.5, 0.7), (240.0, 0.25, 0.9), (240.0, 0.0, 1.0)]):
+        for metric, value in (("updates", count), ("clipped_updates", share), ("clip_factor", factor)):
+            rows.append(row("a", seed, "train", "train", LAST_STEP, metric, value))
+        rows.append(row("a", seed, "train", "train", 30, "updates", 100.0))
+    board = board_of(pd.concat([metrics, pd.DataFrame(rows, columns=tables.METRICS_COLUMNS)], ignore_index=True))
+    found = board.loc["a", ["updates_per_step", "clipped_updates", "clip_factor"]].astype(float)
+    np.testing.assert_allclose(found, [4.0, 0.25, 2.6 / 3])
+    assert board.loc["b", ["updates_per_step", "clipped_updates", "clip_factor"]].isna().all()
+
+
+@pytest.mark.parametrize(("estimators", "baselines", "seeds"), [(23, 0, 14), (23, 1, 10), (23, 2, 11), (2, 1, 6)])
+def test_default_seed_count_is_for_the_family_in_use(estimators, baselines, seeds):
+    assert tables.default_seed_count(estimators, baselines) == seeds
