@@ -24,6 +24,8 @@ Floats = NDArray[np.float64]
 
 
 ROUNDING = 1e-13  # of the sum of squares: what draws that are all alike may seem to vary by
+WIDEST_COSINE = 0.5  # the longest interval of a cosine, or of a direction error, that still says something
+WIDEST_RATIO = 10.0  # the same of a relative variance: its upper end over its lower one
 
 
 @dataclass(frozen=True)
@@ -111,14 +113,20 @@ def _metrics(summary: Summary, kept: Floats, reference_kept: Floats) -> dict[str
     dot = product(draws + centre, truth + centre)
     bias_squared = product(draws - truth, draws - truth) - unit_variance / n - reference_error
     resolved = norm_squared > 0 and reference_norm_squared > 0
+    known = reference_norm_squared if reference_norm_squared > 0 else math.nan
     answer = {
         "gradient_variance": variance,
-        "gradient_variance_relative": variance / norm_squared if norm_squared > 0 else math.nan,
-        "gradient_snr": norm_squared / variance if variance > 0 else math.nan,
+        "gradient_variance_relative": variance / known,
+        "gradient_variance_relative_own": variance / norm_squared if norm_squared > 0 else math.nan,
+        "gradient_snr": known / variance if variance > 0 else math.nan,
         "gradient_cosine": dot / np.sqrt(norm_squared * reference_norm_squared) if resolved else math.nan,
         "gradient_bias_squared": bias_squared,
-        "gradient_bias_relative": bias_squared / reference_norm_squared if reference_norm_squared > 0 else math.nan,
+        "gradient_bias_relative": bias_squared / known,
         "gradient_mse": variance + bias_squared,
+        "gradient_mse_relative": (variance + bias_squared) / known,
+        "gradient_direction_error": _direction_error(
+            _squared_dot(summary, kept, reference_kept), norm_squared + variance, known
+        ),
         "gradient_norm_squared": norm_squared,
         "gradient_reference_dot": dot,
         "gradient_reference_norm_squared": reference_norm_squared,
@@ -129,7 +137,49 @@ def _metrics(summary: Summary, kept: Floats, reference_kept: Floats) -> dict[str
     return {name: float(value) for name, value in answer.items()}
 
 
-_POSITIVE = {"gradient_variance", "gradient_variance_relative", "gradient_snr", "gradient_variance_sampling"}
+def _direction_error(squared_dot: float, square: float, reference_norm_squared: float) -> float:
+    """1 - (E g . grad J)^2 / (E |g|^2 |grad J|^2), where it has a value."""
+    return 1 - squared_dot / (square * reference_norm_squared) if square > 0 else math.nan
+
+
+def _squared_dot(summary: Summary, kept: Floats, reference_kept: Floats) -> float:
+    """(E g . grad J)^2 without bias: the mean over products of two blocks of draws and two of reference, all others.
+
+    NaN with fewer than two blocks of draws, or of a reference that isn't exact.
+    """
+    blocks, runs = np.flatnonzero(kept), np.flatnonzero(reference_kept)
+    means = np.zeros((len(blocks), len(summary.gram)))
+    truths = np.zeros((len(runs), len(summary.gram)))
+    means[np.arange(len(blocks)), blocks] = 1 / summary.counts[blocks]
+    truths[np.arange(len(runs)), len(kept) + runs] = 1 / summary.reference_counts[runs]
+    means[:, -1] = truths[:, -1] = 1.0  # from zero, no longer from the centre
+    dots = means @ summary.gram @ truths.T  # (blocks, runs)
+    own = summary.counts[blocks] / summary.counts[blocks].sum()
+    weights = summary.reference_counts[runs] / summary.reference_counts[runs].sum()
+    by_block, by_run = np.square(own * (dots @ weights)).sum(), np.square(weights * (own @ dots)).sum()
+    total, pairs = float(own @ dots @ weights) ** 2 - by_block, 1 - np.square(own).sum()
+    if not summary.exact:
+        total += np.square(np.outer(own, weights) * dots).sum() - by_run
+        pairs *= 1 - np.square(weights).sum()
+    return float(total / pairs) if pairs > ROUNDING else math.nan
+
+
+_POSITIVE = {
+    "gradient_variance",
+    "gradient_variance_relative",
+    "gradient_variance_relative_own",
+    "gradient_snr",
+    "gradient_variance_sampling",
+}
+_LIMITS = {"gradient_cosine": (-1.0, 1.0), "gradient_direction_error": (0.0, 1.0)}  # that debiased values may leave
+_RELATIVE = {
+    "gradient_variance_relative",
+    "gradient_snr",
+    "gradient_bias_relative",
+    "gradient_mse_relative",
+    "gradient_cosine",
+    "gradient_direction_error",
+}
 
 
 def gradient_metrics(summary: Summary) -> dict[str, Interval]:
@@ -139,15 +189,21 @@ def gradient_metrics(summary: Summary) -> dict[str, Interval]:
 
     gradient_variance           trace of the covariance
     gradient_variance_sampling, _prompts   its parts: prompts fixed, and what the choice of prompts adds
-    gradient_variance_relative, gradient_snr   that over |E g|^2, and |E g|^2 over that
+    gradient_variance_relative, gradient_snr   that over |grad J|^2, and |grad J|^2 over that
+    gradient_variance_relative_own             that over |E g|^2, which differs by estimator
     gradient_cosine             between E g and the reference, both norms debiased
     gradient_bias_squared       |E g - grad J|^2, less what the noise of both means adds
     gradient_bias_relative      that over |grad J|^2
-    gradient_mse                E |g - grad J|^2
+    gradient_mse, _relative     E |g - grad J|^2, and that over |grad J|^2
+    gradient_direction_error    1 - (E g . grad J)^2 / (E |g|^2 |grad J|^2): the least relative mean squared error that
+                                g times any constant can have; for a g of constant length the mean of 1 - cos^2
 
     Intervals     delete-one-block jackknife over draws and over reference, t quantiles with Satterthwaite's degrees
                   of freedom; on the logarithm for what is positive. Near a bias of zero they are too wide, not too
                   narrow. NaN with fewer than two blocks.
+    Unresolved    NaN. All that is relative to |grad J|^2 where its interval reaches zero; a cosine or a direction
+                  error where its own is longer than WIDEST_COSINE, a relative variance where it spans more than a
+                  factor of WIDEST_RATIO.
     """
     kept, reference_kept = np.ones(len(summary.counts)), np.ones(len(summary.reference_counts))
     values = _metrics(summary, kept, reference_kept)
@@ -163,15 +219,25 @@ def gradient_metrics(summary: Summary) -> dict[str, Interval]:
         # What the mean's own noise takes from it, on its logarithm: all there is where draws are equally far from it.
         floors["gradient_variance"] = _variance_of_squared_noise(summary, 1.0, 0.0) / values["gradient_variance"] ** 2
     if truth > 0:
-        floors["gradient_bias_relative"] = noise / truth**2
+        floors["gradient_bias_relative"] = floors["gradient_mse_relative"] = noise / truth**2
     if own > 0 and truth > 0:  # 1 - cosine is half the squared distance between the unit vectors
         floors["gradient_cosine"] = _variance_of_squared_noise(summary, own**-0.5, truth**-0.5) / 4
-    return {
+    found = {
         name: _jackknife(
             name, value, [[w[name] for w in without], [w[name] for w in without_reference]], floors.get(name, 0.0)
         )
         for name, value in values.items()
     }
+    told = summary.exact or found["gradient_reference_norm_squared"].low > 0
+    return {name: _resolved(name, interval, told) for name, interval in found.items()}
+
+
+def _resolved(name: str, interval: Interval, told: bool) -> Interval:
+    """The interval, or none where it says nothing; `told`: whether |grad J|^2 can be told from zero."""
+    width, ratio = interval.high - interval.low, interval.high / interval.low if interval.low > 0 else 1.0
+    narrow = name not in ("gradient_cosine", "gradient_direction_error") or not width > WIDEST_COSINE
+    narrow &= name not in ("gradient_variance_relative", "gradient_snr") or not ratio > WIDEST_RATIO
+    return interval if narrow and (told or name not in _RELATIVE) else Interval(math.nan, math.nan, math.nan)
 
 
 def _variance_of_squared_noise(summary: Summary, scale: float = 1.0, reference_scale: float = 1.0) -> float:
@@ -211,7 +277,7 @@ def _jackknife(name: str, value: float, parts: Sequence[Sequence[float]], floor:
     if math.isnan(value):
         return Interval(math.nan, math.nan, math.nan)
     logarithmic = name in _POSITIVE
-    limit = 1.0 if name == "gradient_cosine" else math.inf  # of debiased norms, a cosine may leave [-1, 1]
+    least, most = _LIMITS.get(name, (-math.inf, math.inf))
     variance, freedom = floor, 0.0
     for part in parts:
         left = np.asarray(part, dtype=np.float64)
@@ -222,7 +288,7 @@ def _jackknife(name: str, value: float, parts: Sequence[Sequence[float]], floor:
             share = float((len(left) - 1) / len(left) * np.square(left - left.mean()).sum())
         variance += share
         freedom += share**2 / (len(left) - 1)
-    shown = max(-limit, min(limit, value))
+    shown = max(least, min(most, value))
     if not math.isfinite(variance) or not math.isfinite(value) or len(parts[0]) < 2:
         return Interval(shown, math.nan, math.nan)
     if variance == 0:
@@ -231,7 +297,7 @@ def _jackknife(name: str, value: float, parts: Sequence[Sequence[float]], floor:
     width = float(scipy.stats.t.isf((1 - LEVEL) / 2, degrees)) * math.sqrt(variance)
     if logarithmic:
         return Interval(value, value * math.exp(-width), value * math.exp(width))
-    return Interval(shown, max(-limit, min(limit, value - width)), max(-limit, min(limit, value + width)))
+    return Interval(shown, max(least, min(most, value - width)), max(least, min(most, value + width)))
 
 
 def slope_of_log_variance(samples: Sequence[int], variances: Sequence[Interval]) -> Interval:

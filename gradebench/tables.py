@@ -55,6 +55,8 @@ METRIC_UNITS = {
     "gradient_bias_squared": "1/theta^2", "gradient_cosine": "1", "gradient_snr": "1",
     "gradient_norm_squared": "1/theta^2", "gradient_reference_dot": "1/theta^2",
     "gradient_reference_norm_squared": "1/theta^2", "gradient_bias_relative": "1", "gradient_mse": "1/theta^2",
+    "gradient_mse_relative": "1", "gradient_direction_error": "1", "gradient_variance_relative_own": "1",
+    "clipped_tokens": "1",
     "gradient_variance_sampling": "1/theta^2", "gradient_variance_prompts": "1/theta^2",
     "gradient_variance_by_batch": "1/theta^2", "gradient_variance_slope": "1",
     "gradient_variance_times_seconds": "s/theta^2", "gradient_variance_times_reward_calls": "calls/theta^2",

@@ -80,6 +80,17 @@ def test_moments_of_pairs_part_the_variance_into_sampling_and_prompts():
     assert found["gradient_bias_squared"] == pytest.approx(bias_squared)
 
 
+def squared_dot(draws, long_run):
+    """(E g . grad J)^2: over all pairs of blocks, dealt out in turn, of draws (20 blocks) and of reference (8)."""
+    dots = draws.unflatten(0, (-1, 20)).mean(0) @ long_run.unflatten(0, (-1, 8)).mean(0).T
+    pairs = [
+        dots[i, j] * dots[a, b]
+        for i, a in itertools.permutations(range(20), 2)
+        for j, b in itertools.permutations(range(8), 2)
+    ]
+    return float(torch.stack(pairs).mean())
+
+
 def test_metrics_equal_their_definitions_with_a_noisy_reference():
     draws, long_run = normal(40, 4, seed=1) + 1, 0.2 * normal(16, 4, seed=2) + 1
     run = Moments(torch.zeros(4, dtype=torch.float64), [4], 8)
@@ -92,12 +103,15 @@ def test_metrics_equal_their_definitions_with_a_noisy_reference():
     dot = float(draws.mean(0) @ long_run.mean(0))
     expected = {
         "gradient_variance": 40 * noise,
-        "gradient_variance_relative": 40 * noise / norm,
-        "gradient_snr": norm / (40 * noise),
+        "gradient_variance_relative": 40 * noise / truth,
+        "gradient_variance_relative_own": 40 * noise / norm,
+        "gradient_snr": truth / (40 * noise),
         "gradient_cosine": dot / math.sqrt(norm * truth),
         "gradient_bias_squared": bias,
         "gradient_bias_relative": bias / truth,
         "gradient_mse": 40 * noise + bias,
+        "gradient_mse_relative": (40 * noise + bias) / truth,
+        "gradient_direction_error": 1 - squared_dot(draws, long_run) / (norm + 40 * noise) / truth,
         "gradient_norm_squared": norm,
         "gradient_reference_dot": dot,
         "gradient_reference_norm_squared": truth,
@@ -368,10 +382,13 @@ REGULAR = {
     "gradient_variance_sampling",
     "gradient_variance_prompts",
     "gradient_variance_relative",
+    "gradient_variance_relative_own",
+    "gradient_direction_error",
     "gradient_snr",
     "gradient_norm_squared",
     "gradient_reference_dot",
     "gradient_mse",
+    "gradient_mse_relative",
 }
 # Half of all 16 combinations, such that any three of the factors come in all combinations.
 SCENARIOS = [
@@ -393,12 +410,15 @@ def true_metrics(truth, mean, sampling, prompts):
         "gradient_variance": variance,
         "gradient_variance_sampling": sampling,
         "gradient_variance_prompts": prompts,
-        "gradient_variance_relative": variance / own,
-        "gradient_snr": own / variance,
+        "gradient_variance_relative": variance / norm,
+        "gradient_variance_relative_own": variance / own,
+        "gradient_snr": norm / variance,
         "gradient_cosine": float(mean @ truth) / math.sqrt(own * norm),
         "gradient_bias_squared": bias,
         "gradient_bias_relative": bias / norm,
         "gradient_mse": variance + bias,
+        "gradient_mse_relative": (variance + bias) / norm,
+        "gradient_direction_error": 1 - float(mean @ truth) ** 2 / (variance + own) / norm,
         "gradient_norm_squared": own,
         "gradient_reference_dot": float(mean @ truth),
         "gradient_reference_norm_squared": norm,
