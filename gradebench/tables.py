@@ -344,6 +344,21 @@ def per_seed(metrics: pd.DataFrame, metric: str, split: str) -> Iterator[tuple[t
         yield (group.task, group.setting), values.dropna().unstack("estimator")
 
 
+def ok_rows(metrics: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    """For each task and setting its names and the rows of ok cells, control twins left out.
+
+    Raises        ValueError as `comparisons` does.
+    """
+    rows = _checked(metrics)
+    rows = rows[~rows["estimator"].str.endswith(CONTROL)]
+    for (task, setting), group in rows.groupby(["task", "setting"], sort=True):
+        status = group.groupby(["estimator", "seed"])["status"].agg(_cell_status)
+        cells = pd.MultiIndex.from_frame(group[["estimator", "seed"]])
+        ok = group[(status.reindex(cells) == "ok").to_numpy()]
+        _reject_mixed_parameters(ok)
+        yield (str(task), str(setting)), ok
+
+
 def _family(
     group: _Group, metric: str, split: str, per_seed_of: Callable[[_Group], pd.Series], suffix: str
 ) -> list[dict[str, Any]]:
