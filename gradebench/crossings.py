@@ -63,16 +63,19 @@ def simultaneous_p(differences: ArrayLike, generator: np.random.Generator) -> Fl
     scaled = np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
     observed = np.abs(scaled.sum(axis=0)) - _TIE_TOLERANCE
     exact = seeds <= EXACT_SEEDS
-    largest = np.sort(np.abs(_signs(seeds, generator) @ scaled).max(axis=1))
+    sums = scaled.T @ _signs(seeds, generator)  # (budgets, assignments)
+    largest = np.sort(np.maximum(sums.max(axis=0), -sums.min(axis=0)))
     count = largest.size - np.searchsorted(largest, observed)
     return np.asarray(count / largest.size if exact else (1 + count) / (1 + largest.size), dtype=np.float64)
 
 
 def _signs(seeds: int, generator: np.random.Generator) -> Floats:
-    """Assignments of signs (assignments, seeds): all that differ by more than a flip of everything, or random ones."""
+    """Assignments of signs (seeds, assignments): all that differ by more than a flip of everything, or random ones."""
     if seeds > EXACT_SEEDS:
-        return np.asarray(1.0 - 2.0 * generator.integers(0, 2, (RANDOM_SIGNS, seeds)), dtype=np.float64)
-    return np.asarray(1.0 - 2.0 * (np.arange(2 ** (seeds - 1))[:, None] >> np.arange(seeds) & 1), dtype=np.float64)
+        bits = generator.integers(0, 2, (seeds, RANDOM_SIGNS))
+    else:
+        bits = np.arange(2 ** (seeds - 1)) >> np.arange(seeds)[:, None] & 1
+    return np.asarray(1.0 - 2.0 * bits, dtype=np.float64)
 
 
 def supported_leads(

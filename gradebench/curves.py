@@ -22,6 +22,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from gradebench import crossings, statistics, tables
+from gradebench.errors import InputError
 
 # axis -> metric of the cumulative rows of phase "train" (none: the step, or the divergence that was evaluated), unit
 AXES = {
@@ -66,27 +67,25 @@ def at_budgets(curve: Curve, budgets: ArrayLike, axis: str) -> Floats:
     """The curve's values (m,) at the budgets (m,), by the axis's rule; NaN where the curve doesn't come, and next to a NaN."""
     wanted = np.asarray(budgets, dtype=np.float64)
     if axis == "kl":
-        return np.array([_first_passage(curve, budget) for budget in wanted], dtype=np.float64)
+        return _first_passages(curve, wanted)
     spent = curve.budgets > 0
     x, y = curve.budgets[spent], curve.values[spent]
     if not x.size:
         return np.full(wanted.shape, math.nan)
-    with np.errstate(divide="ignore"):  # log 0 is left of everything
-        return np.asarray(np.interp(np.log(wanted), np.log(x), y, left=math.nan, right=math.nan), dtype=np.float64)
+    return np.asarray(np.interp(np.log(wanted), np.log(x), y, left=math.nan, right=math.nan), dtype=np.float64)
 
 
-def _first_passage(curve: Curve, budget: float) -> float:
-    """The value where the curve's budgets first come to this one, from above or below; NaN where they never do."""
-    away = curve.budgets - budget
-    hits = np.flatnonzero(away == 0)
-    passes = np.flatnonzero(away[:-1] * away[1:] < 0)
-    if hits.size and not (passes.size and passes[0] < hits[0]):
-        return float(curve.values[hits[0]])
-    if not passes.size:
-        return math.nan
-    i = int(passes[0])
-    share = away[i] / (away[i] - away[i + 1])
-    return float((1 - share) * curve.values[i] + share * curve.values[i + 1])
+def _first_passages(curve: Curve, wanted: Floats) -> Floats:
+    """The values (m,) where the curve's budgets first come to the wanted ones, from above or below; NaN: they never do."""
+    away = curve.budgets[:, None] - wanted  # (points, m)
+    meets = away == 0
+    meets[:-1] |= away[:-1] * away[1:] < 0
+    first, column = meets.argmax(axis=0), np.arange(wanted.size)
+    after = np.minimum(first + 1, len(away) - 1)
+    here, there = away[first, column], away[after, column]
+    share = np.divide(here, here - there, out=np.zeros(wanted.size), where=here != there)
+    between = (1 - share) * curve.values[first] + share * curve.values[after]
+    return np.where(meets.any(axis=0), np.where(here == 0, curve.values[first], between), math.nan)
 
 
 @dataclass(frozen=True)
@@ -245,10 +244,43 @@ def leaders(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=LEADERS_COLUMNS)
 
 
+def proportional(rows: pd.DataFrame) -> list[str]:
+    """Of rows of `budgets` of one task, the axes but steps whose budgets are a multiple of the steps, with equal values:
+    every estimator takes as many a step."""
+    by_axis = {str(axis): mine for axis, mine in rows.groupby("axis", sort=False)}
+    steps = by_axis.pop("steps", None)
+    if steps is None:
+        return []
+    return [axis for axis, mine in by_axis.items() if axis != "kl" and _same_curves(steps, mine)]
+
+
+def _same_curves(steps: pd.DataFrame, other: pd.DataFrame) -> bool:
+    a = steps.sort_values(["budget", "estimator"])
+    b = other.sort_values(["budget", "estimator"])
+    if list(a["estimator"]) != list(b["estimator"]):
+        return False
+    ratios = b["budget"].to_numpy() / a["budget"].to_numpy()
+    return bool(np.allclose(ratios, ratios[0]) and np.allclose(a["mean"], b["mean"], rtol=1e-9, atol=0))
+
+
 def leading_pairs(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """The pairs of those who lead at some budget of these rows of `budgets`, in the order in which they first do."""
     first = rows[rows["leader"].astype(bool)].sort_values("budget", kind="stable")["estimator"]
     return list(combinations(map(str, dict.fromkeys(first)), 2))
+
+
+def named_pair(rows: pd.DataFrame, a: str, b: str) -> list[tuple[str, str]]:
+    """The pair, alone in a list.
+
+    Raises        InputError for a name without a row of `budgets`, and for one name given twice.
+    """
+    known = sorted(rows["estimator"].unique())
+    for name in (a, b):
+        if name not in known:
+            raise InputError(f"the run has no estimator {name!r} at these budgets; it has {', '.join(known)}")
+    if a == b:
+        raise InputError(f"{a} is compared with itself; give two estimators")
+    return [(a, b)]
 
 
 def crossings_of(
@@ -275,6 +307,11 @@ def crossings_of(
         chosen = combinations(sorted(field.curves), 2) if pairs is None else pairs
         rows += [_crossed(field, a, b) for a, b in chosen if a in field.curves and b in field.curves]
     return pd.DataFrame([row for row in rows if row], columns=CROSSINGS_COLUMNS)
+
+
+def written(metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The tables that a run's folder has of its curves, by the names of their files without an ending."""
+    return {"budgets": budgets(metrics), "crossings": crossings_of(metrics)}
 
 
 def grid_of(field: Field, a: str, b: str) -> Floats:
@@ -335,6 +372,11 @@ def verdict(
     start, end = (amount(float(grid[place]), axis) for place in (decided[0], decided[-1]))
     span = f"from {start} on" if leads[-1] else f"at {start} to {end}, undecided after"
     return f"no change up to {last}: {leader} leads {span}"
+
+
+def axis_name(axis: str) -> str:
+    """The axis in a heading."""
+    return "KL" if axis == "kl" else axis
 
 
 def amount(budget: float, axis: str) -> str:

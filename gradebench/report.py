@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench import across, boards, claims, figures, png, svg, tables
+from gradebench import across, boards, claims, curves, figures, png, svg, tables
 from gradebench.errors import InputError
 from gradebench.figures import Figure
 from gradebench.records import SAMPLES, read_lines
@@ -115,8 +115,11 @@ def page(
         rows = metrics[(metrics["task"] == task) & (metrics["setting"] == setting)]
         texts = [one for one in samples if (one["task"], one["setting"]) == (task, setting)]
         found = figures.of_task(mine, rows, *(_of(table, str(task), str(setting)) for table in (probes, tuning)))
-        drawn += [(f"{task} {setting}", figure) for figure in found]
-        parts += _of_task(str(task), str(setting), mine, found, texts)
+        budgets = curves.budgets(rows)
+        at_budgets = figures.at_budgets(mine, budgets)
+        drawn += [(f"{task} {setting}", figure) for figure in [*found, *at_budgets]]
+        parts += _of_task(str(task), str(setting), mine, found, texts, _last_step(rows))
+        parts += _at_budgets(budgets, rows, at_budgets)
     together = figures.of_tasks(metrics)
     drawn += [("", figure) for figure in together]
     parts += _of_tasks(metrics, together)
@@ -155,13 +158,18 @@ def _of(table: pd.DataFrame, task: str, setting: str) -> pd.DataFrame:
 
 
 def _of_task(
-    task: str, setting: str, board: pd.DataFrame, found: Sequence[Figure], samples: Sequence[Mapping[str, Any]]
+    task: str,
+    setting: str,
+    board: pd.DataFrame,
+    found: Sequence[Figure],
+    samples: Sequence[Mapping[str, Any]],
+    steps: float,
 ) -> list[str]:
     ranked = board[board["rank"].notna()]
     parts = [
         f"<h2>{_e(task)}</h2>",
         f"<p><code>{_e(setting)}</code></p>",
-        f"<p class=verdict>{_e(verdict(ranked))}</p>",
+        f"<p class=verdict>{_e(verdict(ranked, steps))}</p>",
     ]
     shown = board.assign(peak_memory_mb=board["peak_memory_bytes"] / 1e6)
     parts.append(_table(shown, _BOARD, tier=True))
@@ -190,6 +198,53 @@ _LACKING = {
 }
 
 
+def _last_step(rows: pd.DataFrame) -> float:
+    """The step of the last evaluation on test prompts, NaN without any: the budget of the leaderboard."""
+    return float(rows.loc[(rows["phase"] == "evaluation") & (rows["split"] == "test"), "step"].max())
+
+
+# heading, column of the leaders by budget and of the crossings, format
+_LEADERS = (
+    ("budget", "amount", ""), ("leads", "leader", ""), ("mean", "mean", ".3f"),
+    ("95 % from", "ci_low", ".3f"), ("to", "ci_high", ".3f"), ("seeds", "n_seeds", ".0f"), ("of", "compared", ".0f"),
+    ("not told apart from it", "not_told_apart", "text"),
+)  # fmt: skip
+_CROSSED = (
+    ("a", "estimator_a", ""), ("b", "estimator_b", ""), ("by", "axis", ""), ("means cross at", "crossing", ".4g"),
+    ("95 % from", "ci_low", ".4g"), ("to", "ci_high", ".4g"), ("changes of sign", "sign_changes", ".0f"),
+    ("pairs", "n_pairs", ".0f"), ("supported", "verdict", "text"),
+)  # fmt: skip
+
+
+def _at_budgets(budgets: pd.DataFrame, rows: pd.DataFrame, found: Sequence[Figure]) -> list[str]:
+    """Who leads at which budget, where the lead changes between those who lead somewhere, and the curves."""
+    if budgets.empty:
+        return []
+    same = curves.proportional(budgets)
+    mine = budgets[~budgets["axis"].isin(same)]
+    axes = list(dict.fromkeys(mine["axis"]))
+    first = curves.leaders(mine)
+    first = first.assign(amount=[curves.amount(b, a) for b, a in zip(first["budget"], first["axis"], strict=True)])
+    crossed = curves.crossings_of(rows, axes=axes, pairs=curves.leading_pairs(mine))
+    metric = str(budgets["metric"].iloc[0]).replace("_", " ")
+    parts = ["<h3>Who leads at which budget</h3>", _table(first, _LEADERS)]
+    also = f" By {' and '.join(same)}, of which each step takes as many for all, it is as by steps." if same else ""
+    parts.append(
+        f"<p>By {_e(metric)} on test prompts, each seed's own curve read at the budget. “Of” is how many estimators all of "
+        "their seeds bring to it; not told apart: paired by seed, Holm over all pairs at the budget. "
+        f"{_e(also)} All estimators and pairs stand in budgets.csv and crossings.csv.</p>"
+    )
+    if len(crossed):
+        parts.append("<h3>Where the lead changes</h3>")
+        parts.append(_table(crossed, _CROSSED))
+        parts.append(
+            "<p>Between those who lead at some budget. A lead is supported at all budgets of a pair together; where a "
+            "true difference is 0, between the ends of the interval, neither lead is (95 %). An end is open where no "
+            "lead is supported to that side.</p>"
+        )
+    return [*parts, *map(_figure, found)]
+
+
 def _of_tasks(metrics: pd.DataFrame, found: Sequence[Figure]) -> list[str]:
     """All tasks together, where there are several."""
     if not found:
@@ -199,17 +254,18 @@ def _of_tasks(metrics: pd.DataFrame, found: Sequence[Figure]) -> list[str]:
     return ["<h2>Over all tasks</h2>", *map(_figure, found), f"<p>{_e(words)}</p>"]
 
 
-def verdict(ranked: pd.DataFrame) -> str:
-    """The first tier in one sentence."""
+def verdict(ranked: pd.DataFrame, steps: float) -> str:
+    """The first tier in one sentence, with the steps after which it is one."""
     if ranked.empty:
         return "No estimator has a test reward here."
     first = [str(name) for name in ranked.loc[ranked["tier"] == 1, "estimator"]]
     seeds = int(ranked["n_seeds"].max())
     if len(first) == len(ranked) > 1:
-        return f"No difference between {len(ranked)} estimators is supported by {seeds} seeds."
+        return f"No difference between {len(ranked)} estimators is supported by {seeds} seeds after {steps:g} steps."
     if len(first) == 1:
-        return f"{first[0]} ends highest: above each other estimator, or each but its equals, at {seeds} seeds."
-    return f"{', '.join(first[:-1])} and {first[-1]} end highest, and can't be told apart at {seeds} seeds."
+        return f"{first[0]} is highest after {steps:g} steps: above each other estimator, or each but its equals, at {seeds} seeds."
+    names = f"{', '.join(first[:-1])} and {first[-1]}"
+    return f"{names} are highest after {steps:g} steps, and can't be told apart at {seeds} seeds."
 
 
 def _samples(ranked: pd.DataFrame, samples: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -227,7 +283,8 @@ def _samples(ranked: pd.DataFrame, samples: Sequence[Mapping[str, Any]]) -> list
             row[who] = f"{str(one['text']).removeprefix(str(one['prompt']))} ({one['reward']:.2f})"
     columns = [(name, name, "text") for name in ("prompt", "before training", *chosen)]
     frame = pd.DataFrame(list(rows.values())).reindex(columns=[name for name, _, _ in columns])
-    note = f"<p>How test prompts are continued at the end, seed {seed}, with the reward; the same noise for all.</p>"
+    last = max(one["step"] for one in mine)
+    note = f"<p>How test prompts are continued after {last} steps, seed {seed}, with the reward; the same noise for all.</p>"
     return ["<h3>Samples</h3>", note, _table(frame, columns)]
 
 
