@@ -16,6 +16,7 @@ from rich.text import Text
 
 from gradebench.across import Ranks
 from gradebench.claims import OUT_OF_REACH
+from gradebench.curves import amount, axis_name
 from gradebench.runs import CellStatus
 from gradebench.statistics import ALPHA
 from gradebench.tables import pareto_front
@@ -256,6 +257,47 @@ def print_comparisons(rows: pd.DataFrame, against: Sequence[str] = ()) -> None:
         f"difference is a - b, paired by seed; p (Holm) counts {family}, p is for a pair that was chosen before it; "
         "a difference of ln variance is a log ratio"
     )
+
+
+def print_budgets(leaders: pd.DataFrame, crossings: pd.DataFrame) -> None:
+    """Who leads at which budget, one table a task and setting, and under it where the lead changes."""
+    console = stdout_console()
+    for (task, setting, metric, axis), rows in leaders.groupby(["task", "setting", "metric", "axis"], sort=False):
+        table = Table(title=Text(f"{task}  [{setting}]  {_words(metric)} by {axis_name(axis)}"), title_justify="left")
+        table.add_column("budget", justify="right")
+        table.add_column("leads", overflow="fold")
+        for heading in (_words(metric), "95 % from", "to", "seeds", "of"):
+            table.add_column(heading, justify="right")
+        table.add_column("not told apart from it", overflow="fold")
+        for row in rows.to_dict("records"):
+            numbers = [number(row[name], ".3f") for name in ("mean", "ci_low", "ci_high")]
+            counts = [number(row[name], ".0f") for name in ("n_seeds", "compared")]
+            budget = amount(float(row["budget"]), str(axis))
+            table.add_row(budget, str(row["leader"]), *numbers, *counts, str(row["not_told_apart"]) or "-")
+        console.print(table)
+        mine = crossings[(crossings["task"] == task) & (crossings["setting"] == setting)]
+        for row in mine.to_dict("records"):
+            console.print(crossing_in_words(row))
+        if rows["leader"].nunique() == 1 and mine.empty:
+            console.print(f"{rows['leader'].iloc[0]} leads at each of these budgets; name two for where they change")
+    console.print(
+        "of: the estimators that all of their seeds bring to this budget; not told apart: paired by seed, p >= "
+        f"{ALPHA:g} after Holm over all pairs at the budget; a lead between two is supported at all budgets together"
+    )
+
+
+def crossing_in_words(row: Mapping[str, Any]) -> str:
+    """A row of `curves.crossings_of` as a line."""
+    said = f"{row['estimator_a']} and {row['estimator_b']}: {row['verdict']}"
+    if pd.isna(row["crossing"]):
+        return said
+    axis = str(row["axis"])
+    ends = [amount(row[name], axis) if not pd.isna(row[name]) else "open" for name in ("ci_low", "ci_high")]
+    return f"{said}; their means cross at {amount(row['crossing'], axis)} (95 %: {ends[0]} to {ends[1]})"
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def print_claims(verdicts: pd.DataFrame) -> None:

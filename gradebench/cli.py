@@ -428,6 +428,40 @@ def compare(
 
 
 @app.command()
+def curves(
+    run: RunArgument,
+    a: Annotated[str | None, typer.Argument(help="an estimator", show_default=False)] = None,
+    b: Annotated[str | None, typer.Argument(help="another one", show_default=False)] = None,
+    axis: Annotated[str, typer.Option(help="steps, samples, tokens, updates, seconds or kl")] = "steps",
+    by: Annotated[
+        str | None, typer.Option(help="objective, reward or gold_reward; default: the objective", show_default=False)
+    ] = None,
+    csv: CsvOption = None,
+) -> None:
+    """Who leads at which budget, and where the lead changes: between two estimators, or between all that lead somewhere."""
+    from gradebench import boards
+    from gradebench import curves as at_budgets
+    from gradebench import runs as folders
+
+    for name, value, known in (("axis", axis, tuple(at_budgets.AXES)), ("by", by, (*at_budgets.METRICS, None))):
+        if value not in known:
+            raise InputError(f"--{name} {value!r} is none of {', '.join(filter(None, known))}")
+    if a and not b:
+        raise InputError(f"{a} is to be compared with nothing; give two estimators, or none")
+    metrics = folders.read_metrics([run])
+    try:
+        rows = at_budgets.budgets(metrics, by, [axis])
+        if rows.empty:
+            raise InputError(f"{run} has no {by or 'objective or reward'} by {axis}: nothing was evaluated along it")
+        pairs = at_budgets.named_pair(rows, a, b) if a and b else at_budgets.leading_pairs(rows)
+        found = at_budgets.crossings_of(metrics, by, [axis], pairs)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    boards.print_budgets(at_budgets.leaders(rows), found)
+    _write(rows, csv)
+
+
+@app.command()
 def claims(
     runs: RunsArgument,
     file: Annotated[

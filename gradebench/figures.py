@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from gradebench import across, statistics, svg, tables
+from gradebench import across, curves, statistics, svg, tables
 
 CURVES = 8  # estimators in a figure of curves: more would hide each other
 _NO_NAME = re.compile(r"[^A-Za-z0-9.=_-]+")
@@ -99,6 +99,41 @@ def of_task(
     found += [_scatter(board, *one) for one in _SCATTERS]
     found += [_scaling(probes), _sensitivity(tuning)]
     return [figure for figure in found if figure is not None]
+
+
+def at_budgets(board: pd.DataFrame, budgets: pd.DataFrame) -> list[Figure]:
+    """Curves at equal budgets, one figure an axis, of one task's rows of `curves.budgets` and of its leaderboard.
+
+    An axis that costs every estimator the same a step, as samples do where all draw a batch, has the curves of steps: it
+    is named there, and not drawn. A run whose metric is the reward has its curves by step elsewhere.
+    """
+    names = [str(name) for name in board.loc[board["rank"].notna(), "estimator"]][:CURVES]
+    same = curves.proportional(budgets)
+    found = [_at_budgets(rows, str(axis), names, same) for axis, rows in budgets.groupby("axis", sort=False)]
+    return [figure for figure in found if figure is not None]
+
+
+def _at_budgets(rows: pd.DataFrame, axis: str, names: Sequence[str], same: Sequence[str]) -> Figure | None:
+    metric = str(rows["metric"].iloc[0])
+    if axis in same or (axis == "steps" and metric == "reward" and not same):
+        return None
+    columns = ["budget", "mean", "ci_low", "ci_high"]
+    series = {name: _points(rows.loc[rows["estimator"] == name, columns]) for name in names}
+    series = {name: line for name, line in series.items() if line}
+    if rows["budget"].nunique() < 2 or not series:
+        return None
+    shown = rows[rows["estimator"].isin(series)]
+    said = metric.replace("_", " ")
+    caption = (
+        f"Test {said} by {curves.axis_name(axis)}, each seed's own curve read at the same budgets, with 95 % bands, of the "
+        f"{len(series)} highest of the leaderboard."
+    )
+    if axis == "steps" and same:
+        caption += f" The same curves by {' and '.join(same)}, of which each step takes as many for all."
+    if axis == "kl":
+        caption += " A curve is read where its seeds first come to a divergence, at whatever step that is."
+    picture = svg.curves(series, curves.axis_name(axis), f"test {said}", logarithmic=True)
+    return Figure(f"at-equal-{axis}", picture, caption, shown, ["axis", "budget", "estimator", *columns[1:], "n_seeds"])
 
 
 def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
@@ -281,7 +316,7 @@ def _sensitivity(tuning: pd.DataFrame) -> Figure | None:
     marked = dict(rows[rows["chosen"].astype(bool)].set_index("estimator")["learning_rate"])
     alone = not rows["options"].fillna("").any()
     caption = (
-        f"Sensitivity to the learning rate: the objective on validation prompts after all steps, mean over "
+        f"Sensitivity to the learning rate: the objective on validation prompts after each trial's last step, mean over "
         f"{rows['seeds'].max():g} tuning seeds with a standard error to either side; the chosen rate is the large dot. Upright axes differ."
     )
     if not alone:

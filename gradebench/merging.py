@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import records, runs, tables
+from gradebench import curves, records, runs, tables
 from gradebench.errors import InputError
 from gradebench.report import write_report
 
@@ -35,6 +35,7 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
     name = out.resolve().name
     metrics = metrics.assign(run_id=name)
     written = {"metrics": metrics, "tests": comparisons, "leaderboard": board}
+    written |= curves.written(metrics, by)
     controls = tables.controls(metrics)
     if len(controls):
         written["controls"] = controls

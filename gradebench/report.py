@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench import across, boards, claims, figures, png, svg, tables
+from gradebench import across, boards, claims, curves, figures, png, svg, tables
 from gradebench.errors import InputError
 from gradebench.figures import Figure
 from gradebench.records import SAMPLES, read_lines
@@ -133,8 +133,11 @@ def page(
         texts = [one for one in samples if (one["task"], one["setting"]) == (task, setting)]
         probed_and_tuned = (_of(table, str(task), str(setting)) for table in (probes, tuning))
         found = figures.of_task(mine, rows, *probed_and_tuned, against=against)
-        drawn += [(f"{task} {setting}", figure) for figure in found]
+        budgets = curves.budgets(rows, str(mine["ranked_by"].iloc[0]))
+        at_budgets = figures.at_budgets(mine, budgets)
+        drawn += [(f"{task} {setting}", figure) for figure in [*found, *at_budgets]]
         parts += _of_task(str(task), str(setting), mine, found, texts, against)
+        parts += _at_budgets(budgets, rows, at_budgets)
     together = figures.of_tasks(metrics, by)
     drawn += [("", figure) for figure in together]
     parts += _of_tasks(metrics, together, by)
@@ -220,6 +223,48 @@ _LACKING = {
     "learning-rates": "No figure of sensitivity to the learning rate: `gradebench tune` measures it, and a run with its "
     "tuned.json (--tuned) keeps the curves.",
 }
+
+
+# heading, column of the leaders by budget and of the crossings, format
+_LEADERS = (
+    ("budget", "amount", ""), ("leads", "leader", ""), ("mean", "mean", ".3f"),
+    ("95 % from", "ci_low", ".3f"), ("to", "ci_high", ".3f"), ("seeds", "n_seeds", ".0f"), ("of", "compared", ".0f"),
+    ("not told apart from it", "not_told_apart", "text"),
+)  # fmt: skip
+_CROSSED = (
+    ("a", "estimator_a", ""), ("b", "estimator_b", ""), ("by", "axis", ""), ("means cross at", "crossing", ".4g"),
+    ("95 % from", "ci_low", ".4g"), ("to", "ci_high", ".4g"), ("changes of sign", "sign_changes", ".0f"),
+    ("pairs", "n_pairs", ".0f"), ("supported", "verdict", "text"),
+)  # fmt: skip
+
+
+def _at_budgets(budgets: pd.DataFrame, rows: pd.DataFrame, found: Sequence[Figure]) -> list[str]:
+    """Who leads at which budget, where the lead changes between those who lead somewhere, and the curves."""
+    if budgets.empty:
+        return []
+    same = curves.proportional(budgets)
+    mine = budgets[~budgets["axis"].isin(same)]
+    axes = list(dict.fromkeys(mine["axis"]))
+    first = curves.leaders(mine)
+    first = first.assign(amount=[curves.amount(b, a) for b, a in zip(first["budget"], first["axis"], strict=True)])
+    crossed = curves.crossings_of(rows, str(budgets["metric"].iloc[0]), axes=axes, pairs=curves.leading_pairs(mine))
+    metric = str(budgets["metric"].iloc[0]).replace("_", " ")
+    parts = ["<h3>Who leads at which budget</h3>", _table(first, _LEADERS)]
+    also = f" By {' and '.join(same)}, of which each step takes as many for all, it is as by steps." if same else ""
+    parts.append(
+        f"<p>By {_e(metric)} on test prompts, each seed's own curve read at the budget. “Of” is how many estimators all of "
+        "their seeds bring to it; not told apart: paired by seed, Holm over all pairs at the budget. "
+        f"{_e(also)} All estimators and pairs stand in budgets.csv and crossings.csv.</p>"
+    )
+    if len(crossed):
+        parts.append("<h3>Where the lead changes</h3>")
+        parts.append(_table(crossed, _CROSSED))
+        parts.append(
+            "<p>Between those who lead at some budget. A lead is supported at all budgets of a pair together; where a "
+            "true difference is 0, between the ends of the interval, neither lead is (95 %). An end is open where no "
+            "lead is supported to that side.</p>"
+        )
+    return [*parts, *map(_figure, found)]
 
 
 def _of_tasks(metrics: pd.DataFrame, found: Sequence[Figure], by: str | None) -> list[str]:

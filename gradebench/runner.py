@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from gradebench import disk, harness, parallel, records, registry, tables
+from gradebench import curves, disk, harness, parallel, records, registry, tables
 from gradebench.cells import Progress, Run, Troubles, carry_out, gather, pending
 from gradebench.errors import InputError, Unsupported
 from gradebench.hub import TRUST
@@ -405,6 +405,7 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
             outcome.comparisons = tables.comparisons(outcome.metrics, request.against)
             outcome.leaderboard = tables.leaderboard(outcome.metrics, outcome.comparisons, request.by, request.against)
             written |= {"tests": outcome.comparisons, "leaderboard": outcome.leaderboard}
+            written |= curves.written(outcome.metrics, request.by)
         if request.control:
             written["controls"] = outcome.controls = tables.controls(outcome.metrics)
         for name, frame in written.items():

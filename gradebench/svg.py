@@ -198,11 +198,13 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def curves(series: Mapping[str, Sequence[tuple[float, float, float, float]]], x: str, y: str) -> str:
-    """For each name a line through (x, value) with a band (low, high)."""
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float, float, float]]], x: str, y: str, logarithmic: bool = False
+) -> str:
+    """For each name a line through (x, value) with a band (low, high); x may be `logarithmic`."""
     height = TOP + PLOT_HEIGHT + BOTTOM
     points = [point for line in series.values() for point in line]
-    across = Axis.over([point[0] for point in points], LEFT, WIDTH - RIGHT - 110)
+    across = Axis.over([point[0] for point in points], LEFT, WIDTH - RIGHT - 110, logarithmic)
     up = Axis.over([end for point in points for end in point[1:] if math.isfinite(end)], height - BOTTOM, TOP)
     parts = _x_axis(across, height, x, LEFT) + _y_axis(up, y)
     ends = sorted(((up.at(line[-1][1]), name) for name, line in series.items()), key=lambda end: end[0])

@@ -402,6 +402,21 @@ def _ranked_by(group: _Group, by: str | None) -> str:
     return by or RANKABLE[0]
 
 
+def ok_rows(metrics: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    """For each task and setting its names and the rows of ok cells, control twins left out.
+
+    Raises        ValueError as `comparisons` does.
+    """
+    rows = _checked(metrics)
+    rows = rows[~rows["estimator"].str.endswith(CONTROL)]
+    for (task, setting), group in rows.groupby(["task", "setting"], sort=True):
+        status = group.groupby(["estimator", "seed"])["status"].agg(_cell_status)
+        cells = pd.MultiIndex.from_frame(group[["estimator", "seed"]])
+        ok = group[(status.reindex(cells) == "ok").to_numpy()]
+        _reject_mixed_parameters(ok)
+        yield (str(task), str(setting)), ok
+
+
 def _family(
     group: _Group,
     against: Sequence[str],

@@ -76,7 +76,7 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
     print_leaderboard(outcome.leaderboard)
     print_underpowered(outcome.comparisons, outcome.leaderboard)
     print_controls(outcome.controls)
-    files = "leaderboard.csv, tests.csv, metrics.csv, metrics.parquet, probes.csv"
+    files = "leaderboard.csv, tests.csv, budgets.csv, crossings.csv, metrics.csv, metrics.parquet, probes.csv"
     files += "" if outcome.controls.empty else ", controls.csv"
     stdout_console().print(f"tables: {run.out}/{files}", markup=False)
     stdout_console().print(f"report: {run.out}/report.html", markup=False)
