@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench import statistics, tables
+from gradebench import provenance, statistics, tables
 
 TASKS_FOR_RANKS = 10  # fewer say too little about ranks for Friedman's test and Nemenyi's critical difference
 LEVELS = (0.5, 0.9)  # of the performance profile in the table, as shares of the best estimator's gain
@@ -36,13 +36,16 @@ def scores(metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """For each task and setting its scores (seed x estimator): the gain in test reward over that of the best estimator.
 
     With          (reward - start) / (mean reward of the best - start), start the mean test reward before training
-    A task on which the best one gains nothing gives no scores.
+    A task on which the best one gains nothing gives no scores, and an estimator none where its learning rate keeps it
+    from being compared with most others.
     """
     first = metrics[(metrics["phase"] == "evaluation") & (metrics["step"] == 0) & (metrics["split"] == "test")]
     starts = first[first["metric"] == "reward"].groupby(["task", "setting"])["value"].mean().to_dict()
     found = {}
     for (task, setting), rewards in tables.per_seed(metrics, "reward", "test"):
         start = starts.get((task, setting), math.nan)
+        rates = provenance.ran(metrics[(metrics["task"] == task) & (metrics["setting"] == setting)])
+        rewards = rewards[provenance.together(rates[name] for name in rewards.columns)]
         best = rewards.mean().max() - start
         if best > 0:
             found[f"{task} {setting}"] = (rewards - start) / best

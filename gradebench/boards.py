@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradebench import provenance
 from gradebench.across import Ranks
 from gradebench.runs import CellStatus
 from gradebench.statistics import ALPHA
@@ -42,6 +43,7 @@ _NUMBERS = (
     ("cosine", ["gradient_cosine"], ".2f"),
     ("s/step", ["seconds_per_step"], ".3f"),
     ("p vs best", ["p_vs_best_holm"], ".3g"),
+    ("rate", ["learning_rate"], ".2g"),
 )
 
 
@@ -60,6 +62,12 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
         console.print(table)
         if front := pareto_front(board):
             console.print(f"not dominated in test reward, relative variance and s/step: {', '.join(front)}")
+
+
+def print_notices(metrics: pd.DataFrame) -> None:
+    """Where rates keep estimators from being compared, and what mends it."""
+    for notice in provenance.notices(metrics):
+        stdout_console().print(notice)
 
 
 def print_across(table: pd.DataFrame, ranks: Ranks | str) -> None:

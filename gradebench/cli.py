@@ -347,6 +347,7 @@ def leaderboard(
     comparisons = _tested(metrics)
     board = tables.leaderboard(metrics, comparisons)
     boards.print_leaderboard(board)
+    boards.print_notices(metrics)
     boards.print_across(across.across_tasks(metrics), across.ranks(metrics))
     boards.print_underpowered(comparisons)
     _write(board, csv)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench import across, boards, claims, figures, png, svg, tables
+from gradebench import across, boards, claims, figures, png, provenance, svg, tables
 from gradebench.errors import InputError
 from gradebench.figures import Figure
 from gradebench.records import SAMPLES, read_lines
@@ -51,7 +51,8 @@ _BOARD = (
     ("KL, nats", "kl_mean", ".2f"), ("variance", "gradient_variance", ".3g"),
     ("relative", "gradient_variance_relative", ".3g"), ("bias²", "gradient_bias_squared", ".2f"),
     ("cosine", "gradient_cosine", ".2f"), ("s/step", "seconds_per_step", ".3f"),
-    ("memory, MB", "peak_memory_mb", ".0f"), ("status", "status", ""),
+    ("memory, MB", "peak_memory_mb", ".0f"), ("rate", "learning_rate", ".2g"), ("rate from", "rate_source", ""),
+    ("status", "status", ""),
 )  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def page(
         texts = [one for one in samples if (one["task"], one["setting"]) == (task, setting)]
         found = figures.of_task(mine, rows, *(_of(table, str(task), str(setting)) for table in (probes, tuning)))
         drawn += [(f"{task} {setting}", figure) for figure in found]
-        parts += _of_task(str(task), str(setting), mine, found, texts)
+        parts += _of_task(str(task), str(setting), mine, found, texts, provenance.notices(rows))
     together = figures.of_tasks(metrics)
     drawn += [("", figure) for figure in together]
     parts += _of_tasks(metrics, together)
@@ -155,13 +156,19 @@ def _of(table: pd.DataFrame, task: str, setting: str) -> pd.DataFrame:
 
 
 def _of_task(
-    task: str, setting: str, board: pd.DataFrame, found: Sequence[Figure], samples: Sequence[Mapping[str, Any]]
+    task: str,
+    setting: str,
+    board: pd.DataFrame,
+    found: Sequence[Figure],
+    samples: Sequence[Mapping[str, Any]],
+    notices: Sequence[str],
 ) -> list[str]:
     ranked = board[board["rank"].notna()]
     parts = [
         f"<h2>{_e(task)}</h2>",
         f"<p><code>{_e(setting)}</code></p>",
         f"<p class=verdict>{_e(verdict(ranked))}</p>",
+        *(f"<p>{_e(notice)}.</p>" for notice in notices),
     ]
     shown = board.assign(peak_memory_mb=board["peak_memory_bytes"] / 1e6)
     parts.append(_table(shown, _BOARD, tier=True))
@@ -200,9 +207,10 @@ def _of_tasks(metrics: pd.DataFrame, found: Sequence[Figure]) -> list[str]:
 
 
 def verdict(ranked: pd.DataFrame) -> str:
-    """The first tier in one sentence."""
+    """The first tier in one sentence; of those whose rates let them be compared."""
     if ranked.empty:
         return "No estimator has a test reward here."
+    ranked = ranked[ranked["tier"].notna()]
     first = [str(name) for name in ranked.loc[ranked["tier"] == 1, "estimator"]]
     seeds = int(ranked["n_seeds"].max())
     if len(first) == len(ranked) > 1:
@@ -290,6 +298,8 @@ def _made(run: Path, name: str) -> list[str]:
     for task, settings in config.get("tasks", {}).items():
         parts.append(_facts(f"task {task}", settings))
         rates = {name: f"{rate:g}" for name, rate in config.get("learning_rates", {}).get(task, {}).items()}
+        for estimator, source in config.get("rate_sources", {}).get(task, {}).items():
+            rates[estimator] = f"{rates.get(estimator, '')}, {source}"
         for estimator, options in config.get("tuned_options", {}).get(task, {}).items():
             rates[estimator] = f"{rates.get(estimator, '')}, {', '.join(f'{k}={v}' for k, v in options.items())}"
         tuned = config.get("request", {}).get("tuned")

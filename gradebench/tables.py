@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench import statistics
+from gradebench import provenance, statistics
 from gradebench.disk import whole
 
 # fmt: off
@@ -39,7 +39,7 @@ LEADERBOARD_COLUMNS = [
     "rank", "tier", "estimator", "task", "setting", "n_seeds", "status", "test_reward_mean", "test_reward_ci_low",
     "test_reward_ci_high", "test_gold_reward_mean", "generalization_gap", "gold_gap", "kl_mean", "gradient_variance",
     "gradient_variance_relative", "gradient_bias_squared", "gradient_cosine", "seconds_per_step",
-    "peak_memory_bytes", "p_vs_best_holm",
+    "peak_memory_bytes", "p_vs_best_holm", "learning_rate", "rate_source",
 ]
 PROBES_COLUMNS = [
     "run_id", "cell_id", "task", "setting", "estimator", "estimator_params", "estimator_source", "seed", "along",
@@ -87,6 +87,7 @@ class _Group:
     final: pd.DataFrame  # (estimator, seed) x (split, metric), at the last evaluated step
     probe: pd.DataFrame  # (estimator, seed, step) x metric, at the checkpoints
     train: pd.DataFrame  # (estimator, seed, step) x metric, costs
+    rates: dict[str, provenance.Ran]  # by estimator
 
     @property
     def estimators(self) -> list[str]:
@@ -103,7 +104,8 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in METRICS_COLUMNS if name not in metrics.columns]
     if missing:
         raise ValueError(f"metrics lack the columns {missing}")
-    rows = metrics[METRICS_COLUMNS].reset_index(drop=True)
+    rates = [name for name in provenance.RATE_COLUMNS if name in metrics.columns]
+    rows = metrics[METRICS_COLUMNS + rates].reset_index(drop=True)
     rows[_TEXT] = rows[_TEXT].apply(_text)
     for name in ("step", "value"):
         # A table without a single number holds "" or None there.
@@ -150,6 +152,7 @@ def _groups(metrics: pd.DataFrame, controls: bool = False) -> Iterator[_Group]:
             final=_wide(final, ["estimator", "seed"], ["split", "metric"]),
             probe=_wide(on_train[on_train["phase"] == "probe"], ["estimator", "seed", "step"], ["metric"]),
             train=_wide(on_train[on_train["phase"] == "train"], ["estimator", "seed", "step"], ["metric"]),
+            rates=provenance.ran(group),
         )
 
 
@@ -354,11 +357,13 @@ def _family(
     values = per_seed.unstack("estimator").reindex(columns=group.estimators)  # (seed, estimator)
     ranked = _by_mean(_finite_mean(per_seed).reindex(group.estimators))
     rows = [_compared(group, metric, split, suffix, values, a, b) for a, b in combinations(ranked, 2)]
+    if metric != "gradient_variance":  # probed on a trajectory that all share, whatever their rates
+        rows = [_unless_unfair(row, group) for row in rows]
     adjusted = statistics.holm([row["p_value"] for row in rows])
     size = int(np.count_nonzero(~np.isnan(adjusted)))
     for row, p_holm in zip(rows, adjusted, strict=True):
         row["p_holm"] = float(p_holm)
-        row["verdict"] = statistics.verdict(
+        row["verdict"] = row.get("verdict") or statistics.verdict(
             row["p_holm"], size * row["smallest_attainable_p"], row["mean_difference"], statistics.ALPHA
         )
     return rows
@@ -372,6 +377,15 @@ def _compared(
     result = vars(statistics.compare(values[a].to_numpy(), values[b].to_numpy(), generator))
     names = {"task": group.task, "setting": group.setting, "metric": metric, "split": split}
     return {**names, "estimator_a": a, "estimator_b": b, **result, "test": result["test"] + suffix}
+
+
+def _unless_unfair(row: dict[str, Any], group: _Group) -> dict[str, Any]:
+    """The row as it is, or, where rates of different kinds can't be compared, without p and interval, and why."""
+    a, b = (group.rates[row[name]] for name in ("estimator_a", "estimator_b"))
+    if provenance.comparable(a, b):
+        return row
+    without = dict.fromkeys(("p_value", "ci_low", "ci_high", "effect_size"), math.nan)
+    return row | without | {"verdict": provenance.verdict(a, b)}
 
 
 def _by_mean(means: pd.Series) -> list[str]:
@@ -392,7 +406,8 @@ def leaderboard(metrics: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFram
                                  geometric mean over checkpoints.
     gradient_bias_squared        relative: mean of squared bias / squared norm of the reference gradient.
     gradient_cosine              with the reference gradient, of moments pooled over seeds; mean over checkpoints.
-    p_vs_best_holm               p_holm of the test reward against the first-ranked estimator.
+    p_vs_best_holm               p_holm of the test reward against the first of those that have a tier.
+    learning_rate, rate_source   see `provenance`; only estimators that may be compared by it have a tier.
 
     Raises        ValueError as `comparisons` does, and where its table lacks columns.
     """
@@ -420,13 +435,16 @@ def _board(group: _Group, tests: pd.DataFrame) -> pd.DataFrame:
     pairs = list(zip(tests["estimator_a"], tests["estimator_b"], strict=True))
     supported = {pair for pair, outcome in zip(pairs, tests["verdict"], strict=True) if outcome == "a higher"}
     p_of = {frozenset(pair): p_holm for pair, p_holm in zip(pairs, tests["p_holm"], strict=True)}
-    tier_of = statistics.tiers(ranked, supported)
+    fair = provenance.together(group.rates[name] for name in ranked)
+    tier_of = statistics.tiers(fair, supported)
     counts = _status_counts(group)
     board["rank"] = pd.array([ranked.index(n) + 1 if n in ranked else pd.NA for n in order], dtype="Int64")
     board["tier"] = pd.array([tier_of.get(name, pd.NA) for name in order], dtype="Int64")
     board["n_seeds"] = [counts[name]["ok"] for name in order]
     board["status"] = [_status_text(counts[name]) for name in order]
-    board["p_vs_best_holm"] = [p_of.get(frozenset((ranked[0], n)), math.nan) if ranked else math.nan for n in order]
+    board["p_vs_best_holm"] = [p_of.get(frozenset((fair[0], n)), math.nan) if fair else math.nan for n in order]
+    board["learning_rate"] = [group.rates[name].rate for name in order]
+    board["rate_source"] = [group.rates[name].source for name in order]
     board["task"], board["setting"], board["estimator"] = group.task, group.setting, order
     return board[LEADERBOARD_COLUMNS].reset_index(drop=True)
 
