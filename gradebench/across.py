@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench import statistics, tables
+from gradebench import provenance, statistics, tables
 
 TASKS_FOR_RANKS = 10  # fewer say too little about ranks for Friedman's test and Nemenyi's critical difference
 LEVELS = (0.5, 0.9)  # of the performance profile in the table, as shares of the best estimator's gain
@@ -37,13 +37,16 @@ def scores(metrics: pd.DataFrame, by: str | None = None) -> dict[str, pd.DataFra
     that ranks there, on test prompts.
 
     With          (value - start) / (mean value of the best - start), start the mean before training
-    A task on which the best one gains nothing gives no scores.
+    A task on which the best one gains nothing gives no scores, and an estimator none where its learning rate keeps it
+    from being compared with most others.
     """
     first = metrics[(metrics["phase"] == "evaluation") & (metrics["step"] == 0) & (metrics["split"] == "test")]
     starts = first.groupby(["task", "setting", "metric"])["value"].mean().to_dict()
     found = {}
     for (task, setting), metric, values in tables.ranked_per_seed(metrics, by):
         start = starts.get((task, setting, metric), math.nan)
+        rates = provenance.ran(metrics[(metrics["task"] == task) & (metrics["setting"] == setting)])
+        values = values[provenance.together(rates[name] for name in values.columns)]
         best = values.mean().max() - start
         if best > 0:
             found[f"{task} {setting}"] = (values - start) / best

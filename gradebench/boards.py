@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradebench import provenance
 from gradebench.across import Ranks
 from gradebench.claims import OUT_OF_REACH
 from gradebench.curves import amount, axis_name
@@ -50,6 +51,7 @@ _NUMBERS = (
     ("s/step", ["seconds_per_step"], ".3f"),
     ("p vs best", ["p_vs_best_holm"], ".3g"),
     ("p vs baseline", ["p_vs_baseline_holm"], ".3g"),
+    ("rate", ["learning_rate"], ".2g"),
 )
 
 
@@ -98,6 +100,12 @@ def named(row: Mapping[Any, Any]) -> str:
 
 def is_empty(column: pd.Series) -> bool:
     return bool((column.isna() | (column == "")).all())
+
+
+def print_notices(metrics: pd.DataFrame) -> None:
+    """Where rates keep estimators from being compared, and what mends it."""
+    for notice in provenance.notices(metrics):
+        stdout_console().print(notice)
 
 
 def print_across(table: pd.DataFrame, ranks: Ranks | str) -> None:

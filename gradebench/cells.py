@@ -10,6 +10,7 @@ import pandas as pd
 from gradebench import harness, records, tables
 from gradebench.checkpoints import is_whole
 from gradebench.plan import Cell, Plan
+from gradebench.provenance import RATE_COLUMNS, Rate
 from gradebench.task import Task
 from gradebench.workers import Each
 
@@ -29,7 +30,7 @@ class Run:
     tasks: dict[str, Task]  # by label
     left_out: dict[str, str] = field(default_factory=dict)  # estimators that `all` can't include, with the reason
     # by plan, task and estimator, the same for all seeds
-    rates: dict[tuple[Plan, str, str], float] = field(default_factory=dict, repr=False)
+    rates: dict[tuple[Plan, str, str], Rate] = field(default_factory=dict, repr=False)
 
     def folder(self, cell: Cell) -> Path:
         return self.out / "cells" / cell.id
@@ -38,10 +39,14 @@ class Run:
         return (self.folder(cell) / records.ENDED).is_file()
 
     def key(self, plan: Plan, cell: Cell) -> str:
-        task, named = self.tasks[cell.task], (plan, cell.task, cell.estimator_spec)
+        return harness.cell_key(plan, cell, self.tasks[cell.task], self.rate(plan, cell).value)
+
+    def rate(self, plan: Plan, cell: Cell) -> Rate:
+        """The cell's learning rate, and where it comes from."""
+        named = (plan, cell.task, cell.estimator_spec)
         if named not in self.rates:
-            self.rates[named] = harness.learning_rate_of(task, plan, cell.estimator_spec)
-        return harness.cell_key(plan, cell, task, self.rates[named])
+            self.rates[named] = harness.learning_rate_of(self.tasks[cell.task], plan, cell.estimator_spec)
+        return self.rates[named]
 
 
 class Progress:
@@ -144,7 +149,17 @@ def gather(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
     folders = [run.folder(cell) for _, cell in run.cells if run.has_ended(cell)]
     probes = records.merged(_present(folders, records.PROBES), name, tables.PROBES_COLUMNS)
     samples = [row for path in _present(folders, records.SAMPLES) for row in records.read_lines(path)]
-    return records.merged(rows, name, tables.METRICS_COLUMNS), probes, samples
+    metrics = records.merged(rows, name, tables.METRICS_COLUMNS)
+    return _with_rates(metrics, run), probes, samples
+
+
+def _with_rates(metrics: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """The metrics with RATE_COLUMNS: said by the run, since where a rate comes from may change while its value doesn't,
+    and a finished cell with it."""
+    rates = {cell.id: run.rate(plan, cell) for plan, cell in run.cells}
+    values = [metrics["cell_id"].map({cell: rate.value for cell, rate in rates.items()}).astype(float)]
+    values.append(metrics["cell_id"].map({cell: rate.source for cell, rate in rates.items()}).astype(object))
+    return metrics.assign(**dict(zip(RATE_COLUMNS, values, strict=True)))
 
 
 def _present(folders: Iterable[Path], name: str) -> Iterator[Path]:

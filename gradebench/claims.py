@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench import power, statistics, tables
+from gradebench import power, provenance, statistics, tables
 from gradebench.errors import InputError
 
 BUILT_IN = Path(__file__).with_name("claims.toml")
@@ -186,9 +186,22 @@ def _rows(claim: Claim, metrics: pd.DataFrame) -> list[dict[str, Any]]:
             reason = f"the run has no {claim.metric} of {' and '.join(lacking)}; this would test it: {claim.command}"
             rows.append(named | empty | place | {"reason": reason})
             continue
+        here = mine[(mine["task"] == task) & (mine["setting"] == setting)]
+        if claim.metric != "gradient_variance" and (unfair := _unfair(claim, here)):
+            rows.append(named | empty | place | {"reason": unfair})
+            continue
         both = values[[claim.a, claim.b]].replace([math.inf, -math.inf], math.nan).dropna()
         rows.append(named | place | {"verdict": ""} | _measured(claim, both, f"{task} {setting}"))
     return rows
+
+
+def _unfair(claim: Claim, rows: pd.DataFrame) -> str:
+    """Why the rates of the two keep them from being compared; "" where they don't."""
+    rates = provenance.ran(rows)
+    a, b = rates[claim.a], rates[claim.b]
+    return (
+        "" if provenance.comparable(a, b) else f"{provenance.verdict(a, b)}; this would test it: {claim.command} --tune"
+    )
 
 
 def _measured(claim: Claim, both: pd.DataFrame, place: str) -> dict[str, Any]:

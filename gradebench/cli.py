@@ -367,6 +367,7 @@ def leaderboard(
     comparisons = _tested(metrics, against)
     board = tables.leaderboard(metrics, comparisons, by, against)
     boards.print_leaderboard(board)
+    boards.print_notices(metrics)
     boards.print_across(across.across_tasks(metrics, by), across.ranks(metrics, by))
     boards.print_underpowered(comparisons, board)
     _write(board, csv)

@@ -29,6 +29,7 @@ from gradebench.moments import Moments, Reference, flatten
 from gradebench.plan import Cell, Plan
 from gradebench.probes import Source, costs_of, moments_of, one_estimate
 from gradebench.problem import Ledger
+from gradebench.provenance import GIVEN, TASK, Rate, tuned_rate
 from gradebench.sampling import generator
 from gradebench.sharded import Sharded
 from gradebench.source_digest import source_digest
@@ -51,7 +52,7 @@ def train(
     With a `checkpoint`, from where an earlier process had come to, and to the bit as if it had been this one.
     """
     ledger = Ledger()
-    trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, cell.estimator_spec))
+    trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, cell.estimator_spec).value)
     prompts = batches(task, plan, estimator.n, cell.seed)
     rng = generator(plan.device, cell.seed, "sampling", *filter(None, [cell.twin]))
     evaluated = plan.evaluation_steps
@@ -239,7 +240,7 @@ def _trajectory(
     estimator: Estimator, task: Task, plan: Plan, cell: Cell, spec: str, steps: int, rng: torch.Generator
 ) -> None:
     """Train for `steps` steps and measure nothing."""
-    trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, spec))
+    trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, spec).value)
     prompts = batches(task, plan, estimator.n, cell.seed)
     for _ in range(steps):
         trainer.step(task.problem("train", next(prompts)), rng)
@@ -378,7 +379,7 @@ def cell_key(plan: Plan, cell: Cell, task: Task, learning_rate: float | None = N
     """Changes with anything that the cell's numbers depend on: plan, cell, rate, sources of its plugins and of the
     harness, versions, and the type of number that is the default. The rate may be given where it is known."""
     if learning_rate is None:
-        learning_rate = learning_rate_of(task, plan, cell.estimator_spec)
+        learning_rate = learning_rate_of(task, plan, cell.estimator_spec).value
     facts = {
         "plan": {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _NOT_IN_KEY},
         "cell": vars(cell),
@@ -416,15 +417,24 @@ def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:
     return estimator.to(plan.device)
 
 
-def learning_rate_of(task: Task, plan: Plan, estimator_spec: str) -> float:
-    """--learning-rate, else that of --tuned, else the value recorded for the estimator, else the task's."""
+def learning_rate_of(task: Task, plan: Plan, estimator_spec: str) -> Rate:
+    """--learning-rate, else that of `rate-like`, else of --tuned, else the recorded one for these steps, else the task's.
+
+    With other options than those that were tuned, an estimator borrows the rate of the one that was.
+    """
     if plan.learning_rate is not None:
-        return plan.learning_rate
+        return Rate(plan.learning_rate, GIVEN)
     resolved = registry.resolve("estimators", estimator_spec)
+    if resolved.rate_like:
+        return learning_rate_of(task, plan, resolved.rate_like).borrowed(resolved.rate_like)
     if resolved.label in plan.tuned:
         return plan.tuned[resolved.label]
-    tuned = task.tuned(resolved.name)
-    return float(tuned["learning_rate"]) if tuned else task.learning_rate
+    tuned = plan.tuned.get(resolved.name)
+    if tuned is None and (recorded := task.tuned(resolved.name)):
+        tuned = tuned_rate(recorded, plan.steps, plan.setting, "recorded by the task")
+    if tuned is None:
+        return Rate(task.learning_rate, TASK)
+    return tuned if resolved.label == resolved.name else tuned.borrowed(resolved.name)
 
 
 _tasks: dict[str, tuple[Task, list[Tensor]]] = {}  # of this process, with their initial parameters

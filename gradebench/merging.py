@@ -75,11 +75,12 @@ def _config(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str
     merged["cells"] = [cell for config in configs for cell in config.get("cells", [])]
     for part in ("plans", "tasks", "left_out"):
         merged[part] = {key: value for config in configs for key, value in config.get(part, {}).items()}
-    rates: dict[str, dict[str, float]] = {}
-    for config in configs:
-        for task, mine in config.get("learning_rates", {}).items():
-            rates.setdefault(task, {}).update(mine)
-    merged["learning_rates"] = rates
+    for part in ("learning_rates", "rate_sources"):
+        found: dict[str, dict[str, Any]] = {}
+        for config in configs:
+            for task, mine in config.get(part, {}).items():
+                found.setdefault(task, {}).update(mine)
+        merged[part] = found
     requests = [config.get("request", {}) for config in configs]
     united = {
         part: list(dict.fromkeys(one for request in requests for one in request.get(part, []))) for part in _UNITED

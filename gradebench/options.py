@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from gradebench.errors import InputError
 
+RATE_LIKE = "rate-like"  # for any estimator: whose learning rate it runs at
 REQUIRED: Any = inspect.Parameter.empty  # the default of an option that has none
 FORMS = "NAME[:key=value,...] or FILE.py:OBJECT[:key=value,...]"
 _NAMED = re.compile(r"[\w.-]+(:.*)?", re.DOTALL)
@@ -139,7 +140,7 @@ def _raw_options(text: str, whole: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for item in text.split(","):
         key, equals, value = (part.strip() for part in item.partition("="))
-        if not (equals and key.isidentifier() and value):
+        if not (equals and value and (key.isidentifier() or key == RATE_LIKE)):
             raise InputError(f"{whole!r}: {item.strip()!r} isn't key=value; the form is {FORMS}")
         if key in options:
             raise InputError(f"{whole!r} gives {key} twice; the form is {FORMS}, each key once")

@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from gradebench.errors import InputError
-from gradebench.options import Option, bind, label, parse_spec
+from gradebench.options import RATE_LIKE, Option, bind, label, parse_spec
 from gradebench.plugin_source import Facts, read_facts
 from gradebench.source_digest import source_digest
 
@@ -80,6 +80,7 @@ class Resolved:
     source: str  # "gradebench 0.1.0", or "mine.py sha256:1f2e3d4c5b6a" for a file
     digest: str
     factory: Any = field(repr=False)
+    rate_like: str = ""  # of an estimator: the label of the one whose learning rate it runs at
 
     def create(self) -> Any:
         """A fresh Estimator or Task. Raises InputError where the options are refused or something else is built."""
@@ -137,12 +138,26 @@ def resolve(kind: str, text: str) -> Resolved:
     spec = parse_spec(text)
     plugin = load_file(*spec.file) if spec.file else load(kind, spec.target)
     _require_usable(kind, plugin)
-    params = bind(plugin.factory, spec.options, f"{_singular(kind)} {plugin.name}")
-    canonical = label(plugin.name, params, plugin.factory)
+    own = {key: value for key, value in spec.options.items() if key != RATE_LIKE or kind != "estimators"}
+    params = bind(plugin.factory, own, f"{_singular(kind)} {plugin.name}")
+    canonical, lender = label(plugin.name, params, plugin.factory), ""
+    if len(own) < len(spec.options):
+        lender = _lender(text, spec.options[RATE_LIKE])
+        canonical += f"{',' if canonical != plugin.name else ':'}{RATE_LIKE}={lender}"
     target = f"{Path(spec.file[0]).expanduser().resolve()}:{spec.file[1]}" if spec.file else spec.target
     given = ",".join(f"{key}={value}" for key, value in spec.options.items())
     portable = f"{target}:{given}" if given else target
-    return Resolved(kind, portable, canonical, plugin.name, params, plugin.source, plugin.digest, plugin.factory)
+    return Resolved(
+        kind, portable, canonical, plugin.name, params, plugin.source, plugin.digest, plugin.factory, lender
+    )
+
+
+def _lender(borrower: str, name: str) -> str:
+    """The label of the estimator `name`, at whose rate another one is to run."""
+    lender = resolve("estimators", name)
+    if lender.rate_like:
+        raise InputError(f"{borrower}: {name} borrows its own rate; name {lender.rate_like}")
+    return lender.label
 
 
 def load(kind: str, name: str) -> Plugin:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench import across, boards, claims, curves, figures, png, svg, tables
+from gradebench import across, boards, claims, curves, figures, png, provenance, svg, tables
 from gradebench.errors import InputError
 from gradebench.figures import Figure
 from gradebench.records import SAMPLES, read_lines
@@ -57,7 +57,8 @@ _BOARD = (
     ("relative", "gradient_variance_relative", ".3g"), ("bias²", "gradient_bias_squared", ".2f"),
     ("cosine", "gradient_cosine", ".2f"), ("updates/step", "updates_per_step", ".3g"),
     ("clipped", "clipped_updates", ".0%"), ("clip factor", "clip_factor", ".2f"), ("s/step", "seconds_per_step", ".3f"),
-    ("memory, MB", "peak_memory_mb", ".0f"), ("status", "status", ""),
+    ("memory, MB", "peak_memory_mb", ".0f"), ("rate", "learning_rate", ".2g"), ("rate from", "rate_source", ""),
+    ("status", "status", ""),
 )  # fmt: skip
 
 
@@ -131,12 +132,12 @@ def page(
     for (task, setting), mine in board.groupby(["task", "setting"], sort=False):
         rows = metrics[(metrics["task"] == task) & (metrics["setting"] == setting)]
         texts = [one for one in samples if (one["task"], one["setting"]) == (task, setting)]
-        probed_and_tuned = (_of(table, str(task), str(setting)) for table in (probes, tuning))
-        found = figures.of_task(mine, rows, *probed_and_tuned, against=against)
+        tables_of = [_of(table, str(task), str(setting)) for table in (probes, tuning)]
+        found = figures.of_task(mine, rows, tables_of[0], tables_of[1], against)
         budgets = curves.budgets(rows, str(mine["ranked_by"].iloc[0]))
         at_budgets = figures.at_budgets(mine, budgets)
         drawn += [(f"{task} {setting}", figure) for figure in [*found, *at_budgets]]
-        parts += _of_task(str(task), str(setting), mine, found, texts, against)
+        parts += _of_task(str(task), str(setting), mine, found, texts, provenance.notices(rows), against)
         parts += _at_budgets(budgets, rows, at_budgets)
     together = figures.of_tasks(metrics, by)
     drawn += [("", figure) for figure in together]
@@ -181,6 +182,7 @@ def _of_task(
     board: pd.DataFrame,
     found: Sequence[Figure],
     samples: Sequence[Mapping[str, Any]],
+    notices: Sequence[str],
     against: Sequence[str] = (),
 ) -> list[str]:
     ranked = board[board["rank"].notna()]
@@ -188,6 +190,7 @@ def _of_task(
         f"<h2>{_e(task)}</h2>",
         f"<p><code>{_e(setting)}</code></p>",
         f"<p class=verdict>{_e(verdict(ranked, against))}</p>",
+        *(f"<p>{_e(notice)}.</p>" for notice in notices),
     ]
     shown = board.assign(
         peak_memory_mb=board["peak_memory_bytes"] / 1e6, named=[boards.named(row) for row in board.to_dict("records")]
@@ -280,6 +283,7 @@ def verdict(ranked: pd.DataFrame, against: Sequence[str] = ()) -> str:
     """Who leads in one sentence, and who isn't significantly different from it; or who is above and below baselines."""
     if ranked.empty:
         return "No estimator has a test reward here."
+    ranked = ranked if against else ranked[ranked["tier"].notna()]  # those whose rates let them be compared
     where, seeds = boards.at_budget(ranked), int(ranked["n_seeds"].max())
     if against:
         return f"{where[0].upper()}{where[1:]}, with {seeds} seeds: {_against_in_words(ranked)}."
@@ -383,6 +387,8 @@ def _made(run: Path, name: str) -> list[str]:
     for task, settings in config.get("tasks", {}).items():
         parts.append(_facts(f"task {task}", settings))
         rates = {name: f"{rate:g}" for name, rate in config.get("learning_rates", {}).get(task, {}).items()}
+        for estimator, source in config.get("rate_sources", {}).get(task, {}).items():
+            rates[estimator] = f"{rates.get(estimator, '')}, {source}"
         for estimator, options in config.get("tuned_options", {}).get(task, {}).items():
             rates[estimator] = f"{rates.get(estimator, '')}, {', '.join(f'{k}={v}' for k, v in options.items())}"
         tuned = config.get("request", {}).get("tuned")

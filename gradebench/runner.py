@@ -22,10 +22,11 @@ from gradebench.errors import InputError, Unsupported
 from gradebench.hub import TRUST
 from gradebench.launchers import default_jobs, launched
 from gradebench.options import with_values
-from gradebench.plan import Cell, Plan
+from gradebench.plan import Cell, Plan, parse_seeds
+from gradebench.provenance import Rate, tuned_rate
 from gradebench.runs import require_rankable
 from gradebench.task import Task
-from gradebench.tuned import read_choices
+from gradebench.tuned import read_choices, records_of
 from gradebench.workers import usable_cores
 
 
@@ -82,22 +83,6 @@ class Outcome:
 
 
 # --- before a run -----------------------------------------------------------------------------------------------
-
-
-def parse_seeds(text: str) -> list[int]:
-    """ "0-4", "3", "0,2,5-7" to seeds in order. Raises InputError for anything else, and for repeats."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,9})(?:\s*-\s*(\d{1,9}))?\s*", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last < first:
-            raise InputError(f"--seeds {text}: {part.strip() or 'nothing'!r} is no range; write 0-9 or 0,2,5-7")
-        if last - first >= 10_000:
-            raise InputError(f"--seeds {text}: more than 10,000 seeds")
-        seeds += range(first, last + 1)
-    if len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds {text}: a seed stands there twice")
-    return seeds
 
 
 def choose_device(wanted: str) -> str:
@@ -182,14 +167,15 @@ def _tuned(
     task: Task,
     estimators: Sequence[registry.Resolved],
     progress: Progress,
-) -> tuple[dict[str, float], Sequence[registry.Resolved]]:
+) -> tuple[dict[str, Rate], Sequence[registry.Resolved]]:
     """The learning rates of --tuned for a task, and the estimators with the options that it chose, under their labels.
 
     Raises InputError where they are of something else than what runs.
     """
     if not request.tuned:
         return {}, estimators
-    label, tasks = resolved.label, read_choices(Path(request.tuned))["tasks"]
+    found = read_choices(Path(request.tuned))
+    label, tasks = resolved.label, found["tasks"]
     if label not in tasks:
         raise InputError(f"--tuned {request.tuned}: it has no {label}, only {', '.join(tasks)}")
     choices = tasks[label]
@@ -197,11 +183,14 @@ def _tuned(
         raise InputError(
             f"--tuned {request.tuned}: it is of [{choices['setting']}], and this would run [{task.setting}]"
         )
-    rates = {name: float(chosen["learning_rate"]) for name, chosen in choices["estimators"].items()}
+    steps = request.steps or task.default_steps
+    rates = {
+        name: tuned_rate(recorded, steps, task.setting, request.tuned)
+        for name, recorded in records_of(found, label).items()
+    }
     if lacking := [estimator.label for estimator in estimators if estimator.label not in rates]:
         progress.note(f"--tuned {request.tuned} has no rate for {', '.join(lacking)}; they keep theirs")
-    steps = request.steps or task.default_steps
-    if choices["steps"] != steps:
+    if steps not in {choices["steps"], *map(int, choices.get("budgets", {}))}:
         progress.note(f"--tuned {request.tuned} is of {choices['steps']} steps, and these are {steps}")
     mine = []
     for estimator in estimators:
@@ -365,14 +354,18 @@ def config_of(request: Request, run: Run) -> dict[str, Any]:
     plans = {cell.task: plan for plan, cell in run.cells}
     labels = dict.fromkeys((cell.task, cell.estimator, cell.estimator_spec) for _, cell in run.cells)
     rates: dict[str, dict[str, float]] = {}
+    sources: dict[str, dict[str, str]] = {}
     for task, estimator, spec in labels:
-        rates.setdefault(task, {})[estimator] = harness.learning_rate_of(run.tasks[task], plans[task], spec)
+        rate = harness.learning_rate_of(run.tasks[task], plans[task], spec)
+        rates.setdefault(task, {})[estimator] = rate.value
+        sources.setdefault(task, {})[estimator] = rate.source + (f" ({rate.origin})" if rate.origin else "")
     return {
         "request": asdict(request),
         # `settled` names folders of this machine's cache; what ran stands in the setting.
         "plans": {label: {k: v for k, v in asdict(plan).items() if k != "settled"} for label, plan in plans.items()},
         "tasks": {label: {"setting": task.setting, **task.describe()} for label, task in run.tasks.items()},
         "learning_rates": rates,
+        "rate_sources": sources,
         "tuned_options": _tuned_options(request),
         "seeds": sorted({cell.seed for _, cell in run.cells}),
         "cells": [cell.id for _, cell in run.cells],

@@ -10,15 +10,18 @@ import pandas as pd
 
 from gradebench import tables
 from gradebench.errors import InputError
+from gradebench.provenance import RATE_COLUMNS
 from gradebench.tables import METRICS_COLUMNS
 
 _BUDGET = ("steps", "batch", "clip", "evaluations", "probe_draws", "checkpoints", "warm_up", "reference_draws")
 ALL = "all"  # in place of a baseline: all pairs
 _VERSIONS = ("gradebench", "torch")
 # What parts of config.json and environment.json are: whoever reads a run may trust in that.
-_SHAPES: dict[str, type] = dict.fromkeys(("plans", "tasks", "learning_rates", "request", "left_out", "packages"), dict)
+_SHAPES: dict[str, type] = dict.fromkeys(
+    ("plans", "tasks", "learning_rates", "rate_sources", "request", "left_out", "packages"), dict
+)
 _SHAPES |= {"cells": list, "seeds": list}
-_OF_OBJECTS = {"plans", "tasks", "learning_rates"}
+_OF_OBJECTS = {"plans", "tasks", "learning_rates", "rate_sources"}
 
 
 def read_metrics(folders: Sequence[Path], apart: bool = False) -> pd.DataFrame:
@@ -61,8 +64,12 @@ def _metrics(folder: Path) -> pd.DataFrame:
     lacking = [name for name in METRICS_COLUMNS if name not in frame.columns]
     if lacking:
         raise InputError(f"{path} lacks the columns {', '.join(lacking)}: it is no table of metrics")
-    for name in METRICS_COLUMNS:
-        found, numeric = pd.api.types.infer_dtype(frame[name], skipna=True), name in ("seed", "step", "value")
+    for name, missing in zip(RATE_COLUMNS, (float("nan"), ""), strict=True):
+        if name not in frame.columns:  # of an older version
+            frame[name] = missing
+    for name in METRICS_COLUMNS + RATE_COLUMNS:
+        numeric = name in ("seed", "step", "value", "learning_rate")
+        found = pd.api.types.infer_dtype(frame[name], skipna=True)
         if found not in (("integer", "floating", "mixed-integer-float", "empty") if numeric else ("string", "empty")):
             raise InputError(f"{path} has {found} values in its column {name}: it is no table of metrics")
         if not numeric and frame[name].isna().any():

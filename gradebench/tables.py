@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench import statistics
+from gradebench import provenance, statistics
 from gradebench.disk import whole
 
 # fmt: off
@@ -40,9 +40,8 @@ LEADERBOARD_COLUMNS = [
     "test_objective_mean", "test_objective_ci_low", "test_objective_ci_high", "test_reward_mean", "test_reward_ci_low",
     "test_reward_ci_high", "test_gold_reward_mean", "generalization_gap", "gold_gap", "kl_mean", "gradient_variance",
     "gradient_variance_relative", "gradient_bias_squared", "gradient_cosine", "seconds_per_step",
-    "peak_memory_bytes", "p_vs_best_holm",
-    "p_vs_baseline_holm", "verdict",
-    "updates_per_step", "clipped_updates", "clip_factor",
+    "peak_memory_bytes", "p_vs_best_holm", "p_vs_baseline_holm", "verdict", "updates_per_step", "clipped_updates",
+    "clip_factor", "learning_rate", "rate_source",
 ]
 PROBES_COLUMNS = [
     "run_id", "cell_id", "task", "setting", "estimator", "estimator_params", "estimator_source", "seed", "along",
@@ -95,6 +94,7 @@ class _Group:
     final: pd.DataFrame  # (estimator, seed) x (split, metric), at the last evaluated step
     probe: pd.DataFrame  # (estimator, seed, step) x metric, at the checkpoints
     train: pd.DataFrame  # (estimator, seed, step) x metric, costs
+    rates: dict[str, provenance.Ran]  # by estimator
 
     @property
     def estimators(self) -> list[str]:
@@ -116,7 +116,8 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in METRICS_COLUMNS if name not in metrics.columns]
     if missing:
         raise ValueError(f"metrics lack the columns {missing}")
-    rows = metrics[METRICS_COLUMNS].reset_index(drop=True)
+    rates = [name for name in provenance.RATE_COLUMNS if name in metrics.columns]
+    rows = metrics[METRICS_COLUMNS + rates].reset_index(drop=True)
     rows[_TEXT] = rows[_TEXT].apply(_text)
     for name in ("step", "value"):
         # A table without a single number holds "" or None there.
@@ -165,6 +166,7 @@ def _groups(metrics: pd.DataFrame, controls: bool = False) -> Iterator[_Group]:
             final=_wide(final, ["estimator", "seed"], ["split", "metric"]),
             probe=_wide(on_train[on_train["phase"] == "probe"], ["estimator", "seed", "step"], ["metric"]),
             train=_wide(on_train[on_train["phase"] == "train"], ["estimator", "seed", "step"], ["metric"]),
+            rates=provenance.ran(group),
         )
 
 
@@ -436,7 +438,9 @@ def _family(
     rows, hypotheses = [], []
     for a, b in combinations(ranked, 2):
         if not against or (a in against) != (b in against):
-            rows.append(_compared(group, metric, split, suffix, values, a, b))
+            row = _compared(group, metric, split, suffix, values, a, b)
+            # Gradients are probed on a trajectory that all share, whatever their rates.
+            rows.append(row if metric == "gradient_variance" else _unless_unfair(row, group))
             hypotheses.append(frozenset((stands_for[a], stands_for[b])))
     p_values = {pair: row["p_value"] for pair, row in zip(hypotheses, rows, strict=True) if len(pair) == 2}
     adjusted = dict(zip(p_values, statistics.holm(list(p_values.values())).tolist(), strict=True))
@@ -444,8 +448,10 @@ def _family(
     for pair, row in zip(hypotheses, rows, strict=True):
         row["p_holm"], row["family"] = adjusted.get(pair, math.nan), size
         least, difference = size * row["smallest_attainable_p"], row["mean_difference"]
-        known = pair in adjusted
-        row["verdict"] = statistics.verdict(row["p_holm"], least, difference, statistics.ALPHA) if known else SAME
+        if pair not in adjusted:
+            row["verdict"] = SAME
+        elif "verdict" not in row:
+            row["verdict"] = statistics.verdict(row["p_holm"], least, difference, statistics.ALPHA)
     return rows
 
 
@@ -466,6 +472,15 @@ def _compared(
     result = vars(statistics.compare(values[a].to_numpy(), values[b].to_numpy(), generator))
     names = {"task": group.task, "setting": group.setting, "metric": metric, "split": split}
     return {**names, "estimator_a": a, "estimator_b": b, **result, "test": result["test"] + suffix}
+
+
+def _unless_unfair(row: dict[str, Any], group: _Group) -> dict[str, Any]:
+    """The row as it is, or, where rates of different kinds can't be compared, without p and interval, and why."""
+    a, b = (group.rates[row[name]] for name in ("estimator_a", "estimator_b"))
+    if provenance.comparable(a, b):
+        return row
+    without = dict.fromkeys(("p_value", "ci_low", "ci_high", "effect_size"), math.nan)
+    return row | without | {"verdict": provenance.verdict(a, b)}
 
 
 def _by_mean(means: pd.Series) -> list[str]:
@@ -493,11 +508,12 @@ def leaderboard(
                                  geometric mean over checkpoints.
     gradient_bias_squared        relative: mean of squared bias / squared norm of the reference gradient.
     gradient_cosine              with the reference gradient, of moments pooled over seeds; mean over checkpoints.
-    p_vs_best_holm               p_holm against the first-ranked estimator.
+    p_vs_best_holm               p_holm against the first of those that have a tier.
     p_vs_baseline_holm, verdict  against the baselines: the largest p_holm of them; and for each in words "above NAME",
                                  "below NAME" or "not significantly different from NAME". Empty without baselines.
     updates_per_step             of the policy, a batch having one to several.
     clipped_updates, clip_factor share of updates whose gradient clipping shortened; mean factor, 1 being not at all.
+    learning_rate, rate_source   see `provenance`; only estimators that may be compared by it have a tier.
 
     Raises        ValueError as `comparisons` does, and where its table lacks columns.
     """
@@ -531,8 +547,9 @@ def _board(group: _Group, tests: pd.DataFrame, by: str | None, against: Sequence
         if outcome in ("a higher", "b higher")
     }  # (higher, lower)
     p_of = {frozenset(pair): p_holm for pair, p_holm in zip(pairs, tests["p_holm"], strict=True)}
-    tier_of = {} if against else statistics.tiers(ranked, supported)
-    letters = {} if against else statistics.letters(ranked, supported)
+    fair = provenance.together(group.rates[name] for name in ranked)
+    tier_of = {} if against else statistics.tiers(fair, supported)
+    letters = {} if against else statistics.letters(fair, supported)
     counts = _status_counts(group, metric)
     firsts = _firsts(group, against)
     board["rank"] = pd.array([ranked.index(n) + 1 if n in ranked else pd.NA for n in order], dtype="Int64")
@@ -543,11 +560,13 @@ def _board(group: _Group, tests: pd.DataFrame, by: str | None, against: Sequence
     board["ranked_by"] = metric
     board["n_seeds"] = [counts[name]["ok"] for name in order]
     board["status"] = [_status_text(counts[name]) for name in order]
-    board["p_vs_best_holm"] = [p_of.get(frozenset((ranked[0], n)), math.nan) if ranked else math.nan for n in order]
+    board["p_vs_best_holm"] = [p_of.get(frozenset((fair[0], n)), math.nan) if fair else math.nan for n in order]
     baselines = [name for name in against if name in ranked]
     held = {name: [p_of[pair] for b in baselines if (pair := frozenset((name, b))) in p_of] for name in order}
     board["p_vs_baseline_holm"] = [max(held[name], default=math.nan) for name in order]
     board["verdict"] = [_against(name, baselines, p_of, supported) for name in order]
+    board["learning_rate"] = [group.rates[name].rate for name in order]
+    board["rate_source"] = [group.rates[name].source for name in order]
     board["task"], board["setting"], board["estimator"] = group.task, group.setting, order
     return board[LEADERBOARD_COLUMNS].reset_index(drop=True)
 

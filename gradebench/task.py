@@ -82,7 +82,11 @@ class Task(ABC):
         raise NotImplementedError(f"task {type(self).__name__} doesn't save policies")
 
     def tuned(self, estimator: str) -> Mapping[str, Any] | None:
-        """Recorded tuned settings of an estimator in this setting, such as {"learning_rate": 1e-3}; None if none."""
+        """Recorded tuned settings of an estimator in this setting, such as {"learning_rate": 1e-3}; None if none.
+
+        Where they are known: the `steps` that it is tuned for, the `setting`, the `trials` in words, the `grid` of rates
+        and `seeds` as --seeds takes them, for `run --tune`; and `budgets`, learning rates by other numbers of steps.
+        """
         return None
 
     def describe(self) -> dict[str, Any]:

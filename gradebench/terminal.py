@@ -11,7 +11,14 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from gradebench.boards import number, print_controls, print_leaderboard, print_underpowered, stdout_console
+from gradebench.boards import (
+    number,
+    print_controls,
+    print_leaderboard,
+    print_notices,
+    print_underpowered,
+    stdout_console,
+)
 from gradebench.plan import Cell
 from gradebench.runner import Outcome, Progress, Run
 
@@ -52,18 +59,15 @@ def announce(run: Run, config: dict[str, Any], progress: Progress) -> None:
     seeds = config["seeds"]
     for label, task in run.tasks.items():
         plan = next(plan for plan, cell in run.cells if cell.task == label)
-        rates = ", ".join(f"{name} {rate:g}" for name, rate in config["learning_rates"][label].items())
-        tuned = "tuned on other seeds, or the task's own"
-        if plan.tuned:
-            tuned = f"of {config['request']['tuned']}"
-        if plan.learning_rate is not None:
-            tuned = "as given"
         progress.note(
             f"{label} [{task.setting}]: {len(config['learning_rates'][label])} estimators x {len(seeds)} seeds, "
             f"{plan.steps} steps of {plan.batch} sequences, {run.jobs} side by side on {run.device}"
         )
-        progress.note(f"learning rates ({tuned}): {rates}")
+        for source, names in _by_source(config["rate_sources"][label]).items():
+            rates = ", ".join(f"{name} {config['learning_rates'][label][name]:g}" for name in names)
+            progress.note(f"learning rates ({source}): {rates}")
         chosen = config["tuned_options"].get(label, {})
+        tuned = f"of {config['request']['tuned']}"
         for name in (name for name in config["learning_rates"][label] if name in chosen):
             said = ", ".join(f"{option}={value}" for option, value in chosen[name].items())
             progress.note(f"options of {name} ({tuned}): {said}")
@@ -71,9 +75,18 @@ def announce(run: Run, config: dict[str, Any], progress: Progress) -> None:
         progress.note(f"left out of `all`: {name}: {reason}")
 
 
+def _by_source(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """The estimators of each source of learning rates."""
+    found: dict[str, list[str]] = {}
+    for name, source in sources.items():
+        found.setdefault(source, []).append(name)
+    return found
+
+
 def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
     """The leaderboard and where the files are, on stdout; what went wrong, on stderr."""
     print_leaderboard(outcome.leaderboard)
+    print_notices(outcome.metrics)
     print_underpowered(outcome.comparisons, outcome.leaderboard)
     print_controls(outcome.controls)
     files = "leaderboard.csv, tests.csv, budgets.csv, crossings.csv, metrics.csv, metrics.parquet, probes.csv"

@@ -25,11 +25,35 @@ def read_choices(path: Path) -> dict[str, Any]:
                 raise ValueError("a learning rate is no number above 0")
             if not all(isinstance(value, str) for value in one.get("options", {}).values()):
                 raise ValueError("the value of an option is no text")
+        for budgets in (task.get("budgets", {}) for task in choices["tasks"].values()):
+            for budget, chosen in budgets.items():
+                if int(budget) < 1 or not all(0 < one["learning_rate"] < math.inf for one in chosen.values()):
+                    raise ValueError(f"the budget {budget} has no rates")
         return {"seeds": list(choices["protocol"]["seeds"]), "tasks": choices["tasks"]}
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no tuned.json of `gradebench tune` ({error})") from error
+
+
+def records_of(choices: dict[str, Any], label: str) -> dict[str, dict[str, Any]]:
+    """By estimator, what `provenance.tuned_rate` reads, from the `choices` of a tuning for one task."""
+    task = choices["tasks"][label]
+    facts = {"steps": task["steps"], "setting": task["setting"]}
+    facts["trials"] = trials_in_words(len(task.get("rates", [])), len(choices["seeds"]))
+    budgets: dict[str, dict[str, float]] = {}
+    for budget, chosen in task.get("budgets", {}).items():
+        for name, one in chosen.items():
+            budgets.setdefault(name, {})[budget] = one["learning_rate"]
+    return {
+        name: facts | {"learning_rate": one["learning_rate"], "budgets": budgets.get(name, {})}
+        for name, one in task["estimators"].items()
+    }
+
+
+def trials_in_words(rates: int, seeds: int) -> str:
+    """The effort of a tuning, which a comparison asks to be the same for all."""
+    return f"{rates} rates x {seeds} seeds"
 
 
 def keep_curves(choices: Path, out: Path) -> None:

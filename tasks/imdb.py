@@ -15,6 +15,7 @@ from gradebench import Ledger, Range, SequenceProblem, Task
 from gradebench.cache import cached_folder
 from gradebench.errors import InputError
 from gradebench.hub import is_here, locate_model
+from gradebench.plan import parse_seeds
 from gradebench.pretraining import TokenRows, accuracy, pretrain_policy, token_rows, train_classifier
 from gradebench.saving import is_scratch, load_saved_vocabulary, load_scratch, save_policy
 from gradebench.sequence_metrics import evaluate_sequences
@@ -25,6 +26,7 @@ from gradebench.tasks.judge import load_judge, train_judge
 from gradebench.tasks.presets import GPT2, MINI, PAPER
 from gradebench.text_reward import TextReward, load_function, load_text_classifier, names_function, shares_tokens
 from gradebench.transformer import ScratchClassifier, ScratchPolicy
+from gradebench.tuned import trials_in_words
 from gradebench.vocabulary import Vocabulary, load_vocabulary, train_vocabulary
 
 if TYPE_CHECKING:
@@ -365,10 +367,19 @@ class Imdb(Task):
             return None  # tuned on models made here
         recorded = json.loads((Path(__file__).parent / "data" / "imdb_tuned.json").read_text(encoding="utf-8"))
         corpus = "embedded" if self.options["corpus"] == "embedded" else "real"
-        return recorded.get(corpus, {}).get("estimators", {}).get(estimator)
+        stored = recorded.get(corpus, {})
+        own = stored.get("estimators", {}).get(estimator)
+        return None if own is None else tuned_facts(stored) | own
 
     def describe(self) -> dict[str, Any]:
         return {"options": self.options, **json.loads((self.folder / "report.json").read_text(encoding="utf-8"))}
+
+
+def tuned_facts(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What holds for every estimator of a record: its setting, its steps, its trials in words, its protocol."""
+    protocol = stored["protocol"]
+    facts = {name: protocol[name] for name in ("setting", "steps", "grid", "seeds")}
+    return facts | {"trials": trials_in_words(len(protocol["grid"]), len(parse_seeds(protocol["seeds"])))}
 
 
 def embedded_corpus() -> Corpus:

@@ -1,0 +1,218 @@
+"""Where each estimator's learning rate comes from, and which estimators may be compared by that."""
+
+import math
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+RATE_COLUMNS = ["learning_rate", "rate_source"]  # of metrics, where they aren't of an older version
+
+TUNED, TASK, GIVEN, LIKE = "tuned", "task", "given", "like "
+OTHER_SETTING = "tuned in another setting"
+NOT_COMPARABLE = "not comparable"  # begins the verdict of a pair that can't be compared by its rates
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate and where it comes from.
+
+    kind      "tuned": by trials of this estimator, with these options, in this setting, at as many steps as are run;
+              "tuned for N steps", "tuned in another setting": by trials of something else;
+              "like NAME": tuned for the estimator NAME; "task": the task's own; "given": by --learning-rate
+    detail    the trials, such as "6 rates x 5 seeds at 320 steps"
+    origin    the file that they stand in; no part of the source, since it says nothing of the effort
+    """
+
+    value: float
+    kind: str
+    detail: str = ""
+    origin: str = ""
+
+    @property
+    def source(self) -> str:
+        """Kind and detail, for the column `rate_source`."""
+        return f"{self.kind}: {self.detail}" if self.detail else self.kind
+
+    def borrowed(self, name: str) -> "Rate":
+        """The same rate for another estimator than `name`, whose own it is. What nobody tuned stays what it is."""
+        return replace(self, kind=f"{LIKE}{name}", detail=self.source) if self.kind.startswith(TUNED) else self
+
+
+def tuned_rate(recorded: Mapping[str, Any], steps: int, setting: str, origin: str = "") -> Rate:
+    """The rate of an estimator's record for a run of `steps` steps: that of the nearest budget by its logarithm.
+
+    `recorded` holds learning_rate and, where they are known, the `steps` that it is for, `trials` in words, the
+    `setting`, and `budgets`, rates by number of steps.
+    """
+    budgets = {int(budget): float(rate) for budget, rate in recorded.get("budgets", {}).items()}
+    if "steps" in recorded:
+        budgets.setdefault(int(recorded["steps"]), float(recorded["learning_rate"]))
+    trials = str(recorded.get("trials", ""))
+    nearest = min(budgets, key=lambda budget: (abs(math.log(budget / steps)), -budget), default=steps)
+    rate, known = budgets.get(nearest, float(recorded["learning_rate"])), bool(budgets and trials)
+    if recorded.get("setting", setting) != setting:
+        kind = OTHER_SETTING
+    else:
+        kind = TUNED if nearest == steps else f"tuned for {nearest} steps"
+    return Rate(rate, kind, f"{trials} at {nearest} steps" if known else trials, origin)
+
+
+# --- who may be compared with whom ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ran:
+    """An estimator of a table of metrics with the rate that it ran at."""
+
+    estimator: str
+    rate: float
+    source: str
+
+    @property
+    def kind(self) -> str:
+        return self.source.partition(": ")[0]
+
+    @property
+    def words(self) -> str:
+        """The kind in a verdict."""
+        return {TASK: "untuned", "": "unknown"}.get(self.kind, self.kind)
+
+
+def ran(rows: pd.DataFrame) -> dict[str, Ran]:
+    """Each estimator of one task and setting with its rate; of older metrics, which don't say, with an empty source."""
+    if not set(RATE_COLUMNS) <= set(rows.columns):
+        return {str(name): Ran(str(name), math.nan, "") for name in rows["estimator"].unique()}
+    distinct = rows[["estimator", *RATE_COLUMNS]].drop_duplicates()
+    answer = {}
+    for name, mine in distinct.groupby("estimator"):
+        sources = sorted(set(mine["rate_source"].fillna("")))
+        rates = [float(rate) for rate in mine["learning_rate"]]
+        source = sources[0] if len(sources) == 1 else f"several: {'; '.join(sources)}"
+        answer[str(name)] = Ran(str(name), rates[0] if len(set(rates)) == 1 else math.nan, source)
+    return answer
+
+
+def comparable(a: Ran, b: Ran) -> bool:
+    """Whether neither was favoured by its rate: both were tuned with the same effort, or both ran at the same rate that
+    wasn't tuned for one of them alone, or one borrowed the other's."""
+    if _borrows(a, b) or _borrows(b, a):
+        return True
+    return a.source == b.source and (a.kind.startswith(TUNED) or _same(a.rate, b.rate))
+
+
+def _borrows(a: Ran, b: Ran) -> bool:
+    return a.kind == f"{LIKE}{b.estimator}" and _same(a.rate, b.rate)
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
+
+
+def verdict(a: Ran, b: Ran) -> str:
+    """The verdict on two that aren't comparable."""
+    if a.words == b.words:
+        return f"{NOT_COMPARABLE}: {a.words} at {a.rate:g} against {b.rate:g}, or otherwise"
+    return f"{NOT_COMPARABLE}: {a.words} against {b.words}"
+
+
+def together(estimators: Iterable[Ran]) -> list[str]:
+    """The most that can all be compared with each other, in the order given; of as many, those that were tuned."""
+    ordered = list(estimators)
+    best: list[Ran] = []
+    for first in ordered:
+        chosen = [first]
+        for other in sorted(ordered, key=lambda one: one.source != first.source):
+            if other not in chosen and all(comparable(other, one) for one in chosen):
+                chosen.append(other)
+        if (len(chosen), first.kind == TUNED) > (len(best), bool(best) and best[0].kind == TUNED):
+            best = chosen
+    return [one.estimator for one in ordered if one in best]
+
+
+# --- in words ---------------------------------------------------------------------------------------------------
+
+_SAID = {
+    TUNED: "rates tuned for each",
+    TASK: "the task's own rate",
+    GIVEN: "a rate that was given",
+    OTHER_SETTING: "rates tuned in another setting",
+    "": "rates that an older version didn't write down",
+}
+
+
+def _said(kind: str) -> str:
+    if kind.startswith(LIKE):
+        return f"the rate of {kind.removeprefix(LIKE)}"
+    return _SAID.get(kind, f"rates {kind}")
+
+
+def notices(metrics: pd.DataFrame, estimators: Collection[str] | None = None) -> list[str]:
+    """A sentence for each task and setting in which rates set estimators apart, or are tuned for something else.
+
+    Each has the command that mends it. With `estimators`, only those count.
+    """
+    said = []
+    for (task, _), rows in metrics.groupby(["task", "setting"], sort=True):
+        # A value without a test reward ranks nobody.
+        tested = rows[(rows["phase"] == "evaluation") & (rows["status"] == "ok")]
+        if estimators is not None:
+            tested = tested[tested["estimator"].isin(list(estimators))]
+        if tested.empty:
+            continue
+        found, steps = list(ran(tested).values()), int(tested["step"].max())
+        main = set(together(found))
+        said += _apart(str(task), steps, [one for one in found if one.estimator in main], found)
+        said += _off(str(task), steps, [one for one in found if one.estimator in main])
+    return said
+
+
+def _apart(task: str, steps: int, main: Sequence[Ran], found: Sequence[Ran]) -> list[str]:
+    """One sentence a kind of rate that keeps estimators from being compared with most others."""
+    others: dict[str, list[str]] = {}
+    names = {one.estimator for one in main}
+    for one in found:
+        if one.estimator not in names:
+            others.setdefault(one.kind, []).append(one.estimator)
+    majority = _said(main[0].kind)
+    said = []
+    for kind, mine in others.items():
+        rest = f"another of {majority}" if _said(kind) == majority else majority
+        lender = kind.removeprefix(LIKE)
+        but = f" but with {lender}" if kind.startswith(LIKE) and lender in {one.estimator for one in found} else ""
+        said.append(
+            f"{task}: {_listed(mine)} ran at {_said(kind)}, the others at {rest}, so no tier and no p stands between "
+            f"them{but}; {_command(task, steps, [one.estimator for one in found])} tunes all alike"
+        )
+    return said
+
+
+def _off(task: str, steps: int, main: Sequence[Ran]) -> list[str]:
+    """Rates that are as far off for all: a fair comparison, but not of what they were tuned for."""
+    kind = main[0].kind
+    if not kind.startswith(TUNED) or kind == TUNED:
+        return []
+    command = _command(task, steps, [one.estimator for one in main])
+    return [
+        f"{task}: {_said(kind)}, and these ran {steps}: alike for all, but at nobody's best; {command} tunes for it"
+    ]
+
+
+def _command(task: str, steps: int, names: Sequence[str]) -> str:
+    words = [word for name in names for word in ("-e", without_loan(name))]
+    return f"`{shlex.join(['gradebench', 'run', '--tune', *words, '-t', task, '--steps', str(steps)])}`"
+
+
+def without_loan(label: str) -> str:
+    """The label of an estimator without its `rate-like`, so that it is tuned."""
+    target, colon, options = label.rpartition(":")
+    kept = [option for option in options.split(",") if not option.startswith("rate-like=")]
+    if not colon or len(kept) == len(options.split(",")):
+        return label
+    return f"{target}:{','.join(kept)}" if kept else target
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
