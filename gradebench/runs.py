@@ -14,9 +14,11 @@ from gradebench.tables import METRICS_COLUMNS
 _BUDGET = ("steps", "batch", "clip", "evaluations", "probe_draws", "checkpoints", "warm_up", "reference_draws")
 _VERSIONS = ("gradebench", "torch")
 # What parts of config.json and environment.json are: whoever reads a run may trust in that.
-_SHAPES: dict[str, type] = dict.fromkeys(("plans", "tasks", "learning_rates", "request", "left_out", "packages"), dict)
+_SHAPES: dict[str, type] = dict.fromkeys(
+    ("plans", "tasks", "learning_rates", "request", "left_out", "packages", "design"), dict
+)
 _SHAPES |= {"cells": list, "seeds": list}
-_OF_OBJECTS = {"plans", "tasks", "learning_rates"}
+_OF_OBJECTS = {"plans", "tasks", "learning_rates", "design"}
 
 
 def read_metrics(folders: Sequence[Path], apart: bool = False) -> pd.DataFrame:
