@@ -54,12 +54,12 @@ def leaderboard(metrics: pd.DataFrame, design: Design, tests: pd.DataFrame) -> p
     """
     boards = []
     for task, labels in _kinds(design).items():
-        by_metric = {name: _means(_values(metrics, name, labels)) for name in (*METRICS, "kl")}
-        main = next((name for name in METRICS if not by_metric[name].empty), None)
+        values = {name: _values(metrics, name, labels) for name in (*METRICS, "kl")}
+        main = next((name for name in METRICS if values[name]), None)
         if main is not None:
-            values = _values(metrics, main, labels)
+            means = {name: _means(one) for name, one in values.items()}
             pooled = tests[(tests["task"] == task) & (tests["metric"] == main)]
-            boards.append(_board(task, main, by_metric, values, pooled))
+            boards.append(_board(task, main, means, values[main], pooled))
     return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame(columns=BOARD_COLUMNS)
 
 
