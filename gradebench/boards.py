@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradebench import provenance
+from gradebench import frontier, provenance
 from gradebench.across import Ranks
 from gradebench.claims import OUT_OF_REACH
 from gradebench.curves import amount, axis_name
@@ -157,6 +157,85 @@ def print_underpowered(comparisons: pd.DataFrame, leaderboard: pd.DataFrame) -> 
             f"{task} is underpowered: with {n} seeds the smallest p after Holm over {family} comparisons is {least:.3g}; "
             "add seeds to tell estimators apart"
         )
+
+
+def print_frontier(table: pd.DataFrame, areas: pd.DataFrame) -> None:
+    """For each task and metric the values within budgets of KL, who leads where, and the areas that differ."""
+    console = stdout_console()
+    for (task, metric), rows in table.groupby(["task", "metric"], sort=False):
+        shown = Table(title=Text(f"{task}  [{metric} within KL, nats a sequence]"), title_justify="left")
+        shown.add_column("estimator", overflow="fold")
+        for kl in sorted(rows["kl"].unique()):
+            shown.add_column(f"{kl:.3g}", justify="right")
+        wide = rows.pivot(index="estimator", columns="kl", values="mean")
+        beside = (rows["rank"] == 1) | (rows["p_vs_leader_holm"] >= ALPHA)
+        marks = rows.assign(mark=beside.fillna(False).map({True: "*", False: " "})).pivot(
+            index="estimator", columns="kl", values="mark"
+        )
+        for name in wide.mean(axis=1).sort_values(ascending=False, na_position="last").index:
+            cells = [number(wide.loc[name, kl], ".3f") + str(marks.loc[name, kl]).rstrip() for kl in wide.columns]
+            shown.add_row(str(name), *cells)
+        console.print(shown)
+        for line in frontier_in_words(rows):
+            console.print(line)
+        tests = areas[(areas["task"] == task) & (areas["metric"] == metric)]
+        decided = tests[tests["verdict"].isin(["a higher", "b higher"])]
+        console.print(f"area under the frontier: {len(decided)} of {len(tests)} pairs differ (Holm over all)")
+        for row in decided.head(PAIRS_SHOWN).to_dict("records"):
+            ends = f"{number(row['ci_low'], '+.3f')} to {number(row['ci_high'], '+.3f')}"
+            console.print(
+                f"    {row['estimator_a']} - {row['estimator_b']}: {row['mean_difference']:+.3f} ({ends}) on average up to "
+                f"KL {row['kl_to']:.3g}, p (Holm) {row['p_holm']:.3g}"
+            )
+    console.print(
+        "* leads, or isn't significantly different from who does (paired by seed, Holm over the pairs of a budget); "
+        "-: not all of its seeds have spent so much, and nothing is extrapolated"
+    )
+
+
+def frontier_in_words(rows: pd.DataFrame) -> list[str]:
+    """Who leads one task and metric where, in lines."""
+    lines = []
+    for low, high, leader, beside in frontier.leaders(rows):
+        where = f"KL {low:.3g}" if low == high else f"KL {low:.3g} to {high:.3g}"
+        who = f"not significantly different: {', '.join(beside)}" if beside else "above every other one there"
+        lines.append(f"{where}: {leader} leads; {who}")
+    return lines
+
+
+def print_instances(board: pd.DataFrame | None) -> None:
+    """The estimators over the instances of each kind of task, where a run has several."""
+    if board is None or board.empty:
+        return
+    console = stdout_console()
+    for (task, metric), rows in board.groupby(["task", "metric"], sort=False):
+        title = f"{task}  [over {rows['n_instances'].max()} instances, by {metric}]"
+        shown = Table(title=Text(title), title_justify="left")
+        shown.add_column("estimator", overflow="fold")
+        for heading in _INSTANCES:
+            shown.add_column(heading, justify="right")
+        for row in rows.to_dict("records"):
+            shown.add_row(str(row["estimator"]), *(number(row[name], form) for name, form in _INSTANCES.values()))
+        console.print(shown)
+    console.print(
+        "mean over instances, each counting alike, with Student's interval over them; first: instances in which it is the "
+        "highest; p: of the mean difference from the first, over instances (mixed test, Holm over all pairs)"
+    )
+
+
+_INSTANCES = {
+    "rank": ("rank", ".0f"),
+    "mean": ("mean", ".3f"),
+    "95 % from": ("ci_low", ".3f"),
+    "to": ("ci_high", ".3f"),
+    "first": ("n_first", ".0f"),
+    "reward": ("reward_mean", ".3f"),
+    "gold": ("gold_reward_mean", ".3f"),
+    "KL": ("kl_mean", ".2f"),
+    "instances": ("n_instances", ".0f"),
+    "seeds in all": ("n_seeds", ".0f"),
+    "p vs best": ("p_vs_best_holm", ".3g"),
+}
 
 
 def print_controls(controls: pd.DataFrame) -> None:

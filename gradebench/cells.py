@@ -31,6 +31,7 @@ class Run:
     left_out: dict[str, str] = field(default_factory=dict)  # estimators that `all` can't include, with the reason
     # by plan, task and estimator, the same for all seeds
     rates: dict[tuple[Plan, str, str], Rate] = field(default_factory=dict, repr=False)
+    design: dict[str, dict[str, Any]] = field(default_factory=dict)  # by task label: see `design`
 
     def folder(self, cell: Cell) -> Path:
         return self.out / "cells" / cell.id

@@ -38,6 +38,11 @@ class Launcher(StrEnum):
     slurm = "slurm"
 
 
+class Judged(StrEnum):
+    reward = "reward"
+    gold_reward = "gold_reward"
+
+
 class Along(StrEnum):
     reference = "reference"
     own = "own"
@@ -118,6 +123,17 @@ def run(
     checkpoint_every: Annotated[
         float, typer.Option(metavar="SECONDS", help="of a cell's training, between checkpoints to resume from")
     ] = 60.0,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTION=VALUES",
+            help="every estimator at each value of a task's option, as kl=0.02,0.05,0.15, or of learning-rate; repeatable",
+        ),
+    ] = None,
+    instances: Annotated[
+        int | None,
+        typer.Option(help="of each task: policy, reward, corpus and splits made anew, for a verdict about its kind"),
+    ] = None,
 ) -> None:
     """Train and probe estimators on tasks, and write the leaderboard with its tests."""
     from gradebench import runner, terminal
@@ -146,6 +162,8 @@ def run(
         save_policies=save_policies,
         launcher=launcher.value,
         checkpoint_every=checkpoint_every,
+        sweep=sweep or [],
+        instances=instances,
     )
     if plan:
         _print_plan(plan, request, difference)
@@ -159,6 +177,7 @@ def run(
     if dry_run:
         for _, cell in prepared.cells:
             typer.echo(cell.id)
+        progress.note(f"dry run: {len(prepared.cells)} cells")
         return
     outcome = runner.execute(request, prepared, progress)
     try:
@@ -358,8 +377,9 @@ def leaderboard(
     against: AgainstAgainOption = None,
 ) -> None:
     """Rank the estimators of one run, or of several as if they had been one."""
-    from gradebench import across, boards, tables
+    from gradebench import across, boards, instances, tables
     from gradebench import runs as folders
+    from gradebench.design import read_design
 
     metrics = folders.read_metrics(runs, apart)
     by, against = folders.family_of(runs, by, against or ())
@@ -370,8 +390,48 @@ def leaderboard(
     boards.print_notices(metrics)
     boards.print_across(across.across_tasks(metrics, by), across.ranks(metrics, by))
     boards.print_underpowered(comparisons, board)
+    boards.print_instances(instances.written(metrics, read_design(runs)).get(instances.BOARD))
     _write(board, csv)
     _say_ranking(tables.ranked_by(metrics, by), by)
+
+
+@app.command()
+def frontier(
+    run: RunArgument,
+    metric: Annotated[Judged, typer.Option(help="what is reached within the KL")] = Judged.reward,
+    kl: Annotated[
+        str | None,
+        typer.Option(metavar="NATS", help="budgets, as 0.5,1,2; default: ten up to where two estimators get"),
+    ] = None,
+    csv: CsvOption = None,
+) -> None:
+    """Show the reward that each estimator reaches within budgets of KL, over a run's sweep, and who leads where."""
+    from gradebench import boards, frontier
+    from gradebench import runs as folders
+    from gradebench.design import read_design
+
+    metrics = folders.read_metrics([run])
+    _tested(metrics)  # what can't be compared is refused in its words
+    design = read_design([run])
+    design = design if frontier.swept(design) else frontier.along_training(metrics)
+    table = frontier.budgets(metrics, design, _budgets(kl))
+    table, areas = (one[one["metric"] == metric.value] for one in (table, frontier.areas(metrics, design)))
+    if table.empty:
+        raise InputError(f"{run} has no frontier of {metric.value}: no task in it measures that beside a KL")
+    boards.print_frontier(table, areas)
+    _write(table, csv)
+
+
+def _budgets(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number < float("inf") for number in numbers) or len(set(numbers)) < len(numbers):
+        raise InputError(f"--kl {text}: different numbers above 0 are needed, as in 0.5,1,2")
+    return sorted(numbers)
 
 
 @app.command()

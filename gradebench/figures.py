@@ -4,11 +4,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
-from gradebench import across, curves, statistics, svg, tables
+from gradebench import across, curves, frontier, statistics, svg, tables
 
 CURVES = 8  # estimators in a figure of curves: more would hide each other
 _NO_NAME = re.compile(r"[^A-Za-z0-9.=_-]+")
@@ -179,6 +180,32 @@ def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
         picture = svg.forest(bars, "mean rank")
         found.append(Figure("critical-difference", picture, caption, data, list(data.columns)))
     return found
+
+
+def of_frontier(table: pd.DataFrame) -> Figure | None:
+    """The frontiers of one task and metric, from its rows of `frontier.budgets`, with who leads where below."""
+    rows = table[table["rank"].notna()]
+    if rows.empty:
+        return None
+    highest = rows.groupby("estimator")["mean"].mean().sort_values(ascending=False)
+    shown = list(highest.index[:CURVES])
+    columns = ["kl", "mean", "ci_low", "ci_high"]
+    series = {str(name): _points(rows.loc[rows["estimator"] == name, columns].sort_values("kl")) for name in shown}
+    ends = [0.0, *sorted(rows["kl"].unique())]
+    cell = {float(kl): (float(before), float(kl)) for before, kl in pairwise(ends)}
+    strips: dict[str, list[tuple[float, float, bool]]] = {}
+    for name in series:
+        for row in rows[rows["estimator"] == name].to_dict("records"):
+            if row["rank"] == 1 or row["p_vs_leader_holm"] >= statistics.ALPHA:
+                strips.setdefault(name, []).append((*cell[float(row["kl"])], row["rank"] == 1))
+    metric = str(rows["metric"].iloc[0]).replace("_", " ")
+    caption = (
+        f"Test {metric} that is reached within a KL to the reference: the mean over seeds of each seed's own frontier, with "
+        f"its 95 % band, of the {len(series)} highest. Below, for the range of KL up to each budget: solid who leads, pale "
+        "who isn't significantly different from it (paired by seed, Holm over the pairs of a budget)."
+    )
+    picture = svg.curves(series, "KL to the reference, nats a sequence", f"test {metric}", strips=strips)
+    return Figure(f"frontier-{metric.replace(' ', '-')}", picture, caption, table, frontier.COLUMNS[2:])
 
 
 def _named(table: pd.DataFrame, columns: list[str]) -> list[tuple[str, float, float, float]]:

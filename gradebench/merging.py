@@ -73,7 +73,7 @@ def _config(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str
     seeds = sorted({seed for config in configs for seed in config.get("seeds", [])})
     merged |= {"merged": list(names), "seeds": seeds}
     merged["cells"] = [cell for config in configs for cell in config.get("cells", [])]
-    for part in ("plans", "tasks", "left_out"):
+    for part in ("plans", "tasks", "left_out", "design"):
         merged[part] = {key: value for config in configs for key, value in config.get(part, {}).items()}
     for part in ("learning_rates", "rate_sources"):
         found: dict[str, dict[str, Any]] = {}

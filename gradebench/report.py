@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench import across, boards, claims, curves, figures, png, provenance, svg, tables
+from gradebench import across, boards, claims, curves, figures, frontier, instances, png, provenance, svg, tables
+from gradebench.design import Design, read_design
 from gradebench.errors import InputError
 from gradebench.figures import Figure
 from gradebench.records import SAMPLES, read_lines
@@ -94,7 +95,15 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "report.html"]
     written[0].write_text(content, encoding="utf-8")
+    for name, table in varied(metrics, read_design(folders)).items():
+        written.append(out / f"{name}.csv")
+        tables.write_csv(table, written[-1])
     return written + (_write_figures(drawn, out / "plots") if plots and drawn else [])
+
+
+def varied(metrics: pd.DataFrame, design: Design) -> dict[str, pd.DataFrame]:
+    """The tables over sweeps and instances by the names of their files; none of a run that has neither."""
+    return frontier.written(metrics, design) | instances.written(metrics, design)
 
 
 def _write_figures(drawn: Sequence[tuple[str, Figure]], folder: Path) -> list[Path]:
@@ -129,6 +138,16 @@ def page(
     )
     parts = [f"<h1>{_e(title)}</h1>"]
     drawn: list[tuple[str, Figure]] = []
+    design = read_design(folders)
+    across_design = varied(metrics, design)
+    parts += _of_instances(across_design)
+    for (task, metric), rows in across_design.get(frontier.NAME, pd.DataFrame(columns=frontier.COLUMNS)).groupby(
+        ["task", "metric"], sort=False
+    ):
+        figure = figures.of_frontier(rows)
+        if figure is not None:
+            drawn.append((f"{task} {metric}", figure))
+            parts += _of_frontier(f"{task}, {metric}", rows, across_design[frontier.TESTS], figure)
     for (task, setting), mine in board.groupby(["task", "setting"], sort=False):
         rows = metrics[(metrics["task"] == task) & (metrics["setting"] == setting)]
         texts = [one for one in samples if (one["task"], one["setting"]) == (task, setting)]
@@ -139,7 +158,7 @@ def page(
         drawn += [(f"{task} {setting}", figure) for figure in [*found, *at_budgets]]
         parts += _of_task(str(task), str(setting), mine, found, texts, provenance.notices(rows), against)
         parts += _at_budgets(budgets, rows, at_budgets)
-    together = figures.of_tasks(metrics, by)
+    together = [] if design else figures.of_tasks(metrics, by)  # its tasks are one kind, and were taken together above
     drawn += [("", figure) for figure in together]
     parts += _of_tasks(metrics, together, by)
     parts += _claims(metrics)
@@ -174,6 +193,73 @@ def _of(table: pd.DataFrame, task: str, setting: str) -> pd.DataFrame:
     place = (task.partition(":")[0], setting.partition(" run=")[0])
     mine = [(str(a).partition(":")[0], str(b)) == place for a, b in zip(table["task"], table["setting"], strict=True)]
     return table[np.array(mine, dtype=bool)]
+
+
+def _of_instances(tables_of_design: Mapping[str, pd.DataFrame]) -> list[str]:
+    """The leaderboard over instances, and the tests of all pairs."""
+    if instances.BOARD not in tables_of_design:
+        return []
+    board, tests = tables_of_design[instances.BOARD], tables_of_design[instances.NAME]
+    parts = []
+    for (task, metric), rows in board.groupby(["task", "metric"], sort=False):
+        count = int(rows["n_instances"].max())
+        parts.append(f"<h2>{_e(str(task))} over {count} instances, by {_e(str(metric))}</h2>")
+        parts.append(_table(rows, [(heading, name, form) for heading, name, form in _INSTANCES]))
+        mine = tests[(tests["task"] == task) & (tests["metric"] == metric)]
+        parts.append(
+            "<p>Each instance has its own policy, reward model and prompts, and counts alike. The test is about the kind of "
+            "task: Student's t over the instances' mean differences (seeds sharpen each, instances alone add degrees of "
+            "freedom), Holm over all pairs.</p>"
+        )
+        parts.append(
+            "<details><summary>all pairs</summary>"
+            + _table(mine, [(name.replace("_", " "), name, ".3g") for name in instances.COLUMNS[2:]])
+            + "</details>"
+        )
+    return parts
+
+
+_INSTANCES = (
+    ("estimator", "estimator", ""), ("rank", "rank", ".0f"), ("mean", "mean", ".3f"), ("95 % from", "ci_low", ".3f"),
+    ("to", "ci_high", ".3f"), ("p against best", "p_vs_best_holm", ".3g"), ("first in", "n_first", ".0f"),
+    ("reward", "reward_mean", ".3f"), ("gold reward", "gold_reward_mean", ".3f"), ("KL, nats", "kl_mean", ".2f"),
+    ("instances", "n_instances", ".0f"), ("seeds in all", "n_seeds", ".0f"),
+)  # fmt: skip
+
+
+_FRONTIER = (
+    "<p>A seed's frontier is the upper concave envelope of its policies at all evaluations and swept values, chosen on "
+    "validation prompts and measured on test prompts; nothing is extrapolated. The area is its mean over the range of KL "
+    "that all seeds of both estimators reach.</p>"
+)
+
+
+def _of_frontier(title: str, rows: pd.DataFrame, areas: pd.DataFrame, figure: Figure) -> list[str]:
+    """One task's frontiers by one metric: the figure, who leads where, and the areas."""
+    task, metric = rows[["task", "metric"]].iloc[0]
+    tests = areas[(areas["task"] == task) & (areas["metric"] == metric)]
+    columns = (
+        "estimator_a",
+        "estimator_b",
+        "kl_to",
+        "n_pairs",
+        "mean_difference",
+        "ci_low",
+        "ci_high",
+        "p_holm",
+        "verdict",
+    )
+    said = "".join(f"<li>{_e(line)}</li>" for line in boards.frontier_in_words(rows))
+    return [
+        f"<h2>Frontiers: {_e(title)}</h2>",
+        f"<p><code>{_e(tests['setting'].iloc[0] if len(tests) else '')}</code></p>",
+        _figure(figure),
+        f"<ul>{said}</ul>",
+        _FRONTIER,
+        "<details><summary>areas under the frontiers, all pairs</summary>"
+        + _table(tests, [(name.replace("_", " "), name, ".3g") for name in columns])
+        + "</details>",
+    ]
 
 
 def _of_task(
@@ -422,6 +508,9 @@ def command_of(request: Mapping[str, Any]) -> str:
     words += [word for name in request.get("against") or () for word in ("--against", str(name))]
     if request.get("control"):
         words.append("--control")
+    words += [word for value in request.get("sweep") or () for word in ("--sweep", str(value))]
+    if request.get("instances") is not None:
+        words += ["--instances", str(request["instances"])]
     return shlex.join(words)
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from gradebench import curves, disk, harness, parallel, records, registry, tables
+from gradebench import curves, disk, frontier, harness, instances, parallel, records, registry, tables
 from gradebench.cells import Progress, Run, Troubles, carry_out, gather, pending
+from gradebench.design import RATE, Variant, parse_sweep, variants
 from gradebench.errors import InputError, Unsupported
 from gradebench.hub import TRUST
 from gradebench.launchers import default_jobs, launched
@@ -59,6 +60,8 @@ class Request:
     by: str | None = None  # the metric that ranks; None: the objective
     against: Sequence[str] = ()  # labels of baselines that the others are compared with; none: all pairs
     tuned: str | None = None  # file of `gradebench tune`, whose learning rates are to be used
+    sweep: Sequence[str] = ()  # "OPTION=VALUE,VALUE,..." of the tasks, or of the learning rate
+    instances: int | None = None  # of each task; None: the one that its spec names
 
 
 @dataclass
@@ -75,6 +78,9 @@ class Outcome:
     leaderboard: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=tables.LEADERBOARD_COLUMNS))
     # every estimator against its control twin, if the run has them
     controls: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=tables.TESTS_COLUMNS))
+    frontier: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=frontier.COLUMNS))
+    areas: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=frontier.TESTS_COLUMNS))
+    instances: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=instances.BOARD_COLUMNS))
 
     @property
     def complete(self) -> bool:
@@ -141,14 +147,20 @@ def prepare(request: Request, progress: Progress) -> Run:
     jobs = request.jobs or default_jobs(device)
     run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
     grids = []
-    for resolved in task_specs:
+    ready: dict[str, Task] = {}  # by spec: learning rates share theirs
+    for variant in _varied(request, task_specs, progress):
+        resolved = variant.resolved
+        if variant.values:
+            run.design[resolved.label] = variant.facts
         with plugin_errors(f"task {resolved.label}"):
-            task = ready_task(resolved, device, request.strict, progress)
+            task = ready.get(resolved.spec) or ready_task(resolved, device, request.strict, progress)
+            ready[resolved.spec] = task
             run.tasks[resolved.label] = task
             if request.save_policies and not _saves(task):
                 progress.note(f"--save-policies: {resolved.label} keeps no policies; it runs without")
             rates, mine = _tuned(request, resolved, task, estimators, progress)
-            grids.append((_tried(replace(_plan(request, run, task), tuned=rates), resolved, task, mine), mine))
+            plan = _at_rate(replace(_plan(request, run, task), tuned=rates), variant)
+            grids.append((_tried(plan, resolved, task, mine), mine))
     if seeds is None:
         baselines = len(set(request.against))
         seeds = list(range(max(tables.default_seed_count(grid.supported, baselines) for grid, _ in grids)))
@@ -159,6 +171,27 @@ def prepare(request: Request, progress: Progress) -> Run:
         if request.control:
             run.cells += [(plan, _twin(cell)) for plan, cell in cells]
     return run
+
+
+def _varied(request: Request, tasks: Sequence[registry.Resolved], progress: Progress) -> list[Variant]:
+    """The tasks at every value of --sweep, in all --instances."""
+    sweep = parse_sweep(request.sweep)
+    if RATE in sweep and (request.learning_rate is not None or request.tuned):
+        other = "--tuned" if request.tuned else "--learning-rate"
+        raise InputError(f"--sweep {RATE} and {other} both say at which rates; leave one out")
+    found = variants(tasks, sweep, request.instances)
+    if request.instances is not None and request.instances > 1:
+        progress.note(
+            f"{request.instances} instances of each task; what one takes long to make is made once and cached"
+        )
+    return found
+
+
+def _at_rate(plan: Plan, variant: Variant) -> Plan:
+    """The plan at a swept learning rate, which its setting then names."""
+    if variant.rate is None:
+        return plan
+    return replace(plan, learning_rate=variant.rate, setting=f"{plan.setting} {RATE}={variant.rate:g}")
 
 
 def _tuned(
@@ -226,7 +259,7 @@ def _twin(cell: Cell) -> Cell:
 def _require_numbers(request: Request) -> None:
     if (request.shards or parallel.world()) % parallel.world():
         raise InputError(f"--shards {request.shards}: {parallel.world()} processes can't share them; give a multiple")
-    least = {"steps": 1, "batch": 1, "jobs": 1, "draws": 4, "checkpoints": 1, "shards": 1}
+    least = {"steps": 1, "batch": 1, "jobs": 1, "draws": 4, "checkpoints": 1, "shards": 1, "instances": 1}
     for name, minimum in least.items():
         value = getattr(request, name)
         if value is not None and value < minimum:
@@ -370,6 +403,7 @@ def config_of(request: Request, run: Run) -> dict[str, Any]:
         "seeds": sorted({cell.seed for _, cell in run.cells}),
         "cells": [cell.id for _, cell in run.cells],
         "left_out": run.left_out,
+        "design": run.design,
     }
 
 
@@ -399,6 +433,11 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
             outcome.leaderboard = tables.leaderboard(outcome.metrics, outcome.comparisons, request.by, request.against)
             written |= {"tests": outcome.comparisons, "leaderboard": outcome.leaderboard}
             written |= curves.written(outcome.metrics, request.by)
+            varied = frontier.written(outcome.metrics, run.design) | instances.written(outcome.metrics, run.design)
+            outcome.frontier = varied.get(frontier.NAME, outcome.frontier)
+            outcome.areas = varied.get(frontier.TESTS, outcome.areas)
+            outcome.instances = varied.get(instances.BOARD, outcome.instances)
+            written |= varied
         if request.control:
             written["controls"] = outcome.controls = tables.controls(outcome.metrics)
         for name, frame in written.items():

@@ -18,10 +18,10 @@ ALL = "all"  # in place of a baseline: all pairs
 _VERSIONS = ("gradebench", "torch")
 # What parts of config.json and environment.json are: whoever reads a run may trust in that.
 _SHAPES: dict[str, type] = dict.fromkeys(
-    ("plans", "tasks", "learning_rates", "rate_sources", "request", "left_out", "packages"), dict
+    ("plans", "tasks", "learning_rates", "rate_sources", "request", "left_out", "packages", "design"), dict
 )
 _SHAPES |= {"cells": list, "seeds": list}
-_OF_OBJECTS = {"plans", "tasks", "learning_rates", "rate_sources"}
+_OF_OBJECTS = {"plans", "tasks", "learning_rates", "rate_sources", "design"}
 
 
 def read_metrics(folders: Sequence[Path], apart: bool = False) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import numpy as np
 WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW = 720, 64, 16, 12, 46, 20
 PLOT_HEIGHT = 380
 LETTER, LINE = 6.6, 12.0  # of a label: pixels a letter, at most, and a line
+STRIP = 16  # pixels of a row below a figure
 PANELS, PANEL_ROW = 4, 110  # small figures side by side, and the height of each
 # Every colour is one of words too, so it has a contrast of 4.5 to 1 against the page.
 LIGHT = {
@@ -199,9 +200,17 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def curves(
-    series: Mapping[str, Sequence[tuple[float, float, float, float]]], x: str, y: str, logarithmic: bool = False
+    series: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    x: str,
+    y: str,
+    logarithmic: bool = False,
+    strips: Mapping[str, Sequence[tuple[float, float, bool]]] | None = None,
 ) -> str:
-    """For each name a line through (x, value) with a band (low, high); x may be `logarithmic`."""
+    """For each name a line through (x, value) with a band (low, high); x may be `logarithmic`.
+
+    With `strips`, below the axis, a row for each name with the ranges (from, to) of x in which it leads: solid where it
+    does, pale (False) where it isn't significantly different from who does.
+    """
     height = TOP + PLOT_HEIGHT + BOTTOM
     points = [point for line in series.values() for point in line]
     across = Axis.over([point[0] for point in points], LEFT, WIDTH - RIGHT - 110, logarithmic)
@@ -219,6 +228,14 @@ def curves(
             parts.append(f'<polygon class="band {colour}" points="{_path(outline, across.at, up.at)}"/>')
         parts.append(f'<polyline class="line {colour}" points="{_path([p[:2] for p in line], across.at, up.at)}"/>')
         parts.append(_text(across.at(line[-1][0]) + 7, lines[name], name, "start", f"label {colour}"))
+    for row, (name, spans) in enumerate((strips or {}).items()):
+        colour, top = f"c{list(series).index(name) % COLOURS}", height + STRIP * row
+        parts.append(_text(WIDTH - RIGHT - 103, top + STRIP - 4, name, "start", f"label {colour}"))
+        for first, last, leads in spans:
+            corners = [(first, top), (last, top), (last, top + STRIP - 4), (first, top + STRIP - 4)]
+            path = _path(corners, across.at, float)
+            parts.append(f'<polygon class="{"dot" if leads else "band"} {colour}" points="{path}"/>')
+    height += STRIP * len(strips or {})
     said = "; ".join(f"{name} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in series.items())
     return _page(parts, height, f"{y} by {x}. {said}")
 

@@ -14,6 +14,8 @@ from rich.text import Text
 from gradebench.boards import (
     number,
     print_controls,
+    print_frontier,
+    print_instances,
     print_leaderboard,
     print_notices,
     print_underpowered,
@@ -89,8 +91,13 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
     print_notices(outcome.metrics)
     print_underpowered(outcome.comparisons, outcome.leaderboard)
     print_controls(outcome.controls)
+    if not outcome.frontier.empty:
+        print_frontier(outcome.frontier, outcome.areas)
+    print_instances(outcome.instances)
     files = "leaderboard.csv, tests.csv, budgets.csv, crossings.csv, metrics.csv, metrics.parquet, probes.csv"
     files += "" if outcome.controls.empty else ", controls.csv"
+    files += "" if outcome.frontier.empty else ", frontier.csv, frontier_tests.csv"
+    files += "" if outcome.instances.empty else ", instances.csv, instances_leaderboard.csv"
     stdout_console().print(f"tables: {run.out}/{files}", markup=False)
     stdout_console().print(f"report: {run.out}/report.html", markup=False)
     print_notes(run, outcome, progress)

@@ -20,7 +20,7 @@ from gradebench.task import Log
 from gradebench.text_reward import TextReward
 from gradebench.transformer import ScratchPolicy
 
-SEED = 0  # of the problems, the splits and the pretraining
+SEED = 0  # of instance 0's problems, splits and pretraining; the others count on from it
 PROBLEMS = 20_000  # at most, of all that there are
 PROMPTS = {"train": 1024, "validation": 256, "test": 256}  # at most
 PRETRAINING = 0.7  # share of the problems that the scratch policy learns from; none of them is a prompt
@@ -81,14 +81,20 @@ class Arithmetic(Task):
         precision: Annotated[
             Literal["float32", "bfloat16"], "of a given policy's computations; what is trained stays in float32"
         ] = "float32",
+        instance: Annotated[int, Range(0), "which problems, splits and scratch policy: each has its own"] = 0,
     ):
         if not operators or set(operators) - set(_OPERATIONS) or len(set(operators)) < len(operators):
             raise InputError(f"arithmetic: operators={operators} won't do; give some of + - *, each once, such as +-")
         self.options = {"digits": digits, "operators": operators, "kl": kl, "policy": policy}
-        self.options |= {"lora": lora, "precision": precision}
+        self.options |= {"lora": lora, "precision": precision, "instance": instance}
         if lora and self._scratch_shaped:
             raise InputError(f"arithmetic: lora={lora} is for a given model; leave it out, or give policy=")
         self.lacks = {"soft_reward": "an answer is right or wrong, which has no derivative"}
+
+    @property
+    def _seed(self) -> int:
+        """Of all that the instance has of its own."""
+        return SEED + self.options["instance"]
 
     @property
     def _made(self) -> bool:
@@ -108,6 +114,7 @@ class Arithmetic(Task):
         kind = f"digits={self.options['digits']} operators={self.options['operators']}"
         if self._made:
             facts = {"version": self.version, "kind": kind, "pretraining": asdict(Pretraining())}
+            facts |= {"instance": self.options["instance"]} if self.options["instance"] else {}
             folder = cached_folder("arithmetic", facts, lambda folder: self._build(folder, device, log))
             policy = "scratch"
         else:
@@ -116,6 +123,7 @@ class Arithmetic(Task):
         setting = f"{kind} policy={policy} kl={self.options['kl']:g}"
         setting += f" lora={self.options['lora']}" if self.options["lora"] else ""
         setting += f" precision={self.options['precision']}" if self._half else ""
+        setting += f" instance={self.options['instance']}" if self.options["instance"] else ""
         self.settled = {"folder": str(folder), "setting": setting}
         self._adopt()
 
@@ -134,10 +142,10 @@ class Arithmetic(Task):
         """Pretrain the scratch policy on problems that are no prompts, some of them answered wrongly."""
         shape, problems = Pretraining(), self._problems()["pretraining"]
         log(f"pretraining the policy: {shape.steps:,} steps on {len(problems):,} problems")
-        torch.manual_seed(SEED)  # initial weights, the one thing that reads the global generator
+        torch.manual_seed(self._seed)  # initial weights, the one thing that reads the global generator
         policy = self._scratch().to(device)
         rows = self._rows(problems).to(device)  # (texts, answers right and off by -9 to 9, P + T)
-        loss = pretrain(policy, rows, self._prompt_length, shape)
+        loss = pretrain(policy, rows, self._prompt_length, shape, self._seed)
         save_policy(policy, None, folder)
         report = {"policy_parameters": sum(p.numel() for p in policy.parameters()), "policy_loss_nats_per_token": loss}
         (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -145,7 +153,7 @@ class Arithmetic(Task):
     def _problems(self) -> dict[str, list[str]]:
         """Prompts such as 17+5= of each part. 5+17= is in the part of 17+5=."""
         most = 10 ** self.options["digits"]
-        rng = torch.Generator().manual_seed(SEED)
+        rng = torch.Generator().manual_seed(self._seed)
         groups: dict[tuple[str, int, int], list[str]] = {}
         for operator in self.options["operators"]:
             everything = torch.arange(most * most)
@@ -292,10 +300,10 @@ def right(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     return [float(completion.strip() == str(answer_of(prompt))) for prompt, completion in pairs]
 
 
-def pretrain(policy: ScratchPolicy, rows: Tensor, prompt: int, shape: Pretraining) -> float:
+def pretrain(policy: ScratchPolicy, rows: Tensor, prompt: int, shape: Pretraining, seed: int = SEED) -> float:
     """Next-token prediction of the answers in rows (problems, right or off by something, P + T); returns the mean loss
     (nats a token) over the last tenth of the steps."""
-    rng = generator("cpu", SEED, "arithmetic")
+    rng = generator("cpu", seed, "arithmetic")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=shape.learning_rate, weight_decay=0.01)
     warm = max(1, shape.steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(

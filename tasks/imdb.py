@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 AnyVocabulary: TypeAlias = "Vocabulary | PretrainedVocabulary"
 
-SPLIT_SEED = 0  # of the corpus, the splits and everything trained before the comparison starts
+SPLIT_SEED = 0  # of instance 0's corpus, splits and everything trained before the comparison; others count on from it
 EVALUATED = 256  # prompts of each split that an evaluation reads
 SAMPLED = 4  # prompts of each split whose continuations are kept
 PRETRAINED_LEARNING_RATE = 1e-5  # usual for tuning a whole pretrained model; the base's suits small ones
@@ -119,6 +119,9 @@ class Imdb(Task):
             Literal["mini", "gpt2", "paper"],
             "what the options left open stand for: small models made here, or real ones",
         ] = "mini",
+        instance: Annotated[
+            int, Range(0), "which splits, models made here and, of the embedded corpus, reviews: each has its own"
+        ] = 0,
     ):
         chosen = PRESETS[preset]
         self.options = {
@@ -131,6 +134,7 @@ class Imdb(Task):
             "lora": chosen.lora if lora is None else lora,
             "precision": chosen.precision if precision == "auto" else precision,
             "preset": preset,
+            "instance": instance,
         }
         if self._made("policy"):  # the preset's are for a given one
             self.options |= {"lora": lora or 0, "precision": "float32" if precision == "auto" else precision}
@@ -156,6 +160,7 @@ class Imdb(Task):
             self.options["size"] = "mini" if corpus.name == "embedded" else "small"
         # Name and digest: two copies of the same texts may differ in films and official split, so in our splits.
         facts = {"version": self.version, "corpus": [corpus.name, corpus.digest], "size": asdict(self.size)}
+        facts |= {"instance": self.options["instance"]} if self.options["instance"] else {}
         # What is made here doesn't depend on a function, so editing one makes nothing anew.
         facts |= {part: "function" if part == "reward" and self._scored else one.digest for part, one in given.items()}
         folder = cached_folder("imdb", facts, lambda folder: self._build(folder, corpus, device, log))
@@ -165,6 +170,7 @@ class Imdb(Task):
         setting += f"kl={self.options['kl']:g}"
         setting += f" lora={self.options['lora']}" if self.options["lora"] else ""
         setting += f" precision={self.options['precision']}" if self._half else ""
+        setting += f" instance={self.options['instance']}" if self.options["instance"] else ""
         self.settled = {"folder": str(folder), "setting": setting}
         if self._scored:
             self.settled["function"] = given["reward"].digest
@@ -173,6 +179,11 @@ class Imdb(Task):
     @property
     def size(self) -> Size:
         return SIZES[self.options["size"]]
+
+    @property
+    def _seed(self) -> int:
+        """Of all that the instance has of its own."""
+        return SPLIT_SEED + self.options["instance"]
 
     def _adopt(self) -> None:
         """Take over what was settled, here or by the process that prepared."""
@@ -200,14 +211,15 @@ class Imdb(Task):
                 self.notices.append(notice)
                 log(notice)
                 self.options["corpus"] = wanted = "embedded"
-        return embedded_corpus() if wanted == "embedded" else read_corpus(wanted)
+        return embedded_corpus(self._seed) if wanted == "embedded" else read_corpus(wanted)
 
     def _build(self, folder: Path, corpus: Corpus, device: torch.device, log: Log) -> None:
         """Make what isn't given of vocabulary, policy and reward, and the judge, and choose the prompts."""
         size, window = self.size, self.size.prompt + self.size.horizon
         if self._made("policy") and (took := MADE_HERE.get(self.options["size"])):
-            log(f"preset {self.options['preset']}: models are trained here, once, and cached; measured: {took}")
-        parts = split_corpus(corpus, SPLIT_SEED)
+            which = f", instance {self.options['instance']}" if self.options["instance"] else ""
+            log(f"preset {self.options['preset']}{which}: models are trained here, once, and cached; measured: {took}")
+        parts = split_corpus(corpus, self._seed)
         policy, vocabulary = self._given_policy()
         if vocabulary is None:
             learned = np.concatenate([parts[name] for name in _READ])
@@ -220,18 +232,18 @@ class Imdb(Task):
         prompts = choose_prompts(ids, parts, size)
         save_file(prompts, folder / "prompts.safetensors")
 
-        torch.manual_seed(SPLIT_SEED)  # initial weights, the one thing that reads the global generator
+        torch.manual_seed(self._seed)  # initial weights, the one thing that reads the global generator
         shape = self._shape(vocabulary)
         report: dict[str, Any] = {"vocabulary": len(vocabulary)}
         if policy is None:
             text = token_rows([ids[i] for name in _READ for i in parts[name]])
-            report |= build_policy(folder, ScratchPolicy(*shape).to(device), text, size, log)
+            report |= build_policy(folder, ScratchPolicy(*shape).to(device), text, size, log, self._seed)
         else:
             report["policy_parameters"] = parameters_of(policy)
         labels = torch.from_numpy(corpus.labels.astype(np.int64))
         if reward is None:
             reward, rows = ScratchReward(*shape).to(device), parts["reward"]
-            build_reward(folder, reward, token_rows([ids[i] for i in rows]), labels[rows], size, log)
+            build_reward(folder, reward, token_rows([ids[i] for i in rows]), labels[rows], size, log, self._seed)
 
         held_out = torch.tensor([ids[i][:window] for i in parts["validation"]], device=device)
         truth = labels[parts["validation"]]
@@ -244,7 +256,7 @@ class Imdb(Task):
             gold = np.array([grammar.sentiment(text) for text in openings])
         else:
             log(f"training the gold judge on {len(parts['judge']):,} other reviews")
-            judge = train_judge(*judged_windows(vocabulary, ids, parts["judge"], labels, window))
+            judge = train_judge(*judged_windows(vocabulary, ids, parts["judge"], labels, window, self._seed))
             judge.save(folder / "judge.safetensors")
             gold = judge(openings)
         report["judge_accuracy_on_openings"] = float(((gold > 0.5) == truth.numpy()).mean())
@@ -382,9 +394,9 @@ def tuned_facts(stored: Mapping[str, Any]) -> dict[str, Any]:
     return facts | {"trials": trials_in_words(len(protocol["grid"]), len(parse_seeds(protocol["seeds"])))}
 
 
-def embedded_corpus() -> Corpus:
+def embedded_corpus(seed: int = SPLIT_SEED) -> Corpus:
     """Reviews from the grammar, whose parser is the gold judge."""
-    reviews = grammar.generate_reviews(12_000, SPLIT_SEED)
+    reviews = grammar.generate_reviews(12_000, seed)
     labels = np.array([review.label for review in reviews], dtype=np.int8)
     return Corpus("embedded", [review.text for review in reviews], labels, [review.film for review in reviews])
 
@@ -409,30 +421,34 @@ def choose_prompts(ids: list[list[int]], parts: Mapping[str, np.ndarray], size: 
     return chosen
 
 
-def build_policy(folder: Path, policy: ScratchPolicy, text: TokenRows, size: Size, log: Log) -> dict[str, Any]:
+def build_policy(
+    folder: Path, policy: ScratchPolicy, text: TokenRows, size: Size, log: Log, seed: int
+) -> dict[str, Any]:
     """Pretrain the policy and save it; returns facts for the report."""
     log(f"pretraining the policy: {size.policy_steps:,} steps, {parameters_of(policy):,} parameters")
     window = size.prompt + size.horizon
-    loss = pretrain_policy(policy, text, window, size.policy_steps, 64, 3e-3, SPLIT_SEED)
+    loss = pretrain_policy(policy, text, window, size.policy_steps, 64, 3e-3, seed)
     save_file(policy.state_dict(), folder / "policy.safetensors")
     return {"policy_parameters": parameters_of(policy), "policy_loss_nats_per_token": loss}
 
 
-def build_reward(folder: Path, reward: ScratchReward, text: TokenRows, labels: Tensor, size: Size, log: Log) -> None:
+def build_reward(
+    folder: Path, reward: ScratchReward, text: TokenRows, labels: Tensor, size: Size, log: Log, seed: int
+) -> None:
     """Train the reward on texts with labels (rows,) and save it."""
     log(f"training the reward model: {size.reward_steps:,} steps on {len(labels):,} labelled reviews")
     window = size.prompt + size.horizon
-    train_classifier(reward, text, labels, window, size.reward_steps, 64, 1e-3, SPLIT_SEED)
+    train_classifier(reward, text, labels, window, size.reward_steps, 64, 1e-3, seed)
     save_file(reward.state_dict(), folder / "reward.safetensors")
 
 
 def judged_windows(
-    vocabulary: AnyVocabulary, ids: list[list[int]], rows: np.ndarray, labels: Tensor, window: int
+    vocabulary: AnyVocabulary, ids: list[list[int]], rows: np.ndarray, labels: Tensor, window: int, seed: int
 ) -> tuple[list[str], np.ndarray]:
     """Texts as long as those that will be judged, with their review's label: four windows a review."""
     texts: TokenRows = token_rows([ids[i] for i in rows])
     index = torch.arange(len(rows)).repeat(4)
-    windows = texts.windows(index, window, torch.Generator().manual_seed(SPLIT_SEED))
+    windows = texts.windows(index, window, torch.Generator().manual_seed(seed))
     return vocabulary.decode(windows.tolist()), labels[rows][index].numpy().astype(np.int8)
 
 

@@ -40,8 +40,8 @@ def tiny_size(tmp_path_factory):
         yield
 
 
-def few_reviews():
-    reviews = grammar.generate_reviews(1500, imdb.SPLIT_SEED)
+def few_reviews(seed=imdb.SPLIT_SEED):
+    reviews = grammar.generate_reviews(1500, seed)
     labels = imdb.np.array([review.label for review in reviews], dtype=imdb.np.int8)
     return imdb.Corpus("embedded", [review.text for review in reviews], labels, [review.film for review in reviews])
 
