@@ -73,6 +73,14 @@ class PpoRatioOne(Ppo):
         return super().gradient(problem, rng)
 
 
+class PpoNoCharge(Ppo):
+    """The penalty is taken out of f and charged to nobody."""
+
+    def rollout(self, problem, rng):
+        with mock.patch.object(type(problem), "reference_log_prob", type(problem).log_prob, create=True):
+            return super().rollout(problem, rng)
+
+
 class PpoAlwaysWhitens(Ppo):
     def __init__(self, **options):
         super().__init__(**(options | {"whiten": True}))
@@ -90,6 +98,7 @@ MUTANTS = {
     "a2c, target that moves along": (A2cMovingTarget, "own loss"),
     "ppo, value that has read the token": (PpoPeekingValue, "unbiased if"),
     "ppo, ratio fixed at 1": (PpoRatioOne, "unbiased if"),
+    "ppo, charged for nothing": (PpoNoCharge, "unbiased if"),
     "ppo, whitens unasked": (PpoAlwaysWhitens, "unbiased if"),
     "ppo, lambda 0.5 unasked": (PpoShortTrace, "unbiased if"),
 }

@@ -50,6 +50,43 @@ class GrpoSumsTokens(Grpo):
         return estimate
 
 
+class GrpoStdOfPenalised(Grpo):
+    """The penalty is in the rewards whose spread divides, and in the advantages, and not beside them."""
+
+    def __init__(self, **options):
+        super().__init__(**(options | {"kl": "reward"}))
+
+
+class GrpoScaledPenalty(Grpo):
+    """The penalty beside the surrogate is divided by the group's deviation as well."""
+
+    def penalty(self, part, batch, log_prob):
+        return super().penalty(part, batch, log_prob) * batch["scale"]
+
+
+class GrpoNoPenalty(Grpo):
+    """Raw rewards alone."""
+
+    def penalty(self, part, batch, log_prob):
+        return torch.zeros_like(log_prob[..., 0])
+
+
+class ReinforcePpPastCharges(ReinforcePp):
+    """Each token is charged with those before it, which it can't help, and not with those after it."""
+
+    def advantages(self, problem, reward, batch):
+        swapped = {name: batch[name].flip(-1) for name in ("log_prob", "reference", "z") if name in batch}
+        advantage, scale = super().advantages(problem, reward, batch | swapped)
+        return advantage.flip(-1), scale
+
+
+class ReinforcePpNoCharge(ReinforcePp):
+    """No token is charged with anything."""
+
+    def advantages(self, problem, reward, batch):
+        return super().advantages(problem, reward, batch | {"reference": batch["log_prob"]})
+
+
 class DrGrpoUnscaledGradF(DrGrpo):
     """The penalty's own gradient is not shortened with the advantages."""
 
@@ -100,6 +137,8 @@ MUTANTS = {
     "grpo, ratio fixed at 1": (GrpoRatioOne, "unbiased if"),
     "grpo, normalises unasked": (GrpoAlwaysNormalises, "unbiased if"),
     "grpo, sum over tokens": (GrpoSumsTokens, "unbiased if"),
+    "reinforce-pp, charged for the past": (ReinforcePpPastCharges, "unbiased if"),
+    "reinforce-pp, charged for nothing": (ReinforcePpNoCharge, "unbiased if"),
     "dr-grpo, grad f not scaled": (DrGrpoUnscaledGradF, "unbiased if"),
     "dr-grpo, leaves its own sample out": (DrGrpoLeaveOneOut, "unbiased if"),
     "dr-grpo, best sample as baseline": (DrGrpoBestSample, "unbiased if"),
