@@ -114,6 +114,35 @@ def test_gradients_on_policy_and_off_are_those_of_the_published_loss(problem, ki
         move(problem)
 
 
+class GrpoStdOfPenalised(Grpo):
+    """The penalty is in the rewards whose spread divides, and in the advantages, and not beside them."""
+
+    def __init__(self, **options):
+        super().__init__(**(options | {"kl": "reward"}))
+
+
+class GrpoScaledPenalty(Grpo):
+    """The penalty beside the surrogate is divided by the group's deviation as well."""
+
+    def penalty(self, part, batch, log_prob):
+        return super().penalty(part, batch, log_prob) * batch["scale"]
+
+
+class GrpoNoPenalty(Grpo):
+    """Raw rewards alone."""
+
+    def penalty(self, part, batch, log_prob):
+        return torch.zeros_like(log_prob[..., 0])
+
+
+@pytest.mark.parametrize("wrong", [GrpoStdOfPenalised, GrpoScaledPenalty, GrpoNoPenalty])
+def test_a_misplaced_penalty_would_be_seen(problem, wrong):
+    batch = Batch(problem)
+    expected = flat(problem.grad(objective(Grpo, "loss", problem, batch)))
+    found = flat(wrong(n=N).gradient(problem, generator("cpu", 0)).grad)
+    assert (found - expected).norm() > 0.1 * expected.norm()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_group_of_equal_rewards_has_the_gradient_of_its_penalty_alone(problem, kind):
     z = problem.sample(N, generator("cpu", 0))

@@ -11,9 +11,12 @@ TRUE = {
     "gspo": Gspo,
     "cispo": Cispo,
     "reinforce-pp": ReinforcePp,
+    "reinforce-pp, penalty inside f": lambda **options: ReinforcePp(**({"kl": "reward"} | options)),
     "reinforce-pp, two samples": lambda **options: ReinforcePp(**({"n": 2} | options)),
 }
-WITHOUT_GRAD_F = dict.fromkeys(("grpo", "dr-grpo", "dapo", "gspo", "cispo", "reinforce-pp"), "unbiased if")
+WITHOUT_GRAD_F = dict.fromkeys(
+    ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "reinforce-pp, penalty inside f"), "unbiased if"
+)
 
 
 class RatioOne:
@@ -48,27 +51,6 @@ class GrpoSumsTokens(Grpo):
         estimate = super().gradient(problem, rng)
         del self.token_weight
         return estimate
-
-
-class GrpoStdOfPenalised(Grpo):
-    """The penalty is in the rewards whose spread divides, and in the advantages, and not beside them."""
-
-    def __init__(self, **options):
-        super().__init__(**(options | {"kl": "reward"}))
-
-
-class GrpoScaledPenalty(Grpo):
-    """The penalty beside the surrogate is divided by the group's deviation as well."""
-
-    def penalty(self, part, batch, log_prob):
-        return super().penalty(part, batch, log_prob) * batch["scale"]
-
-
-class GrpoNoPenalty(Grpo):
-    """Raw rewards alone."""
-
-    def penalty(self, part, batch, log_prob):
-        return torch.zeros_like(log_prob[..., 0])
 
 
 class ReinforcePpPastCharges(ReinforcePp):
