@@ -487,6 +487,9 @@ class SequenceProblem(Problem):
     def _embedded(self, model: Policy | Reward, tokens: Tensor, length: int) -> Tensor:
         """Embeddings (n B, length, D) of the first tokens; those of a rollout's one-hots are looked up."""
         first = tokens[:, :, :length].flatten(0, 1)
+        if not length:  # at horizon 1: embedding no tokens can't be differentiated twice
+            with torch.no_grad():
+                return model.embed(first.new_empty(len(first), 0, dtype=torch.int64))
         if tokens is not self._one_hots[0] or isinstance(model, Replicas):
             return model.embed(first)
         table = model.embed(torch.arange(self.categories, device=tokens.device)[None])[0]

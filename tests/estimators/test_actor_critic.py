@@ -107,7 +107,7 @@ def test_a2c_starts_as_reinforce_and_costs_one_backward_pass(tiny_problem):
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_first_step_with_lambda_one_is_the_score_times_return_minus_value(tiny_problem, beta):
     problem = tiny_problem(beta=beta, copies=4)
-    estimator = made(problem, 1, 1, WIDE, lam=1.0, whiten=False)
+    estimator = made(problem, 1, 1, WIDE, lam=1.0, whiten=False, kl="reward")
     z = problem.sample(1, generator("cpu", 0))
     advantage = problem.reward(z).detach()[..., None] - estimator.value(problem.features(z)).squeeze(-1).detach()
     expected = weighted_scores(problem, z, advantage)
@@ -146,7 +146,7 @@ def objective_gradient(problem, z, advantage, old, clip, binds, fixed=False):
 def later_step(tiny_problem, clip=0.1, beta=0.0):
     """Problem after a move, and the batch, the old log-probabilities and the advantages from before it."""
     problem = tiny_problem(copies=16, beta=beta)
-    estimator = made(problem, 2, 1, clip, whiten=False)
+    estimator = made(problem, 2, 1, clip, whiten=False, kl="reward")
     estimator.gradient(problem, generator("cpu", 0))
     (batch,) = estimator.queue
     z = problem.sample(1, generator("cpu", 0))[:, batch["index"]]

@@ -10,15 +10,25 @@ TRUE = {
     "a2c": A2c,
     "a2c, lambda 0.9": lambda **options: A2c(lam=0.9),
     "ppo": Ppo,
+    "ppo, penalty inside f": lambda **options: Ppo(**({"kl": "reward"} | options)),
 }
-WITHOUT_GRAD_F = {"a2c": "unbiased", "ppo": "unbiased if"}
+WITHOUT_GRAD_F = {"a2c": "unbiased", "ppo, penalty inside f": "unbiased if"}
+
+
+class Altered:
+    """A problem with some of its methods replaced."""
+
+    def __init__(self, problem, **replaced):
+        self._problem = problem
+        vars(self).update(replaced)
+
+    def __getattr__(self, name):
+        return getattr(self._problem, name)
 
 
 def reading_ahead(problem):
     """The problem, the features of each position moved back by one: those of the last come first."""
-    ahead = mock.Mock(wraps=problem, contexts=problem.contexts, offers=problem.offers, beta=problem.beta)
-    ahead.features = lambda z: problem.features(z).roll(-1, 2)
-    return ahead
+    return Altered(problem, features=lambda z: problem.features(z).roll(-1, 2))
 
 
 class A2cPeekingValue(A2c):
@@ -73,6 +83,13 @@ class PpoRatioOne(Ppo):
         return super().gradient(problem, rng)
 
 
+class PpoNoCharge(Ppo):
+    """The penalty is taken out of f and charged to nobody."""
+
+    def rollout(self, problem, rng):
+        return super().rollout(Altered(problem, reference_log_prob=problem.log_prob), rng)
+
+
 class PpoAlwaysWhitens(Ppo):
     def __init__(self, **options):
         super().__init__(**(options | {"whiten": True}))
@@ -90,6 +107,7 @@ MUTANTS = {
     "a2c, target that moves along": (A2cMovingTarget, "own loss"),
     "ppo, value that has read the token": (PpoPeekingValue, "unbiased if"),
     "ppo, ratio fixed at 1": (PpoRatioOne, "unbiased if"),
+    "ppo, charged for nothing": (PpoNoCharge, "unbiased if"),
     "ppo, whitens unasked": (PpoAlwaysWhitens, "unbiased if"),
     "ppo, lambda 0.5 unasked": (PpoShortTrace, "unbiased if"),
 }

@@ -11,9 +11,12 @@ TRUE = {
     "gspo": Gspo,
     "cispo": Cispo,
     "reinforce-pp": ReinforcePp,
+    "reinforce-pp, penalty inside f": lambda **options: ReinforcePp(**({"kl": "reward"} | options)),
     "reinforce-pp, two samples": lambda **options: ReinforcePp(**({"n": 2} | options)),
 }
-WITHOUT_GRAD_F = dict.fromkeys(("grpo", "dr-grpo", "dapo", "gspo", "cispo", "reinforce-pp"), "unbiased if")
+WITHOUT_GRAD_F = dict.fromkeys(
+    ("grpo", "dr-grpo", "dapo", "gspo", "cispo", "reinforce-pp, penalty inside f"), "unbiased if"
+)
 
 
 class RatioOne:
@@ -48,6 +51,22 @@ class GrpoSumsTokens(Grpo):
         estimate = super().gradient(problem, rng)
         del self.token_weight
         return estimate
+
+
+class ReinforcePpPastCharges(ReinforcePp):
+    """Each token is charged with those before it, which it can't help, and not with those after it."""
+
+    def advantages(self, problem, reward, batch):
+        swapped = {name: batch[name].flip(-1) for name in ("log_prob", "reference", "z") if name in batch}
+        advantage, scale = super().advantages(problem, reward, batch | swapped)
+        return advantage.flip(-1), scale
+
+
+class ReinforcePpNoCharge(ReinforcePp):
+    """No token is charged with anything."""
+
+    def advantages(self, problem, reward, batch):
+        return super().advantages(problem, reward, batch | {"reference": batch["log_prob"]})
 
 
 class DrGrpoUnscaledGradF(DrGrpo):
@@ -100,6 +119,8 @@ MUTANTS = {
     "grpo, ratio fixed at 1": (GrpoRatioOne, "unbiased if"),
     "grpo, normalises unasked": (GrpoAlwaysNormalises, "unbiased if"),
     "grpo, sum over tokens": (GrpoSumsTokens, "unbiased if"),
+    "reinforce-pp, charged for the past": (ReinforcePpPastCharges, "unbiased if"),
+    "reinforce-pp, charged for nothing": (ReinforcePpNoCharge, "unbiased if"),
     "dr-grpo, grad f not scaled": (DrGrpoUnscaledGradF, "unbiased if"),
     "dr-grpo, leaves its own sample out": (DrGrpoLeaveOneOut, "unbiased if"),
     "dr-grpo, best sample as baseline": (DrGrpoBestSample, "unbiased if"),
