@@ -267,6 +267,8 @@ def print_claims(verdicts: pd.DataFrame) -> None:
         if row["verdict"] == "untested":
             console.print(f"    {row['reason']}")
             continue
+        budget = "" if pd.isna(row["steps"]) else f", at {row['steps']:.0f} steps"
+        place = f"    on {row['task']} [{row['setting']}]{budget}"
         ends = f"{number(row['ci_low'], '.4g')} to {number(row['ci_high'], '.4g')}"
         console.print(
             f"    claimed {row['claimed']}, measured {number(row['measured'], '.4g')} ({ends}), {row['n_pairs']} seeds, "
@@ -274,7 +276,7 @@ def print_claims(verdicts: pd.DataFrame) -> None:
         )
         if row["verdict"] == OUT_OF_REACH:
             console.print(f"    {row['reason']}")
-            console.print(f"    on {row['task']} [{row['setting']}]")
+            console.print(place)
             continue
         seen = number(row["detectable"], ".3g")
         seen = f"a power of 0.8 from {seen} away" if seen != "-" else "nothing can be seen at these seeds"
@@ -284,7 +286,7 @@ def print_claims(verdicts: pd.DataFrame) -> None:
             console.print(
                 f"    {'no number of' if needed == '-' else needed} seeds would be needed, if the truth is as measured"
             )
-        console.print(f"    on {row['task']} [{row['setting']}]")
+        console.print(place)
     console.print("A verdict is about a claim in these settings, of task, scale and budget; papers had others.")
 
 
