@@ -186,7 +186,7 @@ def test_a_run_against_a_baseline_says_so_everywhere(command, tiny, tmp_path, in
     named = [word for name in ("rloo", "reinforce", "grpo") for word in ("-e", name)]
     family = ("--against", "rloo", "--by", "reward")
     status, shown, _ = command("run", "-t", tiny(), *named, "--seeds", "0-1", "--steps", 2, "--out", out, *family)
-    assert status == 0 and "at 2 steps, by reward" in shown and "p vs baseline" in shown
+    assert status == 0 and "at 2 steps, by reward" in shown and "p vs baseline" in shown and "p vs best" not in shown
     tests, board = (pd.read_csv(out / f"{name}.csv") for name in ("tests", "leaderboard"))
     assert set(tests["family"]) == {2} and set(board["ranked_by"]) == {"reward"}
     assert board.set_index("estimator")["verdict"].dropna().to_dict() == dict.fromkeys(
