@@ -131,8 +131,8 @@ def page(
     for (task, setting), mine in board.groupby(["task", "setting"], sort=False):
         rows = metrics[(metrics["task"] == task) & (metrics["setting"] == setting)]
         texts = [one for one in samples if (one["task"], one["setting"]) == (task, setting)]
-        probed_and_tuned = (_of(table, str(task), str(setting)) for table in (probes, tuning))
-        found = figures.of_task(mine, rows, *probed_and_tuned, against=against)
+        probed, tried = (_of(table, str(task), str(setting)) for table in (probes, tuning))
+        found = figures.of_task(mine, rows, probed, tried, against)
         drawn += [(f"{task} {setting}", figure) for figure in found]
         parts += _of_task(str(task), str(setting), mine, found, texts, against)
     together = figures.of_tasks(metrics, by)
