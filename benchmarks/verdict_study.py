@@ -31,7 +31,7 @@ SEEDS = (5, 8, 14)
 ESTIMATORS = 5
 MANY = 23  # as many as there are; 253 pairs, or 22 comparisons with one baseline
 FAMILIES = {3: (8, 14, 20), 22: (10, 14, 20), 253: (14, 16, 20, 24)}  # size -> seeds that power is looked at with
-POWER, PLANNED = "detectable difference seen", "apart by what is detectable"  # parts of what their rows say, for --only
+POWER, PLANNED = "detectable difference seen", "by what is detectable, seen"  # parts of what their rows say, for --only
 TASKS = 10  # that ranks are compared over
 CENTRES = (0.5, 0.7, 0.9, 1.0)  # scores of an estimator on the tasks of an interquartile mean
 
@@ -273,7 +273,7 @@ def planned_rows(law: str, draws: int) -> list[dict[str, object]]:
                 pairs = [(other, MANY - 1) for other in range(MANY - 1)]
             p = statistics.holm([statistics.paired_permutation_p(runs[a] - runs[b]) for a, b in pairs])
             shares.append(np.mean([one < statistics.ALPHA for one, (a, _) in zip(p, pairs, strict=True) if a == 0]))
-        what = f"one of {MANY} estimators apart by what is detectable seen after Holm, in a family of {family}"
+        what = f"one of {MANY} estimators above the others by what is detectable, seen after Holm, in a family of {family}"
         promised = power.power_of(seeds, effect, statistics.ALPHA / family)
         found.append(row_of(what, law, seeds, draws, promised, float(np.mean(shares))))
     return found

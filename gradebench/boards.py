@@ -22,23 +22,25 @@ from gradebench.runs import CellStatus
 from gradebench.statistics import ALPHA
 from gradebench.tables import pareto_front
 
-WIDTH_WHEN_PIPED = 200
+WIDTH_WHEN_PIPED = 220
 PAIRS_SHOWN = 15
+VERDICT_WIDTH = 22
 
 
 def stdout_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDTH_WHEN_PIPED, highlight=False, markup=False)
 
 
+_INTERVAL, _AGAINST_BEST = "95 % interval", "p vs best"
 # heading, columns of the leaderboard, format
 _NUMBERS = (
     ("rank", ["rank"], ".0f"),
     ("tier", ["tier"], ".0f"),
     ("letters", ["letters"], ""),
     ("objective", ["test_objective_mean"], ".3f"),
-    ("95 % interval", ["test_objective_ci_low", "test_objective_ci_high"], ".3f"),
+    (_INTERVAL, ["test_objective_ci_low", "test_objective_ci_high"], ".3f"),
     ("test reward", ["test_reward_mean"], ".3f"),
-    ("95 % interval", ["test_reward_ci_low", "test_reward_ci_high"], ".3f"),
+    (_INTERVAL, ["test_reward_ci_low", "test_reward_ci_high"], ".3f"),
     ("gold", ["test_gold_reward_mean"], ".3f"),
     ("train-test", ["generalization_gap"], "+.3f"),
     ("KL", ["kl_mean"], ".2f"),
@@ -49,7 +51,7 @@ _NUMBERS = (
     ("updates/step", ["updates_per_step"], ".3g"),
     ("clipped", ["clipped_updates"], ".0%"),
     ("s/step", ["seconds_per_step"], ".3f"),
-    ("p vs best", ["p_vs_best_holm"], ".3g"),
+    (_AGAINST_BEST, ["p_vs_best_holm"], ".3g"),
     ("p vs baseline", ["p_vs_baseline_holm"], ".3g"),
     ("rate", ["learning_rate"], ".2g"),
 )
@@ -62,12 +64,13 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
         title = f"{task}  [{setting}]  {at_budget(board)}"
         table = Table(title=Text(title), title_justify="left")
         table.add_column("estimator", overflow="fold")  # a label cut short names no estimator
-        shown = [one for one in _NUMBERS if not is_empty(board[one[1][0]])]
         compared = not is_empty(board["verdict"])
+        shown = [one for one in _NUMBERS if _is_shown(board, *one[:2], compared)]
         for heading, _, _ in shown:
             table.add_column(heading, justify="right")
-        for heading in ("verdict", "status")[not compared :]:
-            table.add_column(heading)
+        if compared:
+            table.add_column("verdict", min_width=VERDICT_WIDTH)
+        table.add_column("status")
         for row in board.to_dict("records"):
             numbers = (" ".join(number(row[c], form) for c in columns) for _, columns, form in shown)
             table.add_row(named(row), *numbers, *([str(row["verdict"])] if compared else []), str(row["status"]))
@@ -77,6 +80,13 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
         if front := pareto_front(board):
             ranking = board["ranked_by"].iloc[0].replace("_", " ")
             console.print(f"not dominated in test {ranking}, relative variance and s/step: {', '.join(front)}")
+
+
+def _is_shown(board: pd.DataFrame, heading: str, columns: Sequence[str], compared: bool) -> bool:
+    """Whether the terminal has room for a column: of intervals, for the one of what ranks; leaderboard.csv has all."""
+    if heading == _INTERVAL and not columns[0].startswith(f"test_{board['ranked_by'].iloc[0]}_"):
+        return False
+    return not is_empty(board[columns[0]]) and not (compared and heading == _AGAINST_BEST)
 
 
 LETTERS = (
@@ -396,6 +406,8 @@ def print_claims(verdicts: pd.DataFrame) -> None:
         if row["verdict"] == "untested":
             console.print(f"    {row['reason']}")
             continue
+        budget = "" if pd.isna(row["steps"]) else f", at {row['steps']:.0f} steps"
+        place = f"    on {row['task']} [{row['setting']}]{budget}"
         ends = f"{number(row['ci_low'], '.4g')} to {number(row['ci_high'], '.4g')}"
         console.print(
             f"    claimed {row['claimed']}, measured {number(row['measured'], '.4g')} ({ends}), {row['n_pairs']} seeds, "
@@ -403,7 +415,7 @@ def print_claims(verdicts: pd.DataFrame) -> None:
         )
         if row["verdict"] == OUT_OF_REACH:
             console.print(f"    {row['reason']}")
-            console.print(f"    on {row['task']} [{row['setting']}]")
+            console.print(place)
             continue
         seen = number(row["detectable"], ".3g")
         seen = f"a power of 0.8 from {seen} away" if seen != "-" else "nothing can be seen at these seeds"
@@ -413,7 +425,7 @@ def print_claims(verdicts: pd.DataFrame) -> None:
             console.print(
                 f"    {'no number of' if needed == '-' else needed} seeds would be needed, if the truth is as measured"
             )
-        console.print(f"    on {row['task']} [{row['setting']}]")
+        console.print(place)
     console.print("A verdict is about a claim in these settings, of task, scale and budget; papers had others.")
 
 

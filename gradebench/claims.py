@@ -18,7 +18,7 @@ OUT_OF_REACH = "cannot be decided: the bound is out of reach"
 SEEDS = "0-9"  # of the commands that would test a claim
 COLUMNS = [
     "claim", "task", "setting", "verdict", "measured", "ci_low", "ci_high", "effect_size", "claimed", "n_pairs", "p_value",
-    "p_holm", "power", "detectable", "seeds_needed", "reason", "says", "source",
+    "p_holm", "power", "detectable", "seeds_needed", "reason", "says", "source", "steps",
 ]  # fmt: skip
 
 
@@ -156,6 +156,7 @@ def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
     detectable    how far from the claimed bound the truth must be to be seen with a power of 0.8 at these seeds: in units
                   of the difference, as a factor for a ratio of variances; infinite where nothing could be seen
     seeds_needed  for claims that are not decided: so many, for that power if the truth is what was measured
+    steps         the budget: at which test prompts were last evaluated
     reason        of untested ones, with a command that would test them; and why a bound is out of reach
     """
     rows = [row for claim in claims for row in _rows(claim, metrics)]
@@ -180,7 +181,7 @@ def _rows(claim: Claim, metrics: pd.DataFrame) -> list[dict[str, Any]]:
         return [named | empty | {"reason": reason}]
     rows = []
     for (task, setting), values in tables.per_seed(mine, claim.metric, claim.split):
-        place = {"task": task, "setting": setting}
+        place = {"task": task, "setting": setting, "steps": _last_step(mine, setting)}
         lacking = [name for name in (claim.a, claim.b) if name not in values.columns]
         if lacking:
             reason = f"the run has no {claim.metric} of {' and '.join(lacking)}; this would test it: {claim.command}"
@@ -202,6 +203,12 @@ def _unfair(claim: Claim, rows: pd.DataFrame) -> str:
     return (
         "" if provenance.comparable(a, b) else f"{provenance.verdict(a, b)}; this would test it: {claim.command} --tune"
     )
+
+
+def _last_step(metrics: pd.DataFrame, setting: str) -> float:
+    """The budget: at which test prompts were last evaluated in a setting; NaN where they never were."""
+    tested = (metrics["phase"] == "evaluation") & (metrics["split"] == "test") & (metrics["setting"] == setting)
+    return float(metrics.loc[tested, "step"].max())
 
 
 def _measured(claim: Claim, both: pd.DataFrame, place: str) -> dict[str, Any]:

@@ -26,8 +26,7 @@ def power_of(n: int, effect: float, level: float) -> float:
                   c(u) the t above which the test rejects differences whose residuals are u, up to scale
     For normal differences u is independent of T. Where few of the 2^n sign assignments fit under the level, c is far
     above the t test's: 14 seeds at 0.05 / 253 leave one, so that all differences must have one sign, with the chance
-    Phi(effect)^n. Above 22 seeds c
-    is the t test's.
+    Phi(effect)^n. Above 22 seeds c is the t test's.
     """
     least = statistics.smallest_attainable_p(n)
     if n < 2 or least >= level:

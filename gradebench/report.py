@@ -425,13 +425,14 @@ def _claims(metrics: pd.DataFrame) -> list[str]:
     )
     columns = (
         ("claim", "says", "text"), ("verdict", "verdict", ""), ("claimed", "claimed", ""), ("measured", "measured", ".3g"),
-        ("95 % interval", "interval", ""), ("effect", "effect_size", "+.2f"), ("seeds", "n_pairs", ".0f"),
+        ("95 % interval", "interval", ""), ("effect", "effect_size", "+.2f"), ("seeds", "n_pairs", ".0f"), ("steps", "steps", ".0f"),
         ("p (Holm)", "p_holm", ".3g"), ("power", "power", ".2f"), ("seen from", "detectable", ".3g"),
         ("seeds needed", "seeds_needed", ".0f"), ("source", "source", "text"),
     )  # fmt: skip
     note = (
         "<p>Effect is standardised and paired, 0 at the bound. Power is that of the test at these seeds if the truth is as "
-        "measured; from the distance “seen from” on it is 0.8. A verdict is about a claim in these settings, of task, "
+        "measured; from the distance “seen from” on it is 0.8. Where "
+        "even the highest value of the metric wouldn't reach the bound, nothing can be decided. A verdict is about a claim in these settings, of task, "
         "scale and budget; papers had others.</p>"
     )
     untested = {str(row["says"]): row["reason"] for row in verdicts[open_].to_dict("records")}

@@ -96,7 +96,7 @@ def test_the_page_shows_the_study_of_verdicts_and_it_keeps_its_promises():
     assert verdict_table(study) in VERDICTS
     decided = study["what"].str.contains("apart|tier|decided|supported|Friedman|interval of a difference")
     tests = study[decided & ~study["what"].str.contains("one side")]
-    assert len(tests) == 123 and tests["draws"].min() == 2000
+    assert len(tests) == 135 and tests["draws"].min() == 2000
     assert (tests["found"] <= tests["promised"] + 4 * tests["standard_error"]).all()
 
 

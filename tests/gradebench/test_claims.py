@@ -98,6 +98,51 @@ def test_variances_are_compared_as_factors(bound, expected):
     assert 1 < row["detectable"] < 2  # a factor
 
 
+@pytest.mark.parametrize(
+    ("a", "margin", "expected"),
+    [
+        (0.49, 0.02, "supported"),
+        (0.49, 0.0, "contradicted"),
+        (0.46, 0.02, "contradicted"),
+        (0.48, 0.02, "not distinguishable"),
+    ],
+)
+def test_no_worse_has_a_margin(a, margin, expected):
+    """a - b is -0.01, -0.04 or -0.02, with a standard error of 0.001."""
+    metrics = run_of(a=draws(a, spread=0.003), b=draws(0.5, spread=0.003, seed=1))
+    assert verdict_of(claim(margin=margin), metrics)["verdict"] == expected
+    at_most = claim(at_most=0.0, margin=margin, a="b", b="a")
+    assert verdict_of(at_most, metrics)["verdict"] == expected
+    assert at_most.claimed == ("b - a <= 0.02 (with a margin of 0.02)" if margin else "b - a <= 0")
+
+
+def test_a_bound_that_nothing_could_reach_is_not_contradicted():
+    """b has 0.76 and the metric ends at 1: no a is 1.5 times as much; 1.2 times could be, and isn't."""
+    metrics = run_of(a=draws(0.8), b=draws(0.76, seed=1))
+    row = verdict_of(claim(form="ratio", at_least=1.5, highest=1.0), metrics)
+    assert row["verdict"] == "cannot be decided: the bound is out of reach"
+    assert "b has 0.76" in row["reason"] and "at most 1.3" in row["reason"]
+    assert row["steps"] == 40 and math.isnan(row["seeds_needed"])
+    assert verdict_of(claim(form="ratio", at_least=1.2, highest=1.0), metrics)["verdict"] == "contradicted"
+    assert verdict_of(claim(form="ratio", at_least=1.5), metrics)["verdict"] == "contradicted"
+    assert verdict_of(claim(at_least=0.3, highest=1.0), metrics)["verdict"] == claims.OUT_OF_REACH
+    (shipped,) = (one for one in read_claims() if one.id == "grade-ste-reward-over-ppo")
+    assert shipped.out_of_reach(np.array([0.76])) and not shipped.out_of_reach(np.array([0.6]))
+
+
+def test_claims_about_named_estimators_are_the_family(command, tmp_path):
+    metrics = run_of(a=draws(0.7, 6), b=draws(0.5, 6, seed=1), c=draws(0.5, 6, seed=2))
+    listed = [claim(), claim(id="d", a="b", b="c")]
+    assert [one.id for one in claims.about(listed, ["a"])] == ["c"]
+    assert judge(claims.about(listed, ["a"]), metrics)["verdict"].tolist() == ["supported"]
+    assert judge(listed, metrics)["verdict"].tolist()[0] == "underpowered"  # 2 / 2^6 twice is above 0.05
+    tables.write_parquet(metrics, tmp_path / "metrics.parquet")
+    status, _, err = command("claims", tmp_path, "--against", "rlooo")
+    assert status == 2 and "--against rlooo: no claim is about it" in err and len(err.splitlines()) == 1
+    out = command("claims", tmp_path, "--against", "rloo")[1]
+    assert "RLOO ends" in out and "GRADE-STE" not in out
+
+
 def test_too_few_seeds_are_underpowered_and_say_how_many_it_takes():
     row = verdict_of(claim(), run_of(a=draws(0.7, 3), b=draws(0.5, 3, seed=1)))
     assert row["verdict"] == "underpowered" and row["n_pairs"] == 3
@@ -235,6 +280,8 @@ GOOD = '[[claim]]\nid="c"\nsays="s"\nsource="p"\ntask="imdb"\na="a"\nb="b"\nmetr
         (GOOD.replace('b="b"', "b=3"), "b = 3 is no text"),
         (GOOD.replace('task="imdb"\n', ""), "lacks task"),
         (GOOD + 'colour="red"', "unknown entry 'colour'"),
+        (GOOD + "margin=-1", "a margin is 0 or above"),
+        (GOOD + "margin=1", "a ratio's bound is above 0"),
     ],
 )
 def test_a_file_that_is_none_is_refused(tmp_path, content, said):

@@ -63,6 +63,9 @@ def refused(command, tmp_path, monkeypatch):
         (["--timeout", "-1"], ["--timeout -1: a number above 0"]),
         (["--learning-rate", "-1"], ["--learning-rate -1: a number above 0"]),
         (["--learning-rate", "nan"], ["--learning-rate nan: a number above 0"]),
+        (["--by", "kl"], ["--by kl: ranks go by objective, reward, gold_reward"]),
+        (["--against", "rloo"], ["--against rloo: it isn't among the estimators, reinforce; add -e rloo"]),
+        (["--against", "reinforce"], ["--against reinforce: nothing else is left"]),
         (["--device", "toaster"], ["--device 'toaster'", "auto, cpu and cuda"]),
         (["--device", "meta"], ["--device 'meta'", "auto, cpu and cuda"]),
         (["-e", "nowhere.py:Mine"], ["nowhere.py", "No such file"]),
@@ -175,6 +178,23 @@ def test_the_leaderboard_is_on_stdout_and_the_rest_on_stderr(command, tiny, tmp_
     assert "rloo" in out and "[kl=0]" in out and f"tables: {tmp_path}/r/leaderboard.csv" in out
     assert "learning rates" in err and "learning rates" not in out
     assert "\x1b" not in out + err  # neither colours nor a bar that is drawn anew
+
+
+def test_a_run_against_a_baseline_says_so_everywhere(command, tiny, tmp_path, in_process):
+    """The family of two comparisons is kept for the report, and its command asks for the same."""
+    out = tmp_path / "r"
+    named = [word for name in ("rloo", "reinforce", "grpo") for word in ("-e", name)]
+    family = ("--against", "rloo", "--by", "reward")
+    status, shown, _ = command("run", "-t", tiny(), *named, "--seeds", "0-1", "--steps", 2, "--out", out, *family)
+    assert status == 0 and "at 2 steps, by reward" in shown and "p vs baseline" in shown and "p vs best" not in shown
+    tests, board = (pd.read_csv(out / f"{name}.csv") for name in ("tests", "leaderboard"))
+    assert set(tests["family"]) == {2} and set(board["ranked_by"]) == {"reward"}
+    assert board.set_index("estimator")["verdict"].dropna().to_dict() == dict.fromkeys(
+        ["reinforce", "grpo"], "not significantly different from rloo"
+    )
+    assert "--by reward --against rloo" in (out / "report.html").read_text()
+    assert command("report", out)[0] == 0
+    assert "At 2 steps, by reward, with 2 seeds: not significantly" in (out / "report.html").read_text()
 
 
 def test_a_failed_cell_ends_in_status_1_with_its_reason_and_the_tables(command, tiny, tmp_path, in_process):

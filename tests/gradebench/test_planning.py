@@ -33,6 +33,16 @@ def test_a_plan_reads_the_spread_of_the_pilot():
     assert plan["seeds_needed"].is_monotonic_decreasing
 
 
+def test_a_plan_for_a_baseline_counts_its_comparisons_alone():
+    rng = np.random.default_rng(1)
+    rewards = {name: rng.normal(0, 0.3, 12) for name in "abcd"}
+    found = planning.plan(pilot(rewards), "abcd", 0.3, against=["c"])
+    assert len(found) == 3 and set(found["family"]) == {3} and set(found["metric"]) == {"reward"}
+    assert all("c" in (row.estimator_a, row.estimator_b) for row in found.itertuples())
+    by_pair = planning.plan(pilot(rewards), "abcd", 0.3)
+    assert set(by_pair["family"]) == {6} and found["seeds_needed"].max() < by_pair["seeds_needed"].max()
+
+
 def test_small_pilots_are_not_trusted():
     rewards = {"a": [0.0, 0.1, 0.2], "b": [0.0, 0.2, 0.1]}
     row = planning.plan(pilot(rewards), ["a", "b"], 0.1).iloc[0]
@@ -61,6 +71,10 @@ def test_the_command_plans_and_runs_nothing(command, tmp_path, monkeypatch):
     status, out, err = command("run", "-e", "rloo", "-e", "grpo", "-e", "st", "--plan", "pilot")
     assert status == 0 and "over 3 pairs" in out
     assert "pilot lacks st" in err
+    words = ("run", "-e", "rloo", "-e", "grpo", "-e", "ppo", "--plan", "pilot", "--against")
+    status, out, err = command(*words, "ppo")
+    assert status == 0 and "over 2 pairs" in out and "difference in test reward" in out
+    assert command(*words, "st")[0] == 2
     status, out, err = command("run", "-t", "polynomial", "--plan", "pilot")
     assert (status, out) == (2, "")
     assert err.startswith("gradebench: pilot has no polynomial")

@@ -129,6 +129,63 @@ def test_without_names_each_stands_against_the_best(command, run_of, tmp_path):
     assert set(rows["estimator_a"]) == {"rloo"} and set(rows["estimator_b"]) == {"grpo", "ppo"}
 
 
+# --- what ranks, and baselines ----------------------------------------------------------------------------------
+
+
+def test_baselines_and_what_ranks_are_chosen_or_as_the_run_was_made(command, run_of, tmp_path):
+    run, path = run_of("run", REWARDS), tmp_path / "board.csv"
+    status, out, err = command("leaderboard", run, "--against", "grpo", "--csv", path)
+    assert status == 0 and "at 4 steps, by reward" in out and "above grpo" in out
+    assert err == "imdb is ranked by reward: its test prompts have no objective in all cells\n"
+    assert list(table(path)["verdict"].fillna("")) == ["above grpo", "", "below grpo"]
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"request": {"by": "reward", "against": ["ppo"]}}))
+    status, out, err = command("leaderboard", run, "--csv", path)
+    assert (status, err) == (0, "") and list(table(path)["verdict"].fillna("")) == ["above ppo", "above ppo", ""]
+    status, out, _ = command("compare", run)
+    assert status == 0 and "the 2 pairs with ppo" in out
+    assert command("leaderboard", run, "--against", "all", "--csv", path)[0] == 0
+    assert list(table(path)["letters"]) == ["a", "b", "c"] and table(path)["verdict"].isna().all()
+    assert command("report", run)[0] == 0
+    assert "At 4 steps, by reward, with 8 seeds: above ppo: rloo, grpo." in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--by", "beauty"], "--by beauty: ranks go by objective, reward, gold_reward"),
+        (["--by", "gold_reward"], "--by gold_reward: nothing here has it on test prompts; there is reward"),
+        (["--against", "rlooo"], "--against rlooo: the run has no such estimator; it has grpo, ppo, rloo"),
+        (["--against", "rloo", "--against", "ppo", "--against", "grpo"], "nothing else is left"),
+    ],
+)
+@pytest.mark.parametrize("what", ["leaderboard", "compare", "report"])
+def test_a_name_that_is_none_is_one_line(command, run_of, what, words, said):
+    status, out, err = command(what, run_of("run", REWARDS), *words)
+    assert (status, out) == (2, "") and said in err and len(err.splitlines()) == 1
+
+
+def test_a_pair_outside_of_the_family_is_one_line(command, run_of):
+    status, _, err = command("compare", run_of("run", REWARDS), "rloo", "ppo", "--against", "grpo")
+    assert status == 2 and "rloo and ppo aren't compared in this family; give --against rloo" in err
+
+
+def test_runs_made_before_the_objective_was_have_it_where_its_weight_is_known(command, run_of, tmp_path):
+    """Rewards .7, .6 and .5 and divergences 3, 1 and 1, at a weight of 0.1: .4, .5 and .4."""
+    run = run_of("run", REWARDS)
+    metrics = pd.read_parquet(run / "metrics.parquet")
+    spent = metrics[metrics["metric"] == "reward"].assign(metric="kl")
+    spent["value"] = spent["estimator"].map({"rloo": 3.0, "grpo": 1.0, "ppo": 1.0})
+    tables.write_parquet(pd.concat([metrics, spent]), run / "metrics.parquet")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"tasks": {"imdb": {"options": {"kl": 0.1}}}}))
+    status, _, err = command("leaderboard", run, "--csv", tmp_path / "board.csv")
+    board = table(tmp_path / "board.csv").set_index("estimator")
+    assert (status, err) == (0, "") and board.index[0] == "grpo" and set(board["ranked_by"]) == {"objective"}
+    for name, kl in (("rloo", 3.0), ("ppo", 1.0)):
+        assert board.loc[name, "test_objective_mean"] == pytest.approx(board.loc[name, "test_reward_mean"] - 0.1 * kl)
+
+
 # --- status -----------------------------------------------------------------------------------------------------
 
 
