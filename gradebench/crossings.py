@@ -7,6 +7,7 @@ and a seed's whole curve of differences is what the test flips, so that its budg
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -108,9 +109,9 @@ def crossing(budgets: ArrayLike, differences: ArrayLike, leads: Sequence[int] | 
     at, mean = np.asarray(budgets, dtype=np.float64), np.asarray(differences, dtype=np.float64).mean(axis=0)
     states = np.asarray(leads)
     signed = np.flatnonzero(mean != 0)  # a difference of exactly 0 belongs to neither
-    changes = [(i, j) for i, j in zip(signed[:-1], signed[1:], strict=True) if mean[i] * mean[j] < 0]
+    changes = [(i, j) for i, j in pairwise(signed) if mean[i] * mean[j] < 0]
     decided = np.flatnonzero(states)
-    found: list[tuple[bool, Crossing]] = []
+    found: list[Crossing] = []
     for i, j in changes:
         left, right = decided[decided <= i], decided[decided >= j]
         before, after = (int(states[left[-1]]) if left.size else 0), (int(states[right[0]]) if right.size else 0)
@@ -119,12 +120,10 @@ def crossing(budgets: ArrayLike, differences: ArrayLike, leads: Sequence[int] | 
         share = mean[i] / (mean[i] - mean[j])
         budget = math.exp((1 - share) * math.log(at[i]) + share * math.log(at[j]))
         low, high = (at[left[-1]] if left.size else math.nan), (at[right[0]] if right.size else math.nan)
-        one = Crossing(budget, float(low), float(high), before, after, len(changes))
-        found.append((one.supported, one))
+        found.append(Crossing(budget, float(low), float(high), before, after, len(changes)))
     if not found:
         return Crossing(math.nan, math.nan, math.nan, *_ends(states, decided), len(changes))
-    supported = [one for is_supported, one in found if is_supported]
-    return (supported or [one for _, one in found])[-1]
+    return ([one for one in found if one.supported] or found)[-1]
 
 
 def _ends(states: NDArray[np.int64], decided: NDArray[np.int64]) -> tuple[int, int]:
