@@ -48,6 +48,7 @@ EstimatorOption = Annotated[
 ]
 TaskOption = Annotated[list[str] | None, typer.Option("--task", "-t", help="NAME[:k=v,...] or all; repeatable")]
 BatchOption = Annotated[int | None, typer.Option(help="sampled sequences a step; default: the task's")]
+ClipOption = Annotated[float, typer.Option(help="of the gradient's global norm")]
 RateOption = Annotated[float | None, typer.Option(help="for all estimators; default: the tuned value of each")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 OutOption = Annotated[str | None, typer.Option(help="folder of the results; default: results/<task>-<time>")]
@@ -70,6 +71,7 @@ def run(
     steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
     batch: BatchOption = None,
     learning_rate: RateOption = None,
+    clip: ClipOption = 1.0,
     tuned: Annotated[
         str | None, typer.Option(metavar="FILE", help="tuned.json of `gradebench tune`, for its learning rates")
     ] = None,
@@ -118,6 +120,7 @@ def run(
         seeds=seeds,
         steps=steps,
         batch=batch,
+        clip=clip,
         learning_rate=learning_rate,
         device=device,
         out=out,
@@ -175,6 +178,7 @@ def tune(
     seeds: Annotated[str, typer.Option(help="0-9 or 0,2,5-7; a comparison has to use others")] = "1000-1001",
     steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
     batch: BatchOption = None,
+    clip: ClipOption = 1.0,
     device: DeviceOption = "auto",
     out: OutOption = None,
     jobs: JobsOption = None,
@@ -193,6 +197,7 @@ def tune(
         seeds=seeds,
         steps=steps,
         batch=batch,
+        clip=clip,
         device=device,
         out=out or str(runner.default_folder(runner.expand("tasks", tasks)[0], "tuning-")),
         jobs=jobs,
@@ -271,6 +276,7 @@ def probe(
     steps: Annotated[int | None, typer.Option(help="steps of the trajectory; default: the task's")] = None,
     batch: BatchOption = None,
     learning_rate: RateOption = None,
+    clip: ClipOption = 1.0,
     device: DeviceOption = "auto",
     out: OutOption = None,
     jobs: JobsOption = None,
@@ -289,6 +295,7 @@ def probe(
         seeds=str(seed),
         steps=steps,
         batch=batch,
+        clip=clip,
         learning_rate=learning_rate,
         device=device,
         out=out,
@@ -336,7 +343,7 @@ def leaderboard(
     runs: RunsArgument,
     csv: CsvOption = None,
     apart: Annotated[
-        bool, typer.Option("--apart", help="rank runs that differ in setting, budget or version apart, not refuse them")
+        bool, typer.Option("--apart", help="rank runs apart that differ in what numbers depend on, not refuse them")
     ] = False,
 ) -> None:
     """Rank the estimators of one run, or of several as if they had been one."""
@@ -344,6 +351,7 @@ def leaderboard(
     from gradebench import runs as folders
 
     metrics = folders.read_metrics(runs, apart)
+    _say_unlisted(runs)
     comparisons = _tested(metrics)
     board = tables.leaderboard(metrics, comparisons)
     boards.print_leaderboard(board)
@@ -366,6 +374,7 @@ def merge(
         merged(runs, out)
     except OSError as error:
         raise InputError(f"can't write into {out}: {error.strerror}") from error
+    _say_unlisted(runs)
     metrics = folders.read_metrics([out])
     boards.print_leaderboard(tables.leaderboard(metrics, _tested(metrics)))
     typer.echo(out)
@@ -376,6 +385,9 @@ def compare(
     run: RunArgument,
     a: Annotated[str | None, typer.Argument(help="an estimator", show_default=False)] = None,
     b: Annotated[str | None, typer.Argument(help="another one", show_default=False)] = None,
+    also: Annotated[
+        list[Path] | None, typer.Option("--with", metavar="RUN", help="another run to pool with it; repeatable")
+    ] = None,
     csv: CsvOption = None,
 ) -> None:
     """Compare two estimators of a run by every metric; without names, each with the best by test reward."""
@@ -384,7 +396,9 @@ def compare(
 
     if a and not b:
         raise InputError(f"{a} is to be compared with nothing; give two estimators, or none")
-    comparisons = _tested(folders.read_metrics([run]))
+    pooled = [run, *(also or [])]
+    comparisons = _tested(folders.read_metrics(pooled, mend="give runs that agree"))
+    _say_unlisted(pooled)
     rows = folders.chosen_pair(comparisons, a, b) if a and b else folders.against_best(comparisons)
     if rows.empty:
         raise InputError(f"{run} has nothing to compare: fewer than two estimators, or no rewards")
@@ -407,7 +421,8 @@ def claims(
     from gradebench import runs as folders
 
     listed = published.read_claims(file or published.BUILT_IN)
-    metrics = folders.read_metrics(runs)
+    metrics = folders.read_metrics(runs, mend="give them one by one")
+    _say_unlisted(runs)
     try:
         verdicts = published.judge(listed, metrics)
     except ValueError as error:
@@ -426,7 +441,7 @@ def report(
         Path | None, typer.Option(help="folder of the report; default: the run's own", show_default=False)
     ] = None,
     apart: Annotated[
-        bool, typer.Option("--apart", help="show runs that differ in setting, budget or version apart, not refuse them")
+        bool, typer.Option("--apart", help="show runs apart that differ in what numbers depend on, not refuse them")
     ] = False,
 ) -> None:
     """Write report.html: one file to look at, send or print, with every number behind its figures."""
@@ -438,6 +453,7 @@ def report(
     try:
         for path in write_report(runs, out=out, plots=plots, apart=apart):
             typer.echo(path)
+        _say_unlisted(runs)
     except ValueError as error:
         raise InputError(str(error)) from error
     except OSError as error:
@@ -456,6 +472,14 @@ def status(run: RunArgument) -> None:
     boards.print_statuses(statuses)
     if any(cell.status not in ("ok", "skipped") for cell in statuses):
         raise SystemExit(1)
+
+
+def _say_unlisted(runs: list[Path]) -> None:
+    """On stderr, which runs could be compared only in part."""
+    from gradebench.runs import unlisted
+
+    if said := unlisted(runs):
+        typer.echo(said, err=True)
 
 
 def _tested(metrics: "DataFrame") -> "DataFrame":

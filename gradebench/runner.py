@@ -5,10 +5,11 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from gradebench import disk, harness, parallel, records, registry, tables
+from gradebench import disk, earlier, harness, parallel, records, registry, repeat, runs, tables
 from gradebench.cells import Progress, Run, Troubles, carry_out, gather, pending
 from gradebench.errors import InputError, Unsupported
 from gradebench.hub import TRUST
@@ -55,6 +56,7 @@ class Request:
     shards: int | None = None  # parts of a batch; None: one a process
     save_policies: bool = False
     tuned: str | None = None  # file of `gradebench tune`, whose learning rates are to be used
+    clip: float = 1.0  # of the gradient's global norm
 
 
 @dataclass
@@ -71,11 +73,13 @@ class Outcome:
     leaderboard: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=tables.LEADERBOARD_COLUMNS))
     # every estimator against its control twin, if the run has them
     controls: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=tables.TESTS_COLUMNS))
+    own: frozenset[str] | None = None  # ids of the cells that the command was for; None: all
 
     @property
     def complete(self) -> bool:
-        """Whether every cell gave all that it could."""
-        return not self.unprobed and bool(self.metrics["status"].isin(["ok", "skipped"]).all())
+        """Whether every cell that was asked for gave all that it could."""
+        mine = self.metrics if self.own is None else self.metrics[self.metrics["cell_id"].isin(self.own)]
+        return not self.unprobed and bool(mine["status"].isin(records.FINISHED).all())
 
 
 # --- before a run -----------------------------------------------------------------------------------------------
@@ -227,7 +231,11 @@ def _require_numbers(request: Request) -> None:
         value = getattr(request, name)
         if value is not None and value < minimum:
             raise InputError(f"--{name} {value}: at least {minimum} {'is' if minimum == 1 else 'are'} needed")
-    for name, number in (("learning-rate", request.learning_rate), ("timeout", request.timeout)):
+    for name, number in (
+        ("learning-rate", request.learning_rate),
+        ("timeout", request.timeout),
+        ("clip", request.clip),
+    ):
         if number is not None and not 0 < number < math.inf:
             raise InputError(f"--{name} {number:g}: a number above 0 is needed")
     if not 0 <= request.checkpoint_every < math.inf:
@@ -282,6 +290,7 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         steps=request.steps or task.default_steps,
         batch=request.batch or task.default_batch,
         learning_rate=request.learning_rate,
+        clip=request.clip,
         checkpoint_every=request.checkpoint_every,
         train=request.train,
         checkpoints=request.checkpoints,
@@ -348,10 +357,10 @@ def default_folder(tasks: Sequence[registry.Resolved], prefix: str = "") -> Path
 def config_of(request: Request, run: Run) -> dict[str, Any]:
     """config.json: the request, and what it came to."""
     plans = {cell.task: plan for plan, cell in run.cells}
-    labels = dict.fromkeys((cell.task, cell.estimator, cell.estimator_spec) for _, cell in run.cells)
+    known = {(cell.task, cell.estimator): run.facts(plan, cell) for plan, cell in run.cells}
     rates: dict[str, dict[str, float]] = {}
-    for task, estimator, spec in labels:
-        rates.setdefault(task, {})[estimator] = harness.learning_rate_of(run.tasks[task], plans[task], spec)
+    for (task, estimator), mine in known.items():
+        rates.setdefault(task, {})[estimator] = mine["estimator"]["learning rate"]
     return {
         "request": asdict(request),
         # `settled` names folders of this machine's cache; what ran stands in the setting.
@@ -362,6 +371,8 @@ def config_of(request: Request, run: Run) -> dict[str, Any]:
         "seeds": sorted({cell.seed for _, cell in run.cells}),
         "cells": [cell.id for _, cell in run.cells],
         "left_out": run.left_out,
+        "facts": earlier.gathered((*named, mine) for named, mine in known.items()),
+        "given": repeat.given(asdict(request), run.cells),
     }
 
 
@@ -390,8 +401,9 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
             outcome.comparisons = tables.comparisons(outcome.metrics)
             outcome.leaderboard = tables.leaderboard(outcome.metrics, outcome.comparisons)
             written |= {"tests": outcome.comparisons, "leaderboard": outcome.leaderboard}
-        if request.control:
-            written["controls"] = outcome.controls = tables.controls(outcome.metrics)
+        controls = tables.controls(outcome.metrics)
+        if request.control or len(controls):
+            written["controls"] = outcome.controls = controls
         for name, frame in written.items():
             tables.write_csv(frame, run.out / f"{name}.csv")
     return outcome
@@ -400,9 +412,15 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
 def measure(request: Request, run: Run, progress: Progress) -> Outcome:
     """Run all cells that aren't finished yet, and gather what they measured, also when interrupted; no comparisons.
 
-    To be called by who holds the folder.
+    Cells that earlier commands left in the folder, on the same settings, stay in its tables. To be called by who holds
+    the folder.
+
+    Raises        InputError where finished cells would be lost, unless the request is for a fresh start.
     """
-    records.write_json(run.out / "config.json", config_of(request, run))
+    before = runs.read_json(run.out / "config.json")
+    stand_beside(request, run, before, progress)
+    config = earlier.united(config_of(request, run), before, run.kept, run.interrupted)
+    records.write_json(run.out / "config.json", config)
     records.write_json(run.out / "environment.json", records.environment(run.device))
     jobs, troubles, interrupted = pending(run, request.resume), Troubles(), False
     reused = len(run.cells) - len(jobs)
@@ -419,4 +437,31 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
     tables.write_parquet(metrics, run.out / "metrics.parquet")
     if samples:
         records.write_lines(run.out / records.SAMPLES, samples)
-    return Outcome(metrics, probes, troubles.reasons, troubles.unprobed, interrupted, reused)
+    own = frozenset(cell.id for _, cell in run.cells)
+    return Outcome(metrics, probes, troubles.reasons, troubles.unprobed, interrupted, reused, own=own)
+
+
+def stand_beside(request: Request, run: Run, before: Mapping[str, Any], progress: Progress) -> None:
+    """Takes in what earlier commands left in the folder, and says what goes on and what stays.
+
+    Raises        InputError where finished cells would be lost; a fresh start deletes them.
+    """
+    found = earlier.beside(run.out, [(cell, run.facts(plan, cell)) for plan, cell in run.cells])
+    if found.lost and request.resume:
+        raise InputError(found.refusal(run.out))
+    asked, gone = {cell.id for _, cell in run.cells}, {left.id for left in found.lost}
+    for left in found.lost:
+        if left.id not in asked:
+            shutil.rmtree(left.folder)
+    run.kept = found.kept
+    ended = {left.id for left in found.kept} | gone | asked | set(found.damaged)
+    run.interrupted = [] if gone else [name for name in before.get("cells", []) if str(name) not in ended]
+    if found.extended and request.resume:
+        fresh = [name for name in found.extended if not (run.out / "cells" / name / records.TRAINING).is_file()]
+        progress.note(f"{len(found.extended) - len(fresh)} trainings go on from their last step")
+        if fresh:
+            progress.note(f"{len(fresh)} start over: their last state was too large to keep, or no plain data")
+    if found.kept:
+        progress.note(f"{len(found.kept)} other cells of {run.out} stay in its tables")
+    if found.damaged:
+        progress.note(f"{len(found.damaged)} cells are damaged and left out, as {found.damaged[0]}; ask for them again")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradebench import Ledger, Range, SequenceProblem, Task
-from gradebench.cache import cached_folder
+from gradebench.cache import cached_folder, digests_of
 from gradebench.errors import InputError
 from gradebench.hub import is_here, locate_model
 from gradebench.pretraining import TokenRows, accuracy, pretrain_policy, token_rows, train_classifier
@@ -366,6 +366,9 @@ class Imdb(Task):
         recorded = json.loads((Path(__file__).parent / "data" / "imdb_tuned.json").read_text(encoding="utf-8"))
         corpus = "embedded" if self.options["corpus"] == "embedded" else "real"
         return recorded.get(corpus, {}).get("estimators", {}).get(estimator)
+
+    def digests(self) -> dict[str, str]:
+        return digests_of(self.folder)
 
     def describe(self) -> dict[str, Any]:
         return {"options": self.options, **json.loads((self.folder / "report.json").read_text(encoding="utf-8"))}
