@@ -351,8 +351,8 @@ def leaderboard(
     from gradebench import runs as folders
 
     metrics = folders.read_metrics(runs, apart)
-    _say_unlisted(runs)
     comparisons = _tested(metrics)
+    _say_unlisted(runs)
     board = tables.leaderboard(metrics, comparisons)
     boards.print_leaderboard(board)
     boards.print_across(across.across_tasks(metrics), across.ranks(metrics))
@@ -422,11 +422,11 @@ def claims(
 
     listed = published.read_claims(file or published.BUILT_IN)
     metrics = folders.read_metrics(runs, mend="give them one by one")
-    _say_unlisted(runs)
     try:
         verdicts = published.judge(listed, metrics)
     except ValueError as error:
         raise InputError(str(error)) from error
+    _say_unlisted(runs)
     boards.print_claims(verdicts)
     _write(verdicts, csv)
 

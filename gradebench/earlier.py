@@ -81,7 +81,11 @@ def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
     for left in _left(out):
         ours = wanted.get(left.id)
         if ours is None and left.task and left.task not in tasks:
-            _keep(found, left)
+            same = next((name for name, mine in tasks.items() if _is_one(left.facts["task"], mine)), None)
+            if same:
+                _lose(found, left, f"of {left.task}, which settled to the same as {same} (give -t {left.task})")
+            else:
+                _keep(found, left)
         elif not left.finished and ours is not None:
             continue
         elif not (left.facts["task"] and left.facts["estimator"]):
@@ -99,6 +103,11 @@ def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
             elif ours is None:
                 _keep(found, left)
     return found
+
+
+def _is_one(task: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two spellings of a task settled to the same."""
+    return bool(task) and not {"task", "setting", "options"} & set(facts.differing(task, other))
 
 
 def _left(out: Path) -> Iterator[Left]:

@@ -155,10 +155,14 @@ def prepare(request: Request, progress: Progress) -> Run:
     disk.require_free(out)
     jobs = request.jobs or default_jobs(device)
     run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
-    grids = []
+    grids, settled = [], dict[str, str]()
     for resolved in task_specs:
         with plugin_errors(f"task {resolved.label}"):
             task = ready_task(resolved, device, request.strict, progress)
+            same = settled.setdefault(f"{resolved.name} {task.setting} {task.options}", resolved.label)
+            if same != resolved.label:
+                progress.note(f"{resolved.label} settled to the same as {same}, and runs under that name alone")
+                continue
             run.tasks[resolved.label] = task
             if request.save_policies and not _saves(task):
                 progress.note(f"--save-policies: {resolved.label} keeps no policies; it runs without")
