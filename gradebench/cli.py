@@ -54,7 +54,12 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 OutOption = Annotated[str | None, typer.Option(help="folder of the results; default: results/<task>-<time>")]
 JobsOption = Annotated[int | None, typer.Option(help="cells side by side, on each GPU if any; default: one a core")]
 TimeoutOption = Annotated[float | None, typer.Option(help="seconds a cell may take")]
-ResumeOption = Annotated[bool, typer.Option("--resume/--fresh", help="keep finished cells of an existing folder")]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--fresh", help="keep what a folder has, or discard what this command does anew or can't go with"
+    ),
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="no fallback: a hub out of reach is an error")]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="let given models run code that they bring along")

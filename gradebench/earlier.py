@@ -97,7 +97,7 @@ def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
             )
             difference = _difference(left, task, estimator)
             if difference == facts.STEPS and ours is not None and task[facts.STEPS] > left.facts["task"][facts.STEPS]:
-                found.extended.append(left.id)
+                found.extended += [left.id] if left.ended["status"] == "ok" else []
             elif difference:
                 _lose(found, left, _words(left, difference, task, estimator, ours is None))
             elif ours is None:
