@@ -29,7 +29,7 @@ SECONDS = "seconds_per_step"  # holds the seconds of the whole simulated cell
 START = 6.0  # seconds that a place takes to start, for `schedule`: Python, torch and the task
 
 
-def simulated_cell(plan: harness.Plan, cell: harness.Cell, key: str) -> tuple[str, str]:
+def simulated_cell(plan: harness.Plan, cell: harness.Cell, key: str, known: object = None) -> tuple[str, str]:
     """What a cell of the main job leaves behind, without what it computes."""
     began = time.perf_counter()
     record, chance = records.CellRecord(harness.identity_of(plan, cell)), random.Random(cell.id)

@@ -1,5 +1,6 @@
 """The cells of a run: which are finished, how the others are carried out, and what they left in the run's folder."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,14 +10,16 @@ import pandas as pd
 
 from gradebench import harness, records, tables
 from gradebench.checkpoints import is_whole
+from gradebench.earlier import Left
+from gradebench.facts import Facts, key_of
 from gradebench.plan import Cell, Plan
-from gradebench.provenance import RATE_COLUMNS, Rate
+from gradebench.provenance import Rate
 from gradebench.task import Task
 from gradebench.workers import Each
 
 # A process that is killed now and then must not cost all cells of a task their probes.
 REFERENCE_TRIES = 3
-Job = tuple[Plan, Cell, str]  # the key that the cell is finished under
+Job = tuple[Plan, Cell, str, Facts]  # the key that the cell is finished under, and what its numbers depend on
 
 
 @dataclass
@@ -29,9 +32,13 @@ class Run:
     cells: list[tuple[Plan, Cell]]
     tasks: dict[str, Task]  # by label
     left_out: dict[str, str] = field(default_factory=dict)  # estimators that `all` can't include, with the reason
+    kept: list[Left] = field(default_factory=list)  # cells of earlier commands that stay in the tables
+    interrupted: list[str] = field(default_factory=list)  # ids of those that haven't ended
     # by plan, task and estimator, the same for all seeds
     rates: dict[tuple[Plan, str, str], Rate] = field(default_factory=dict, repr=False)
+    sources: dict[str, dict[str, str]] = field(default_factory=dict)  # of learning rates, by task and estimator
     design: dict[str, dict[str, Any]] = field(default_factory=dict)  # by task label: see `design`
+    known: dict[tuple[Plan, str, str], Facts] = field(default_factory=dict, repr=False)
 
     def folder(self, cell: Cell) -> Path:
         return self.out / "cells" / cell.id
@@ -39,8 +46,15 @@ class Run:
     def has_ended(self, cell: Cell) -> bool:
         return (self.folder(cell) / records.ENDED).is_file()
 
+    def facts(self, plan: Plan, cell: Cell) -> Facts:
+        """What the cell's numbers depend on."""
+        named = (plan, cell.task, cell.estimator_spec)
+        if named not in self.known:
+            self.known[named] = harness.facts_of(plan, cell, self.tasks[cell.task])
+        return self.known[named]
+
     def key(self, plan: Plan, cell: Cell) -> str:
-        return harness.cell_key(plan, cell, self.tasks[cell.task], self.rate(plan, cell).value)
+        return key_of(self.facts(plan, cell), cell)
 
     def rate(self, plan: Plan, cell: Cell) -> Rate:
         """The cell's learning rate, and where it comes from."""
@@ -77,13 +91,19 @@ def pending(run: Run, resume: bool) -> list[Job]:
             abroad[id(here)] = replace(here, out=out)
         plan = abroad[id(here)]
         folder, key = run.folder(cell), run.key(plan, cell)
-        if resume and records.is_finished(folder, key):
+        if resume and records.is_finished(folder, key) and _has_policy(plan, folder):
             continue
         records.forget_cell(folder)
         if not resume:
             harness.training_file(plan, cell).unlink(missing_ok=True)
-        jobs.append((plan, cell, key))
+        jobs.append((plan, cell, key, run.facts(plan, cell)))
     return jobs
+
+
+def _has_policy(plan: Plan, folder: Path) -> bool:
+    """Whether a finished cell has its policy, where that is asked for and it has one."""
+    skipped = records.read_ended(folder).get("status") == "skipped"
+    return not plan.save_policies or skipped or (folder / records.POLICY).is_dir()
 
 
 def carry_out(run: Run, jobs: Sequence[Job], each: Each, resume: bool, progress: Progress, troubles: Troubles) -> None:
@@ -97,7 +117,7 @@ def carry_out(run: Run, jobs: Sequence[Job], each: Each, resume: bool, progress:
             progress.advance(None, status)
         waiting = [call for call, _ in lost]
     troubles.unprobed |= {cell.task: reason for (_, cell, _), reason in lost}
-    for (plan, cell, _), (status, reason) in each(harness.run_cell, _with_probes(run, jobs, troubles)):
+    for (plan, cell, *_), (status, reason) in each(harness.run_cell, _with_probes(run, jobs, troubles)):
         if not run.has_ended(cell):  # its process died or was killed
             _write_status(run, plan, cell, status, reason)
         if reason:
@@ -107,7 +127,7 @@ def carry_out(run: Run, jobs: Sequence[Job], each: Each, resume: bool, progress:
 
 def _references(jobs: Sequence[Job], resume: bool) -> Iterator[tuple[Plan, Cell, int]]:
     """The checkpoints of each task's reference trajectory that aren't there yet."""
-    for plan, cell in {cell.task: (plan, replace(cell, seed=0)) for plan, cell, _ in jobs}.values():
+    for plan, cell in {cell.task: (plan, replace(cell, seed=0)) for plan, cell, *_ in jobs}.values():
         for number in range(len(harness.checkpoint_steps(plan))):
             if not (resume and is_whole(harness.checkpoint_file(plan, cell, number))):
                 yield plan, cell, number
@@ -120,20 +140,22 @@ def _reference(plan: Plan, cell: Cell, number: int) -> tuple[str, str]:
 
 def _with_probes(run: Run, jobs: Sequence[Job], troubles: Troubles) -> Iterator[Job]:
     """The jobs as they can run after all: without probes where the reference failed."""
-    for plan, cell, key in jobs:
+    for plan, cell, key, known in jobs:
         if cell.task not in troubles.unprobed:
-            yield plan, cell, key
+            yield plan, cell, key, known
         elif plan.train:
             # A key of its own, so that a later run, whose reference may succeed, computes the cell again.
             used = replace(plan, checkpoints=0)
-            yield used, cell, run.key(used, cell)
+            yield used, cell, run.key(used, cell), known
         else:
             reason = f"the reference gradient failed: {troubles.unprobed[cell.task]}"
             _write_status(run, plan, cell, "failed", reason)
 
 
 def _write_status(run: Run, plan: Plan, cell: Cell, status: str, reason: str) -> None:
-    records.write_cell(run.folder(cell), run.key(plan, cell), _status_rows(plan, cell, status), status, reason)
+    about = harness.about(cell, run.facts(plan, cell))
+    rows = _status_rows(plan, cell, status)
+    records.write_cell(run.folder(cell), run.key(plan, cell), rows, status, reason, about=about)
 
 
 def _status_rows(plan: Plan, cell: Cell, status: str) -> pd.DataFrame:
@@ -141,13 +163,17 @@ def _status_rows(plan: Plan, cell: Cell, status: str) -> pd.DataFrame:
 
 
 def gather(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
-    """The metrics, probes and samples of all cells; those that haven't ended count as interrupted."""
+    """The metrics, probes and samples of all cells, those of earlier commands first; those that haven't ended count as
+    interrupted."""
     name = run.out.resolve().name
-    rows: list[Path | pd.DataFrame] = [
+    rows: list[Path | pd.DataFrame] = [left.folder / records.METRICS for left in run.kept]
+    rows += _interrupted(run)
+    rows += [
         run.folder(cell) / records.METRICS if run.has_ended(cell) else _status_rows(plan, cell, "interrupted")
         for plan, cell in run.cells
     ]
-    folders = [run.folder(cell) for _, cell in run.cells if run.has_ended(cell)]
+    folders = [left.folder for left in run.kept]
+    folders += [run.folder(cell) for _, cell in run.cells if run.has_ended(cell)]
     probes = records.merged(_present(folders, records.PROBES), name, tables.PROBES_COLUMNS)
     samples = [row for path in _present(folders, records.SAMPLES) for row in records.read_lines(path)]
     metrics = records.merged(rows, name, tables.METRICS_COLUMNS)
@@ -155,12 +181,29 @@ def gather(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
 
 
 def _with_rates(metrics: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """The metrics with RATE_COLUMNS: said by the run, since where a rate comes from may change while its value doesn't,
+    """The metrics with learning_rate and rate_source: said by the run, since where a rate comes from may change while its value doesn't,
     and a finished cell with it."""
     rates = {cell.id: run.rate(plan, cell) for plan, cell in run.cells}
-    values = [metrics["cell_id"].map({cell: rate.value for cell, rate in rates.items()}).astype(float)]
-    values.append(metrics["cell_id"].map({cell: rate.source for cell, rate in rates.items()}).astype(object))
-    return metrics.assign(**dict(zip(RATE_COLUMNS, values, strict=True)))
+    said = {cell: (rate.value, rate.source) for cell, rate in rates.items()}
+    for left in run.kept:  # of earlier commands, whose config.json this command's goes on from
+        rate = left.facts["estimator"].get("learning rate", math.nan)
+        said[left.id] = (rate, run.sources.get(left.task, {}).get(left.estimator, ""))
+    value, source = ({cell: one[i] for cell, one in said.items()} for i in range(2))
+    return metrics.assign(
+        learning_rate=metrics["cell_id"].map(value).astype(float),
+        rate_source=metrics["cell_id"].map(source).fillna("").astype(object),
+    )
+
+
+def _interrupted(run: Run) -> list[pd.DataFrame]:
+    """The rows of cells of earlier commands that haven't ended, from the tables of those."""
+    path = run.out / "metrics.parquet"
+    try:
+        earlier = pd.read_parquet(path) if run.interrupted and path.is_file() else pd.DataFrame()
+        found = earlier[earlier["cell_id"].isin(run.interrupted) & (earlier["status"] == "interrupted")]
+        return [found[tables.METRICS_COLUMNS]] if len(found) else []
+    except (OSError, ValueError, KeyError):  # no table of ours
+        return []
 
 
 def _present(folders: Iterable[Path], name: str) -> Iterator[Path]:

@@ -3,10 +3,11 @@
 Plain data: None, truths, numbers, text, tensors, and lists, tuples and dicts of them. A file is read back to the bit.
 """
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,9 @@ def _put_back(module: nn.Module, stored: Mapping[str, Any]) -> None:
         vars(part).update(others)
 
 
+KEPT = 64 * 2**20  # bytes that the last state of a finished training may have, to be kept for more steps
+
+
 class Checkpoint:
     """The file that a cell's training goes on from; written every so many seconds, and only good for one key."""
 
@@ -154,13 +158,18 @@ class Checkpoint:
         self.path, self.key, self.every, self.device = path, key, every, device
         self.last = time.monotonic()
 
-    def restored(self, training: Training) -> int:
-        """The steps that were made already, with everything as it was after them; 0 where nothing can be used."""
+    def restored(self, training: Training, fits: Callable[[int, Sequence[Any]], bool] = lambda step, rows: True) -> int:
+        """The steps that were made already, with everything as it was after them; 0 where nothing can be used.
+
+        `fits(steps, the first of its lists)` refuses one that can't go on to what is wanted.
+        """
         try:
             stored = load(self.path, self.device)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return 0
         if not isinstance(stored, dict) or stored.get("key") != self.key:
+            return 0
+        if not fits(stored["step"], stored["training"]["lists"][0]):
             return 0
         training.restore(stored["training"])
         return stored["step"]
@@ -174,3 +183,21 @@ class Checkpoint:
             self.last = time.monotonic()
         except NotPlain:
             self.every = math.inf
+
+    def keep(self, step: int, training: Training) -> None:
+        """Write what all steps have come to, unless it takes more than KEPT or is no plain data; then none is left."""
+        if self.every == math.inf:  # another process writes, or there is no plain data
+            return
+        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(NotPlain, OSError):  # the results don't depend on it
+            state = training.state()
+            if bytes_of(state) <= KEPT:
+                save({"key": self.key, "step": step, "training": state}, self.path)
+
+
+def bytes_of(state: Any) -> int:
+    """Of all tensors in plain data."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(bytes_of, parts))

@@ -54,12 +54,18 @@ EstimatorOption = Annotated[
 ]
 TaskOption = Annotated[list[str] | None, typer.Option("--task", "-t", help="NAME[:k=v,...] or all; repeatable")]
 BatchOption = Annotated[int | None, typer.Option(help="sampled sequences a step; default: the task's")]
+ClipOption = Annotated[float, typer.Option(help="of the gradient's global norm")]
 RateOption = Annotated[float | None, typer.Option(help="for all estimators; default: the tuned value of each")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 OutOption = Annotated[str | None, typer.Option(help="folder of the results; default: results/<task>-<time>")]
 JobsOption = Annotated[int | None, typer.Option(help="cells side by side, on each GPU if any; default: one a core")]
 TimeoutOption = Annotated[float | None, typer.Option(help="seconds a cell may take")]
-ResumeOption = Annotated[bool, typer.Option("--resume/--fresh", help="keep finished cells of an existing folder")]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--fresh", help="keep what a folder has, or discard what this command does anew or can't go with"
+    ),
+]
 _BY = "what ranks, on test prompts: objective (reward less kl times KL), reward or gold_reward"
 ByOption = Annotated[str | None, typer.Option("--by", metavar="METRIC", help=f"{_BY}; default: objective")]
 ByAgainOption = Annotated[str | None, typer.Option("--by", metavar="METRIC", help=f"{_BY}; default: the run's own")]
@@ -85,6 +91,7 @@ def run(
     steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
     batch: BatchOption = None,
     learning_rate: RateOption = None,
+    clip: ClipOption = 1.0,
     tuned: Annotated[
         str | None, typer.Option(metavar="FILE", help="tuned.json of `gradebench tune`, for its learning rates")
     ] = None,
@@ -146,6 +153,7 @@ def run(
         seeds=seeds,
         steps=steps,
         batch=batch,
+        clip=clip,
         learning_rate=learning_rate,
         device=device,
         out=out,
@@ -208,6 +216,7 @@ def tune(
     seeds: Annotated[str, typer.Option(help="0-9 or 0,2,5-7; a comparison has to use others")] = "1000-1001",
     steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
     batch: BatchOption = None,
+    clip: ClipOption = 1.0,
     device: DeviceOption = "auto",
     out: OutOption = None,
     jobs: JobsOption = None,
@@ -226,6 +235,7 @@ def tune(
         seeds=seeds,
         steps=steps,
         batch=batch,
+        clip=clip,
         device=device,
         out=out or str(runner.default_folder(runner.expand("tasks", tasks)[0], "tuning-")),
         jobs=jobs,
@@ -306,6 +316,7 @@ def probe(
     steps: Annotated[int | None, typer.Option(help="steps of the trajectory; default: the task's")] = None,
     batch: BatchOption = None,
     learning_rate: RateOption = None,
+    clip: ClipOption = 1.0,
     device: DeviceOption = "auto",
     out: OutOption = None,
     jobs: JobsOption = None,
@@ -324,6 +335,7 @@ def probe(
         seeds=str(seed),
         steps=steps,
         batch=batch,
+        clip=clip,
         learning_rate=learning_rate,
         device=device,
         out=out,
@@ -371,7 +383,7 @@ def leaderboard(
     runs: RunsArgument,
     csv: CsvOption = None,
     apart: Annotated[
-        bool, typer.Option("--apart", help="rank runs that differ in setting, budget or version apart, not refuse them")
+        bool, typer.Option("--apart", help="rank runs apart that differ in what numbers depend on, not refuse them")
     ] = False,
     by: ByAgainOption = None,
     against: AgainstAgainOption = None,
@@ -385,6 +397,7 @@ def leaderboard(
     by, against = folders.family_of(runs, by, against or ())
     folders.require_family(metrics, by, against)
     comparisons = _tested(metrics, against)
+    _say_unlisted(runs)
     board = tables.leaderboard(metrics, comparisons, by, against)
     boards.print_leaderboard(board)
     boards.print_notices(metrics)
@@ -448,6 +461,7 @@ def merge(
         merged(runs, out)
     except OSError as error:
         raise InputError(f"can't write into {out}: {error.strerror}") from error
+    _say_unlisted(runs)
     metrics = folders.read_metrics([out])
     by, against = folders.family_of([out], None, ())
     boards.print_leaderboard(tables.leaderboard(metrics, _tested(metrics, against), by, against))
@@ -459,6 +473,9 @@ def compare(
     run: RunArgument,
     a: Annotated[str | None, typer.Argument(help="an estimator", show_default=False)] = None,
     b: Annotated[str | None, typer.Argument(help="another one", show_default=False)] = None,
+    also: Annotated[
+        list[Path] | None, typer.Option("--with", metavar="RUN", help="another run to pool with it; repeatable")
+    ] = None,
     csv: CsvOption = None,
     by: ByAgainOption = None,
     against: AgainstAgainOption = None,
@@ -469,10 +486,12 @@ def compare(
 
     if a and not b:
         raise InputError(f"{a} is to be compared with nothing; give two estimators, or none")
-    metrics = folders.read_metrics([run])
-    by, against = folders.family_of([run], by, against or ())
+    pooled = [run, *(also or [])]
+    metrics = folders.read_metrics(pooled, mend="give runs that agree")
+    by, against = folders.family_of(pooled, by, against or ())
     folders.require_family(metrics, by, against)
     comparisons = _tested(metrics, against)
+    _say_unlisted(pooled)
     ranked_by = tables.ranked_by(metrics, by)
     if a and b:
         rows = folders.chosen_pair(comparisons, a, b)
@@ -544,11 +563,12 @@ def claims(
     from gradebench import runs as folders
 
     listed = published.about(published.read_claims(file or published.BUILT_IN), against or ())
-    metrics = folders.read_metrics(runs)
+    metrics = folders.read_metrics(runs, mend="give them one by one")
     try:
         verdicts = published.judge(listed, metrics)
     except ValueError as error:
         raise InputError(str(error)) from error
+    _say_unlisted(runs)
     boards.print_claims(verdicts)
     _write(verdicts, csv)
 
@@ -563,7 +583,7 @@ def report(
         Path | None, typer.Option(help="folder of the report; default: the run's own", show_default=False)
     ] = None,
     apart: Annotated[
-        bool, typer.Option("--apart", help="show runs that differ in setting, budget or version apart, not refuse them")
+        bool, typer.Option("--apart", help="show runs apart that differ in what numbers depend on, not refuse them")
     ] = False,
     by: ByAgainOption = None,
     against: AgainstAgainOption = None,
@@ -577,6 +597,7 @@ def report(
     try:
         for path in write_report(runs, out=out, plots=plots, apart=apart, by=by, against=against or ()):
             typer.echo(path)
+        _say_unlisted(runs)
     except ValueError as error:
         raise InputError(str(error)) from error
     except OSError as error:
@@ -603,6 +624,14 @@ def _say_ranking(ranked_by: dict[tuple[str, str], str], by: str | None) -> None:
     for task, metric in dict.fromkeys((task, metric) for (task, _), metric in ranked_by.items()):
         if metric != wanted:
             typer.echo(f"{task} is ranked by {metric}: its test prompts have no {wanted} in all cells", err=True)
+
+
+def _say_unlisted(runs: list[Path]) -> None:
+    """On stderr, which runs could be compared only in part."""
+    from gradebench.runs import unlisted
+
+    if said := unlisted(runs):
+        typer.echo(said, err=True)
 
 
 def _tested(metrics: "DataFrame", against: Sequence[str] = ()) -> "DataFrame":

@@ -4,12 +4,10 @@ Everything here is the same for every estimator; what differs is behind `Estimat
 """
 
 import contextlib
-import hashlib
-import json
 import math
 import shutil
 import traceback
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import gradebench
-from gradebench import parallel, records, registry
+from gradebench import facts, parallel, records, registry
 from gradebench.checkpoints import Checkpoint
 from gradebench.disk import out_of_room, whole
 from gradebench.errors import InputError, Unsupported
@@ -32,7 +29,6 @@ from gradebench.problem import Ledger
 from gradebench.provenance import GIVEN, TASK, Rate, tuned_rate
 from gradebench.sampling import generator
 from gradebench.sharded import Sharded
-from gradebench.source_digest import source_digest
 from gradebench.task import Task
 from gradebench.training import Diverged, Trainer, batches
 
@@ -59,7 +55,7 @@ def train(
     estimator.train()
     reset_peak_memory(plan.device)
     training = trainer.training(rng, ledger, record)
-    done = checkpoint.restored(training) if checkpoint else 0
+    done = checkpoint.restored(training, lambda step, rows: _fits(step, rows, plan)) if checkpoint else 0
     for _ in range(done):
         next(prompts)
     for step in range(done, plan.steps + 1):
@@ -68,12 +64,21 @@ def train(
             evaluate(task, plan, cell.seed, step, record)
         if step < plan.steps:
             trainer.step(task.problem("train", next(prompts), ledger), rng)
-            if checkpoint:
+            if checkpoint and step + 1 < plan.steps:
                 checkpoint.after(step + 1, training)
+            elif checkpoint:
+                checkpoint.keep(plan.steps, training)
     seconds = trainer.clock.estimator + trainer.clock.optimizer
     figures = {"seconds_per_step": seconds / max(1, plan.steps), "peak_memory_bytes": peak_memory(plan.device)}
     record.add("train", "train", plan.steps, figures | trainer.updates.summary())
     return trainer
+
+
+def _fits(done: int, rows: Sequence[Mapping[str, Any]], plan: Plan) -> bool:
+    """Whether a training that has come so far and has these rows can go on to the plan's steps: it isn't too far, and
+    was evaluated where the plan is."""
+    evaluated = {row["step"] for row in rows if row["phase"] == "evaluation"}
+    return done <= plan.steps and evaluated == {step for step in plan.evaluation_steps if step < done}
 
 
 def evaluate(task: Task, plan: Plan, seed: int, step: int, record: records.CellRecord) -> None:
@@ -208,8 +213,8 @@ def checkpoint_file(plan: Plan, cell: Cell, number: int) -> Path:
 
 
 def training_file(plan: Plan, cell: Cell) -> Path:
-    """What the training of a cell that hasn't finished goes on from."""
-    return Path(plan.out) / "cells" / cell.id / "training.safetensors"
+    """What the training of a cell goes on from, that was cut off or is to have more steps."""
+    return Path(plan.out) / "cells" / cell.id / records.TRAINING
 
 
 def _shared_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Estimator, Reference]:
@@ -291,14 +296,17 @@ def reference_gradient(task: Task, plan: Plan, seed: int, number: int) -> Refere
 # --- the whole cell, as a worker runs it ------------------------------------------------------------------------
 
 
-def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
-    """Run the cell and write its folder; returns its status and, unless `ok`, the reason in one line."""
+def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None) -> tuple[str, str]:
+    """Run the cell and write its folder; returns its status and, unless `ok`, the reason in one line.
+
+    What is `known` to count for its numbers is written with it, and lets its training go on with more steps.
+    """
     folder = Path(plan.out) / "cells" / cell.id
     record = records.CellRecord(identity_of(plan, cell))
     status, reason = "ok", ""
     try:
         with parallel.together():
-            _run_parts(plan, cell, key, record, folder)
+            _run_parts(plan, cell, facts.training_key_of(known, cell) if known else key, record, folder)
     except Unsupported as error:
         status, reason = "skipped", str(error)
     except Diverged as error:
@@ -316,10 +324,16 @@ def run_cell(plan: Plan, cell: Cell, key: str) -> tuple[str, str]:
     if status == "oom" and torch.cuda.is_available():
         torch.cuda.empty_cache()  # the next cell may have other shapes
     if parallel.leads():
-        records.write_cell(folder, key, record.frame(status), status, reason, record.probe_frame(), record.samples)
-        if status in ("ok", "skipped"):
+        found = (record.frame(status), status, reason, record.probe_frame(), record.samples)
+        records.write_cell(folder, key, *found, about=about(cell, known))
+        if status == "skipped":
             training_file(plan, cell).unlink(missing_ok=True)
     return status, reason
+
+
+def about(cell: Cell, known: facts.Facts | None) -> dict[str, Any]:
+    """What cell.json says of a cell, so that another command in its folder can tell what it is."""
+    return {"task": cell.task, "estimator": cell.estimator, "seed": cell.seed, "facts": known}
 
 
 def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, folder: Path) -> None:
@@ -370,25 +384,17 @@ def identity_of(plan: Plan, cell: Cell) -> records.Identity:
     )
 
 
-# Packages that numbers may depend on; torch's own says how it was built, too.
-_VERSIONS = ("transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn", "safetensors")
-_NOT_IN_KEY = ("run_id", "out", "settled", "tuned", "checkpoint_every")  # of a plan: no number depends on them
-
-
 def cell_key(plan: Plan, cell: Cell, task: Task, learning_rate: float | None = None) -> str:
-    """Changes with anything that the cell's numbers depend on: plan, cell, rate, sources of its plugins and of the
-    harness, versions, and the type of number that is the default. The rate may be given where it is known."""
-    if learning_rate is None:
-        learning_rate = learning_rate_of(task, plan, cell.estimator_spec).value
-    facts = {
-        "plan": {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in _NOT_IN_KEY},
-        "cell": vars(cell),
-        "learning_rate": learning_rate,
-        "versions": [gradebench.__version__, torch.__version__, *map(records.version, _VERSIONS)],
-        "harness": source_digest(__name__, __file__),
-        "dtype": str(torch.get_default_dtype()),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    """Changes with anything that the cell's numbers depend on. The rate may be given where it is known."""
+    return facts.key_of(facts_of(plan, cell, task, learning_rate), cell)
+
+
+def facts_of(plan: Plan, cell: Cell, task: Task, learning_rate: float | None = None) -> facts.Facts:
+    """What the cell's numbers depend on but its seed; the task is loaded."""
+    rate = learning_rate_of(task, plan, cell.estimator_spec).value if learning_rate is None else learning_rate
+    lender = learning_rate_of(task, plan, plan.reference).value
+    reference = (lender, registry.resolve("estimators", plan.reference).digest)
+    return facts.facts_of(facts.Known(plan, cell, task, rate, reference))
 
 
 def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:

@@ -1,12 +1,14 @@
 """Shards of one run, made apart, as the run they would have been."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from gradebench import curves, records, runs, tables
+from gradebench.earlier import joined
 from gradebench.errors import InputError
 from gradebench.report import write_report
 
@@ -23,7 +25,10 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
     """
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} isn't empty; give a new folder")
-    metrics = runs.read_metrics(folders)
+    metrics = runs.read_metrics(
+        folders, mend="merge runs that agree; `gradebench leaderboard --apart` ranks the others"
+    )
+    names = runs.task_names(folders)
     try:
         by, against = runs.family_of(folders, None, ())
         comparisons = tables.comparisons(metrics, against)
@@ -39,16 +44,26 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
     controls = tables.controls(metrics)
     if len(controls):
         written["controls"] = controls
-    probes = [_probes(folder / "probes.csv") for folder in folders if (folder / "probes.csv").is_file()]
+    probes = [
+        _probes(folder / "probes.csv").replace({"task": called})
+        for folder, called in zip(folders, names, strict=True)
+        if (folder / "probes.csv").is_file()
+    ]
     if probes:
         written["probes"] = pd.concat(probes, ignore_index=True).assign(run_id=name)
     for table, frame in written.items():
         tables.write_csv(frame, out / f"{table}.csv")
     tables.write_parquet(metrics, out / "metrics.parquet")
-    samples = [row for folder in folders for row in records.read_lines(folder / records.SAMPLES)]
+    samples = [
+        row | {"task": called.get(row.get("task", ""), row.get("task"))}
+        for folder, called in zip(folders, names, strict=True)
+        for row in records.read_lines(folder / records.SAMPLES)
+    ]
     if samples:
         records.write_lines(out / records.SAMPLES, samples)
-    configs = [runs.read_json(folder / "config.json") for folder in folders]
+    configs = [
+        _called(runs.read_json(folder / "config.json"), called) for folder, called in zip(folders, names, strict=True)
+    ]
     config = _config(configs, [folder.resolve().name for folder in folders])
     config["request"] |= {"by": by, "against": against}
     records.write_json(out / "config.json", config)
@@ -67,6 +82,20 @@ def _probes(path: Path) -> pd.DataFrame:
     return frame
 
 
+def _called(config: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A config.json in which some tasks are called otherwise."""
+    by_task = ("plans", "tasks", "learning_rates", "tuned_options")
+    answer = config | {part: _renamed(config[part], names) for part in by_task if part in config}
+    for part in ("facts", "given"):
+        if part in config:
+            answer[part] = {key: _renamed(one, names) for key, one in config[part].items()}
+    return answer
+
+
+def _renamed(table: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(task, task): one for task, one in table.items()}
+
+
 def _config(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """The first shard's config.json with the cells, seeds, tasks, rates and requests of all."""
     merged = dict(configs[0])
@@ -75,12 +104,8 @@ def _config(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str
     merged["cells"] = [cell for config in configs for cell in config.get("cells", [])]
     for part in ("plans", "tasks", "left_out", "design"):
         merged[part] = {key: value for config in configs for key, value in config.get(part, {}).items()}
-    for part in ("learning_rates", "rate_sources"):
-        found: dict[str, dict[str, Any]] = {}
-        for config in configs:
-            for task, mine in config.get(part, {}).items():
-                found.setdefault(task, {}).update(mine)
-        merged[part] = found
+    for part in ("learning_rates", "rate_sources", "tuned_options", "facts", "given"):
+        merged[part] = functools.reduce(joined, (config.get(part, {}) for config in configs))
     requests = [config.get("request", {}) for config in configs]
     united = {
         part: list(dict.fromkeys(one for request in requests for one in request.get(part, []))) for part in _UNITED

@@ -25,8 +25,10 @@ from gradebench.tables import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS
 
 POLICY = "policy"  # folder of a cell with its trained policy, if that was asked for
 ENDED = "cell.json"  # of a cell that has ended, however that was
+FINISHED = ("ok", "skipped")  # statuses of cells that need not be run again
 # Rows of a cell, in Arrow's own format: thousands of them are read together, several times quicker than as parquet.
 METRICS, PROBES = "metrics.arrow", "probes.arrow"
+TRAINING = "training.safetensors"  # of a cell, what its training goes on from
 SAMPLES = "samples.jsonl"  # texts; of cells, and of all of them in the run's folder
 
 
@@ -125,8 +127,10 @@ def write_cell(
     reason: str,
     probes: pd.DataFrame | None = None,
     samples: Sequence[Mapping[str, Any]] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """The cell's rows, then cell.json, whose presence marks the cell as ended, and which knows the other files."""
+    """The cell's rows, then cell.json, whose presence marks the cell as ended, and which knows the other files, and
+    what it is about."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [METRICS]
     _write_rows(frame, folder / METRICS)
@@ -137,7 +141,8 @@ def write_cell(
         _write_rows(probes, folder / PROBES)
         written.append(PROBES)
     files = {name: _digest(folder / name) for name in written}
-    write_json(folder / ENDED, {"key": key, "status": status, "reason": reason, "files": files})
+    ended = {"key": key, "status": status, "reason": reason, "files": files}
+    write_json(folder / ENDED, ended | dict(about or {}))
 
 
 def forget_cell(folder: Path) -> None:
@@ -149,14 +154,25 @@ def forget_cell(folder: Path) -> None:
 
 def is_finished(folder: Path, key: str) -> bool:
     """Whether a cell ended `ok` or `skipped` under the same key, and every file of it is as it was written."""
+    ended = read_ended(folder)
+    return ended.get("key") == key and ended.get("status") in FINISHED and is_whole(folder, ended)
+
+
+def read_ended(folder: Path) -> dict[str, Any]:
+    """What the cell's cell.json says; empty where there is none that can be read."""
     try:
-        facts = json.loads((folder / ENDED).read_text(encoding="utf-8"))
-        if facts["key"] != key or facts["status"] not in ("ok", "skipped"):
-            return False
-        return METRICS in facts["files"] and all(
-            _digest(folder / Path(name).name) == digest for name, digest in facts["files"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        ended = json.loads((folder / ENDED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return ended if isinstance(ended, dict) else {}
+
+
+def is_whole(folder: Path, ended: Mapping[str, Any]) -> bool:
+    """Whether every file of a cell is as it was written."""
+    try:
+        files = ended["files"]
+        return METRICS in files and all(_digest(folder / Path(name).name) == digest for name, digest in files.items())
+    except (OSError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -1,7 +1,6 @@
 """Runs as one HTML file: no script, nothing fetched, readable on a phone, on paper and in the dark."""
 
 import html
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from gradebench.errors import InputError
 from gradebench.figures import Figure
 from gradebench.records import SAMPLES, read_lines
 from gradebench.registry import entries
-from gradebench.runs import cell_statuses, family_of, read_json, read_metrics, require_family
+from gradebench.repeat import commands_of
+from gradebench.runs import cell_statuses, family_of, read_json, read_metrics, require_family, task_names
 from gradebench.statistics import ALPHA
 from gradebench.tuned import CURVES_COLUMNS
 
@@ -131,7 +131,11 @@ def page(
     Verdict, leaderboard and figures of each task, then all tasks together, claims, estimators, and how it was made.
     """
     title = f"GradeBench: {out.resolve().name}"
-    samples = [one for folder in folders for one in read_lines(folder / SAMPLES)]
+    samples = [
+        one | {"task": names.get(one["task"], one["task"])}
+        for folder, names in zip(folders, task_names(folders), strict=True)
+        for one in read_lines(folder / SAMPLES)
+    ]
     probes, tuning = (
         _gathered(folders, "probes.csv", tables.PROBES_COLUMNS),
         _gathered(folders, "curves.csv", CURVES_COLUMNS),
@@ -455,7 +459,7 @@ def _made(run: Path, name: str) -> list[str]:
     config, environment = read_json(run / "config.json"), read_json(run / "environment.json")
     parts = [f"<h2>How {_e(name) or 'it'} was made</h2>"]
     if config:
-        parts.append(f"<p>To repeat it:</p><pre>{_e(command_of(config.get('request', {})))}</pre>")
+        parts.append(f"<p>To repeat it:</p><pre>{_e(chr(10).join(commands_of(config)))}</pre>")
         failed = [cell for cell in cell_statuses(run) if cell.status != "ok"]
         if failed:
             frame = pd.DataFrame([vars(cell) for cell in failed])
@@ -491,28 +495,6 @@ def _facts(title: str, facts: Mapping[str, Any]) -> str:
         if items
         else ""
     )
-
-
-def command_of(request: Mapping[str, Any]) -> str:
-    """The command line of a request, without its folder."""
-    words = ["gradebench", "run"] if request.get("train", True) else ["gradebench", "probe"]
-    for name, values in (("-e", request.get("estimators", [])), ("-t", request.get("tasks", []))):
-        words += [word for value in values for word in (name, str(value))]
-    names = ["steps", "batch", "learning_rate"]
-    names += ["seeds", "tuned"] if request.get("train", True) else ["draws", "checkpoints", "along"]
-    for name in names:
-        if request.get(name) is not None:
-            words += [f"--{name.replace('_', '-')}", str(request[name])]
-    if not request.get("train", True) and request.get("seeds") is not None:
-        words += ["--seed", str(request["seeds"])]
-    words += ["--by", str(request["by"])] if request.get("by") else []
-    words += [word for name in request.get("against") or () for word in ("--against", str(name))]
-    if request.get("control"):
-        words.append("--control")
-    words += [word for value in request.get("sweep") or () for word in ("--sweep", str(value))]
-    if request.get("instances") is not None:
-        words += ["--instances", str(request["instances"])]
-    return shlex.join(words)
 
 
 def _figure(figure: Figure) -> str:

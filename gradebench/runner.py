@@ -5,10 +5,11 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,20 @@ from typing import Any
 import pandas as pd
 import torch
 
-from gradebench import curves, disk, frontier, harness, instances, parallel, records, registry, tables
+from gradebench import (
+    curves,
+    disk,
+    earlier,
+    frontier,
+    harness,
+    instances,
+    parallel,
+    records,
+    registry,
+    repeat,
+    runs,
+    tables,
+)
 from gradebench.cells import Progress, Run, Troubles, carry_out, gather, pending
 from gradebench.design import RATE, Variant, parse_sweep, variants
 from gradebench.errors import InputError, Unsupported
@@ -62,6 +76,7 @@ class Request:
     tuned: str | None = None  # file of `gradebench tune`, whose learning rates are to be used
     sweep: Sequence[str] = ()  # "OPTION=VALUE,VALUE,..." of the tasks, or of the learning rate
     instances: int | None = None  # of each task; None: the one that its spec names
+    clip: float = 1.0  # of the gradient's global norm
 
 
 @dataclass
@@ -81,11 +96,13 @@ class Outcome:
     frontier: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=frontier.COLUMNS))
     areas: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=frontier.TESTS_COLUMNS))
     instances: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=instances.BOARD_COLUMNS))
+    own: frozenset[str] | None = None  # ids of the cells that the command was for; None: all
 
     @property
     def complete(self) -> bool:
-        """Whether every cell gave all that it could."""
-        return not self.unprobed and bool(self.metrics["status"].isin(["ok", "skipped"]).all())
+        """Whether every cell that was asked for gave all that it could."""
+        mine = self.metrics if self.own is None else self.metrics[self.metrics["cell_id"].isin(self.own)]
+        return not self.unprobed and bool(mine["status"].isin(records.FINISHED).all())
 
 
 # --- before a run -----------------------------------------------------------------------------------------------
@@ -146,15 +163,19 @@ def prepare(request: Request, progress: Progress) -> Run:
     disk.require_free(out)
     jobs = request.jobs or default_jobs(device)
     run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
-    grids = []
+    grids, settled = [], dict[tuple[str, float | None], str]()
     ready: dict[str, Task] = {}  # by spec: learning rates share theirs
     for variant in _varied(request, task_specs, progress):
         resolved = variant.resolved
-        if variant.values:
-            run.design[resolved.label] = variant.facts
         with plugin_errors(f"task {resolved.label}"):
             task = ready.get(resolved.spec) or ready_task(resolved, device, request.strict, progress)
             ready[resolved.spec] = task
+            same = settled.setdefault((f"{resolved.name} {task.setting} {task.options}", variant.rate), resolved.label)
+            if same != resolved.label:
+                progress.note(f"{resolved.label} settled to the same as {same}, and runs under that name alone")
+                continue
+            if variant.values:
+                run.design[resolved.label] = variant.facts
             run.tasks[resolved.label] = task
             if request.save_policies and not _saves(task):
                 progress.note(f"--save-policies: {resolved.label} keeps no policies; it runs without")
@@ -264,7 +285,11 @@ def _require_numbers(request: Request) -> None:
         value = getattr(request, name)
         if value is not None and value < minimum:
             raise InputError(f"--{name} {value}: at least {minimum} {'is' if minimum == 1 else 'are'} needed")
-    for name, number in (("learning-rate", request.learning_rate), ("timeout", request.timeout)):
+    for name, number in (
+        ("learning-rate", request.learning_rate),
+        ("timeout", request.timeout),
+        ("clip", request.clip),
+    ):
         if number is not None and not 0 < number < math.inf:
             raise InputError(f"--{name} {number:g}: a number above 0 is needed")
     if not 0 <= request.checkpoint_every < math.inf:
@@ -319,6 +344,7 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         steps=request.steps or task.default_steps,
         batch=request.batch or task.default_batch,
         learning_rate=request.learning_rate,
+        clip=request.clip,
         checkpoint_every=request.checkpoint_every,
         train=request.train,
         checkpoints=request.checkpoints,
@@ -385,13 +411,13 @@ def default_folder(tasks: Sequence[registry.Resolved], prefix: str = "") -> Path
 def config_of(request: Request, run: Run) -> dict[str, Any]:
     """config.json: the request, and what it came to."""
     plans = {cell.task: plan for plan, cell in run.cells}
-    labels = dict.fromkeys((cell.task, cell.estimator, cell.estimator_spec) for _, cell in run.cells)
+    known = {(cell.task, cell.estimator): run.facts(plan, cell) for plan, cell in run.cells}
     rates: dict[str, dict[str, float]] = {}
     sources: dict[str, dict[str, str]] = {}
-    for task, estimator, spec in labels:
-        rate = harness.learning_rate_of(run.tasks[task], plans[task], spec)
-        rates.setdefault(task, {})[estimator] = rate.value
-        sources.setdefault(task, {})[estimator] = rate.source + (f" ({rate.origin})" if rate.origin else "")
+    for plan, cell in run.cells:
+        rate = run.rate(plan, cell)
+        rates.setdefault(cell.task, {})[cell.estimator] = rate.value
+        sources.setdefault(cell.task, {})[cell.estimator] = rate.source
     return {
         "request": asdict(request),
         # `settled` names folders of this machine's cache; what ran stands in the setting.
@@ -404,6 +430,8 @@ def config_of(request: Request, run: Run) -> dict[str, Any]:
         "cells": [cell.id for _, cell in run.cells],
         "left_out": run.left_out,
         "design": run.design,
+        "facts": earlier.gathered((*named, mine) for named, mine in known.items()),
+        "given": repeat.given(asdict(request), run.cells),
     }
 
 
@@ -438,8 +466,9 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
             outcome.areas = varied.get(frontier.TESTS, outcome.areas)
             outcome.instances = varied.get(instances.BOARD, outcome.instances)
             written |= varied
-        if request.control:
-            written["controls"] = outcome.controls = tables.controls(outcome.metrics)
+        controls = tables.controls(outcome.metrics)
+        if request.control or len(controls):
+            written["controls"] = outcome.controls = controls
         for name, frame in written.items():
             tables.write_csv(frame, run.out / f"{name}.csv")
     return outcome
@@ -448,9 +477,16 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
 def measure(request: Request, run: Run, progress: Progress) -> Outcome:
     """Run all cells that aren't finished yet, and gather what they measured, also when interrupted; no comparisons.
 
-    To be called by who holds the folder.
+    Cells that earlier commands left in the folder, on the same settings, stay in its tables. To be called by who holds
+    the folder.
+
+    Raises        InputError where finished cells would be lost, unless the request is for a fresh start.
     """
-    records.write_json(run.out / "config.json", config_of(request, run))
+    before = runs.read_json(run.out / "config.json")
+    stand_beside(request, run, before, progress)
+    config = earlier.united(config_of(request, run), before, run.kept, run.interrupted)
+    run.sources, run.design = config["rate_sources"], config["design"]
+    records.write_json(run.out / "config.json", config)
     records.write_json(run.out / "environment.json", records.environment(run.device))
     jobs, troubles, interrupted = pending(run, request.resume), Troubles(), False
     reused = len(run.cells) - len(jobs)
@@ -467,4 +503,31 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
     tables.write_parquet(metrics, run.out / "metrics.parquet")
     if samples:
         records.write_lines(run.out / records.SAMPLES, samples)
-    return Outcome(metrics, probes, troubles.reasons, troubles.unprobed, interrupted, reused)
+    own = frozenset(cell.id for _, cell in run.cells)
+    return Outcome(metrics, probes, troubles.reasons, troubles.unprobed, interrupted, reused, own=own)
+
+
+def stand_beside(request: Request, run: Run, before: Mapping[str, Any], progress: Progress) -> None:
+    """Takes in what earlier commands left in the folder, and says what goes on and what stays.
+
+    Raises        InputError where finished cells would be lost; a fresh start deletes them.
+    """
+    found = earlier.beside(run.out, [(cell, run.facts(plan, cell)) for plan, cell in run.cells])
+    if found.lost and request.resume:
+        raise InputError(found.refusal(run.out))
+    asked, gone = {cell.id for _, cell in run.cells}, {left.id for left in found.lost}
+    for left in found.lost:
+        if left.id not in asked:
+            shutil.rmtree(left.folder)
+    run.kept = found.kept
+    ended = {left.id for left in found.kept} | gone | asked | set(found.damaged)
+    run.interrupted = [] if gone else [name for name in before.get("cells", []) if str(name) not in ended]
+    if found.extended and request.resume:
+        fresh = [name for name in found.extended if not (run.out / "cells" / name / records.TRAINING).is_file()]
+        progress.note(f"{len(found.extended) - len(fresh)} trainings go on from their last step")
+        if fresh:
+            progress.note(f"{len(fresh)} start over: their last state was too large to keep, or no plain data")
+    if found.kept:
+        progress.note(f"{len(found.kept)} other cells of {run.out} stay in its tables")
+    if found.damaged:
+        progress.note(f"{len(found.damaged)} cells are damaged and left out, as {found.damaged[0]}; ask for them again")

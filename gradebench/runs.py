@@ -8,45 +8,111 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import tables
+from gradebench import facts, tables
 from gradebench.errors import InputError
 from gradebench.provenance import RATE_COLUMNS
 from gradebench.tables import METRICS_COLUMNS
 
-_BUDGET = ("steps", "batch", "clip", "evaluations", "probe_draws", "checkpoints", "warm_up", "reference_draws")
+APART = "give --apart to rank them apart"
 ALL = "all"  # in place of a baseline: all pairs
-_VERSIONS = ("gradebench", "torch")
+# What the plan of a run tells that has no facts.
+_BUDGET = ("steps", "batch", "clip", "evaluations", "shards", "checkpoints")
 # What parts of config.json and environment.json are: whoever reads a run may trust in that.
-_SHAPES: dict[str, type] = dict.fromkeys(
-    ("plans", "tasks", "learning_rates", "rate_sources", "request", "left_out", "packages", "design"), dict
-)
+_SHAPES: dict[str, type] = dict.fromkeys(("plans", "tasks", "learning_rates", "request", "left_out", "packages"), dict)
+_SHAPES |= dict.fromkeys(("facts", "given", "tuned_options", "rate_sources", "design"), dict)
 _SHAPES |= {"cells": list, "seeds": list}
-_OF_OBJECTS = {"plans", "tasks", "learning_rates", "rate_sources", "design"}
+_OF_OBJECTS = {"plans", "tasks", "learning_rates", "rate_sources", "design", "facts", "given", "tuned_options"}
 
 
-def read_metrics(folders: Sequence[Path], apart: bool = False) -> pd.DataFrame:
+def read_metrics(folders: Sequence[Path], apart: bool = False, mend: str = APART) -> pd.DataFrame:
     """The `metrics` of these runs as one table.
 
-    Runs of one task in different settings, with different budgets or made by different versions aren't compared: with
-    `apart`, each such run's setting is followed by its name, so that it has a leaderboard of its own.
+    Tasks that settled to the same are one, however they were spelled. Runs of one task that differ in anything that
+    numbers depend on (`facts`) aren't compared: with `apart`, each such run's setting is followed by its name, so that
+    it has a leaderboard of its own.
 
-    Raises        InputError for a folder that holds no run, one given twice, and runs that differ, unless `apart`.
+    Raises        InputError for a folder that holds no run, one given twice, and runs that differ, unless `apart`; the
+                  message ends with the `mend`.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("a run is given twice; give each folder once")
     frames = [with_objective(_metrics(folder), read_json(folder / "config.json")) for folder in folders]
+    known = [_facts_of(folder) for folder in folders]
+    for frame, names in zip(frames, task_names(folders), strict=True):
+        frame["task"] = frame["task"].replace(names)
+    known = [_renamed(mine, names) for mine, names in zip(known, task_names(folders), strict=True)]
     for task in sorted({task for frame in frames for task in frame["task"].unique()}):
         having = [
-            (folder, frame) for folder, frame in zip(folders, frames, strict=True) if (frame["task"] == task).any()
+            (folder, frame, mine)
+            for folder, frame, mine in zip(folders, frames, known, strict=True)
+            if (frame["task"] == task).any()
         ]
         difference = _difference(task, having)
         if difference and not apart:
-            raise InputError(f"{difference}; give --apart to rank them apart")
+            raise InputError(f"{difference}; {mend}")
         if difference:
-            for folder, frame in having:
+            for folder, frame, _ in having:
                 mine = frame["task"] == task
                 frame.loc[mine, "setting"] = frame.loc[mine, "setting"] + f" run={folder.resolve().name}"
     return pd.concat(frames, ignore_index=True)
+
+
+def task_names(folders: Sequence[Path]) -> list[dict[str, str]]:
+    """For each run the tasks that are to be called otherwise: those that settled to what another run calls in a shorter
+    way, as where corpus=auto fell back to the embedded one and another run was given that."""
+    called: dict[str, set[str]] = {}
+    identities = []
+    for run in map(_facts_of, folders):
+        identities.append({label: _identity(known) for label, known in run["tasks"].items()})
+        for label, identity in identities[-1].items():
+            called.setdefault(identity or label, set()).add(label)
+    shortest = {identity: min(labels, key=lambda label: (len(label), label)) for identity, labels in called.items()}
+    return [
+        {label: shortest[identity] for label, identity in mine.items() if identity and shortest[identity] != label}
+        for mine in identities
+    ]
+
+
+def unlisted(folders: Sequence[Path]) -> str:
+    """Which of several runs are older than the list of what numbers depend on, in a line; "" where none is."""
+    old = [str(folder) for folder in folders if not read_json(folder / "config.json").get("facts")]
+    return (
+        f"{', '.join(old)}: made before runs wrote down all that their numbers depend on; compared by what is known"
+        if old and len(folders) > 1
+        else ""
+    )
+
+
+def _identity(known: Mapping[str, Any]) -> str:
+    """By what a task is itself; "" where that isn't known."""
+    parts = [known.get(name) for name in ("task", "setting", "options")]
+    return "" if None in parts else json.dumps(parts, sort_keys=True, default=str)
+
+
+def _facts_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The facts of a run's tasks and, by task, estimators; of a run without them what else its files tell."""
+    config = read_json(folder / "config.json")
+    known = config.get("facts") or {}
+    tasks, estimators = (_tables(known.get(part)) for part in ("tasks", "estimators"))
+    if tasks:
+        return {"tasks": tasks, "estimators": {task: _tables(one) for task, one in estimators.items()}}
+    packages = read_json(folder / "environment.json").get("packages", {})
+    versions = {f"version of {name}": version for name, version in packages.items() if version is not None}
+    for task, plan in config.get("plans", {}).items():
+        tasks[task] = {name: plan[name] for name in _BUDGET if name in plan} | versions
+    rates = {
+        task: {label: {"learning rate": rate} for label, rate in mine.items()}
+        for task, mine in config.get("learning_rates", {}).items()
+    }
+    return {"tasks": tasks, "estimators": rates}
+
+
+def _tables(part: Any) -> dict[str, dict[str, Any]]:
+    return {key: one for key, one in part.items() if isinstance(one, dict)} if isinstance(part, dict) else {}
+
+
+def _renamed(known: dict[str, dict[str, Any]], names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    return {part: {names.get(task, task): one for task, one in mine.items()} for part, mine in known.items()}
 
 
 def _metrics(folder: Path) -> pd.DataFrame:
@@ -64,9 +130,8 @@ def _metrics(folder: Path) -> pd.DataFrame:
     lacking = [name for name in METRICS_COLUMNS if name not in frame.columns]
     if lacking:
         raise InputError(f"{path} lacks the columns {', '.join(lacking)}: it is no table of metrics")
-    for name, missing in zip(RATE_COLUMNS, (float("nan"), ""), strict=True):
-        if name not in frame.columns:  # of an older version
-            frame[name] = missing
+    older = {"learning_rate": float("nan"), "rate_source": ""}  # that don't have these columns
+    frame = frame.assign(**{name: missing for name, missing in older.items() if name not in frame.columns})
     for name in METRICS_COLUMNS + RATE_COLUMNS:
         numeric = name in ("seed", "step", "value", "learning_rate")
         found = pd.api.types.infer_dtype(frame[name], skipna=True)
@@ -77,20 +142,31 @@ def _metrics(folder: Path) -> pd.DataFrame:
     return frame
 
 
-def _difference(task: str, having: Sequence[tuple[Path, pd.DataFrame]]) -> str:
+def _difference(task: str, having: Sequence[tuple[Path, pd.DataFrame, dict[str, dict[str, Any]]]]) -> str:
     """The first thing in which runs of the task differ, in words; "" where they can share a leaderboard."""
-    facts = []
-    for folder, frame in having:
-        config, environment = (read_json(folder / name) for name in ("config.json", "environment.json"))
-        plan, packages = config.get("plans", {}).get(task, {}), environment.get("packages", {})
-        settings = ", ".join(sorted(frame.loc[frame["task"] == task, "setting"].unique()))
-        fact = {"setting": settings} | {name: plan.get(name) for name in _BUDGET}
-        facts.append(fact | {f"version of {name}": packages.get(name) for name in _VERSIONS})
-    for name in facts[0] if facts else ():
-        values = [fact[name] for fact in facts]
-        if any(value != values[0] for value in values):
-            said = "; ".join(f"{folder}: {value}" for (folder, _), value in zip(having, values, strict=True))
-            return f"runs of {task} differ in their {name} ({said})"
+    shared, own = [], dict[str, list[tuple[Path, dict[str, Any]]]]()
+    for folder, frame, known in having:
+        mine = frame[frame["task"] == task]
+        setting = {"setting": ", ".join(sorted(mine["setting"].unique()))}
+        shared.append((folder, setting | {**known["tasks"].get(task, {}), **setting}))
+        facts_of_mine = known["estimators"].get(task, {})
+        for estimator in mine["estimator"].unique():
+            own.setdefault(estimator, []).append((folder, facts_of_mine.get(estimator, {})))
+    if words := _first_difference(shared):
+        return f"runs of {task} differ in their {words}"
+    for estimator, parts in own.items():
+        if words := _first_difference(parts, f" of {estimator}"):
+            return f"runs of {task} differ in their {words}"
+    return ""
+
+
+def _first_difference(known: Sequence[tuple[Path, dict[str, Any]]], of: str = "") -> str:
+    """The first item in which two of them differ that both have, with the values."""
+    for i, (folder, mine) in enumerate(known):
+        for other, theirs in known[i + 1 :]:
+            for name in facts.differing(mine, theirs):
+                values = facts.said(mine[name], theirs[name]), facts.said(theirs[name], mine[name])
+                return f"{name}{of} ({folder}: {values[0]}; {other}: {values[1]})"
     return ""
 
 
@@ -114,9 +190,9 @@ def with_objective(frame: pd.DataFrame, config: Mapping[str, Any]) -> pd.DataFra
     at = ["cell_id", "split", "step"]
     evaluation = frame[frame["phase"] == "evaluation"]
     parts = [frame]
-    for task, facts in config.get("tasks", {}).items():
+    for task, described in config.get("tasks", {}).items():
         mine = evaluation[evaluation["task"] == task]
-        options = facts.get("options")
+        options = described.get("options")
         beta = options.get("kl") if isinstance(options, dict) else None
         if not isinstance(beta, int | float) or (mine["metric"] == "objective").any():
             continue

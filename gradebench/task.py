@@ -89,6 +89,11 @@ class Task(ABC):
         """
         return None
 
+    def digests(self) -> dict[str, str]:
+        """Digests of the data that numbers depend on (corpus, splits, models), so that runs on other data are told
+        apart. The task's sources, its options and its initial parameters count without that."""
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """Facts for config.json: sizes, accuracies, digests."""
         return {}

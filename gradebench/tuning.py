@@ -119,12 +119,14 @@ def tune(
     with disk.held(run.out):
         outcome = runner.measure(request, run, progress)
     betas = {label: float(task.options.get("kl", 0.0)) for label, task in run.tasks.items()}
-    rows = trials_of(outcome.metrics, steps, betas)
+    # Trials of earlier commands in the folder count; tasks of theirs that this one doesn't tune have tables of their own.
+    rows = trials_of(outcome.metrics[outcome.metrics["task"].isin(list(steps))], steps, betas)
+    rates = {label: sorted(set(rows.loc[rows["task"] == label, "learning_rate"])) for label in rates}
     curves = curves_of(rows)
     choices = {
         "protocol": {
             "criterion": "reward - beta * KL on validation prompts at the last step, mean over seeds",
-            "seeds": sorted({cell.seed for _, cell in run.cells}),
+            "seeds": sorted(map(int, rows["seed"].unique())),
         },
         "tasks": {
             label: {

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradebench import InputError, Ledger, Range, SequenceProblem, Task, generator
-from gradebench.cache import cached_folder
+from gradebench.cache import cached_folder, digests_of
 from gradebench.hub import is_here, locate_model
 from gradebench.saving import is_scratch, load_scratch, save_policy
 from gradebench.sequence_metrics import evaluate_sequences
@@ -281,6 +281,9 @@ class Arithmetic(Task):
 
     def save_policy(self, folder: Path) -> None:
         save_policy(self.policy, self.vocabulary, folder)
+
+    def digests(self) -> dict[str, str]:
+        return digests_of(self.folder) if self._made else {}
 
     def describe(self) -> dict[str, Any]:
         report = json.loads((self.folder / "report.json").read_text(encoding="utf-8")) if self._made else {}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradebench import Ledger, Range, SequenceProblem, Task
-from gradebench.cache import cached_folder
+from gradebench.cache import cached_folder, digests_of
 from gradebench.errors import InputError
 from gradebench.hub import is_here, locate_model
 from gradebench.plan import parse_seeds
@@ -382,6 +382,9 @@ class Imdb(Task):
         stored = recorded.get(corpus, {})
         own = stored.get("estimators", {}).get(estimator)
         return None if own is None else tuned_facts(stored) | own
+
+    def digests(self) -> dict[str, str]:
+        return digests_of(self.folder)
 
     def describe(self) -> dict[str, Any]:
         return {"options": self.options, **json.loads((self.folder / "report.json").read_text(encoding="utf-8"))}

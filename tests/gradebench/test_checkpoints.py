@@ -112,7 +112,35 @@ def test_a_training_that_was_cut_off_twice_ends_as_one_in_one_piece(plan, cell_o
     pd.testing.assert_frame_equal(rows, expected[0], check_exact=True)
     assert samples == expected[1]
     assert all(torch.equal(p, q) for p, q in zip(params, expected[2], strict=True))
-    assert not harness.training_file(plan, cell).exists()
+    assert harness.training_file(plan, cell).is_file()  # for more steps
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "ppo", "Attributes"])
+def test_a_finished_training_goes_on_to_more_steps_as_one_in_one_piece(plan, cell_of, run, estimator):
+    """7 steps are evaluated at 0, 5 and 7, and 12 at 0, 5, 10 and 12: what the shorter one has at 7 is left out."""
+    cell, longer = cell_of(estimator), replace(plan, steps=12)
+    whole = replace(longer, out=plan.out + "/whole", checkpoint_every=1e9)
+    assert run(whole, cell) == 12
+    expected = result(whole, cell)
+    assert run(plan, cell) == STEPS
+    assert run(longer, cell) == 12 - STEPS
+    rows, samples, params = result(longer, cell)
+    pd.testing.assert_frame_equal(rows, expected[0], check_exact=True)
+    assert samples == expected[1] and set(rows["step"]) == {0, 5, 10, 12}
+    assert all(torch.equal(p, q) for p, q in zip(params, expected[2], strict=True))
+    assert run(plan, cell) == STEPS  # what has gone further is no start for fewer steps
+
+
+def test_a_training_evaluated_elsewhere_than_is_wanted_starts_over(plan, cell_of, run):
+    cell = cell_of("rloo")
+    run(replace(plan, evaluations=1), cell)
+    assert run(replace(plan, steps=12), cell) == 12
+
+
+def test_a_state_that_is_too_large_is_not_kept(plan, cell_of, run, monkeypatch):
+    monkeypatch.setattr(checkpoints, "KEPT", 100)
+    run(plan, cell_of("rloo"))
+    assert not harness.training_file(plan, cell_of("rloo")).exists()
 
 
 def test_what_keeps_no_plain_data_starts_over(plan, cell_of, run):

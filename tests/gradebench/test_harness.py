@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from gradebench import Estimate, harness, records, registry, tables
+from gradebench import Estimate, facts, harness, records, registry, tables
 from gradebench.plan import Cell, Plan
 from gradebench.problem import Ledger
 from gradebench.sampling import generator
@@ -439,23 +439,27 @@ def test_the_key_changes_with_whatever_the_numbers_depend_on(plan, cell_of, task
         {"batch": 16},
         {"learning_rate": 0.1},
         {"setting": "kl=1"},
-        {"reference_key": "x"},
+        {"clip": 2.0},
+        {"shards": 2},
+        {"reference": "reinforce"},
     ]
     keys = [key(plan=replace(plan, **change)) for change in changed]
     keys += [key(cell=replace(cell_of(), **change)) for change in ({"digests": ("a", "b")}, {"params": '{"n": 2}'})]
     keys += [key(cell=cell_of(seed=1)), key(cell=cell_of(kl=1.0)), key(cell=cell_of("rloo"))]
     untuned = replace(plan, learning_rate=None)
-    keys.append(key(plan=untuned))
+    assert key(plan=untuned) == key()  # the task's own rate, given or not
     monkeypatch.setattr(task, "tuned", lambda estimator: {"learning_rate": 0.5}, raising=False)
     keys.append(key(plan=untuned))
-    facts = {
+    elsewhere = {
         (records, "version"): lambda name: "9.9",
-        (harness.torch, "__version__"): "9.9",
-        (harness.gradebench, "__version__"): "9.9",
-        (harness, "source_digest"): lambda *module: "edited",
+        (facts.torch, "__version__"): "9.9",
+        (facts.gradebench, "__version__"): "9.9",
+        (facts, "source_digest"): lambda *module: "edited",
+        (facts, "processor"): lambda device: "another",
+        (facts, "_data"): lambda task: "another",
         (torch, "get_default_dtype"): lambda: torch.float64,
     }
-    for (module, name), changed_one in facts.items():
+    for (module, name), changed_one in elsewhere.items():
         with monkeypatch.context() as patch:
             patch.setattr(module, name, changed_one)
             keys.append(key())

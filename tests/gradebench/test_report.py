@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from gradebench import figures, report, svg, tables
+from gradebench import figures, repeat, report, svg, tables
 from gradebench.tuned import CURVES_COLUMNS
 
 NASTY = './m"<b>.py:A&<script>alert(1)</script>'
@@ -124,10 +124,10 @@ def test_the_report_says_how_to_repeat_it_and_what_was_skipped(run):
 
 def test_the_command_of_a_probe_and_of_a_control_is_one_that_can_be_given(command, tiny):
     request = {"estimators": ["rloo"], "tasks": [tiny()], "seeds": "3", "steps": 2, "draws": 8, "checkpoints": 1}
-    words = shlex.split(report.command_of(request | {"train": False, "along": "own"}))
+    words = shlex.split(repeat._of_request(request | {"train": False, "along": "own"}))
     assert words[:2] == ["gradebench", "probe"] and words[-2:] == ["--seed", "3"]
     assert {"--draws", "--checkpoints", "--along"} <= set(words) and "--seeds" not in words
-    words = shlex.split(report.command_of(request | {"train": True, "control": True}))
+    words = shlex.split(repeat._of_request(request | {"train": True, "control": True}))
     status, _, err = command(*words[1:], "--dry-run")
     assert status == 0, err
     assert "--control" in words and "--draws" not in words
@@ -154,7 +154,9 @@ def test_claims_and_cards_are_in_it(run):
 )
 def test_the_verdict_names_what_is_not_different_from_the_first(p, letters, said):
     board = pd.DataFrame({"estimator": list("abc")[: len(letters)], "letters": list(letters), "n_seeds": 8})
-    board = board.assign(p_vs_best_holm=[math.nan, *p][: len(letters)], same_as="", steps=40, ranked_by="objective", tier=1)
+    board = board.assign(
+        p_vs_best_holm=[math.nan, *p][: len(letters)], same_as="", steps=40, ranked_by="objective", tier=1
+    )
     assert said in report.verdict(board)
 
 

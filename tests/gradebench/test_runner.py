@@ -107,10 +107,58 @@ def test_a_resumed_cell_has_the_numbers_of_the_first_run(run):
     pd.testing.assert_frame_equal(first, again, check_exact=True)
 
 
-def test_a_run_without_some_earlier_cells_leaves_their_rows_out(run):
-    run("reinforce", "rloo", seeds="0-1")
-    outcome = run("rloo", seeds="1")
-    assert statuses(outcome) == {("rloo", 1): "ok"}
+def test_a_part_of_a_larger_run_never_shrinks_it_and_others_add_to_it(run, tmp_path):
+    whole = run("reinforce", "rloo", seeds="0-1")
+    part = run("rloo", seeds="1")
+    assert part.reused == 1 and part.complete
+    order = [name for name in METRICS_COLUMNS if name != "value"]
+    left, right = (one.metrics.sort_values(order, ignore_index=True) for one in (whole, part))
+    pd.testing.assert_frame_equal(left, right, check_exact=True)
+    pd.testing.assert_frame_equal(whole.leaderboard, part.leaderboard)
+    run("grade", seeds="0-2")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["seeds"] == [0, 1, 2] and len(config["cells"]) == len(set(config["cells"])) == 7
+    (rates,) = config["learning_rates"].values()
+    assert set(rates) == set(pd.read_csv(tmp_path / "run" / "leaderboard.csv")["estimator"])
+    assert {"reinforce", "rloo", "grade"} == set(rates)
+    assert len(pd.read_csv(tmp_path / "run" / "probes.csv")["cell_id"].unique()) == 7
+
+
+def test_cells_of_an_earlier_command_that_was_interrupted_stay_in_the_tables(run):
+    run(seeds="0-2", progress=interrupting(1))
+    found = statuses(run("rloo", seeds="0"))
+    assert found == {
+        ("reinforce", 0): "ok",
+        ("reinforce", 1): "interrupted",
+        ("reinforce", 2): "interrupted",
+        ("rloo", 0): "ok",
+    }
+
+
+def test_more_steps_extend_the_trainings_of_a_folder_to_those_of_one_in_one_piece(run):
+    run("rloo", steps=2, control=True)
+    notes = []
+    progress = runner.Progress()
+    progress.note = notes.append
+    longer = run("rloo", steps=5, control=True, progress=progress)
+    whole = run("rloo", steps=5, control=True, out="whole")
+    assert "4 trainings go on from their last step" in notes
+    left, right = (one.metrics[~one.metrics["metric"].isin(TIMINGS)] for one in (longer, whole))
+    pd.testing.assert_frame_equal(left.assign(run_id="-"), right.assign(run_id="-"), check_exact=True)
+
+
+def test_cells_that_would_be_left_behind_by_more_steps_are_named(run):
+    run("rloo", seeds="0-1")
+    with pytest.raises(InputError, match=r"1 cell of .* with steps 2, here 3 \(name their estimators and seeds too"):
+        run("rloo", seeds="0", steps=3)
+
+
+def test_policies_that_are_asked_for_later_come_from_the_kept_trainings(run, tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr("gradebench.runner._saves", lambda task: True)
+    run("rloo", seeds="0")
+    monkeypatch.setattr("gradebench.harness._save_policy", lambda task, folder: folder.mkdir())
+    assert run("rloo", seeds="0", save_policies=True).reused == 0
+    assert run("rloo", seeds="0", save_policies=True).reused == 1
 
 
 def test_resuming_computes_failed_cells_anew_and_drops_their_traces(run, mine, tmp_path):
@@ -125,13 +173,23 @@ def test_resuming_computes_failed_cells_anew_and_drops_their_traces(run, mine, t
 def test_editing_an_estimators_file_computes_its_cells_anew(run, mine):
     run("rloo", mine("pass"))
     assert run("rloo", mine("pass")).reused == 4
-    assert run("rloo", mine("problem.ledger")).reused == 2
+    edited = mine("problem.ledger")
+    with pytest.raises(
+        InputError, match=r"2 cells of .* with source of mine.py:Mine \w{12}, here \w{12}; give --fresh"
+    ):
+        run("rloo", edited)
+    outcome = run(edited, resume=False)  # what isn't asked for stays
+    assert outcome.reused == 0 and len(statuses(outcome)) == 4
+    assert run("rloo", edited).reused == 4
 
 
-@pytest.mark.parametrize("change", [{"steps": 3}, {"batch": 16}, {"learning_rate": 0.5}])
-def test_cells_of_other_settings_are_computed_anew_and_never_mixed(run, change):
-    run()
-    outcome, fresh = run(**change), run(out="fresh", **change)
+@pytest.mark.parametrize("change", [{"steps": 1}, {"batch": 16}, {"learning_rate": 0.5}, {"clip": 0.1}, {"draws": 6}])
+def test_cells_of_other_settings_are_refused_or_made_anew_and_never_mixed(run, change):
+    first = run("reinforce", "rloo")
+    with pytest.raises(InputError, match=r"run has finished cells that this would discard: .*; give --fresh"):
+        run(**change)
+    assert run("reinforce", "rloo").metrics.equals(first.metrics)
+    outcome, fresh = run(resume=False, **change), run(out="fresh", **change)
     assert outcome.reused == 0
     left, right = (one.metrics[~one.metrics["metric"].isin(TIMINGS)] for one in (outcome, fresh))
     pd.testing.assert_frame_equal(left.assign(run_id="-"), right.assign(run_id="-"), check_exact=True)
