@@ -12,9 +12,9 @@ BUILT_IN = [name for name, entry in registry.entries("estimators").items() if en
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_estimator_and_what_it_learns_is_differentiated_at_horizon_one(tiny_problem, name):
     estimator = registry.load("estimators", name).factory().train()
-    problem = tiny_problem(horizon=1, vocabulary=2 if "binary" in estimator.needs else 3, beta=0.1)
+    problem = tiny_problem(horizon=1, vocabulary=2 if "binary" in estimator.needs else 5, beta=0.1)
     if estimator.needs - problem.offers:
-        problem = tiny_problem(horizon=1, vocabulary=2 if "binary" in estimator.needs else 3)
+        problem = tiny_problem(horizon=1, vocabulary=2 if "binary" in estimator.needs else 5)
     assert estimator.needs <= problem.offers
     estimator.init(problem)
     own = [p for p in estimator.parameters() if p.requires_grad]
