@@ -1,8 +1,10 @@
 """The contract of an estimator, executable: what `gradebench check` runs, on problems small enough to be exact.
 
-The statistical checks of one run share a false-alarm rate of FALSE_ALARM. Each draws as much as it takes to see a bias of
-MARGIN of the gradient's norm with probability 0.999, and a promise counts as kept only if, besides, the intervals
-along all directions looked at exclude a bias of EQUIVALENCE. The problems are fixed: V = 3, T = 3, a policy that heeds its prefix, a reward that is neither additive nor
+The statistical checks of one run share a false-alarm rate of FALSE_ALARM. Each looks along up to
+eight directions: the gradient, the deviation that a pilot found, which is where a bias would show, and others at random.
+It draws as much as it takes to see a bias of MARGIN of the gradient's norm that lies within their span with probability
+0.999, and of a bias outside of it nothing is promised. A promise counts as kept only if, besides, the intervals along
+these directions exclude a bias of EQUIVALENCE. The problems are fixed: V = 3, T = 3, a policy that heeds its prefix, a reward that is neither additive nor
 quadratic; fewer positions or a simpler reward would hide a wrong detach or prefix.
 """
 

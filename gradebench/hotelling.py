@@ -24,7 +24,8 @@ class MeanTest:
     """How the mean of `draws` vectors compares with the truth. Shares are of the scale, a norm.
 
     p_value       Hotelling's T^2 on the span of the noise; 0 where they differ without noise to explain it
-    power         probability of rejection for a deviation of `margin`, along the noisiest direction looked at
+    power         probability of rejection for a deviation of `margin` within the span of the directions looked at, at
+                  its noisiest; of one outside it the test sees nothing but its share inside
     share, error  deviation along the truth, and half its interval at the level of the test
     size          norm of the deviation, as far as the directions see it, the noise not taken off
     largest       the largest deviation that the intervals along the single directions leave possible

@@ -82,14 +82,14 @@ def _judge(found: MeanTest, failure: str, advice: str) -> None:
     if found.largest > EQUIVALENCE:
         raise Failed(
             f"too noisy to tell: {found.draws} draws leave a bias of up to {found.largest:.0%} possible",
-            f"its variance; a bias of {MARGIN:.0%} would be seen with probability {found.power:.2f} only",
+            f"its variance; a bias of {MARGIN:.0%} along those looked at would be seen with probability {found.power:.2f} only",
         )
 
 
 def _kept(found: MeanTest) -> str:
     return (
-        f"bias {found.share:+.1%} ± {found.error:.1%} along the gradient, at most {found.largest:.0%} anywhere "
-        f"(p = {found.p_value:.2g}; {found.draws} draws; a bias of {MARGIN:.0%} is seen with probability {found.power:.3f})"
+        f"bias {found.share:+.1%} ± {found.error:.1%} along the gradient, at most {found.largest:.0%} along any of the directions looked at "
+        f"(p = {found.p_value:.2g}; {found.draws} draws; a bias of {MARGIN:.0%} along them is seen with probability {found.power:.3f})"
     )
 
 

@@ -194,6 +194,6 @@ def print_check(report: Mapping[str, Any]) -> None:
     verdict = f"{len(failures)} checks failed" if failures else "kept its contract"
     console.print(
         f"{report['estimator']}: {verdict}. All statistical checks together raise a false alarm once in "
-        f"{1 / report['false_alarm_rate']:,.0f} runs; a bias of {report['margin']:.0%} of the gradient is seen with "
-        "probability 0.999."
+        f"{1 / report['false_alarm_rate']:,.0f} runs; a bias of {report['margin']:.0%} of the gradient, as far as it "
+        "lies along the directions looked at, is seen with the probability given."
     )
