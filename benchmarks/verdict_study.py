@@ -273,7 +273,9 @@ def planned_rows(law: str, draws: int) -> list[dict[str, object]]:
                 pairs = [(other, MANY - 1) for other in range(MANY - 1)]
             p = statistics.holm([statistics.paired_permutation_p(runs[a] - runs[b]) for a, b in pairs])
             shares.append(np.mean([one < statistics.ALPHA for one, (a, _) in zip(p, pairs, strict=True) if a == 0]))
-        what = f"one of {MANY} estimators above the others by what is detectable, seen after Holm, in a family of {family}"
+        what = (
+            f"one of {MANY} estimators above the others by what is detectable, seen after Holm, in a family of {family}"
+        )
         promised = power.power_of(seeds, effect, statistics.ALPHA / family)
         found.append(row_of(what, law, seeds, draws, promised, float(np.mean(shares))))
     return found
