@@ -21,7 +21,7 @@ def board(*rows):
 
 def ranked(**changes):
     facts = {"estimator": "rloo", "task": "imdb", "setting": "corpus=a[b]", "rank": 1, "tier": 1, "status": "ok"}
-    return facts | {"test_reward_mean": 0.75, "gradient_variance": 12.5} | changes
+    return facts | {"ranked_by": "reward", "steps": 40, "test_reward_mean": 0.75, "gradient_variance": 12.5} | changes
 
 
 def outcome(leaderboard, reasons=(), **changes):
@@ -66,7 +66,8 @@ def empty_run():
 
 
 def test_missing_and_infinite_numbers_are_dashes(capsys):
-    terminal.print_leaderboard(board(ranked(test_reward_mean=np.inf, p_vs_best_holm=np.nan, gradient_variance=None)))
+    lacking = ranked(test_reward_mean=np.inf, p_vs_best_holm=np.nan, gradient_variance=None)
+    terminal.print_leaderboard(board(lacking, ranked(estimator="b", p_vs_best_holm=0.1)))  # columns that b needs
     row = next(line for line in capsys.readouterr().out.splitlines() if "rloo" in line)
     assert "nan" not in row and "inf" not in row and "None" not in row
     assert row.count(" - ") >= 3
@@ -100,9 +101,10 @@ def test_each_task_and_setting_has_a_table_of_its_own(capsys):
     terminal.print_leaderboard(board(ranked(), ranked(setting="other"), ranked(task="digits"), ranked(estimator="b")))
     printed = capsys.readouterr().out
     assert printed.count("test reward") == 3
-    assert {"imdb  [corpus=a[b]]", "imdb  [other]", "digits  [corpus=a[b]]"} <= {
-        line.strip() for line in printed.splitlines()
-    }
+    assert {
+        f"{place}  at 40 steps, by reward"
+        for place in ("imdb  [corpus=a[b]]", "imdb  [other]", "digits  [corpus=a[b]]")
+    } <= {line.strip() for line in printed.splitlines()}
 
 
 def test_piped_progress_is_lines_and_only_of_what_went_wrong(capsys):
