@@ -121,10 +121,10 @@ def test_runs_that_differ_in_any_item_are_refused_by_every_reader_which_name_it(
 def test_one_task_by_another_spelling_is_one_task(command, run, tiny, tmp_path):
     """As where corpus=auto fell back to what another run was given."""
     first = run("first")
-    second = run("second", seeds="1", task=f"{tiny()}")
-    for name in ("config.json",):
-        text = (second / name).read_text().replace('tiny.py:TinyTask"', 'tiny.py:TinyTask:kl=0.0"')
-        (second / name).write_text(text)
+    second = run("second", seeds="1", task=tiny())
+    text = (second / "config.json").read_text().replace('tiny.py:TinyTask"', 'tiny.py:TinyTask:kl=0.0"')
+    text = text.replace('"task": "tiny.py:TinyTask:kl=0.0"', '"task": "tiny.py:TinyTask"')  # the item
+    (second / "config.json").write_text(text)
     metrics = pd.read_parquet(second / "metrics.parquet")
     metrics.assign(task=metrics["task"] + ":kl=0.0").to_parquet(second / "metrics.parquet")
     assert command("leaderboard", first, second, "--csv", tmp_path / "board.csv")[0] == 0

@@ -249,7 +249,9 @@ def test_the_reference_trajectory_follows_the_tuned_rate_also_in_an_old_folder(t
     arguments = ("-e", "reinforce", "-t", tiny(), "--steps", "2", "--seeds", "0-1")
     command("run", *arguments, "--out", tmp_path / "both")
     for folder in ("both", "new"):
-        status, _, err = command("run", *arguments, "--out", tmp_path / folder, "--tuned", out / "tuned.json")
+        status, _, err = command(
+            "run", *arguments, "--out", tmp_path / folder, "--tuned", out / "tuned.json", "--fresh"
+        )
         assert status == 0, err
     probes = [pd.read_csv(tmp_path / folder / "probes.csv").drop(columns="run_id") for folder in ("both", "new")]
     pd.testing.assert_frame_equal(*probes)
