@@ -371,8 +371,9 @@ def verdict(
     if decided.size == leads.size:
         return f"no change up to {last}: {leader} leads throughout"
     start, end = (amount(float(grid[place]), axis) for place in (decided[0], decided[-1]))
-    span = f"from {start} on" if leads[-1] else f"at {start} to {end}, undecided after"
-    return f"no change up to {last}: {leader} leads {span}"
+    if leads[-1]:
+        return f"no change up to {last}: {leader} leads from {start} on"
+    return f"no supported change up to {last}: {leader} leads at {start} to {end}, undecided after"
 
 
 def axis_name(axis: str) -> str:
