@@ -359,7 +359,8 @@ def print_comparisons(rows: pd.DataFrame, against: Sequence[str] = ()) -> None:
 def print_budgets(leaders: pd.DataFrame, crossings: pd.DataFrame) -> None:
     """Who leads at which budget, one table a task and setting, and under it where the lead changes."""
     console = stdout_console()
-    for (task, setting, metric, axis), rows in leaders.groupby(["task", "setting", "metric", "axis"], sort=False):
+    for place, rows in leaders.groupby(["task", "setting", "metric", "axis"], sort=False):
+        task, setting, metric, axis = map(str, place)
         table = Table(title=Text(f"{task}  [{setting}]  {_words(metric)} by {axis_name(axis)}"), title_justify="left")
         table.add_column("budget", justify="right")
         table.add_column("leads", overflow="fold")
@@ -369,7 +370,7 @@ def print_budgets(leaders: pd.DataFrame, crossings: pd.DataFrame) -> None:
         for row in rows.to_dict("records"):
             numbers = [number(row[name], ".3f") for name in ("mean", "ci_low", "ci_high")]
             counts = [number(row[name], ".0f") for name in ("n_seeds", "compared")]
-            budget = amount(float(row["budget"]), str(axis))
+            budget = amount(float(row["budget"]), axis)
             table.add_row(budget, str(row["leader"]), *numbers, *counts, str(row["not_told_apart"]) or "-")
         console.print(table)
         mine = crossings[(crossings["task"] == task) & (crossings["setting"] == setting)]
@@ -383,7 +384,7 @@ def print_budgets(leaders: pd.DataFrame, crossings: pd.DataFrame) -> None:
     )
 
 
-def crossing_in_words(row: Mapping[str, Any]) -> str:
+def crossing_in_words(row: Mapping[Any, Any]) -> str:
     """A row of `curves.crossings_of` as a line."""
     said = f"{row['estimator_a']} and {row['estimator_b']}: {row['verdict']}"
     if pd.isna(row["crossing"]):

@@ -153,12 +153,13 @@ def _curves(values: pd.Series, x: pd.Series | None) -> dict[str, dict[int, Curve
     found: dict[str, dict[int, Curve]] = {}
     points = pd.DataFrame({"y": values, "x": values.index.get_level_values("step") if x is None else x})
     points = points.reindex(values.index)[points["x"].reindex(values.index).notna()]
-    for (estimator, seed), mine in points.groupby(["estimator", "seed"], sort=True):
+    for place, mine in points.groupby(["estimator", "seed"], sort=True):
+        estimator, seed = map(str, place)
         budgets, y = mine["x"].to_numpy(dtype=float), mine["y"].to_numpy(dtype=float)
         spent = budgets > 0
         if spent.sum() >= (1 if x is None else 2):
             y = np.where(np.isfinite(y), y, math.nan)
-            found.setdefault(str(estimator), {})[int(seed)] = Curve(budgets, y)
+            found.setdefault(estimator, {})[int(float(seed))] = Curve(budgets, y)
     return found
 
 
@@ -370,8 +371,9 @@ def verdict(
     if decided.size == leads.size:
         return f"no change up to {last}: {leader} leads throughout"
     start, end = (amount(float(grid[place]), axis) for place in (decided[0], decided[-1]))
-    span = f"from {start} on" if leads[-1] else f"at {start} to {end}, undecided after"
-    return f"no change up to {last}: {leader} leads {span}"
+    if leads[-1]:
+        return f"no change up to {last}: {leader} leads from {start} on"
+    return f"no supported change up to {last}: {leader} leads at {start} to {end}, undecided after"
 
 
 def axis_name(axis: str) -> str:

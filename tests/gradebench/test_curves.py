@@ -104,7 +104,7 @@ def test_holm_counts_all_pairs_at_a_budget():
 def test_axes_that_cost_all_the_same_have_the_values_of_steps():
     rows = curves.budgets(changing())
     assert curves.proportional(rows) == ["samples", "updates", "seconds"] and "tokens" not in set(rows["axis"])
-    by = dict(list(rows.groupby("axis")))
+    by = dict(iter(rows.groupby("axis")))
     assert by["samples"]["budget"].unique().tolist() == [80, 160, 320, 640]
     assert by["samples"]["mean"].to_numpy() == pytest.approx(by["steps"]["mean"].to_numpy())
 

@@ -57,7 +57,7 @@ def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(run, tmp_path):
     out = tmp_path / "run"
     written = {path.name for path in out.iterdir()}
     files = {"config.json", "environment.json", "metrics.parquet", "metrics.csv", "tests.csv", "leaderboard.csv"}
-    assert written == files | {"probes.csv", SAMPLES, "cells"}
+    assert written == files | {"probes.csv", "budgets.csv", "crossings.csv", SAMPLES, "cells"}
     metrics = pd.read_csv(out / "metrics.csv")
     assert list(metrics) == METRICS_COLUMNS == list(pd.read_parquet(out / "metrics.parquet"))
     assert list(pd.read_csv(out / "tests.csv")) == tables.TESTS_COLUMNS
