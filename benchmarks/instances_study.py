@@ -18,30 +18,41 @@ import pandas as pd
 import scipy.stats
 from verdict_study import LAWS
 
-from gradebench import nested, power
+from gradebench import nested
 from gradebench.statistics import ALPHA, Floats
 
+CHECKED = 20  # draws of each kind that go through gradebench itself
 INSTANCES, SEEDS, RATIOS, EFFECTS = (3, 5, 8), (3, 5, 7), (0.0, 0.5, 1.0, 2.0), (1.0, 2.0, 3.0)
 
 
-def differences(law: str, rng: np.random.Generator, instances: int, seeds: int, ratio: float) -> Floats:
-    """(instances, seeds), with mean 0, in deviations of an instance's mean."""
-    draw = LAWS[law]
-    values = ratio * draw(rng, (instances, 1)) + draw(rng, (instances, seeds))
+def differences(law: str, rng: np.random.Generator, shape: tuple[int, int, int], ratio: float) -> Floats:
+    """(draws, instances, seeds), with mean 0, in deviations of an instance's mean."""
+    draw, (draws, instances, seeds) = LAWS[law], shape
+    values = ratio * draw(rng, (draws, instances, 1)) + draw(rng, shape)
     return np.asarray(values / np.sqrt(ratio**2 + 1 / seeds))
+
+
+def student_power(instances: int, effect: float) -> float:
+    """Of Student's t on normal means, an effect of that many deviations."""
+    least, shift = scipy.stats.t.isf(ALPHA / 2, instances - 1), effect * np.sqrt(instances)
+    beyond = scipy.stats.nct.sf(least, instances - 1, shift) + scipy.stats.nct.cdf(-least, instances - 1, shift)
+    return float(beyond)
 
 
 def rows_of(law: str, instances: int, seeds: int, ratio: float, draws: int) -> list[dict[str, object]]:
     rng = np.random.default_rng([instances, seeds])
-    found = []
-    for _ in range(draws):
-        drawn = differences(law, rng, instances, seeds, ratio)
-        one = nested.compare(list(drawn))
-        pooled = scipy.stats.ttest_1samp(drawn.ravel(), 0.0).pvalue < ALPHA
-        seen = [not one.ci_low <= -effect <= one.ci_high for effect in EFFECTS]  # as p < 0.05 of the shifted ones
-        found.append([one.p_value < ALPHA, not one.ci_low <= 0 <= one.ci_high, pooled, *seen])
-    shares = np.mean(found, axis=0).tolist()
-    promised = [ALPHA, ALPHA, ALPHA, *(float(power.power_of(instances, effect, ALPHA)) for effect in EFFECTS)]
+    drawn = differences(law, rng, (draws, instances, seeds), ratio)
+    means = drawn.mean(axis=2)
+    test = scipy.stats.ttest_1samp(means, 0.0, axis=1)  # of all draws at once, as the first of them show:
+    checked = [nested.compare(list(one)) for one in drawn[:CHECKED]]
+    np.testing.assert_allclose(test.pvalue[:CHECKED], [one.p_value for one in checked])
+    low, high = test.confidence_interval()
+    np.testing.assert_allclose(low[:CHECKED], [one.ci_low for one in checked])
+    pooled = scipy.stats.ttest_1samp(drawn.reshape(draws, -1), 0.0, axis=1).pvalue
+    seen = [scipy.stats.ttest_1samp(means + effect, 0.0, axis=1).pvalue for effect in EFFECTS]
+    missed = (low > 0) | (high < 0)
+    shares = [float(np.mean(one)) for one in (test.pvalue < ALPHA, missed, pooled < ALPHA, *(p < ALPHA for p in seen))]
+    promised = [ALPHA, ALPHA, ALPHA, *(student_power(instances, effect) for effect in EFFECTS)]
     said = ["equal estimators told apart", "interval of the mean misses", "told apart, all seeds as one sample"]
     said += [f"difference of {effect:g} deviations seen" for effect in EFFECTS]
     place = {"law": law, "instances": instances, "seeds": seeds, "ratio": ratio, "draws": draws}

@@ -1,9 +1,9 @@
 """Frontiers: the reward that an estimator reaches within a divergence from the reference, over a sweep, seed by seed.
 
-A seed's points are (KL, reward) of its policies: at every evaluation of its training, at every swept value. Of two of
-them any mixture can be had, by drawing each answer from one or the other; its reward lies on the line between theirs, and
-its KL on or below it, since KL is convex. So what a seed reaches is the upper concave envelope of its points, flat after
-the highest, where more divergence needn't be spent.
+A seed's points are (d, reward) of its policies, d = sqrt(KL): at every evaluation of its training, at every swept value.
+Its frontier is their upper concave envelope, flat after the highest, where more divergence needn't be spent. Lines are drawn
+in d and not in KL, since reward goes as d (alpha - beta d) (Gao et al. 2023, section 3.2): a chord in KL would lie far below
+the curve of a quick estimator, whose first evaluation after the start is far out already, and favour slow ones.
 """
 
 import math
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.integrate
 from numpy.typing import ArrayLike
 
 from gradebench import statistics, tables
@@ -35,7 +34,8 @@ _Frontiers = dict[str, dict[int, "Frontier"]]  # by estimator and seed
 
 @dataclass(frozen=True)
 class Frontier:
-    """One seed's: piecewise linear through (kl, value), flat from the last to `reach`, the most that any policy spent."""
+    """One seed's: piecewise linear in sqrt(KL) through (kl, value), flat from the last to `reach`, the most that any
+    policy spent."""
 
     kl: Floats  # (m,) ascending, nats a sequence
     value: Floats  # (m,)
@@ -45,20 +45,28 @@ class Frontier:
         """The value within each budget of KL; NaN below the first point and above the reach: nothing is extrapolated."""
         kl = np.asarray(budgets, dtype=np.float64)
         known = (kl >= self.kl[0]) & (kl <= self.reach)
-        return np.where(known, np.interp(kl, self.kl, self.value), np.nan)
+        return np.where(known, self._on_line(np.sqrt(kl)), np.nan)
+
+    def _on_line(self, distance: Floats) -> Floats:
+        return np.interp(distance, np.sqrt(self.kl), self.value)
 
     def mean_over(self, low: float, high: float) -> float:
         """The area between two budgets over their distance: the mean value; NaN where they leave its range."""
-        corners = np.unique(np.concatenate([[low, high], self.kl[(self.kl > low) & (self.kl < high)]]))
-        return float(scipy.integrate.trapezoid(self.at(corners), corners)) / (high - low) if high > low else math.nan
+        if not self.kl[0] <= low < high <= self.reach:
+            return math.nan
+        d = np.sqrt(np.unique(np.concatenate([[low, high], self.kl[(self.kl > low) & (self.kl < high)]])))
+        middle = (d[1:] + d[:-1]) / 2
+        ends, within = self._on_line(d) * 2 * d, self._on_line(middle) * 2 * middle  # dKL = 2 d dd
+        simpson = (ends[:-1] + 4 * within + ends[1:]) / 6  # exact for the quadratic that each piece is
+        return float((simpson * np.diff(d)).sum()) / (high - low)
 
 
-def envelope(kl: ArrayLike, value: ArrayLike) -> list[int]:
-    """The points (n,) and (n,) on the upper concave envelope, by KL, up to the highest value; their indices.
+def envelope(distance: ArrayLike, value: ArrayLike) -> list[int]:
+    """The points (n,) and (n,) on the upper concave envelope, by distance, up to the highest value; their indices.
 
     Source        Andrew 1979, the upper half.
     """
-    x, y = np.asarray(kl, dtype=np.float64), np.asarray(value, dtype=np.float64)
+    x, y = np.asarray(distance, dtype=np.float64), np.asarray(value, dtype=np.float64)
     hull: list[int] = []
     for i in np.lexsort((-y, x)).tolist():
         if hull and y[i] <= y[hull[-1]]:  # spends more, and gets no more
@@ -82,8 +90,9 @@ def of_seed(points: pd.DataFrame, metric: str) -> Frontier:
     metric is another: a judge is asked about a policy and doesn't choose it. A maximum of noisy points on the prompts
     that it is measured on would flatter whoever has the most noise.
     """
-    chosen = envelope(points["validation", "kl"], points["validation", "reward"])
-    kl = points["test", "kl"].to_numpy(dtype=np.float64).clip(min=0.0)  # rounding makes -1e-17 of the reference's own 0
+    # Rounding makes -1e-17 of the reference's own 0.
+    seen, kl = (points[split, "kl"].to_numpy(dtype=np.float64).clip(min=0.0) for split in ("validation", "test"))
+    chosen = envelope(np.sqrt(seen), points["validation", "reward"])
     value = points["test", metric].to_numpy(dtype=np.float64)
     order = sorted(chosen, key=lambda i: kl[i])
     return Frontier(kl[order], value[order], float(kl.max()))
@@ -147,7 +156,7 @@ def _reach(seeds: Mapping[int, Frontier]) -> float:
 
 
 def _even_budgets(found: _Frontiers) -> list[float]:
-    """Budgets that are even in the square root, as rewards grow with KL about so (Gao et al. 2023, section 3.2)."""
+    """Budgets that are even in the square root."""
     reaches = sorted((_reach(seeds) for seeds in found.values()), reverse=True)[:2]
     if not reaches or not reaches[-1] > 0:
         return []

@@ -232,8 +232,8 @@ _INSTANCES = (
 
 
 _FRONTIER = (
-    "<p>A seed's frontier is the upper concave envelope of its policies at all evaluations and swept values, chosen on "
-    "validation prompts and measured on test prompts; nothing is extrapolated. The area is its mean over the range of KL "
+    "<p>A seed's frontier is the upper concave envelope, in the root of KL, of its policies at all evaluations and swept "
+    "values, chosen on validation prompts and measured on test prompts; nothing is extrapolated. The area is its mean over the range of KL "
     "that all seeds of both estimators reach.</p>"
 )
 

@@ -44,9 +44,9 @@ def trained(slopes, seeds=8, reach=4.0):
 # --- one seed's frontier ----------------------------------------------------------------------------------------------
 
 
-def test_the_envelope_leaves_out_what_spends_more_for_less_and_what_a_mixture_beats():
+def test_the_envelope_leaves_out_what_spends_more_for_less_and_what_a_line_beats():
     kl = [0.0, 1.0, 2.0, 2.0, 3.0, 4.0]
-    value = [0.0, 0.2, 1.0, 0.9, 1.2, 1.1]  # (1, 0.2) is below the line from 0 to (2, 1)
+    value = [0.0, 0.2, 1.0, 0.9, 1.2, 1.1]  # (1, 0.2) is below the line from (0, 0) to (2, 1)
     assert envelope(kl, value) == [0, 2, 4]
 
 
@@ -61,14 +61,14 @@ def test_the_envelope_is_above_all_points_and_concave():
 
 
 def test_nothing_is_extrapolated_and_what_need_not_be_spent_is_not():
-    one = Frontier(np.array([0.5, 1.0]), np.array([0.0, 1.0]), reach=2.0)
-    assert one.at([0.4, 0.75, 1.5, 2.0, 2.1]) == pytest.approx([math.nan, 0.5, 1.0, 1.0, math.nan], nan_ok=True)
+    one = Frontier(np.array([1.0, 4.0]), np.array([0.0, 1.0]), reach=5.0)
+    assert one.at([0.9, 2.25, 4.5, 5.0, 5.1]) == pytest.approx([math.nan, 0.5, 1.0, 1.0, math.nan], nan_ok=True)
 
 
 def test_the_mean_over_a_range_is_exact():
-    one = Frontier(np.array([0.0, 1.0]), np.array([0.0, 1.0]), reach=3.0)
-    assert one.mean_over(0.0, 3.0) == pytest.approx((0.5 + 2.0) / 3)
-    assert one.mean_over(0.5, 1.0) == pytest.approx(0.75)
+    one = Frontier(np.array([0.0, 1.0]), np.array([0.0, 1.0]), reach=3.0)  # the root of KL up to 1
+    assert one.mean_over(0.0, 3.0) == pytest.approx((2 / 3 + 2.0) / 3)
+    assert one.mean_over(0.25, 1.0) == pytest.approx((2 / 3) * (1 - 0.125) / 0.75)
     assert math.isnan(one.mean_over(0.0, 3.1))
 
 
@@ -86,6 +86,15 @@ def test_a_seed_counts_where_all_of_its_trainings_are_ok():
     metrics.loc[(metrics["estimator"] == "a") & (metrics["seed"] == 1) & (metrics["task"] == "lm"), "status"] = "failed"
     found = frontier.frontiers(metrics, list(DESIGN), "reward")
     assert set(found["a"]) == {0, 2} and set(found["b"]) == {0, 1, 2}
+
+
+def test_a_quick_and_a_slow_estimator_on_one_curve_are_equal_within_any_budget():
+    """The quick one's first evaluation is at nine times the KL of the slow one's; reward is the root of KL for both."""
+    points = [(name, 0, "lm", step, kl, math.sqrt(kl)) for name, kls in (("quick", (0, 0.9, 2)), ("slow", (0, 0.1, 2)))
+              for step, kl in enumerate(kls)]  # fmt: skip
+    found = frontier.frontiers(metrics_of(points), ["lm"], "reward")
+    quick, slow = (found[name][0].at([0.05, 0.4, 1.5]) for name in ("quick", "slow"))
+    assert quick == pytest.approx(np.sqrt([0.05, 0.4, 1.5])) and slow == pytest.approx(quick)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -141,3 +141,21 @@ def test_a_given_policy_reads_the_problems_behind_padding(tmp_path):
     rows = [task.vocabulary.encode([answer])[0][1:] for answer in answers]
     z = torch.tensor([(row + [task.vocabulary.end] * problem.horizon)[: problem.horizon] for row in rows])
     assert problem.raw_reward(z[None]).tolist() == [[float(len(row) <= problem.horizon) for row in rows]]
+
+
+# --- instances ------------------------------------------------------------------------------------------------------
+
+
+def test_an_instance_has_its_own_problems_and_policy(task):
+    other = loaded(digits=1, instance=1)
+    assert other._problems() != task._problems() and "instance=1" in other.setting and "instance" not in task.setting
+    assert any(not torch.equal(a, b) for a, b in zip(other.params, task.params, strict=True))
+
+
+def test_neither_beta_nor_the_first_instance_makes_another_policy(task):
+    """A sweep over kl pretrains once, and instance 0 is what a task without instances was."""
+    assert loaded(digits=1, kl=0.5).folder == loaded(digits=1, instance=0).folder == task.folder
+    assert (
+        "instance" not in (task.folder / "facts.json").read_text()
+        and "kl" not in (task.folder / "facts.json").read_text()
+    )

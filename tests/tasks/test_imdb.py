@@ -193,3 +193,23 @@ def test_samples_are_continuations_of_the_first_prompts_with_their_rewards(task)
     assert all(one["text"].startswith(one["prompt"]) and one["text"] != one["prompt"] for one in texts)
     assert all(0 <= one["reward"] <= 1 for one in texts)
     assert texts == task.samples("test", generator("cpu", 0))
+
+
+# --- instances ----------------------------------------------------------------------------------------------------
+
+
+def test_an_instance_has_its_own_reviews_prompts_and_models(task):
+    other = prepared(corpus="embedded", instance=1)
+    assert other.setting.endswith(" instance=1") and "instance" not in task.setting
+    assert other.setting.split()[0] != task.setting.split()[0]  # the corpus's digest
+    openings = [{tuple(row) for row in one.vocabulary.decode(one.prompts["train"].tolist())} for one in (task, other)]
+    assert openings[0] != openings[1]
+    first, second = task.policy.state_dict(), other.policy.state_dict()
+    assert any(first[name].shape != second[name].shape or not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_neither_beta_nor_the_first_instance_makes_the_models_anew(task):
+    """A sweep over kl pretrains once, and instance 0 is what a task without instances was."""
+    assert prepared(corpus="embedded", kl=0.5).folder == prepared(corpus="embedded", instance=0).folder == task.folder
+    facts = (task.folder / "facts.json").read_text()
+    assert "instance" not in facts and '"kl"' not in facts
