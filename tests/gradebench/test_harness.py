@@ -59,14 +59,14 @@ def trained(plan, cell):
 
 def write_references(plan, cell):
     for number in range(len(harness.checkpoint_steps(plan))):
-        harness.reference_cell(plan, replace(cell, seed=0), number)
+        harness.reference_cell(plan, cell, number)
 
 
 # --- common random numbers --------------------------------------------------------------------------------------
 
 
 def test_a_cell_gives_the_same_rows_twice_whatever_ran_before(plan, cell_of):
-    write_references(plan, cell_of())
+    write_references(plan, cell_of(seed=3))
     first = ended(plan, cell_of(seed=3))[2]
     trained(plan, cell_of("rloo", 5))  # moves parameters, global generators and the clock
     status, _, second = ended(plan, cell_of(seed=3))
