@@ -174,7 +174,9 @@ def _bias(one: _Probes) -> float:
 
 
 def _cosine(one: _Probes) -> float:
-    return float(np.clip(_mean(one.dot) / np.sqrt(_mean(one.own) * _mean(one.truth)), -1, 1).mean())
+    own = _mean(one.own)
+    lengths = np.sqrt(np.where(own > 0, own, np.nan) * _mean(one.truth))
+    return float(np.clip(_mean(one.dot) / lengths, -1, 1).mean())
 
 
 def _direction_error(one: _Probes) -> float:
