@@ -48,7 +48,8 @@ _BOARD = (
     ("test reward", "test_reward_mean", ".3f"), ("95 % from", "test_reward_ci_low", ".3f"),
     ("to", "test_reward_ci_high", ".3f"), ("p against best", "p_vs_best_holm", ".3g"),
     ("gold reward", "test_gold_reward_mean", ".3f"), ("train-test", "generalization_gap", "+.3f"),
-    ("KL, nats", "kl_mean", ".2f"), ("variance", "gradient_variance", ".3g"),
+    ("KL, nats", "kl_mean", ".2f"), ("relative MSE", "gradient_mse_relative", ".3g"),
+    ("direction error", "gradient_direction_error", ".3f"), ("variance", "gradient_variance", ".3g"),
     ("relative", "gradient_variance_relative", ".3g"), ("bias²", "gradient_bias_squared", ".2f"),
     ("cosine", "gradient_cosine", ".2f"), ("s/step", "seconds_per_step", ".3f"),
     ("memory, MB", "peak_memory_mb", ".0f"), ("status", "status", ""),
@@ -168,7 +169,7 @@ def _of_task(
     parts.append(
         "<p>Test reward is the mean over seeds with its 95 % interval (bootstrap-t); estimators whose difference is not "
         "supported (paired by seed, permutation test, Holm over all pairs) share a tier. Variance is that of one "
-        "gradient estimate, relative to its squared mean; bias² is over the squared true gradient.</p>"
+        "gradient estimate, relative to the squared true gradient; bias² is over the squared true gradient.</p>"
     )
     front = tables.pareto_front(board)
     if front:

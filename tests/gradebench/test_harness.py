@@ -251,9 +251,7 @@ def test_the_reference_is_the_exact_gradient_where_the_task_knows_it(plan, cell_
         torch.testing.assert_close(reference.moments.mean, truth, rtol=1e-4, atol=1e-6)
 
 
-def test_seeds_share_the_parameters_of_a_checkpoint_and_not_the_noise_of_its_gradient(
-    plan, cell_of, task, monkeypatch
-):
+def test_seeds_share_the_parameters_of_a_checkpoint_and_not_the_noise_of_its_gradient(plan, cell_of, task, monkeypatch):
     """Whether or not the first seed's file is there already."""
     without_exact(monkeypatch, task)
     write_references(plan, cell_of(seed=5))
