@@ -126,8 +126,8 @@ def carry_out(run: Run, jobs: Sequence[Job], each: Each, resume: bool, progress:
 
 
 def _references(jobs: Sequence[Job], resume: bool) -> Iterator[tuple[Plan, Cell, int]]:
-    """The checkpoints of each task's reference trajectory that aren't there yet."""
-    for plan, cell in {cell.task: (plan, replace(cell, seed=0)) for plan, cell, *_ in jobs}.values():
+    """The checkpoints of each task's reference trajectory that aren't there yet, for each seed: its own gradients."""
+    for plan, cell in {(cell.task, cell.seed): (plan, cell) for plan, cell, *_ in jobs}.values():
         for number in range(len(harness.checkpoint_steps(plan))):
             if not (resume and is_whole(harness.checkpoint_file(plan, cell, number))):
                 yield plan, cell, number

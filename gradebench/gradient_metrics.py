@@ -16,16 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradebench.gradient_columns import LEVEL, WIDEST_COSINE, WIDEST_RATIO
 from gradebench.moments import Moments, Reference
-
-LEVEL = 0.95  # of all intervals
 
 Floats = NDArray[np.float64]
 
 
 ROUNDING = 1e-13  # of the sum of squares: what draws that are all alike may seem to vary by
-WIDEST_COSINE = 0.5  # the longest interval of a cosine, or of a direction error, that still says something
-WIDEST_RATIO = 10.0  # the same of a relative variance: its upper end over its lower one
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import math
 import shutil
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gradebench import facts, parallel, records, registry
-from gradebench.checkpoints import Checkpoint
+from gradebench.checkpoints import Checkpoint, is_whole
 from gradebench.disk import out_of_room, whole
 from gradebench.errors import InputError, Unsupported
 from gradebench.estimator import Estimator
@@ -207,9 +208,13 @@ def checkpoint_steps(plan: Plan) -> list[int]:
 
 
 def checkpoint_file(plan: Plan, cell: Cell, number: int) -> Path:
-    """Shared by all cells of a task; its name changes with whatever the trajectory depends on."""
+    """Shared by all cells of a task and seed; its name changes with whatever the trajectory depends on.
+
+    The parameters are those of all seeds. The reference gradient is a seed's own, so that seeds are independent and the
+    spread between them holds its error.
+    """
     name = records.cell_id(cell.task, f"reference-{plan.reference}", number)
-    return Path(plan.out) / "cells" / name / f"checkpoint-{plan.reference_key[:12]}.safetensors"
+    return Path(plan.out) / "cells" / name / f"checkpoint-{plan.reference_key[:12]}-s{cell.seed}.safetensors"
 
 
 def training_file(plan: Plan, cell: Cell) -> Path:
@@ -252,19 +257,22 @@ def _trajectory(
 
 
 def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
-    """Checkpoint `number` of the reference trajectory, and the true gradient there, into its file.
+    """Checkpoint `number` of the reference trajectory, and the seed's true gradient there, into its file.
 
-    Each checkpoint's worker runs the trajectory up to it: cheaper than waiting for another one.
+    Each worker runs the trajectory up to it, unless the first seed's is there: cheaper than waiting for another one.
     """
     with parallel.together():
         _reference_cell(plan, cell, number)
 
 
 def _reference_cell(plan: Plan, cell: Cell, number: int) -> None:
-    task = loaded_task(plan, cell)
-    rng = generator(plan.device, cell.seed, "reference", "sampling")
-    steps = checkpoint_steps(plan)[number]
-    _trajectory(make_estimator(plan.reference, task, plan), task, plan, cell, plan.reference, steps, rng)
+    task, first = loaded_task(plan, cell), replace(cell, seed=0)
+    rng = generator(plan.device, first.seed, "reference", "sampling")
+    steps, known = checkpoint_steps(plan)[number], checkpoint_file(plan, first, number)
+    if cell.seed != first.seed and parallel.world() == 1 and is_whole(known):
+        set_parameters(task, load_file(known, device=plan.device))
+    else:
+        _trajectory(make_estimator(plan.reference, task, plan), task, plan, first, plan.reference, steps, rng)
     tensors = {f"parameter_{i}": p.detach().clone() for i, p in enumerate(task.params)}
     tensors |= reference_gradient(task, plan, cell.seed, number).tensors()
     if not parallel.leads():

@@ -30,7 +30,7 @@ class Plan:
     details: bool = False  # probe parameter groups, costs and several batch sizes too
     warm_up: int = 8  # batches for the estimator's own state before it is frozen
     reference: str = "rloo"  # an unbiased estimator: its trajectory has the checkpoints, its long run is the reference
-    reference_draws: int = 8  # each over all train prompts
+    reference_draws: int = 4  # of each seed, each over all train prompts
     checkpoint_every: float = 60.0  # seconds of training, after which what it has come to is written down
     patience: int = 5  # updates refused because the gradient isn't finite, before a cell counts as diverged
     setting: str = ""  # what the task runs on, as `prepare` settled it

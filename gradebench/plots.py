@@ -37,7 +37,7 @@ _ROUNDING = 1e-12  # relative squares below are those of float32 gradients that 
 _DECADES = 9  # most decades of an axis: what is smaller ends at its edge
 _FARTHEST = 30.0  # an axis makes room for ends of intervals up to this factor away
 _LONGEST_LABEL = 26  # letters
-_NO_MEAN = "variance without a mean that can be told from zero"
+_NO_MEAN = "relative variance that isn't resolved"
 _NO_TRUTH = "bias without a reference gradient that can be told from zero"
 _NO_VARIANCE = "no variance"
 _NOT_MEASURED = "not measured"
@@ -231,7 +231,7 @@ def _variance_bias(rows: pd.DataFrame, styles: Mapping[str, _Style]) -> _Drawing
         axes.set_title(f"step {panel.step}{when.get(panel.step, '')}", fontsize=_SIZE, loc="left")
         _logarithmic(axes, "x", area.x, _round_numbers(*area.x))
         _logarithmic(axes, "y", area.y, _round_numbers(area.floor, area.y[1]))
-        axes.set_xlabel("relative variance,  tr Cov g / |E g|²")
+        axes.set_xlabel("relative variance,  tr Cov g / |∇J|²")
         axes.tick_params(axis="y", labelleft=number == 0)
         _draw_panel(axes, panel, styles, area)
     all_axes[0].set_ylabel("relative squared bias,  |E g - ∇J|² / |∇J|²")

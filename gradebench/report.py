@@ -54,7 +54,8 @@ _BOARD = (
     ("p against best", "p_vs_best_holm", ".3g"), ("p against baseline", "p_vs_baseline_holm", ".3g"),
     ("verdict", "verdict", ""),
     ("gold reward", "test_gold_reward_mean", ".3f"), ("train-test", "generalization_gap", "+.3f"),
-    ("KL, nats", "kl_mean", ".2f"), ("variance", "gradient_variance", ".3g"),
+    ("KL, nats", "kl_mean", ".2f"), ("relative MSE", "gradient_mse_relative", ".3g"),
+    ("direction error", "gradient_direction_error", ".3f"), ("variance", "gradient_variance", ".3g"),
     ("relative", "gradient_variance_relative", ".3g"), ("bias²", "gradient_bias_squared", ".2f"),
     ("cosine", "gradient_cosine", ".2f"), ("updates/step", "updates_per_step", ".3g"),
     ("clipped", "clipped_updates", ".0%"), ("clip factor", "clip_factor", ".2f"), ("s/step", "seconds_per_step", ".3f"),
@@ -295,7 +296,7 @@ def _of_task(
     parts.append(
         f"<p>Ranked {_e(boards.at_budget(board))}. The objective is the reward less the task's weight kl times the KL; means "
         f"over seeds, with 95 % intervals (bootstrap-t). {apart} Tests are paired by seed, by permutation. Variance is that "
-        "of one gradient estimate, relative to its squared mean; bias² is over the squared true gradient. Clipped: the "
+        "of one gradient estimate, relative to the squared true gradient, as bias² and MSE are. Clipped: the "
         "share of updates whose gradient clipping shortened, by the clip factor on average.</p>"
     )
     front = tables.pareto_front(board)

@@ -351,7 +351,7 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         along=request.along,
         probe_draws=draws + draws % 2,
         details=not request.train,
-        reference_draws=Plan.reference_draws if request.train else 2 * Plan.reference_draws,
+        reference_draws=Plan.reference_draws if request.train else 8 * Plan.reference_draws,
         shards=request.shards or parallel.world(),
         save_policies=request.save_policies and _saves(task),
         setting=task.setting,

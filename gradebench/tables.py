@@ -25,6 +25,7 @@ import pandas as pd
 
 from gradebench import provenance, statistics
 from gradebench.disk import whole
+from gradebench.gradient_columns import gradient_columns
 
 # fmt: off
 METRICS_COLUMNS = [
@@ -38,10 +39,13 @@ TESTS_COLUMNS = [
 LEADERBOARD_COLUMNS = [
     "rank", "tier", "letters", "estimator", "same_as", "task", "setting", "steps", "ranked_by", "n_seeds", "status",
     "test_objective_mean", "test_objective_ci_low", "test_objective_ci_high", "test_reward_mean", "test_reward_ci_low",
-    "test_reward_ci_high", "test_gold_reward_mean", "generalization_gap", "gold_gap", "kl_mean", "gradient_variance",
-    "gradient_variance_relative", "gradient_bias_squared", "gradient_cosine", "seconds_per_step",
-    "peak_memory_bytes", "p_vs_best_holm", "p_vs_baseline_holm", "verdict", "updates_per_step", "clipped_updates",
-    "clip_factor", "learning_rate", "rate_source",
+    "test_reward_ci_high", "test_gold_reward_mean", "generalization_gap", "gold_gap", "kl_mean", "gradient_mse_relative",
+    "gradient_mse_relative_ci_low", "gradient_mse_relative_ci_high", "gradient_direction_error",
+    "gradient_direction_error_ci_low", "gradient_direction_error_ci_high", "gradient_variance",
+    "gradient_variance_relative", "gradient_variance_relative_ci_low", "gradient_variance_relative_ci_high",
+    "gradient_bias_squared", "gradient_bias_squared_ci_low", "gradient_bias_squared_ci_high", "gradient_cosine",
+    "gradient_cosine_ci_low", "gradient_cosine_ci_high", "seconds_per_step", "peak_memory_bytes", "p_vs_best_holm",
+    "p_vs_baseline_holm", "verdict", "updates_per_step", "clipped_updates", "clip_factor", "learning_rate", "rate_source",
 ]
 PROBES_COLUMNS = [
     "run_id", "cell_id", "task", "setting", "estimator", "estimator_params", "estimator_source", "seed", "along",
@@ -208,11 +212,6 @@ def _complete(probe: pd.DataFrame, *names: str) -> pd.DataFrame:
     return probe.reindex(columns=pd.Index(names)).dropna()
 
 
-def _pooled(probe: pd.DataFrame, *names: str) -> pd.DataFrame:
-    """Means over seeds, (estimator, step) x names."""
-    return _complete(probe, *names).groupby(["estimator", "step"]).mean()
-
-
 def _over_checkpoints(per_checkpoint: pd.Series) -> pd.Series:
     """Mean over the last index level, step; NaN where any checkpoint of the group is missing or unresolved.
 
@@ -231,37 +230,6 @@ def _log(values: pd.Series) -> pd.Series:
 def _log_variance(group: _Group) -> pd.Series:
     """(estimator, seed) -> mean over checkpoints of ln gradient_variance."""
     return _over_checkpoints(_log(_complete(group.probe, "gradient_variance")["gradient_variance"]))
-
-
-def _relative_variance(probe: pd.DataFrame) -> pd.Series:
-    """estimator -> geometric mean over checkpoints of E_seeds[variance] / E_seeds[squared norm]."""
-    pooled = _pooled(probe, "gradient_variance", "gradient_norm_squared")
-    norm_squared = pooled["gradient_norm_squared"]
-    return np.exp(_over_checkpoints(_log(pooled["gradient_variance"] / norm_squared.where(norm_squared > 0))))
-
-
-def _relative_bias_squared(probe: pd.DataFrame) -> pd.Series:
-    """estimator -> mean over seeds and checkpoints of squared bias / squared norm of the reference; may be negative.
-
-    NaN where its standard error over seeds exceeds 1: then it tells nothing about a bias as large as the gradient.
-    """
-    both = _complete(probe, "gradient_bias_squared", "gradient_reference_norm_squared")
-    reference = both["gradient_reference_norm_squared"]
-    ratio = both["gradient_bias_squared"] / reference.where(reference > 0)
-    # agg, because pandas 2 has no skipna in the mean of groups.
-    mean = _over_checkpoints(ratio.groupby(["estimator", "step"]).agg(lambda seeds: seeds.mean(skipna=False)))
-    error = ratio.groupby(["estimator", "seed"]).mean().groupby("estimator").sem()
-    return mean.mask(error.reindex(mean.index) > 1)
-
-
-def _cosine(probe: pd.DataFrame) -> pd.Series:
-    """estimator -> mean over checkpoints of the cosine with the reference, of moments pooled over seeds."""
-    names = ("gradient_reference_dot", "gradient_norm_squared", "gradient_reference_norm_squared")
-    pooled = _pooled(probe, *names)
-    dot, own, reference = (pooled[name] for name in names)
-    # Debiased squared norms are noisy, so the ratio can leave [-1, 1].
-    cosine = dot / np.sqrt(own.where(own > 0)) / np.sqrt(reference.where(reference > 0))
-    return _over_checkpoints(cosine.clip(-1.0, 1.0))
 
 
 def _last_cost(group: _Group, metric: str) -> pd.Series:
@@ -288,9 +256,7 @@ def _summary(group: _Group) -> pd.DataFrame:
         "gold_gap": _finite_mean(reward - gold),
         "kl_mean": _finite_mean(_column(group.final, ("test", "kl"))),
         "gradient_variance": np.exp(_finite_mean(log_variance)),
-        "gradient_variance_relative": _relative_variance(group.probe),
-        "gradient_bias_squared": _relative_bias_squared(group.probe),
-        "gradient_cosine": _cosine(group.probe),
+        **dict(gradient_columns(group.probe).items()),
         "seconds_per_step": _finite_mean(_last_cost(group, "seconds_per_step")),
         "peak_memory_bytes": _column(group.train, "peak_memory_bytes").groupby("estimator").max(),
         "updates_per_step": _finite_mean(
@@ -504,10 +470,8 @@ def leaderboard(
     n_seeds, status              ok seeds that gave the metric; "ok", else counts such as "ok 8, failed 2".
                                  An ok cell without it is counted as "no test reward".
     gradient_variance            geometric mean over seeds and checkpoints.
-    gradient_variance_relative   mean over seeds of the variance / mean over seeds of the squared norm, then the
-                                 geometric mean over checkpoints.
-    gradient_bias_squared        relative: mean of squared bias / squared norm of the reference gradient.
-    gradient_cosine              with the reference gradient, of moments pooled over seeds; mean over checkpoints.
+    gradient_mse_relative, gradient_direction_error, gradient_variance_relative, gradient_bias_squared (relative, too)
+    and gradient_cosine, with their intervals: see `gradient_columns`; empty where they aren't resolved.
     p_vs_best_holm               p_holm against the first of those that have a tier.
     p_vs_baseline_holm, verdict  against the baselines: the largest p_holm of them; and for each in words "above NAME",
                                  "below NAME" or "not significantly different from NAME". Empty without baselines.

@@ -155,12 +155,13 @@ _PROBED = (
     ("bias² / |grad J|²", "gradient_bias_relative", ".3g", True),
     ("cosine", "gradient_cosine", ".3f", True),
     ("MSE", "gradient_mse", ".3g", False),
+    ("direction error", "gradient_direction_error", ".3f", False),
     ("of prompts", "gradient_variance_prompts", ".2g", False),
     ("slope", "gradient_variance_slope", ".2f", True),
     ("variance x s", "gradient_variance_times_seconds", ".2g", False),
 )
 _PROBE_KEY = (
-    "variance: of one draw, trace of its covariance; relative: over its squared mean; of prompts: the part that the "
+    "variance: of one draw, trace of its covariance; relative: over the squared true gradient; of prompts: the part that the "
     "choice of prompts adds;\n~0: a bias that can't be told from zero, and the most that it may be; slope: of ln "
     "variance against ln batch, -1 for independent samples. 95 % intervals."
 )

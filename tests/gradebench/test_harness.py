@@ -59,19 +59,20 @@ def trained(plan, cell):
 
 def write_references(plan, cell):
     for number in range(len(harness.checkpoint_steps(plan))):
-        harness.reference_cell(plan, replace(cell, seed=0), number)
+        harness.reference_cell(plan, cell, number)
 
 
 # --- common random numbers --------------------------------------------------------------------------------------
 
 
 def test_a_cell_gives_the_same_rows_twice_whatever_ran_before(plan, cell_of):
-    write_references(plan, cell_of())
+    write_references(plan, cell_of(seed=3))
     first = ended(plan, cell_of(seed=3))[2]
     trained(plan, cell_of("rloo", 5))  # moves parameters, global generators and the clock
     status, _, second = ended(plan, cell_of(seed=3))
     assert status == "ok"
     pd.testing.assert_frame_equal(numbers(first), numbers(second), check_exact=True)
+    write_references(plan, cell_of(seed=4))
     assert not numbers(ended(plan, cell_of(seed=4))[2])["value"].equals(numbers(first)["value"])
 
 
@@ -248,6 +249,21 @@ def test_the_reference_is_the_exact_gradient_where_the_task_knows_it(plan, cell_
         truth = exact_gradient(task.problem("train", torch.arange(32))).double()
         assert reference.exact and truth.norm() > 0
         torch.testing.assert_close(reference.moments.mean, truth, rtol=1e-4, atol=1e-6)
+
+
+def test_seeds_share_the_parameters_of_a_checkpoint_and_not_the_noise_of_its_gradient(plan, cell_of, task, monkeypatch):
+    """Whether or not the first seed's file is there already."""
+    without_exact(monkeypatch, task)
+    write_references(plan, cell_of(seed=5))
+    write_references(plan, cell_of())
+    write_references(plan, cell_of(seed=6))
+    for number in range(3):
+        one, *others = (
+            harness.load_file(harness.checkpoint_file(plan, cell_of(seed=seed), number)) for seed in (0, 5, 6)
+        )
+        for other in others:
+            assert all(torch.equal(one[name], other[name]) for name in one if name.startswith("parameter_"))
+            assert not torch.equal(one["reference_centre"], other["reference_centre"])
 
 
 def without_exact(monkeypatch, task):

@@ -158,7 +158,7 @@ def test_labels_keep_off_each_other_and_inside_the_figure(figure_of):
 @pytest.mark.parametrize(
     ("intervals", "reason"),
     [
-        ([GONE, (1.0, 0.5, 1.5)], "variance without a mean that can be told from zero"),
+        ([GONE, (1.0, 0.5, 1.5)], "relative variance that isn't resolved"),
         ([(0.0, 0.0, 0.0), (0.0, 0.0, 0.0)], "no variance"),
         ([(1.0, 0.5, 2.0), GONE], "bias without a reference gradient that can be told from zero"),
     ],

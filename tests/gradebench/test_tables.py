@@ -7,8 +7,10 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from gradebench import statistics, tables
+from gradebench.gradient_columns import COLUMNS
 
 SEEDS = range(8)
 LAST_STEP = 60
@@ -100,7 +102,7 @@ def test_columns_are_the_contract():
     assert list(tables.leaderboard(metrics, tests).columns) == tables.LEADERBOARD_COLUMNS
     assert len(tables.METRICS_COLUMNS) == 15
     assert len(tables.TESTS_COLUMNS) == 17
-    assert len(tables.LEADERBOARD_COLUMNS) == 35
+    assert len(tables.LEADERBOARD_COLUMNS) == 47
 
 
 def test_every_metric_that_is_simulated_has_a_unit():
@@ -140,28 +142,43 @@ def test_variance_is_a_geometric_mean_over_seeds_and_checkpoints():
     assert board["gradient_variance"] == pytest.approx(math.exp(0.5 + 1.0))
 
 
-def test_relative_variance_is_a_ratio_of_means_within_a_checkpoint():
-    """One seed's squared norm is negative, which only the mean over seeds survives: (8 / 2) / (2 / 2) = 4."""
-
-    def values_of(seed, step):
-        return {"gradient_variance": [2.0, 6.0][seed], "gradient_norm_squared": [3.0, -1.0][seed]}
-
-    assert with_probe(values_of)["gradient_variance_relative"] == pytest.approx(4.0)
+def test_relative_quantities_are_over_the_norm_that_all_estimators_share():
+    """Whatever an estimator's own mean is: 4 / 2, and 4 + 0.5 over 2."""
+    board = with_probe(lambda seed, step: {"gradient_norm_squared": [3.0, -1.0][seed]})
+    assert board["gradient_variance_relative"] == pytest.approx(2.0)
+    assert board["gradient_mse_relative"] == pytest.approx(2.25)
 
 
 def test_relative_variance_is_geometric_over_checkpoints():
-    board = with_probe(lambda seed, step: {"gradient_norm_squared": {0: 1.0, 30: 4.0, 60: 16.0}[step]})
+    norms = {0: 1.0, 30: 4.0, 60: 16.0}
+    board = with_probe(lambda seed, step: {"gradient_reference_norm_squared": norms[step]})
     assert board["gradient_variance_relative"] == pytest.approx(1.0)
+    assert board["gradient_mse_relative"] == pytest.approx(4.5 / 4)
+
+
+def test_the_norm_is_pooled_over_the_seeds_of_all_estimators():
+    """The seeds that only b has count for a: 4 / 3, not 4 / 2."""
+    other = {**PROBES, "gradient_reference_norm_squared": 4.0}
+    metrics = frame(*(cell("a", s, 1.0) for s in range(4)), *(cell("b", s, 1.0) for s in range(4)))
+    metrics = pd.concat([metrics, frame(*(cell("b", s, 1.0, other) for s in range(4, 8)))])
+    board = board_of(metrics)
+    assert board["gradient_variance_relative"].tolist() == pytest.approx([4 / 3, 4 / 3])
+
+
+def test_estimators_on_trajectories_of_their_own_have_their_own_norms():
+    other = {**PROBES, "gradient_reference_norm_squared": 4.0}
+    board = board_of(frame(*(cell("a", s, 1.0) for s in SEEDS), *(cell("b", s, 1.0, other) for s in SEEDS)))
+    assert board["gradient_variance_relative"].to_dict() == pytest.approx({"a": 2.0, "b": 1.0})
 
 
 def test_bias_is_relative_to_the_reference():
-    board = with_probe(lambda seed, step: {"gradient_bias_squared": [0.5, -0.1][seed]})
-    assert board["gradient_bias_squared"] == pytest.approx((0.5 - 0.1) / 2 / 2.0)
+    board = with_probe(lambda seed, step: {"gradient_bias_squared": [0.21, 0.19][seed]})
+    assert board["gradient_bias_squared"] == pytest.approx(0.2 / 2.0)
 
 
-@pytest.mark.parametrize(("spread", "shown"), [(1.9, 5.0), (2.1, math.nan)])
+@pytest.mark.parametrize(("spread", "shown"), [(0.7, 5.0), (0.9, math.nan)])
 def test_a_bias_that_is_only_noise_is_empty(spread, shown):
-    """Two seeds of spread / 2 about the mean, over a reference of 1: the standard error is spread / 2."""
+    """Two seeds spread / 2 about the mean, over a reference of 1: half of the interval is 12.7 spread / 2, 5 at most."""
 
     def values_of(seed, step):
         return {"gradient_bias_squared": 5 + [-0.5, 0.5][seed] * spread, "gradient_reference_norm_squared": 1.0}
@@ -173,7 +190,7 @@ def test_cosine_pools_the_moments_over_seeds():
     """dot 1 / sqrt(4 * 1) = 0.5, although neither seed has that cosine."""
 
     def values_of(seed, step):
-        own, dot = ([1.0, 7.0][seed], [0.25, 1.75][seed])
+        own, dot = ([3.8, 4.2][seed], [0.98, 1.02][seed])
         return {"gradient_norm_squared": own, "gradient_reference_dot": dot, "gradient_reference_norm_squared": 1.0}
 
     assert with_probe(values_of)["gradient_cosine"] == pytest.approx(0.5)
@@ -187,11 +204,26 @@ def test_cosine_is_clipped_because_debiased_norms_are_noisy():
 def test_a_signal_that_cannot_be_told_from_zero_gives_nan(unresolved):
     """At one checkpoint of three; averaging the other two would favour the noisier estimator."""
     board = with_probe(lambda seed, step: {"gradient_norm_squared": unresolved if step == 30 else 2.0})
-    assert math.isnan(board["gradient_variance_relative"])
     assert math.isnan(board["gradient_cosine"])
     assert board["gradient_variance"] == pytest.approx(4.0)
     board = with_probe(lambda seed, step: {"gradient_reference_norm_squared": unresolved if seed == step == 0 else 2.0})
-    assert math.isnan(board["gradient_bias_squared"])
+    assert all(math.isnan(board[name]) for name in COLUMNS)
+
+
+def test_the_intervals_of_the_columns_are_jackknives_over_seeds():
+    """Of a mean, the jackknife is the standard error; the direction error's squared product loses its own noise."""
+    bias, dots = np.array([0.3, 0.5, 0.4, 0.6]), np.array([0.9, 1.1, 1.2, 0.8])
+    cells = (
+        cell("a", s, 1.0, {**PROBES, "gradient_bias_squared": bias[s], "gradient_reference_dot": dots[s]})
+        for s in range(4)
+    )
+    board = board_of(frame(*cells)).loc["a"]
+    half = scipy.stats.t.isf(0.025, 3) * bias.std(ddof=1) / 2 / 2.0
+    assert board["gradient_bias_squared_ci_low"] == pytest.approx(bias.mean() / 2 - half)
+    assert board["gradient_bias_squared_ci_high"] == pytest.approx(bias.mean() / 2 + half)
+    squared = dots.mean() ** 2 - dots.var(ddof=1) / 4
+    assert board["gradient_direction_error"] == pytest.approx(1 - squared / ((4.0 + 2.0) * 2.0))
+    assert board["gradient_direction_error_ci_low"] < board["gradient_direction_error"]
 
 
 @pytest.mark.parametrize(("variances", "expected"), [((0.0, 0.0), 0.0), ((0.0, 2.0), 0.0), ((2.0, math.inf), math.inf)])
@@ -211,8 +243,8 @@ def test_an_estimator_that_lacks_a_checkpoint_is_not_averaged_over_the_others():
     metrics = simulated({"a": 1.0, "b": 0.0})
     metrics = metrics[~((metrics["estimator"] == "b") & (metrics["phase"] == "probe") & (metrics["step"] == 60))]
     board = board_of(metrics)
-    assert board.loc["a", "gradient_variance":"gradient_cosine"].notna().all()
-    assert board.loc["b", "gradient_variance":"gradient_cosine"].isna().all()
+    assert board.loc["a", [*COLUMNS, "gradient_variance"]].notna().all()
+    assert board.loc["b", [*COLUMNS, "gradient_variance"]].isna().all()
     tests = tables.comparisons(metrics)
     assert tests.loc[tests["metric"] == "gradient_variance", "n_pairs"].tolist() == [0]
 

@@ -1,0 +1,197 @@
+"""The gradient columns of the leaderboard: moments pooled over seeds, relative to one norm that all estimators share.
+
+Every seed has draws and a reference gradient of its own, so seeds are independent of each other, and leaving out one at
+a time (the jackknife) gives intervals that hold the error of both sides.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+from numpy.typing import NDArray
+
+LEVEL = 0.95  # of all intervals
+WIDEST_COSINE = 0.5  # the longest interval of a cosine, or of a direction error, that still says something
+WIDEST_RATIO = 10.0  # the same of a relative variance: its upper end over its lower one
+SHARED = 1e-3  # norms of one reference gradient differ by less than this, relatively: by rounding
+# by the name of the column
+COLUMNS = (
+    "gradient_mse_relative",
+    "gradient_direction_error",
+    "gradient_variance_relative",
+    "gradient_bias_squared",
+    "gradient_cosine",
+)
+Floats = NDArray[np.float64]
+_RAW = ("variance", "bias_squared", "norm_squared", "reference_dot", "reference_norm_squared")
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """What was measured of one estimator, and the squared norms of its reference, (seeds, checkpoints), NaN where not."""
+
+    variance: Floats
+    bias_squared: Floats
+    own: Floats
+    dot: Floats
+    truth: Floats
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    @property
+    def measured(self) -> int:
+        """Seeds that have draws."""
+        return int(np.isfinite(self.variance).any(1).sum())
+
+    def without(self, seed: int) -> "_Probes":
+        return _Probes(**{name: np.delete(values, seed, 0) for name, values in vars(self).items()})
+
+
+def gradient_columns(probe: pd.DataFrame) -> pd.DataFrame:
+    """COLUMNS by estimator, each with `_ci_low` and `_ci_high`, from metrics by (estimator, seed, step).
+
+    |grad J|^2 is the mean over all seeds of the reference's debiased squared norm at a checkpoint, the same for all
+    estimators; where each was probed along a trajectory of its own, that of its own references.
+
+    gradient_mse_relative       (variance + squared bias) / |grad J|^2, geometric mean over checkpoints
+    gradient_variance_relative  variance / |grad J|^2, likewise
+    gradient_direction_error    1 - (E g . grad J)^2 / (E |g|^2 |grad J|^2), mean over checkpoints; needs three seeds
+    gradient_bias_squared       squared bias / |grad J|^2, likewise; may be negative
+    gradient_cosine             between E g and grad J, likewise
+
+    Intervals     jackknife over seeds, t quantiles; of the first two on the logarithm. None of one seed.
+    Unresolved    NaN: all, where the interval of |grad J|^2 reaches zero at a checkpoint or a checkpoint is missing; an
+                  interval longer than WIDEST_COSINE of a cosine or direction error, one that spans more than a factor
+                  of WIDEST_RATIO, and one of a squared bias to whose sides lies more than 1 and more than its value.
+    """
+    raw = probe.reindex(columns=pd.Index([f"gradient_{name}" for name in _RAW]))
+    steps = raw.index.unique("step").sort_values()
+    seeds = raw.index.unique("seed").sort_values()
+    wide = {str(name): _aligned(rows, seeds, steps) for name, rows in raw.groupby("estimator")}
+    shared = _shared([one.truth for one in wide.values()])
+    rows = {}
+    for name, one in wide.items():
+        if shared is not None:
+            one = _Probes(one.variance, one.bias_squared, one.own, one.dot, shared)
+        rows[name] = _row(one)
+    ends = [f"{column}{end}" for column in COLUMNS for end in ("", "_ci_low", "_ci_high")]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=ends, dtype=float)
+
+
+def _aligned(rows: pd.DataFrame, seeds: pd.Index, steps: pd.Index) -> _Probes:
+    values = [
+        rows[f"gradient_{name}"].droplevel("estimator").unstack("step").reindex(index=seeds, columns=steps).to_numpy()
+        for name in _RAW
+    ]
+    return _Probes(*values)
+
+
+def _shared(truths: list[Floats]) -> Floats | None:
+    """The squared norms (seeds, checkpoints) of the references that all estimators share; None where they don't."""
+    stacked = np.stack(truths) if truths else np.empty((0, 0, 0))
+    known = np.isfinite(stacked)
+    first = np.take_along_axis(stacked, known.argmax(0)[None], 0)[0] if len(stacked) else stacked
+    apart = np.abs(stacked - first) > SHARED * np.abs(first)
+    return None if bool((apart & known).any()) else first
+
+
+def _row(one: _Probes) -> list[float]:
+    """Value, low and high of each column."""
+    if not _told(one.truth):
+        return [np.nan] * (3 * len(COLUMNS))
+    found = []
+    for name in COLUMNS:
+        statistic, logarithmic, (least, most) = _STATISTICS[name]
+        value, half = _jackknife(one, statistic)
+        ends = np.array([value, value - half, value + half])
+        with np.errstate(over="ignore"):
+            ends = np.exp(ends) if logarithmic else np.clip(ends, least, most)
+        alone = one.measured < 2  # nothing can be said about its error
+        found += ends.tolist() if alone or _resolved(name, *ends) else [np.nan] * 3
+    return found
+
+
+def _told(truth: Floats) -> bool:
+    """Whether |grad J|^2 can be told from zero at every checkpoint."""
+    for column in truth.T:
+        known = column[np.isfinite(column)]
+        low = known.mean() if len(known) else 0.0
+        if len(known) > 1:
+            low -= _quantile(len(known)) * known.std(ddof=1) / np.sqrt(len(known))
+        if not low > 0:
+            return False
+    return truth.size > 0
+
+
+def _quantile(seeds: int) -> float:
+    return float(scipy.stats.t.isf((1 - LEVEL) / 2, seeds - 1))
+
+
+def _resolved(name: str, value: float, low: float, high: float) -> bool:
+    if value == low == high:
+        return True
+    if not np.isfinite([value, low, high]).all():
+        return False
+    if name in ("gradient_cosine", "gradient_direction_error"):
+        return high - low <= WIDEST_COSINE
+    if name == "gradient_bias_squared":
+        return (high - low) / 2 <= max(1.0, value)
+    return high <= WIDEST_RATIO * low
+
+
+def _jackknife(one: _Probes, statistic: Callable[[_Probes], float]) -> tuple[float, float]:
+    """The statistic, and half of its interval's length; NaN of one seed."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = statistic(one)
+        if one.measured < 2:
+            return value, np.nan
+        left = np.array([statistic(one.without(seed)) for seed in range(len(one))])
+        if (left == value).all():  # also where all are minus infinity, the logarithm of no variance
+            return value, 0.0
+        variance = (len(left) - 1) / len(left) * np.square(left - left.mean()).sum()
+    return value, float(_quantile(one.measured) * np.sqrt(variance))
+
+
+def _mean(values: Floats) -> Floats:
+    """Over the seeds that have a value, by checkpoint; NaN where none has."""
+    known = np.isfinite(values) | np.isinf(values)
+    return np.asarray(np.where(known, values, 0.0).sum(0) / known.sum(0))
+
+
+def _log_variance(one: _Probes) -> float:
+    return float(np.log(_mean(one.variance) / _mean(one.truth)).mean())
+
+
+def _log_mse(one: _Probes) -> float:
+    return float(np.log(_mean(one.variance + one.bias_squared) / _mean(one.truth)).mean())
+
+
+def _bias(one: _Probes) -> float:
+    return float((_mean(one.bias_squared) / _mean(one.truth)).mean())
+
+
+def _cosine(one: _Probes) -> float:
+    own = _mean(one.own)
+    lengths = np.sqrt(np.where(own > 0, own, np.nan) * _mean(one.truth))
+    return float(np.clip(_mean(one.dot) / lengths, -1, 1).mean())
+
+
+def _direction_error(one: _Probes) -> float:
+    """The square of the mean product, less what the product's error adds to it."""
+    count = np.isfinite(one.dot).sum(0)
+    error = np.square(one.dot - _mean(one.dot))
+    squared = np.square(_mean(one.dot)) - np.nansum(error, 0) / (count - 1) / count
+    return float((1 - squared / (_mean(one.variance + one.own) * _mean(one.truth))).mean())
+
+
+# what it computes, whether as a logarithm, and the limits that debiased values may leave
+_STATISTICS: dict[str, tuple[Callable[[_Probes], float], bool, tuple[float, float]]] = {
+    "gradient_mse_relative": (_log_mse, True, (-np.inf, np.inf)),
+    "gradient_direction_error": (_direction_error, False, (0.0, 1.0)),
+    "gradient_variance_relative": (_log_variance, True, (-np.inf, np.inf)),
+    "gradient_bias_squared": (_bias, False, (-np.inf, np.inf)),
+    "gradient_cosine": (_cosine, False, (-1.0, 1.0)),
+}
