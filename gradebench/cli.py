@@ -161,7 +161,7 @@ def run(
 def tune(
     estimator: EstimatorOption = None,
     task: TaskOption = None,
-    trials: Annotated[int, typer.Option(min=1, help="learning rates for each estimator, the same for all")] = 8,
+    trials: Annotated[int, typer.Option(min=1, help="learning rates for each estimator, the same for all")] = 6,
     rates: Annotated[
         str | None,
         typer.Option(help="LOW:HIGH between which, or a list, 1e-4,1e-3; default: a tenth to ten times the task's"),
@@ -172,7 +172,10 @@ def tune(
             help="NAME:option=LOW..HIGH[,option=a|b]: options of NAME to tune along, in as many trials; repeatable"
         ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="0-9 or 0,2,5-7; a comparison has to use others")] = "1000-1001",
+    seeds: Annotated[str, typer.Option(help="0-9 or 0,2,5-7; a comparison has to use others")] = "1000-1004",
+    extensions: Annotated[
+        int, typer.Option(min=0, help="rates beyond an end that an estimator tries where its best is at that end")
+    ] = 2,
     steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
     batch: BatchOption = None,
     device: DeviceOption = "auto",
@@ -184,7 +187,7 @@ def tune(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Choose a learning rate, and options if asked, for each estimator, with equal effort, for `run --tuned`."""
-    from gradebench import boards, runner, terminal, tuning
+    from gradebench import boards, rate_curve, runner, terminal, tuning
 
     tasks = task or ["imdb"]
     request = runner.Request(
@@ -205,13 +208,13 @@ def tune(
 
     def rates_for(task: "Task") -> list[float]:
         ends = (low or task.learning_rate / 10, high or task.learning_rate * 10)
-        return given or tuning.quasi_random_rates(*ends, trials)
+        return given or (tuning.quasi_random_rates if vary else rate_curve.even_rates)(*ends, trials)
 
     progress = terminal.TerminalProgress()
     varied = [tuning.parse_varied(text) for text in vary or []]
     if twice := {label for label, _ in varied if sum(label == other for other, _ in varied) > 1}:
         raise InputError(f"--vary {min(twice)} is given twice; name all of its options in one")
-    found = tuning.tune(request, rates_for, progress, dict(varied))
+    found = tuning.tune(request, rates_for, progress, dict(varied), extensions)
     boards.print_tuning(found.curves, found.choices, found.run.out)
     terminal.print_notes(found.run, found.outcome, progress)
     _exit_by(found.outcome)
