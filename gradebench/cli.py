@@ -1,5 +1,6 @@
 """The command line. `--help` and `list` never import torch; every command loads what it needs inside."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -73,6 +74,9 @@ def run(
     tuned: Annotated[
         str | None, typer.Option(metavar="FILE", help="tuned.json of `gradebench tune`, for its learning rates")
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="tune those first that have no rate tuned for this, as the others were")
+    ] = False,
     device: DeviceOption = "auto",
     out: OutOption = None,
     jobs: JobsOption = None,
@@ -108,7 +112,7 @@ def run(
     ] = 60.0,
 ) -> None:
     """Train and probe estimators on tasks, and write the leaderboard with its tests."""
-    from gradebench import runner, terminal
+    from gradebench import newcomers, runner, terminal
     from gradebench.report import write_report
     from gradebench.tuned import keep_curves
 
@@ -128,6 +132,7 @@ def run(
         trust_remote_code=trust_remote_code,
         control=control,
         tuned=tuned,
+        tune=tune,
         shards=shards,
         save_policies=save_policies,
         launcher=launcher.value,
@@ -140,6 +145,9 @@ def run(
     if dry_run and (missing := runner.missing(request, progress)):
         progress.note(f"dry run: {', '.join(missing)} would be downloaded first; cells can be listed once it is here")
         return
+    if tune:
+        request = dataclasses.replace(request, out=str(newcomers.folder_of(request)))
+        request = newcomers.tune_newcomers(request, progress, dry_run)
     prepared = runner.prepare(request, progress)
     terminal.announce(prepared, runner.config_of(request, prepared), progress)
     if dry_run:
@@ -148,8 +156,8 @@ def run(
         return
     outcome = runner.execute(request, prepared, progress)
     try:
-        if tuned:
-            keep_curves(Path(tuned), prepared.out)
+        if request.tuned:
+            keep_curves(Path(request.tuned), prepared.out)
         write_report([prepared.out], outcome.metrics, outcome.leaderboard)
     except OSError as error:  # the tables are there, and `gradebench report` can write it later
         progress.note(f"no report: {error.strerror}")
@@ -511,7 +519,9 @@ def new(
     file, cls = write_page(name, Path())
     spec = f"./{file.name}:{cls}"
     typer.echo(
-        f"{file.name} has the estimator {cls}. Next:\n  gradebench check {spec}\n  gradebench run -e rloo -e {spec}"
+        f"{file.name} has the estimator {cls}. Next:\n  gradebench check {spec}\n"
+        f"At the learning rate of rloo, against rloo:\n  gradebench run -e rloo -e {spec}:rate-like=rloo\n"
+        f"With a rate of its own, tuned as all others were, against any:\n  gradebench run --tune -e rloo -e {spec}"
     )
 
 

@@ -325,10 +325,12 @@ def command_of(request: Mapping[str, Any]) -> str:
     names = ["steps", "batch", "learning_rate"]
     names += ["seeds", "tuned"] if request.get("train", True) else ["draws", "checkpoints", "along"]
     for name in names:
-        if request.get(name) is not None:
+        if request.get(name) is not None and not (name == "tuned" and request.get("tune")):
             words += [f"--{name.replace('_', '-')}", str(request[name])]
     if not request.get("train", True) and request.get("seeds") is not None:
         words += ["--seed", str(request["seeds"])]
+    if request.get("tune"):
+        words.append("--tune")
     if request.get("control"):
         words.append("--control")
     return shlex.join(words)

@@ -56,6 +56,7 @@ class Request:
     shards: int | None = None  # parts of a batch; None: one a process
     save_policies: bool = False
     tuned: str | None = None  # file of `gradebench tune`, whose learning rates are to be used
+    tune: bool = False  # tune those first that have no tuned rate; `tuned` is then what that found
 
 
 @dataclass
@@ -171,6 +172,8 @@ def _tuned(
         return {}, estimators
     found = read_choices(Path(request.tuned))
     label, tasks = resolved.label, found["tasks"]
+    if label not in tasks and request.tune:
+        return {}, estimators
     if label not in tasks:
         raise InputError(f"--tuned {request.tuned}: it has no {label}, only {', '.join(tasks)}")
     choices = tasks[label]
@@ -183,7 +186,8 @@ def _tuned(
         name: tuned_rate(recorded, steps, task.setting, request.tuned)
         for name, recorded in records_of(found, label).items()
     }
-    if lacking := [estimator.label for estimator in estimators if estimator.label not in rates]:
+    lacking = [estimator.label for estimator in estimators if estimator.label not in rates]
+    if lacking and not request.tune:
         progress.note(f"--tuned {request.tuned} has no rate for {', '.join(lacking)}; they keep theirs")
     if steps not in {choices["steps"], *map(int, choices.get("budgets", {}))}:
         progress.note(f"--tuned {request.tuned} is of {choices['steps']} steps, and these are {steps}")
