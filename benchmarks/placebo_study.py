@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument(
         "--task",
         default=None,
-        help="default: bernoulli-toy:t=0.48, whose noise decides at high rates, and imdb:corpus=embedded",
+        help="default: a small enumerable-lm, and imdb:corpus=embedded",
     )
     parser.add_argument("--steps", type=int, default=None, help="default: 10 and 40")
     parser.add_argument("--batch", type=int, default=8, help="of protocol")
@@ -166,7 +166,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.study == "protocol":
-        arguments.task = arguments.task or "bernoulli-toy:t=0.48"
+        arguments.task = arguments.task or "enumerable-lm:vocabulary=3,horizon=2,layers=1,width=4"
         arguments.steps, arguments.repetitions = arguments.steps or 10, arguments.repetitions or 40
         protocol(arguments)
     else:

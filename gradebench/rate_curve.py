@@ -51,13 +51,11 @@ def fit(rates: ArrayLike, objectives: ArrayLike, at: ArrayLike) -> Floats:
         return np.stack([np.interp(points, x, unit) for unit in y])
     width = BANDWIDTH * (x[-1] - x[0]) / (len(x) - 1)
     precision = _precision(y)
-    curve = np.empty((len(y), len(points)))
-    for i, point in enumerate(points):
-        distance = (x - point) / width
-        root = np.sqrt(np.exp(-0.5 * distance**2) * precision)
-        design = np.stack([np.ones_like(x), distance, distance**2], 1)  # (m, 3)
-        curve[:, i] = (np.linalg.pinv(design * root[:, None])[0] * root) @ y.T
-    return curve
+    distance = (x - points[:, None]) / width  # (g, m)
+    root = np.sqrt(np.exp(-0.5 * distance**2) * precision)
+    design = np.stack([np.ones_like(distance), distance, distance**2], -1)  # (g, m, 3)
+    smoother = np.linalg.pinv(design * root[..., None])[:, 0] * root  # (g, m): the fit's value at each point
+    return np.asarray(y @ smoother.T, dtype=np.float64)
 
 
 def _precision(y: Floats) -> Floats:

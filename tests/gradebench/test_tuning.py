@@ -50,6 +50,29 @@ def test_a_rate_at_which_a_seed_diverged_is_not_chosen():
     assert lost["status"] == "diverged" and math.isnan(lost["objective"])
 
 
+def test_rates_go_on_where_the_best_is_at_an_end_that_nothing_bounds():
+    def more(statuses=None):
+        rising = metrics(lambda name, rate, seed: math.log(rate) * (1 if name == "a" else -1), statuses)
+        return tuning.beyond(tuning.trials_of(rising, {"t": [4]}, {"t": 0.5}), {"t": 4})
+
+    assert more() == {("t", "a"): 1.0, ("t", "b"): 1e-4}
+    assert more({("a", 0.1, 1001): "diverged"}) == {("t", "b"): 1e-4}
+
+
+def test_each_budget_has_its_own_rate():
+    frame = metrics(lambda name, rate, seed: -((math.log10(rate) + 2) ** 2))
+    early = frame.copy()
+    early["step"] = early["step"].replace({4: 2, 0: 1})
+    early.loc[early["metric"] == "reward", "value"] = [
+        -((math.log10(float(name.split()[-1])) + 1.5) ** 2)
+        for name in early.loc[early["metric"] == "reward", "estimator"]
+    ]
+    rows = tuning.trials_of(pd.concat([frame, early]), {"t": [2, 4]}, {"t": 0.5})
+    found = {steps: tuning.chosen(rows, steps)["a"] for steps in (2, 4)}
+    assert (found[2]["learning_rate"], found[4]["learning_rate"]) == (0.032, 0.01)
+    assert found[4]["options"] == {} and not found[4]["at_the_end"] and found[4]["rates"] == [0.001, 0.01, 0.1]
+
+
 def test_of_equal_rates_the_smaller_is_chosen():
     assert chosen(curves(lambda name, rate, seed: 1.0)) == {"a": 0.001, "b": 0.001}
 
