@@ -220,6 +220,11 @@ def whole_trials(trials: pd.DataFrame) -> pd.DataFrame:
     return wide[[one for one in wide.columns if ok[one] and wide[one].notna().all()]]
 
 
+def _places(whole: pd.DataFrame) -> list[tuple[float, str]]:
+    """Rate and options of its trials."""
+    return [(float(rate), str(said)) for rate, said in whole.columns.to_list()]
+
+
 def _best(trials: pd.DataFrame) -> tuple[pd.DataFrame, rate_curve.Choice, str] | None:
     """Of one estimator at one budget: its whole trials, the choice from them, and its options; None without any.
 
@@ -228,10 +233,10 @@ def _best(trials: pd.DataFrame) -> tuple[pd.DataFrame, rate_curve.Choice, str] |
     whole = whole_trials(trials)
     if whole.empty or not len(whole.columns):
         return None
-    rates = [rate for rate, _ in whole.columns]
-    if len(set(rates)) == len(rates) and not any(options for _, options in whole.columns):
+    rates = [rate for rate, _ in _places(whole)]
+    if len(set(rates)) == len(rates) and not any(options for _, options in _places(whole)):
         return whole, rate_curve.choose(rates, whole.to_numpy()), ""
-    rate, said = whole.mean().idxmax()
+    rate, said = _places(whole)[int(whole.mean().to_numpy().argmax())]
     alone = rate_curve.choose([rate], whole[[(rate, said)]].to_numpy())
     end = {min(rates): "low", max(rates): "high"}.get(rate, "") if len(rates) > 1 else ""
     return whole, replace(alone, rate=rate, end=end), said
@@ -246,7 +251,7 @@ def beyond(trials: pd.DataFrame, steps: Mapping[str, int]) -> dict[tuple[str, st
         found = _best(mine)
         if found is None or len(tried) < 3 or mine["options"].any():
             continue
-        good = [rate for rate, _ in found[0].columns]
+        good = [rate for rate, _ in _places(found[0])]
         end = found[1].end
         if (end == "high" and max(good) == tried[-1]) or (end == "low" and min(good) == tried[0]):
             more[str(task), str(estimator)] = rate_curve.extended(tried, end)
@@ -265,9 +270,10 @@ def curves_of(rows: pd.DataFrame) -> pd.DataFrame:
         found = _best(mine)
         whole = found[0] if found else pd.DataFrame()
         fitted = _fitted(*found) if found else {}
-        for (rate, said), seeds in mine.groupby(["learning_rate", "options"], sort=True):
+        for trial, seeds in mine.groupby(["learning_rate", "options"], sort=True):
+            rate, said = float(seeds["learning_rate"].iloc[0]), str(seeds["options"].iloc[0])
             statuses = "+".join(sorted(set(seeds["status"]) - {"ok"})) or "ok"
-            here = whole[(rate, said)] if (rate, said) in whole.columns else pd.Series(dtype=float)
+            here = whole[trial] if trial in whole.columns else pd.Series(dtype=float)
             place = (task, setting, estimator, rate, said)
             facts = (here.mean(), here.sem(), len(seeds), statuses)
             is_chosen, *curve = fitted.get((rate, said), (False, math.nan, math.nan, False))
@@ -277,7 +283,7 @@ def curves_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _fitted(whole: pd.DataFrame, best: rate_curve.Choice, said: str) -> dict[tuple[float, str], tuple[Any, ...]]:
     """By trial: whether it is chosen, the fit, its error, and whether it is tied with the best."""
-    trials = list(whole.columns)
+    trials = _places(whole)
     rates = np.array([rate for rate, _ in trials])
     varied = any(options for _, options in trials)
     nearest = trials.index((best.rate, said)) if varied else int(np.argmin(np.abs(np.log(rates / best.rate))))
@@ -309,7 +315,7 @@ def chosen(rows: pd.DataFrame, steps: int, final: bool = True) -> dict[str, dict
                 if name in ("standard_error", "rate_low", "rate_high")
             },
             "at_the_end": bool(best.end),
-            "rates": sorted({float(rate) for rate, _ in whole.columns}),
+            "rates": sorted({rate for rate, _ in _places(whole)}),
         }
         if final:
             answer[str(estimator)]["options"] = dict(item.split("=", 1) for item in said.split(",") if item)
