@@ -222,7 +222,8 @@ def whole_trials(trials: pd.DataFrame) -> pd.DataFrame:
 
 def _places(whole: pd.DataFrame) -> list[tuple[float, str]]:
     """Rate and options of its trials."""
-    return [(float(rate), str(said)) for rate, said in whole.columns.to_list()]
+    levels = (whole.columns.get_level_values(level).tolist() for level in (0, 1))
+    return [(float(rate), str(said)) for rate, said in zip(*levels, strict=True)]
 
 
 def _best(trials: pd.DataFrame) -> tuple[pd.DataFrame, rate_curve.Choice, str] | None:
