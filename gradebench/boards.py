@@ -267,8 +267,11 @@ def print_controls(controls: pd.DataFrame) -> None:
 def print_tuning(tunings: pd.DataFrame, choices: Mapping[str, Any], out: Path) -> None:
     """The curves and choices of `gradebench tune`: each estimator's objective by learning rate, the choice marked."""
     console = stdout_console()
-    for (task, setting), curves in tunings.groupby(["task", "setting"], sort=False):
-        table = Table(title=Text(f"{task}  [{setting}]  mean objective"), title_justify="left")
+    last = tunings[tunings["steps"] == tunings.groupby("task")["steps"].transform("max")]
+    for (task, setting), curves in last.groupby(["task", "setting"], sort=False):
+        steps = int(curves["steps"].iloc[0])
+        title = f"{task}  [{setting}]  mean objective at {steps} steps"
+        table = Table(title=Text(title), title_justify="left")
         table.add_column("estimator", overflow="fold")
         rates = sorted(curves["learning_rate"].unique())
         for rate in rates:
@@ -283,12 +286,15 @@ def print_tuning(tunings: pd.DataFrame, choices: Mapping[str, Any], out: Path) -
             table.add_row(str(estimator), *(cells.get(rate, "-") for rate in rates))
         console.print(table)
         for name, one in choices["tasks"][task]["estimators"].items():
-            if one["options"]:
-                console.print(f"* {name}: {', '.join(f'{option}={value}' for option, value in one['options'].items())}")
+            options = ", ".join(f"{option}={value}" for option, value in one["options"].items())
+            tied = f", as good from {one['rate_low']:g} to {one['rate_high']:g}" if one["rate_low"] else ""
+            console.print(f"* {name}: {one['learning_rate']:g}{tied}{f'; {options}' if options else ''}")
         ends = [name for name, one in choices["tasks"][task]["estimators"].items() if one["at_the_end"] and rates[1:]]
         if ends:
             console.print(f"* at an end of the rates: {', '.join(ends)}; a wider --rates may hold a better one")
-    console.print(f"* chosen, for gradebench run --tuned {out}/tuned.json; curves.csv and trials.csv beside it")
+    console.print(
+        f"* the trial nearest to the rate chosen by a smooth fit, for gradebench run --tuned {out}/tuned.json; curves.csv and trials.csv beside it"
+    )
 
 
 def print_plan(needed: pd.DataFrame) -> None:

@@ -1,5 +1,6 @@
 """The command line. `--help` and `list` never import torch; every command loads what it needs inside."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -95,6 +96,9 @@ def run(
     tuned: Annotated[
         str | None, typer.Option(metavar="FILE", help="tuned.json of `gradebench tune`, for its learning rates")
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="tune those first that have no rate tuned for this, as the others were")
+    ] = False,
     by: ByOption = None,
     against: AgainstOption = None,
     device: DeviceOption = "auto",
@@ -143,7 +147,7 @@ def run(
     ] = None,
 ) -> None:
     """Train and probe estimators on tasks, and write the leaderboard with its tests."""
-    from gradebench import runner, terminal
+    from gradebench import newcomers, runner, terminal
     from gradebench.report import write_report
     from gradebench.tuned import keep_curves
 
@@ -166,6 +170,7 @@ def run(
         tuned=tuned,
         by=by,
         against=against or [],
+        tune=tune,
         shards=shards,
         save_policies=save_policies,
         launcher=launcher.value,
@@ -180,6 +185,9 @@ def run(
     if dry_run and (missing := runner.missing(request, progress)):
         progress.note(f"dry run: {', '.join(missing)} would be downloaded first; cells can be listed once it is here")
         return
+    if tune:
+        request = dataclasses.replace(request, out=str(newcomers.folder_of(request)))
+        request = newcomers.tune_newcomers(request, progress, dry_run)
     prepared = runner.prepare(request, progress)
     terminal.announce(prepared, runner.config_of(request, prepared), progress)
     if dry_run:
@@ -189,8 +197,8 @@ def run(
         return
     outcome = runner.execute(request, prepared, progress)
     try:
-        if tuned:
-            keep_curves(Path(tuned), prepared.out)
+        if request.tuned:
+            keep_curves(Path(request.tuned), prepared.out)
         write_report([prepared.out], outcome.metrics, outcome.leaderboard, by=by, against=against or ())
     except OSError as error:  # the tables are there, and `gradebench report` can write it later
         progress.note(f"no report: {error.strerror}")
@@ -202,7 +210,7 @@ def run(
 def tune(
     estimator: EstimatorOption = None,
     task: TaskOption = None,
-    trials: Annotated[int, typer.Option(min=1, help="learning rates for each estimator, the same for all")] = 8,
+    trials: Annotated[int, typer.Option(min=1, help="learning rates for each estimator, the same for all")] = 6,
     rates: Annotated[
         str | None,
         typer.Option(help="LOW:HIGH between which, or a list, 1e-4,1e-3; default: a tenth to ten times the task's"),
@@ -213,7 +221,10 @@ def tune(
             help="NAME:option=LOW..HIGH[,option=a|b]: options of NAME to tune along, in as many trials; repeatable"
         ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="0-9 or 0,2,5-7; a comparison has to use others")] = "1000-1001",
+    seeds: Annotated[str, typer.Option(help="0-9 or 0,2,5-7; a comparison has to use others")] = "1000-1004",
+    extensions: Annotated[
+        int, typer.Option(min=0, help="rates beyond an end that an estimator tries where its best is at that end")
+    ] = 2,
     steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
     batch: BatchOption = None,
     clip: ClipOption = 1.0,
@@ -226,7 +237,7 @@ def tune(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Choose a learning rate, and options if asked, for each estimator, with equal effort, for `run --tuned`."""
-    from gradebench import boards, runner, terminal, tuning
+    from gradebench import boards, rate_curve, runner, terminal, tuning
 
     tasks = task or ["imdb"]
     request = runner.Request(
@@ -248,13 +259,13 @@ def tune(
 
     def rates_for(task: "Task") -> list[float]:
         ends = (low or task.learning_rate / 10, high or task.learning_rate * 10)
-        return given or tuning.quasi_random_rates(*ends, trials)
+        return given or (tuning.quasi_random_rates if vary else rate_curve.even_rates)(*ends, trials)
 
     progress = terminal.TerminalProgress()
     varied = [tuning.parse_varied(text) for text in vary or []]
     if twice := {label for label, _ in varied if sum(label == other for other, _ in varied) > 1}:
         raise InputError(f"--vary {min(twice)} is given twice; name all of its options in one")
-    found = tuning.tune(request, rates_for, progress, dict(varied))
+    found = tuning.tune(request, rates_for, progress, dict(varied), extensions)
     boards.print_tuning(found.curves, found.choices, found.run.out)
     terminal.print_notes(found.run, found.outcome, progress)
     _exit_by(found.outcome)
@@ -683,7 +694,9 @@ def new(
     file, cls = write_page(name, Path())
     spec = f"./{file.name}:{cls}"
     typer.echo(
-        f"{file.name} has the estimator {cls}. Next:\n  gradebench check {spec}\n  gradebench run -e rloo -e {spec}"
+        f"{file.name} has the estimator {cls}. Next:\n  gradebench check {spec}\n"
+        f"At the learning rate of rloo, against rloo:\n  gradebench run -e rloo -e {spec}:rate-like=rloo\n"
+        f"With a rate of its own, tuned as all others were, against any:\n  gradebench run --tune -e rloo -e {spec}"
     )
 
 

@@ -333,6 +333,8 @@ def _scaling(probes: pd.DataFrame) -> Figure | None:
 
 def _sensitivity(tuning: pd.DataFrame) -> Figure | None:
     """The objective of every trial by its learning rate, the chosen one marked."""
+    if "steps" in tuning.columns and tuning["steps"].notna().any():
+        tuning = tuning[tuning["steps"] == tuning["steps"].max()]
     rows = tuning[tuning["objective"].notna()].sort_values(["estimator", "learning_rate"])
     if rows.empty:
         return None

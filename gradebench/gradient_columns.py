@@ -102,7 +102,7 @@ def _row(one: _Probes) -> list[float]:
     """Value, low and high of each column."""
     if not _told(one.truth):
         return [np.nan] * (3 * len(COLUMNS))
-    found = []
+    found: list[float] = []
     for name in COLUMNS:
         statistic, logarithmic, (least, most) = _STATISTICS[name]
         value, half = _jackknife(one, statistic)

@@ -30,7 +30,7 @@ class {cls}(Estimator):
     family = "score function"
     unbiased = True
 
-    # 2. Its options, for -e {file}:{cls}:n=8.
+    # 2. Its options, for -e {file}:{cls}:n=8; rate-like=rloo, which all take, is for the rate of rloo.
     def __init__(self, n: Annotated[int, Range(2), "samples per prompt"] = 4):
         super().__init__()
         self.n = n

@@ -154,7 +154,9 @@ def notices(metrics: pd.DataFrame, estimators: Collection[str] | None = None) ->
 
     Each has the command that mends it. With `estimators`, only those count.
     """
-    said = []
+    said: list[str] = []
+    if metrics.empty or "task" not in metrics.columns:
+        return said
     for (task, _), rows in metrics.groupby(["task", "setting"], sort=True):
         # A value without a test reward ranks nobody.
         tested = rows[(rows["phase"] == "evaluation") & (rows["status"] == "ok")]

@@ -27,7 +27,8 @@ def given(request: Mapping[str, Any], cells: Iterable[tuple[Plan, Cell]]) -> dic
                 {
                     "spec": typed["estimators"].get(cell.estimator.removesuffix(CONTROL), cell.estimator_spec),
                     "learning_rate": plan.learning_rate,
-                    "tuned": request.get("tuned"),
+                    "tuned": None if request.get("tune") else request.get("tuned"),
+                    "tune": bool(request.get("tune")),
                     "trust_remote_code": bool(request.get("trust_remote_code")),
                     "seeds": [],
                 },
@@ -136,7 +137,11 @@ def _own(one: Mapping[str, Any], control: bool) -> tuple[str, ...]:
     for name in ("learning_rate", "tuned"):
         if one.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(one[name])]
-    flags = (("--trust-remote-code", one.get("trust_remote_code")), ("--control", control))
+    flags = (
+        ("--tune", one.get("tune")),
+        ("--trust-remote-code", one.get("trust_remote_code")),
+        ("--control", control),
+    )
     return (*words, *(flag for flag, wanted in flags if wanted))
 
 
@@ -154,7 +159,7 @@ def _of_request(request: Mapping[str, Any]) -> str:
     names = ["steps", "batch", "learning_rate", "shards"]
     names += ["seeds", "tuned"] if request.get("train", True) else ["draws", "checkpoints", "along"]
     for name in names:
-        if request.get(name) is not None:
+        if request.get(name) is not None and not (name == "tuned" and request.get("tune")):
             words += [f"--{name.replace('_', '-')}", str(request[name])]
     if request.get("device", "auto") != "auto":
         words += ["--device", str(request["device"])]
@@ -165,5 +170,5 @@ def _of_request(request: Mapping[str, Any]) -> str:
     words += [word for value in request.get("sweep") or () for word in ("--sweep", str(value))]
     if request.get("instances") is not None:
         words += ["--instances", str(request["instances"])]
-    words += [f"--{name.replace('_', '-')}" for name in ("trust_remote_code", "control") if request.get(name)]
+    words += [f"--{name.replace('_', '-')}" for name in ("tune", "trust_remote_code", "control") if request.get(name)]
     return shlex.join(words + _ranking(request))

@@ -74,6 +74,7 @@ class Request:
     by: str | None = None  # the metric that ranks; None: the objective
     against: Sequence[str] = ()  # labels of baselines that the others are compared with; none: all pairs
     tuned: str | None = None  # file of `gradebench tune`, whose learning rates are to be used
+    tune: bool = False  # tune those first that have no tuned rate; `tuned` is then what that found
     sweep: Sequence[str] = ()  # "OPTION=VALUE,VALUE,..." of the tasks, or of the learning rate
     instances: int | None = None  # of each task; None: the one that its spec names
     clip: float = 1.0  # of the gradient's global norm
@@ -230,6 +231,8 @@ def _tuned(
         return {}, estimators
     found = read_choices(Path(request.tuned))
     label, tasks = resolved.label, found["tasks"]
+    if label not in tasks and request.tune:
+        return {}, estimators
     if label not in tasks:
         raise InputError(f"--tuned {request.tuned}: it has no {label}, only {', '.join(tasks)}")
     choices = tasks[label]
@@ -242,7 +245,8 @@ def _tuned(
         name: tuned_rate(recorded, steps, task.setting, request.tuned)
         for name, recorded in records_of(found, label).items()
     }
-    if lacking := [estimator.label for estimator in estimators if estimator.label not in rates]:
+    lacking = [estimator.label for estimator in estimators if estimator.label not in rates]
+    if lacking and not request.tune:
         progress.note(f"--tuned {request.tuned} has no rate for {', '.join(lacking)}; they keep theirs")
     if steps not in {choices["steps"], *map(int, choices.get("budgets", {}))}:
         progress.note(f"--tuned {request.tuned} is of {choices['steps']} steps, and these are {steps}")

@@ -130,8 +130,8 @@ def _metrics(folder: Path) -> pd.DataFrame:
     lacking = [name for name in METRICS_COLUMNS if name not in frame.columns]
     if lacking:
         raise InputError(f"{path} lacks the columns {', '.join(lacking)}: it is no table of metrics")
-    older = {"learning_rate": float("nan"), "rate_source": ""}  # that don't have these columns
-    frame = frame.assign(**{name: missing for name, missing in older.items() if name not in frame.columns})
+    if not set(RATE_COLUMNS) <= set(frame.columns):  # of an older version
+        frame = frame.assign(learning_rate=float("nan"), rate_source="")
     for name in METRICS_COLUMNS + RATE_COLUMNS:
         numeric = name in ("seed", "step", "value", "learning_rate")
         found = pd.api.types.infer_dtype(frame[name], skipna=True)

@@ -248,7 +248,7 @@ def _summary(group: _Group) -> pd.DataFrame:
     reward, gold = _column(group.final, ("test", "reward")), _column(group.final, ("test", "gold_reward"))
     log_variance = _log_variance(group)
     updates = _complete(group.train, "updates")["updates"]
-    columns = {
+    columns: dict[str, pd.Series] = {
         **_with_interval(group, "objective"),
         **_with_interval(group, "reward"),
         "test_gold_reward_mean": _finite_mean(gold),
@@ -256,7 +256,7 @@ def _summary(group: _Group) -> pd.DataFrame:
         "gold_gap": _finite_mean(reward - gold),
         "kl_mean": _finite_mean(_column(group.final, ("test", "kl"))),
         "gradient_variance": np.exp(_finite_mean(log_variance)),
-        **dict(gradient_columns(group.probe).items()),
+        **{str(name): column for name, column in gradient_columns(group.probe).items()},
         "seconds_per_step": _finite_mean(_last_cost(group, "seconds_per_step")),
         "peak_memory_bytes": _column(group.train, "peak_memory_bytes").groupby("estimator").max(),
         "updates_per_step": _finite_mean(

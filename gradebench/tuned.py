@@ -11,7 +11,7 @@ from gradebench.errors import InputError
 CURVES = "curves.csv"  # of a tuning, and of the runs that use it
 CURVES_COLUMNS = [
     "task", "setting", "estimator", "learning_rate", "options", "objective", "standard_error", "seeds", "status",
-    "chosen",
+    "chosen", "steps", "fit", "fit_error", "tied",
 ]  # fmt: skip
 
 

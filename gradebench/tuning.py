@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from gradebench import disk, options, records, registry, runner, tables
+from gradebench import disk, options, rate_curve, records, registry, runner, tables
 from gradebench.errors import InputError
 from gradebench.plan import Cell
 from gradebench.task import Task
 from gradebench.tuned import CURVES, CURVES_COLUMNS
 
+EXTENSIONS = 2  # rates beyond either end that an estimator may try where its best is at that end
 _AT = " @ "  # between the estimator and the trial in the names of a tuning's cells
 
 
@@ -93,12 +94,16 @@ def tune(
     rates_for: Callable[[Task], Sequence[float]],
     progress: runner.Progress,
     vary: Mapping[str, Sequence[Varied]] | None = None,
+    extensions: int = EXTENSIONS,
 ) -> Tuned:
-    """Train every estimator at the same rates and seeds, and choose the trial with the highest mean objective.
+    """Train every estimator at the same rates and seeds, and choose the rate at which a smooth fit of the objective is
+    highest (`rate_curve.choose`), for the last step and for each earlier one that was evaluated.
 
-    `vary` names options, by estimator, that go along: as many trials, each at its rate and at a quasi-random point of
-    the options. The objective is the task's own, reward - beta KL on validation prompts, at the last step. Cells that
-    an earlier tuning in the folder finished are kept; what is done when it is interrupted is written.
+    Where that is at an end of the rates, and nothing beyond it failed, the estimator's rates go on there by the same
+    factor, `extensions` times at most. The objective is the task's own, reward - beta KL on validation prompts. `vary`
+    names options, by estimator, that go along: as many trials, each at its rate and at a quasi-random point of the
+    options; the best trial is chosen, as there is no curve. Cells that an earlier tuning in the folder finished are
+    kept; what is done when it is interrupted is written.
 
     Raises        InputError for what varies of an estimator that isn't tuned.
     """
@@ -110,22 +115,48 @@ def tune(
     for label, task in run.tasks.items():
         tried = ", ".join(f"{rate:g}" for rate in sorted(rates[label]))
         progress.note(f"{label} [{task.setting}]: learning rates {tried} for every estimator, on seeds {request.seeds}")
+    asked = [(replace(plan, checkpoints=0), cell) for plan, cell in run.cells]
+    steps = {cell.task: plan.steps for plan, cell in asked}
+    budgets = {cell.task: [step for step in plan.evaluation_steps if step] for plan, cell in asked}
+    betas = {label: task.beta for label, task in run.tasks.items()}
     run.cells = [
-        (replace(plan, learning_rate=rate, checkpoints=0), trial)
-        for plan, cell in run.cells
+        (replace(plan, learning_rate=rate), trial)
+        for plan, cell in asked
         for rate, trial in _trials(cell, rates[cell.task], vary.get(cell.estimator, ()))
     ]
-    steps = {cell.task: plan.steps for plan, cell in run.cells}
+
+    def mine(metrics: pd.DataFrame) -> pd.DataFrame:
+        """Trials of earlier commands in the folder count; tasks that this one doesn't tune have tables of their own."""
+        return metrics[metrics["task"].isin(list(steps))]
+
     with disk.held(run.out):
         outcome = runner.measure(request, run, progress)
-    betas = {label: float(task.options.get("kl", 0.0)) for label, task in run.tasks.items()}
-    # Trials of earlier commands in the folder count; tasks of theirs that this one doesn't tune have tables of their own.
-    rows = trials_of(outcome.metrics[outcome.metrics["task"].isin(list(steps))], steps, betas)
+        rows = trials_of(mine(outcome.metrics), budgets, betas)
+        for _ in range(extensions if not outcome.interrupted else 0):
+            more = {place: rate for place, rate in beyond(rows, steps).items() if place[1] not in vary}
+            if not more:
+                break
+            run.cells += [
+                (replace(plan, learning_rate=more[place]), trial)
+                for plan, cell in asked
+                if (place := (cell.task, cell.estimator)) in more
+                for _, trial in _trials(cell, [more[place]], ())
+            ]
+            progress.note(
+                "best at an end: " + ", ".join(f"{name} goes on at {rate:g}" for (_, name), rate in more.items())
+            )
+            again = runner.measure(replace(request, resume=True), run, progress)
+            outcome = replace(again, reused=outcome.reused)
+            rows = trials_of(mine(outcome.metrics), budgets, betas)
+            if outcome.interrupted:
+                break
     rates = {label: sorted(set(rows.loc[rows["task"] == label, "learning_rate"])) for label in rates}
     curves = curves_of(rows)
     choices = {
         "protocol": {
             "criterion": "reward - beta * KL on validation prompts at the last step, mean over seeds",
+            "choice": "the maximum of a local quadratic along the logarithm of the rate",
+            "extensions": extensions,
             "seeds": sorted(map(int, rows["seed"].unique())),
         },
         "tasks": {
@@ -134,7 +165,10 @@ def tune(
                 "steps": steps[label],
                 "beta": betas[label],
                 "rates": sorted(rates[label]),
-                "estimators": _chosen(curves[curves["task"] == label], rates[label]),
+                "estimators": chosen(rows[rows["task"] == label], steps[label]),
+                "budgets": {
+                    str(budget): chosen(rows[rows["task"] == label], budget, final=False) for budget in budgets[label]
+                },
             }
             for label, task in run.tasks.items()
         },
@@ -164,50 +198,132 @@ def _trials(cell: Cell, rates: Sequence[float], varied: Sequence[Varied]) -> lis
     return found
 
 
-def trials_of(metrics: pd.DataFrame, steps: Mapping[str, int], betas: Mapping[str, float]) -> pd.DataFrame:
-    """One row a trial: the cell's status, and its validation reward, KL and objective at the last step."""
+def trials_of(metrics: pd.DataFrame, budgets: Mapping[str, Sequence[int]], betas: Mapping[str, float]) -> pd.DataFrame:
+    """One row a trial and budget, a number of steps: the cell's status, its validation reward, KL and objective there."""
     cells = metrics.groupby(["task", "setting", "estimator", "seed"], sort=False)["status"].first().reset_index()
-    last = metrics[(metrics["split"] == "validation") & (metrics["step"] == metrics["task"].map(steps))]
-    index = ["task", "setting", "estimator", "seed"]
-    wide = last.pivot_table(index=index, columns="metric", values="value").reindex(columns=["reward", "kl"])
+    cells["step"] = cells["task"].map(budgets)
+    cells = cells.explode("step", ignore_index=True).astype({"step": int})
+    index = ["task", "setting", "estimator", "seed", "step"]
+    found = metrics[(metrics["split"] == "validation") & metrics["metric"].isin(["reward", "kl"])]
+    wide = found.pivot_table(index=index, columns="metric", values="value").reindex(columns=["reward", "kl"])
     rows = cells.join(wide, on=index)
     rows["objective"] = rows["reward"] - rows["task"].map(betas) * rows["kl"].fillna(0.0)
     rows[["estimator", "trial"]] = rows["estimator"].str.rsplit(_AT, n=1, expand=True)
     rows[["learning_rate", "options"]] = rows["trial"].str.partition(" ")[[0, 2]]
     rows["learning_rate"] = rows["learning_rate"].astype(float)
-    order = ["task", "setting", "estimator", "learning_rate", "options", "seed"]
+    order = ["task", "setting", "estimator", "learning_rate", "options", "seed", "step"]
     return rows[[*order, "status", "reward", "kl", "objective"]].sort_values(order, ignore_index=True)
 
 
-def curves_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """The mean objective by trial. One in which a seed failed or diverged can't be chosen.
+def whole_trials(trials: pd.DataFrame) -> pd.DataFrame:
+    """Objectives of one estimator at one budget, (seed x (learning_rate, options)), of the trials that no seed lost.
 
-    Ties are broken by the smaller rate. Estimators that were skipped have no curve.
+    A trial that failed or diverged in any seed, at whatever step, can't be chosen: it bounds the rates.
     """
-    points = []
+    trial = ["learning_rate", "options"]
+    wide = trials.set_index(["seed", *trial])["objective"].unstack(trial).sort_index(axis=1)
+    ok = (trials["status"] == "ok").groupby([trials["learning_rate"], trials["options"]]).all()
+    return wide[[one for one in wide.columns if ok[one] and wide[one].notna().all()]]
+
+
+def _places(whole: pd.DataFrame) -> list[tuple[float, str]]:
+    """Rate and options of its trials."""
+    levels = (whole.columns.get_level_values(level).tolist() for level in (0, 1))
+    return [(float(rate), str(said)) for rate, said in zip(*levels, strict=True)]
+
+
+def _best(trials: pd.DataFrame) -> tuple[pd.DataFrame, rate_curve.Choice, str] | None:
+    """Of one estimator at one budget: its whole trials, the choice from them, and its options; None without any.
+
+    Where options vary along, the best trial, whose neighbours along the rate are none.
+    """
+    whole = whole_trials(trials)
+    if whole.empty or not len(whole.columns):
+        return None
+    rates = [rate for rate, _ in _places(whole)]
+    if len(set(rates)) == len(rates) and not any(options for _, options in _places(whole)):
+        return whole, rate_curve.choose(rates, whole.to_numpy()), ""
+    rate, said = _places(whole)[int(whole.mean().to_numpy().argmax())]
+    alone = rate_curve.choose([rate], whole[[(rate, said)]].to_numpy())
+    end = {min(rates): "low", max(rates): "high"}.get(rate, "") if len(rates) > 1 else ""
+    return whole, replace(alone, rate=rate, end=end), said
+
+
+def beyond(trials: pd.DataFrame, steps: Mapping[str, int]) -> dict[tuple[str, str], float]:
+    """By task and estimator, the rate to try next where the best one at the last step is the end of what was tried."""
+    last = trials[trials["step"] == trials["task"].map(steps)]
+    more = {}
+    for (task, estimator), mine in last.groupby(["task", "estimator"]):
+        tried = sorted(mine["learning_rate"].unique())
+        found = _best(mine)
+        if found is None or len(tried) < 3 or mine["options"].any():
+            continue
+        good = [rate for rate, _ in _places(found[0])]
+        end = found[1].end
+        if (end == "high" and max(good) == tried[-1]) or (end == "low" and min(good) == tried[0]):
+            more[str(task), str(estimator)] = rate_curve.extended(tried, end)
+    return more
+
+
+def curves_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """The mean objective by trial and budget, CURVES_COLUMNS, with the fit there. One that lost a seed has none.
+
+    `chosen` is the trial nearest to the chosen rate, `tied` those between the rates that can't be told from it.
+    Estimators that were skipped have no curve.
+    """
+    points: list[tuple[Any, ...]] = []
     ran = rows[rows["status"] != "skipped"]
-    for place, seeds in ran.groupby(["task", "setting", "estimator", "learning_rate", "options"], sort=True):
-        objective = seeds["objective"]
-        statuses = sorted(set(seeds["status"]) - {"ok"})
-        whole = not statuses and bool(objective.notna().all())
-        mean, error = (objective.mean(), objective.sem()) if whole else (math.nan, math.nan)
-        points.append((*place, mean, error, len(seeds), "+".join(statuses) or "ok", False))
-    curves = pd.DataFrame(points, columns=CURVES_COLUMNS)
-    found = curves[curves["objective"].notna()]
-    if not found.empty:
-        curves.loc[found.groupby(["task", "estimator"])["objective"].idxmax(), "chosen"] = True
-    return curves
+    for (task, setting, estimator, steps), mine in ran.groupby(["task", "setting", "estimator", "step"], sort=True):
+        found = _best(mine)
+        whole = found[0] if found else pd.DataFrame()
+        fitted = _fitted(*found) if found else {}
+        for trial, seeds in mine.groupby(["learning_rate", "options"], sort=True):
+            rate, said = float(seeds["learning_rate"].iloc[0]), str(seeds["options"].iloc[0])
+            statuses = "+".join(sorted(set(seeds["status"]) - {"ok"})) or "ok"
+            here = whole[trial] if trial in whole.columns else pd.Series(dtype=float)
+            place = (task, setting, estimator, rate, said)
+            facts = (here.mean(), here.sem(), len(seeds), statuses)
+            is_chosen, *curve = fitted.get((rate, said), (False, math.nan, math.nan, False))
+            points.append((*place, *facts, is_chosen, steps, *curve))
+    return pd.DataFrame(points, columns=CURVES_COLUMNS)
 
 
-def _chosen(curves: pd.DataFrame, rates: Sequence[float]) -> dict[str, Any]:
-    """By estimator: the rate, the options that varied, the objective, and whether the rate is the least or largest,
-    so that a better one may lie beyond."""
+def _fitted(whole: pd.DataFrame, best: rate_curve.Choice, said: str) -> dict[tuple[float, str], tuple[Any, ...]]:
+    """By trial: whether it is chosen, the fit, its error, and whether it is tied with the best."""
+    trials = _places(whole)
+    rates = np.array([rate for rate, _ in trials])
+    varied = any(options for _, options in trials)
+    nearest = trials.index((best.rate, said)) if varied else int(np.argmin(np.abs(np.log(rates / best.rate))))
+    curve = whole.to_numpy() if varied else rate_curve.fit(rates, whole.to_numpy(), rates)
+    error = scipy.stats.sem(curve, axis=0) if len(curve) > 1 else np.full(len(rates), math.nan)
     return {
-        str(row["estimator"]): {
-            "learning_rate": row["learning_rate"],
-            "options": dict(item.split("=", 1) for item in row["options"].split(",") if item),
-            "objective": row["objective"],
-            "at_the_end": row["learning_rate"] in (min(rates), max(rates)),
-        }
-        for row in curves[curves["chosen"]].to_dict("records")
+        trial: (i == nearest, curve[:, i].mean(), error[i], i == nearest or best.rate_low <= rates[i] <= best.rate_high)
+        for i, trial in enumerate(trials)
     }
+
+
+def chosen(rows: pd.DataFrame, steps: int, final: bool = True) -> dict[str, dict[str, Any]]:
+    """By estimator of one task, at one budget: the rate and the fitted objective, the rates that can't be told from it,
+    and whether the rate is the least or largest, so that a better one may lie beyond; at the `final` one the options."""
+    answer = {}
+    at = rows[(rows["step"] == steps) & (rows["status"] != "skipped")]
+    for estimator, mine in at.groupby("estimator"):
+        if (found := _best(mine)) is None:
+            continue
+        whole, best, said = found
+        if not final and said:
+            continue  # of options that vary along, those of the last step are used
+        answer[str(estimator)] = {
+            "learning_rate": best.rate,
+            "objective": best.objective,
+            **{
+                name: None if math.isnan(value) else value  # JSON has no NaN
+                for name, value in vars(best).items()
+                if name in ("standard_error", "rate_low", "rate_high")
+            },
+            "at_the_end": bool(best.end),
+            "rates": sorted({rate for rate, _ in _places(whole)}),
+        }
+        if final:
+            answer[str(estimator)]["options"] = dict(item.split("=", 1) for item in said.split(",") if item)
+    return answer

@@ -23,6 +23,8 @@ def test_the_page_is_named_and_can_be_resolved(command, here, name, file, cls):
     status, out, _ = command("new", name)
     assert status == 0
     assert f"gradebench check ./{file}:{cls}" in out
+    assert f"gradebench run -e rloo -e ./{file}:{cls}:rate-like=rloo" in out  # untuned it would meet a tuned rloo
+    assert f"gradebench run --tune -e rloo -e ./{file}:{cls}" in out
     assert registry.resolve("estimators", f"./{file}:{cls}:n=8").create().n == 8
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from gradebench import cells, runner, tables
 from gradebench.errors import InputError
+from gradebench.provenance import RATE_COLUMNS
 from gradebench.records import METRICS_COLUMNS, SAMPLES, read_lines
 
 TIMINGS = ["seconds", "seconds_per_step", "peak_memory_bytes"]
@@ -59,7 +60,7 @@ def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(run, tmp_path):
     files = {"config.json", "environment.json", "metrics.parquet", "metrics.csv", "tests.csv", "leaderboard.csv"}
     assert written == files | {"probes.csv", "budgets.csv", "crossings.csv", SAMPLES, "cells"}
     metrics = pd.read_csv(out / "metrics.csv")
-    assert list(metrics) == METRICS_COLUMNS == list(pd.read_parquet(out / "metrics.parquet"))
+    assert list(metrics) == METRICS_COLUMNS + RATE_COLUMNS == list(pd.read_parquet(out / "metrics.parquet"))
     assert list(pd.read_csv(out / "tests.csv")) == tables.TESTS_COLUMNS
     probes = pd.read_csv(out / "probes.csv")
     assert list(probes) == tables.PROBES_COLUMNS and set(probes["run_id"]) == {"run"}

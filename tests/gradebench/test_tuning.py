@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from gradebench import tuning
+from gradebench import rate_curve, tuning
 from gradebench.tables import METRICS_COLUMNS
 
 
@@ -29,14 +29,14 @@ def metrics(objective, statuses=None, rates=(0.001, 0.01, 0.1), seeds=(1000, 100
 
 
 def curves(*arguments, **keywords):
-    return tuning.curves_of(tuning.trials_of(metrics(*arguments, **keywords), {"t": 4}, {"t": 0.5}))
+    return tuning.curves_of(tuning.trials_of(metrics(*arguments, **keywords), {"t": [4]}, {"t": 0.5}))
 
 
 def chosen(table):
     return dict(table[table["chosen"]].set_index("estimator")["learning_rate"])
 
 
-def test_the_rate_with_the_highest_mean_objective_is_chosen():
+def test_the_rate_with_the_highest_mean_objective_is_marked():
     table = curves(lambda name, rate, seed: -abs(math.log10(rate) + (2 if name == "a" else 1)) + 0.01 * (seed - 1000.5))
     assert chosen(table) == {"a": 0.01, "b": 0.1}
     assert table.set_index(["estimator", "learning_rate"]).loc[("a", 0.01), "objective"] == pytest.approx(0.0)
@@ -48,6 +48,29 @@ def test_a_rate_at_which_a_seed_diverged_is_not_chosen():
     assert chosen(table) == {"a": 0.01, "b": 0.1}
     lost = table.set_index(["estimator", "learning_rate"]).loc[("a", 0.1)]
     assert lost["status"] == "diverged" and math.isnan(lost["objective"])
+
+
+def test_rates_go_on_where_the_best_is_at_an_end_that_nothing_bounds():
+    def more(statuses=None):
+        rising = metrics(lambda name, rate, seed: math.log(rate) * (1 if name == "a" else -1), statuses)
+        return tuning.beyond(tuning.trials_of(rising, {"t": [4]}, {"t": 0.5}), {"t": 4})
+
+    assert more() == {("t", "a"): 1.0, ("t", "b"): 1e-4}
+    assert more({("a", 0.1, 1001): "diverged"}) == {("t", "b"): 1e-4}
+
+
+def test_each_budget_has_its_own_rate():
+    frame = metrics(lambda name, rate, seed: -((math.log10(rate) + 2) ** 2))
+    early = frame.copy()
+    early["step"] = early["step"].replace({4: 2, 0: 1})
+    early.loc[early["metric"] == "reward", "value"] = [
+        -((math.log10(float(name.split()[-1])) + 1.5) ** 2)
+        for name in early.loc[early["metric"] == "reward", "estimator"]
+    ]
+    rows = tuning.trials_of(pd.concat([frame, early]), {"t": [2, 4]}, {"t": 0.5})
+    found = {steps: tuning.chosen(rows, steps)["a"] for steps in (2, 4)}
+    assert (found[2]["learning_rate"], found[4]["learning_rate"]) == (0.032, 0.01)
+    assert found[4]["options"] == {} and not found[4]["at_the_end"] and found[4]["rates"] == [0.001, 0.01, 0.1]
 
 
 def test_of_equal_rates_the_smaller_is_chosen():
@@ -79,7 +102,24 @@ def tuned(command, tiny, tmp_path, in_process):
 
     def call(*more):
         out = tmp_path / "tuning"
-        arguments = ("-e", "reinforce", "-e", "rloo", "-t", tiny(), "--trials", "3", "--steps", "2", "--out", out)
+        arguments = (
+            "-e",
+            "reinforce",
+            "-e",
+            "rloo",
+            "-t",
+            tiny(),
+            "--trials",
+            "3",
+            "--seeds",
+            "1000-1001",
+            "--steps",
+            "2",
+            "--out",
+            out,
+            "--extensions",
+            "0",
+        )
         status, shown, err = command("tune", *arguments, *more)
         assert status == 0, err
         return out, shown
@@ -94,9 +134,12 @@ def test_every_estimator_gets_the_same_trials(tuned):
     assert tried["reinforce"] == tried["rloo"] and len(tried["rloo"]) == 6
     assert (trials["status"] == "ok").all()
     assert set(trials["seed"]) == {1000, 1001}
-    best = trials.groupby(["estimator", "learning_rate"])["objective"].mean().unstack().idxmax(axis=1)
     (task,) = json.loads((out / "tuned.json").read_text())["tasks"].values()
-    assert {name: one["learning_rate"] for name, one in task["estimators"].items()} == best.to_dict()
+    for name, mine in trials.groupby("estimator"):
+        wide = mine.pivot(index="seed", columns="learning_rate", values="objective")
+        best = rate_curve.choose(wide.columns, wide.to_numpy())
+        assert task["estimators"][name]["learning_rate"] == best.rate
+        assert task["estimators"][name]["rate_low"] <= best.rate <= task["estimators"][name]["rate_high"]
     assert list(pd.read_csv(out / "curves.csv").columns) == tuning.CURVES_COLUMNS
     assert "*" in shown and "tuned.json" in shown
 
@@ -120,7 +163,7 @@ def test_a_run_uses_the_rates_and_names_them(tuned, command, tiny, tmp_path):
     file = out / "tuned.json"
     status, _, err = command("run", *arguments, "--out", tmp_path / "run", "--tuned", file)
     assert status == 0, err
-    assert f"learning rates (of {file})" in err and "no rate for grade" in err
+    assert f"learning rates (tuned: 3 rates x 2 seeds at 2 steps ({file}))" in err and "no rate for grade" in err
     (used,) = json.loads((tmp_path / "run" / "config.json").read_text())["learning_rates"].values()
     assert used == rates | {"grade": 0.02}
 
@@ -202,7 +245,9 @@ def test_what_cannot_vary_is_refused(command, tiny, tmp_path, text, said):
 def test_options_are_tuned_along_and_a_run_uses_and_names_them(command, tiny, tmp_path, in_process):
     out, run = tmp_path / "tuning", tmp_path / "run"
     specs = ("-e", "grade", "-e", "rloo", "-t", tiny(), "--steps", "2")
-    status, shown, err = command("tune", *specs, "--trials", "3", "--out", out, "--vary", "grade:tau=0.5..2")
+    status, shown, err = command(
+        "tune", *specs, "--trials", "3", "--seeds", "1000-1001", "--out", out, "--vary", "grade:tau=0.5..2"
+    )
     assert status == 0, err
     trials = pd.read_csv(out / "trials.csv").fillna({"options": ""})
     of = dict(iter(trials.groupby("estimator")))
@@ -213,7 +258,7 @@ def test_options_are_tuned_along_and_a_run_uses_and_names_them(command, tiny, tm
     tau = task["estimators"]["grade"]["options"]["tau"]
     best = of["grade"].groupby(["learning_rate", "options"])["objective"].mean().idxmax()
     assert (task["estimators"]["grade"]["learning_rate"], f"tau={tau}") == best
-    assert f"grade: tau={tau}" in shown
+    assert f"; tau={tau}" in shown
 
     status, _, err = command("run", *specs, "--seeds", "0-1", "--out", run, "--tuned", out / "tuned.json")
     assert status == 0, err
@@ -259,7 +304,22 @@ def test_the_reference_trajectory_follows_the_tuned_rate_also_in_an_old_folder(t
 
 def test_a_failing_estimator_is_said_and_the_others_are_tuned(command, tiny, tmp_path, in_process):
     out = tmp_path / "tuning"
-    specs = ("-e", "rloo", "-e", tiny("Raises"), "-t", tiny(), "--trials", "2", "--steps", "2", "--out", out)
+    specs = (
+        "-e",
+        "rloo",
+        "-e",
+        tiny("Raises"),
+        "-t",
+        tiny(),
+        "--trials",
+        "2",
+        "--seeds",
+        "1000-1001",
+        "--steps",
+        "2",
+        "--out",
+        out,
+    )
     status, shown, err = command("tune", *specs)
     assert status == 1 and "Traceback" not in err
     assert "failed" in shown and "rloo" in shown
