@@ -17,6 +17,7 @@ class PlainProblem(Problem):
     def __init__(self, problem, decoder=False):
         super().__init__([p for p in problem.policy.parameters() if p.requires_grad])
         self.of = problem
+        self.beta = problem.beta
         self.contexts, self.horizon, self.categories = problem.contexts, problem.horizon, problem.categories
         self.feature_size, self.offers, self.end = problem.feature_size, problem.offers, problem.end
         pads = [0] * self.contexts if problem.pads is None else problem.pads.tolist()
@@ -104,12 +105,21 @@ class PlainProblem(Problem):
             ended = y[t, self.end]
         return total + (1 - ended) * self.score(b, y)
 
+    def raw_reward(self, z):
+        return self.over(lambda i, b: self.hard_score(b, z[i, b]), len(z)).detach()
+
     def reward(self, z):
-        raw = self.over(lambda i, b: self.hard_score(b, z[i, b]), len(z)).detach()
-        return raw - self.of.beta * self.divergence(self.logits(z), self.along(self.of.reference, z)).sum(-1)
+        return self.raw_reward(z) - self.beta * self.divergence(z).sum(-1)
+
+    def divergence(self, z):
+        return self.between(self.logits(z), self.along(self.of.reference, z))
+
+    def reference_log_prob(self, z):
+        return self.along(self.of.reference, z).log_softmax(-1).gather(-1, z.unsqueeze(-1)).squeeze(-1).detach()
 
     @staticmethod
-    def divergence(policy, reference):
+    def between(policy, reference):
+        """KL (n, B, T) in nats, of logits (n, B, T, V)."""
         log_p, log_q = policy.log_softmax(-1), reference.log_softmax(-1)
         return (log_p.exp() * (log_p - log_q)).sum(-1)
 
@@ -131,7 +141,7 @@ class PlainProblem(Problem):
         def along(policy):
             return self.over(lambda i, b: torch.stack([self.soft_step(policy, b, y[i, b, :t]) for t in times]), len(y))
 
-        divergence = self.divergence(along(self.of.policy), along(self.of.reference))
+        divergence = self.between(along(self.of.policy), along(self.of.reference))
         if self.end is not None and not self.hard:
             divergence = divergence * torch.cat([torch.ones_like(y[:, :, :1, 0]), 1 - y[:, :, :-1, self.end]], -1)
         return raw - self.of.beta * divergence.sum(-1)
