@@ -28,7 +28,7 @@ TASK = "enumerable-lm:vocabulary=3,horizon=3,layers=1,width=4"
 COMMAND = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from gradebench.cli import main; main()"
 )
-DRAFT = re.compile(r"\..+\.[0-9a-f]{32}|\.lock|training\.safetensors|\.[0-9]+")
+DRAFT = re.compile(r"\..+\.[0-9a-f]{32}|\.lock|\.[0-9]+")
 
 
 @dataclass
@@ -82,6 +82,11 @@ def kill_one(process: subprocess.Popen, chance: random.Random, storm: Storm) -> 
     storm.faults += [f"worker {child.pid} outlived its run" for child in alive]
 
 
+def unfinished(out: Path) -> list[Path]:
+    """The trainings that cells which haven't ended can go on with; finished ones keep theirs, for more steps."""
+    return [path for path in out.glob("cells/*/training.safetensors") if not (path.parent / "cell.json").is_file()]
+
+
 def left_over(out: Path) -> list[str]:
     return [f"{path} was left" for path in out.rglob("*") if DRAFT.fullmatch(path.name)]
 
@@ -100,7 +105,7 @@ def storm_over(
     """Runs into one folder until one comes to its end, with at most so many kills."""
     storm, log = Storm(), out.parent / "log"
     while True:
-        storm.resumed += any(out.glob("cells/*/training.safetensors"))
+        storm.resumed += bool(unfinished(out))
         storm.starts += 1
         process = start(out, steps, seeds, log)
         while process.poll() is None and storm.parents + storm.workers < kills:

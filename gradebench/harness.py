@@ -83,11 +83,14 @@ def _fits(done: int, rows: Sequence[Mapping[str, Any]], plan: Plan) -> bool:
 
 
 def evaluate(task: Task, plan: Plan, seed: int, step: int, record: records.CellRecord) -> None:
-    """All splits, with the same prompts and noise at every step and for every estimator of a seed; samples at the ends.
+    """All splits, with the same prompts and noise at every step and for every estimator of a seed; train prompts and
+    samples at the ends alone, where they are compared with the others.
 
     So step 0 is the same for all of them, and evaluated once a process.
     """
     for split in task.splits:
+        if split == "train" and 0 < step < plan.steps:
+            continue
         known = _first_evaluations.get((id(task), seed, split)) if step == 0 else None
         metrics = known[0] if known else evaluated(task, split, generator(plan.device, seed, "evaluation", split))
         record.add("evaluation", split, step, metrics)

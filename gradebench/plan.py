@@ -8,7 +8,7 @@ from gradebench import records
 from gradebench.errors import InputError
 from gradebench.provenance import Rate
 
-FIRST_EVALUATION = 5  # the step of the first evaluation after step 0; each next one is at twice as many
+FIRST_EVALUATION = 10  # the step of the first evaluation after step 0; each next one is at twice as many
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Plan:
     batch: int
     learning_rate: float | None = None  # None: the recorded tuned value, else the task's
     clip: float = 1.0  # of the gradient's global norm
-    evaluations: int | None = None  # after step 0, evenly spaced; None: at 5, 10, 20, 40, ... and the last step
+    evaluations: int | None = None  # after step 0, evenly spaced; None: at 10, 20, 40, 80, ... and the last step
     checkpoints: int = 3  # of the reference trajectory, its start and end included
     train: bool = True  # False: gradient probes alone
     along: str = "reference"  # whose trajectory has the checkpoints: "reference", shared by all, or "own"

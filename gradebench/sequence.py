@@ -437,9 +437,11 @@ class SequenceProblem(Problem):
             (of_logits,) = torch.autograd.grad(given, logits, term, retain_graph=True)
         self.ledger.backward_passes += 1
         self._memo = self._feedback = None  # their graphs are freed
-        return torch.autograd.grad(
-            [logits, given], self.params, [direct, of_given], allow_unused=True, materialize_grads=True
-        )
+        ends = (
+            [(logits, direct), (given, of_given)] if given.requires_grad else [(logits, direct)]
+        )  # one token feeds none
+        outputs, derivatives = zip(*ends, strict=True)
+        return torch.autograd.grad(outputs, self.params, derivatives, allow_unused=True, materialize_grads=True)
 
     def _prompts(self, n: int) -> Tensor:
         return self.prompts.repeat(n, 1)

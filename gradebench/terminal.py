@@ -22,6 +22,7 @@ from gradebench.boards import (
     stdout_console,
 )
 from gradebench.plan import Cell
+from gradebench.provenance import TUNED
 from gradebench.runner import Outcome, Progress, Run
 
 REASONS_SHOWN = 20
@@ -67,7 +68,10 @@ def announce(run: Run, config: dict[str, Any], progress: Progress) -> None:
         )
         for source, names in _by_source(config["rate_sources"][label]).items():
             rates = ", ".join(f"{name} {config['learning_rates'][label][name]:g}" for name in names)
-            progress.note(f"learning rates ({source}): {rates}")
+            tuned_in = (
+                f", in {config['request']['tuned']}" if source.startswith(TUNED) and config["request"]["tuned"] else ""
+            )
+            progress.note(f"learning rates ({source}{tuned_in}): {rates}")
         chosen = config["tuned_options"].get(label, {})
         tuned = f"of {config['request']['tuned']}"
         for name in (name for name in config["learning_rates"][label] if name in chosen):

@@ -129,6 +129,7 @@ def tune(
         """Trials of earlier commands in the folder count; tasks that this one doesn't tune have tables of their own."""
         return metrics[metrics["task"].isin(list(steps))]
 
+    extended: set[float] = set()
     with disk.held(run.out):
         outcome = runner.measure(request, run, progress)
         rows = trials_of(mine(outcome.metrics), budgets, betas)
@@ -136,6 +137,7 @@ def tune(
             more = {place: rate for place, rate in beyond(rows, steps).items() if place[1] not in vary}
             if not more:
                 break
+            extended |= set(more.values())
             run.cells += [
                 (replace(plan, learning_rate=more[place]), trial)
                 for plan, cell in asked
@@ -150,7 +152,8 @@ def tune(
             rows = trials_of(mine(outcome.metrics), budgets, betas)
             if outcome.interrupted:
                 break
-    rates = {label: sorted(set(rows.loc[rows["task"] == label, "learning_rate"])) for label in rates}
+    beyond_ends = {rate for rate in extended if not any(rate in asked_for for asked_for in rates.values())}
+    rates = {label: sorted(set(rows.loc[rows["task"] == label, "learning_rate"]) - beyond_ends) for label in rates}
     curves = curves_of(rows)
     choices = {
         "protocol": {

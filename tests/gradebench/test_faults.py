@@ -55,7 +55,7 @@ def small_disk(tmp_path):
         return subprocess.run(command, check=False, capture_output=True)
 
     try:
-        if mount("size=120k").returncode:
+        if mount("size=400k").returncode:
             pytest.skip("file systems can't be mounted here")
     except FileNotFoundError:
         pytest.skip("there is no mount")

@@ -38,6 +38,7 @@ def test_newcomers_are_tuned_by_the_recorded_protocol_and_compared(command, reco
     assert "reinforce ran at the task's own rate" in shown and "gradebench run --tune -e reinforce" in shown
     assert "not comparable" in (out / "tests.csv").read_text()
 
+    out = tmp_path / "tuned"
     status, shown, err = run(command, recorded, out, *names, "--tune")
     assert status == 0, err
     assert "--tune: reinforce on recorded.py:Recorded, by 3 rates x 2 seeds of 2 steps each" in err

@@ -163,7 +163,7 @@ def test_a_run_uses_the_rates_and_names_them(tuned, command, tiny, tmp_path):
     file = out / "tuned.json"
     status, _, err = command("run", *arguments, "--out", tmp_path / "run", "--tuned", file)
     assert status == 0, err
-    assert f"learning rates (tuned: 3 rates x 2 seeds at 2 steps ({file}))" in err and "no rate for grade" in err
+    assert f"learning rates (tuned: 3 rates x 2 seeds at 2 steps, in {file})" in err and "no rate for grade" in err
     (used,) = json.loads((tmp_path / "run" / "config.json").read_text())["learning_rates"].values()
     assert used == rates | {"grade": 0.02}
 
