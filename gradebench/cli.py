@@ -443,6 +443,7 @@ def frontier(
     if table.empty:
         raise InputError(f"{run} has no frontier of {metric.value}: no task in it measures that beside a KL")
     boards.print_frontier(table, areas)
+    boards.print_notices(metrics)
     _write(table, csv)
 
 
@@ -549,6 +550,7 @@ def curves(
     except ValueError as error:
         raise InputError(str(error)) from error
     boards.print_budgets(at_budgets.leaders(rows), found)
+    boards.print_notices(metrics)
     _write(rows, csv)
 
 

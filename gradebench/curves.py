@@ -7,12 +7,15 @@ steps, samples, tokens, updates, seconds    linear in the logarithm of the budge
 kl        linear in KL between the first two evaluations in a row that have the budget between them: the divergence of
           a training may fall again, and what counts is when it first came to the budget, from whichever side
 
+Estimators whose learning rates came otherwise are not compared, as in every other table: see `provenance`.
+
 Nothing is extrapolated: before its first evaluation after step 0, and beyond its last, a seed has no value. An
 estimator takes part in the budgets that all of its seeds come to, since those that come far are a choice of seeds.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -21,7 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from gradebench import crossings, statistics, tables
+from gradebench import crossings, provenance, statistics, tables
 from gradebench.errors import InputError
 
 # axis -> metric of the cumulative rows of phase "train" (none: the step, or the divergence that was evaluated), unit
@@ -97,6 +100,10 @@ class Field:
     metric: str
     axis: str
     curves: dict[str, dict[int, Curve]]  # estimator -> seed -> curve
+    fair: frozenset[str] = frozenset()  # estimators that their rates let be compared with each other
+    unfair: Mapping[frozenset[str], str] = dataclasses.field(
+        default_factory=dict
+    )  # verdicts of the pairs that they don't
 
     def reach(self, estimator: str) -> tuple[float, float]:
         """The least and the largest budget to which all seeds of the estimator come; (inf, -inf) if there is none."""
@@ -135,11 +142,13 @@ def fields(metrics: pd.DataFrame, by: str | None = None, axes: Sequence[str] = t
             continue
         spent = rows[(rows["phase"] == "train") & (rows["split"] == "train")]
         values = _by_step(measured, metric)
+        fair = frozenset(provenance.compared(rows, sorted(rows["estimator"].unique())))
+        unfair = provenance.incomparable(rows)
         for axis in axes:
             cost = AXES[axis][0]
             x = _by_step(spent, cost) if cost else _by_step(measured, "kl") if axis == "kl" else None
             if curves := _curves(values, x):
-                yield Field(task, setting, metric, axis, curves)
+                yield Field(task, setting, metric, axis, curves, fair, unfair)
 
 
 def _by_step(rows: pd.DataFrame, metric: str) -> pd.Series:
@@ -188,13 +197,14 @@ def budgets(metrics: pd.DataFrame, by: str | None = None, axes: Sequence[str] = 
 
     mean, ci_low, ci_high    of the metric on test prompts over seeds, at the budget, and the 95 % interval
     n_seeds                  seeds that have a value there
-    rank, leader             by mean, ties by name, among the estimators that all of their seeds bring to this budget
+    rank, leader             by mean, ties by name, among the estimators that all of their seeds bring to this budget and
+                             that their learning rates let be compared; the others have a mean and no rank
     p_vs_leader_holm         of the paired test against the leader; Holm over all pairs at this budget
 
     Raises        ValueError as `tables.comparisons` does.
     """
     rows = [row for field in fields(metrics, by, axes) for row in _compared(field)]
-    return pd.DataFrame(rows, columns=BUDGETS_COLUMNS)
+    return pd.DataFrame(rows, columns=BUDGETS_COLUMNS).astype({"rank": "Int64"})
 
 
 def _compared(field: Field) -> list[dict[str, Any]]:
@@ -211,12 +221,14 @@ def _compared(field: Field) -> list[dict[str, Any]]:
             if reach[name][0] - slack <= budget <= reach[name][1] + slack
         }
         means = {name: float(seeds.mean()) for name, seeds in here.items() if len(seeds)}
-        ranked = sorted(means, key=lambda name: (-means[name], name))
+        ordered = sorted(means, key=lambda name: (name not in field.fair, -means[name], name))
+        ranked = [name for name in ordered if name in field.fair]
         p = _against_first(field, ranked, here, label)
-        for rank, name in enumerate(ranked, 1):
+        for name in ordered:
+            rank = ranked.index(name) + 1 if name in ranked else pd.NA
             rng = field.generator(name, label)
             ends = statistics.mean_interval(here[name].to_numpy(), rng, resamples=_RESAMPLES)
-            mine = (len(here[name]), means[name], *ends, rank, rank == 1, p.get(name, math.nan))
+            mine = (len(here[name]), means[name], *ends, rank, name in ranked[:1], p.get(name, math.nan))
             row = (field.task, field.setting, field.metric, field.axis, budget, name, *mine)
             rows.append(dict(zip(BUDGETS_COLUMNS, row, strict=True)))
     return rows
@@ -236,7 +248,7 @@ def _against_first(field: Field, ranked: list[str], here: dict[str, pd.Series], 
 def leaders(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a budget of the rows of `budgets`, LEADERS_COLUMNS: who leads there, and who isn't told apart from it."""
     found = []
-    for place, mine in rows.groupby(LEADERS_COLUMNS[:5], sort=False):
+    for place, mine in rows[rows["rank"].notna()].groupby(LEADERS_COLUMNS[:5], sort=False):
         first = mine[mine["leader"].astype(bool)].iloc[0]
         apart = mine["p_vs_leader_holm"] < statistics.ALPHA
         others = mine.loc[~apart & ~mine["leader"].astype(bool), "estimator"]
@@ -334,6 +346,8 @@ def _crossed(field: Field, a: str, b: str) -> dict[str, Any] | None:
     differences = (field.values(a, grid) - field.values(b, grid)).dropna()
     if not grid.size or differences.empty:
         return None
+    if unfair := field.unfair.get(frozenset((a, b))):
+        return _uncompared(field, a, b, grid, len(differences), unfair)
     values = differences.to_numpy()
     first, second = sorted((a, b))  # either order draws the same signs
     leads = crossings.supported_leads(values, field.generator("crossing", first, second))
@@ -345,6 +359,13 @@ def _crossed(field: Field, a: str, b: str) -> dict[str, Any] | None:
         *(float(grid[0]), float(grid[-1]), verdict(found, grid, leads, names, field.axis, len(values))),
     )
     return dict(zip(CROSSINGS_COLUMNS, row, strict=True))
+
+
+def _uncompared(field: Field, a: str, b: str, grid: Floats, pairs: int, why: str) -> dict[str, Any]:
+    """The row of a pair that its learning rates keep from being compared."""
+    place = (field.task, field.setting, field.metric, field.axis, a, b, pairs)
+    nothing = (math.nan, math.nan, math.nan, "", "", pd.NA)
+    return dict(zip(CROSSINGS_COLUMNS, (*place, *nothing, float(grid[0]), float(grid[-1]), why), strict=True))
 
 
 def verdict(

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from gradebench import statistics, tables
+from gradebench import provenance, statistics, tables
 from gradebench.design import RATE, Design, families
 from gradebench.statistics import Floats
 
@@ -139,15 +139,16 @@ def budgets(metrics: pd.DataFrame, design: Design, given: Sequence[float] | None
     """The metrics within budgets of KL, COLUMNS: those given, else ten up to the most that two estimators reach.
 
     An estimator takes part in a budget that all of its seeds reach; else its mean and rank are empty and n_seeds says how
-    many do. p_vs_leader_holm is the sign-flip p against the first-ranked, after Holm over all pairs of that budget; ten
+    many do. One that its learning rate keeps from being compared has a mean and no rank: see `provenance`. p_vs_leader_holm is the sign-flip p against the first-ranked, after Holm over all pairs of that budget; ten
     budgets are ten looks at one curve, whose one test is that of `areas`.
     """
     rows: list[dict[str, Any]] = []
     for task, labels in swept(design).items():
         for metric in METRICS:
             found = frontiers(metrics, labels, metric)
+            fair = provenance.compared(metrics[metrics["task"].isin(labels)], found)
             for kl in given or _even_budgets(found):
-                rows += _at_budget(found, {"task": task, "metric": metric, "kl": kl})
+                rows += _at_budget(found, fair, {"task": task, "metric": metric, "kl": kl})
     return pd.DataFrame(rows, columns=COLUMNS).astype({"rank": "Int64"})
 
 
@@ -165,19 +166,19 @@ def _even_budgets(found: _Frontiers) -> list[float]:
     return [float(f"{most * (i / BUDGETS) ** 2:.3g}") for i in range(1, BUDGETS + 1)]
 
 
-def _at_budget(found: _Frontiers, place: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of one budget, best first."""
+def _at_budget(found: _Frontiers, fair: Sequence[str], place: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of one budget, best first; only those in `fair` are ranked."""
     values = {
         name: pd.Series({seed: float(one.at(place["kl"])) for seed, one in seeds.items()}, dtype=float)
         for name, seeds in found.items()
     }
     means = {name: column.mean() for name, column in values.items() if column.notna().all()}
-    ranked = sorted(means, key=lambda name: (-means[name], name))
+    ranked = sorted((name for name in means if name in fair), key=lambda name: (-means[name], name))
     pairs = list(combinations(ranked, 2))
     p_of = dict(zip(pairs, statistics.holm([_p(values[a], values[b], place, a, b) for a, b in pairs]), strict=True))
     rows = []
-    for name in [*ranked, *sorted(values.keys() - means.keys())]:
-        column, place_in = values[name], ranked.index(name) + 1 if name in means else pd.NA
+    for name in [*ranked, *sorted(values.keys() - set(ranked))]:
+        column, place_in = values[name], ranked.index(name) + 1 if name in ranked else pd.NA
         generator = tables.named_generator("frontier", *map(str, place.values()), name)
         low, high = statistics.mean_interval(column.to_numpy(), generator) if name in means else (math.nan, math.nan)
         row = {"estimator": name, "n_seeds": int(column.notna().sum()), "mean": means.get(name, math.nan)}
@@ -201,7 +202,8 @@ def areas(metrics: pd.DataFrame, design: Design) -> pd.DataFrame:
     for task, labels in swept(design).items():
         for metric in METRICS:
             found = frontiers(metrics, labels, metric)
-            of_pairs = [_area(task, metric, found, a, b) for a, b in combinations(sorted(found), 2)]
+            unfair = provenance.incomparable(metrics[metrics["task"].isin(labels)])
+            of_pairs = [_area(task, metric, found, a, b, unfair) for a, b in combinations(sorted(found), 2)]
             rows += _with_verdicts([row | {"setting": _said(design, labels)} for row in of_pairs])
     return pd.DataFrame(rows, columns=TESTS_COLUMNS)
 
@@ -216,8 +218,10 @@ def _said(design: Design, labels: Sequence[str]) -> str:
     return "sweep " + " ".join(f"{name}={','.join(found)}" for name, found in values.items())
 
 
-def _area(task: str, metric: str, found: _Frontiers, a: str, b: str) -> dict[str, Any]:
-    """The row of a pair, without p_holm and verdict."""
+def _area(
+    task: str, metric: str, found: _Frontiers, a: str, b: str, unfair: Mapping[frozenset[str], str]
+) -> dict[str, Any]:
+    """The row of a pair, without p_holm, and without a verdict unless the pair can't be compared."""
     low = max(one.kl[0] for name in (a, b) for one in found[name].values())
     high = min(_reach(found[name]) for name in (a, b))
     means = {name: pd.Series({seed: one.mean_over(low, high) for seed, one in found[name].items()}) for name in (a, b)}
@@ -228,7 +232,7 @@ def _area(task: str, metric: str, found: _Frontiers, a: str, b: str) -> dict[str
     result = vars(statistics.compare(both["a"].to_numpy(), both["b"].to_numpy(), generator))
     names = {"task": task, "metric": metric, "split": "test", "estimator_a": a, "estimator_b": b}
     ends = {"kl_from": float(low), "kl_to": float(high), "test": f"{result['test']} of the area over the range of KL"}
-    return names | result | ends
+    return provenance.unless_unfair(names | result | ends, unfair)
 
 
 def _with_verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -238,7 +242,8 @@ def _with_verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row, p_holm in zip(rows, adjusted, strict=True):
         row["p_holm"] = float(p_holm)
         least = size * row["smallest_attainable_p"]
-        row["verdict"] = statistics.verdict(row["p_holm"], least, row["mean_difference"], statistics.ALPHA)
+        decided = statistics.verdict(row["p_holm"], least, row["mean_difference"], statistics.ALPHA)
+        row["verdict"] = row.get("verdict", decided)
     return sorted(rows, key=lambda row: -row["mean_difference"] if row["n_pairs"] else math.inf)
 
 
@@ -251,7 +256,7 @@ def leaders(table: pd.DataFrame) -> list[tuple[float, float, str, list[str]]]:
     kl: Any
     for kl, rows in table[table["rank"].notna()].groupby("kl", sort=True):
         leader, *others = rows.sort_values("rank").to_dict("records")
-        beside = [row["estimator"] for row in others if not row["p_vs_leader_holm"] < statistics.ALPHA]
+        beside = [row["estimator"] for row in others if row["p_vs_leader_holm"] >= statistics.ALPHA]
         found.append((float(kl), str(leader["estimator"]), sorted(beside)))
     answer = []
     for (leader, beside), same in groupby(found, key=lambda one: one[1:]):

@@ -1,13 +1,14 @@
 """Verdicts about a kind of task: estimators over several instances of it, seeds nested in instances."""
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from gradebench import nested, statistics, tables
+from gradebench import nested, provenance, statistics, tables
 from gradebench.design import INSTANCE, Design, families
 
 NAME, BOARD = "instances", "instances_leaderboard"  # of their CSV files
@@ -33,15 +34,16 @@ def written(metrics: pd.DataFrame, design: Design) -> dict[str, pd.DataFrame]:
 def comparisons(metrics: pd.DataFrame, design: Design) -> pd.DataFrame:
     """All pairs of estimators over the instances of each kind of task, COLUMNS; empty without two instances of one.
 
-    One Holm family is one metric on one kind of task. Test prompts, the last evaluation; n_seeds counts the pairs of
+    One Holm family is one metric on one kind of task, without the pairs that their learning rates keep from being compared. Test prompts, the last evaluation; n_seeds counts the pairs of
     seeds of all instances. estimator_a has the larger mean over instances.
 
     Raises        ValueError as `tables.comparisons` does.
     """
     rows: list[dict[str, Any]] = []
     for task, labels in _kinds(design).items():
+        unfair = provenance.incomparable(metrics[metrics["task"].isin(labels)])
         for metric in METRICS:
-            rows += _family(task, metric, _values(metrics, metric, labels))
+            rows += _family(task, metric, _values(metrics, metric, labels), unfair)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -50,7 +52,8 @@ def leaderboard(metrics: pd.DataFrame, design: Design, tests: pd.DataFrame) -> p
 
     mean, ci_low, ci_high    of `metric`, each instance counting alike, with Student's interval over instances
     n_first                  instances in which its mean is the highest
-    rank                     among those that were measured in all instances; empty for the others
+    rank                     among those that were measured in all instances and that their learning rates let be
+                             compared; empty for the others
     """
     boards = []
     for task, labels in _kinds(design).items():
@@ -59,7 +62,8 @@ def leaderboard(metrics: pd.DataFrame, design: Design, tests: pd.DataFrame) -> p
         if main is not None:
             means = {name: _means(one) for name, one in values.items()}
             pooled = tests[(tests["task"] == task) & (tests["metric"] == main)]
-            boards.append(_board(task, main, means, values[main], pooled))
+            fair = provenance.compared(metrics[metrics["task"].isin(labels)], means[main].columns)
+            boards.append(_board(task, main, means, values[main], pooled, fair))
     return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame(columns=BOARD_COLUMNS)
 
 
@@ -80,7 +84,7 @@ def _means(values: _Values) -> pd.DataFrame:
     return pd.DataFrame({label: frame.mean() for label, frame in values.items()}).T
 
 
-def _family(task: str, metric: str, values: _Values) -> list[dict[str, Any]]:
+def _family(task: str, metric: str, values: _Values, unfair: Mapping[frozenset[str], str]) -> list[dict[str, Any]]:
     """The rows of one Holm family."""
     if len(values) < 2:
         return []
@@ -91,25 +95,31 @@ def _family(task: str, metric: str, values: _Values) -> list[dict[str, Any]]:
         both = [frame for frame in values.values() if a in frame and b in frame]
         found = vars(nested.compare([(frame[a] - frame[b]).to_numpy() for frame in both]))
         names = {"task": task, "metric": metric, "estimator_a": a, "estimator_b": b}
-        rows.append(names | found | {"n_seeds": found["n_pairs"]})
+        rows.append(provenance.unless_unfair(names | found | {"n_seeds": found["n_pairs"]}, unfair))
     for row, p_holm in zip(rows, statistics.holm([row["p_value"] for row in rows]), strict=True):
         row["p_holm"] = float(p_holm)
         # Student's t has no smallest p, so a test that there was could have decided.
-        row["verdict"] = statistics.verdict(row["p_holm"], 0.0, row["mean_difference"], statistics.ALPHA)
+        decided = statistics.verdict(row["p_holm"], 0.0, row["mean_difference"], statistics.ALPHA)
+        row["verdict"] = row.get("verdict", decided)
     return rows
 
 
 def _board(
-    task: str, metric: str, by_metric: dict[str, pd.DataFrame], values: _Values, tests: pd.DataFrame
+    task: str,
+    metric: str,
+    by_metric: dict[str, pd.DataFrame],
+    values: _Values,
+    tests: pd.DataFrame,
+    fair: Sequence[str],
 ) -> pd.DataFrame:
     means = by_metric[metric]
-    complete = means.columns[means.notna().all()]
+    complete = [name for name in means.columns[means.notna().all()] if name in fair]
     order = sorted(means.columns, key=lambda name: (name not in complete, -means[name].mean(), name))
     p_of = {
         frozenset((a, b)): p
         for a, b, p in zip(tests["estimator_a"], tests["estimator_b"], tests["p_holm"], strict=True)
     }
-    first = means.idxmax(axis=1)
+    first = means[list(fair)].idxmax(axis=1)
     rows = []
     for place, name in enumerate(order, 1):
         mine = means[name].dropna().to_numpy()

@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
@@ -130,6 +131,38 @@ def together(estimators: Iterable[Ran]) -> list[str]:
         if (len(chosen), first.kind == TUNED) > (len(best), bool(best) and best[0].kind == TUNED):
             best = chosen
     return [one.estimator for one in ordered if one in best]
+
+
+def incomparable(metrics: pd.DataFrame) -> dict[frozenset[str], str]:
+    """The pairs of estimators whose rates keep them from being compared in some task and setting of these rows, each with
+    its verdict."""
+    found: dict[frozenset[str], str] = {}
+    for _, rows in metrics.groupby(["task", "setting"], sort=True):
+        for a, b in combinations(ran(rows).values(), 2):
+            if not comparable(a, b):
+                found.setdefault(frozenset((a.estimator, b.estimator)), verdict(a, b))
+    return found
+
+
+def unless_unfair(row: dict[str, Any], unfair: Mapping[frozenset[str], str]) -> dict[str, Any]:
+    """The row of a comparison as it is, or, of a pair that can't be compared, without p, interval and effect, and why."""
+    why = unfair.get(frozenset((row["estimator_a"], row["estimator_b"])))
+    if why is None:
+        return row
+    return (
+        row
+        | {name: math.nan for name in ("p_value", "ci_low", "ci_high", "effect_size") if name in row}
+        | {"verdict": why}
+    )
+
+
+def compared(metrics: pd.DataFrame, estimators: Iterable[str]) -> list[str]:
+    """Those that can all be compared with each other in every task and setting of these rows, in the order given."""
+    kept = list(estimators)
+    for _, rows in metrics.groupby(["task", "setting"], sort=True):
+        rates = ran(rows)
+        kept = together(rates[name] for name in kept if name in rates)
+    return kept
 
 
 # --- in words ---------------------------------------------------------------------------------------------------

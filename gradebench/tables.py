@@ -99,6 +99,7 @@ class _Group:
     probe: pd.DataFrame  # (estimator, seed, step) x metric, at the checkpoints
     train: pd.DataFrame  # (estimator, seed, step) x metric, costs
     rates: dict[str, provenance.Ran]  # by estimator
+    unfair: dict[frozenset[str], str]  # verdicts of pairs that their rates keep from being compared
 
     @property
     def estimators(self) -> list[str]:
@@ -171,6 +172,7 @@ def _groups(metrics: pd.DataFrame, controls: bool = False) -> Iterator[_Group]:
             probe=_wide(on_train[on_train["phase"] == "probe"], ["estimator", "seed", "step"], ["metric"]),
             train=_wide(on_train[on_train["phase"] == "train"], ["estimator", "seed", "step"], ["metric"]),
             rates=provenance.ran(group),
+            unfair=provenance.incomparable(group),
         )
 
 
@@ -406,7 +408,7 @@ def _family(
         if not against or (a in against) != (b in against):
             row = _compared(group, metric, split, suffix, values, a, b)
             # Gradients are probed on a trajectory that all share, whatever their rates.
-            rows.append(row if metric == "gradient_variance" else _unless_unfair(row, group))
+            rows.append(row if metric == "gradient_variance" else provenance.unless_unfair(row, group.unfair))
             hypotheses.append(frozenset((stands_for[a], stands_for[b])))
     p_values = {pair: row["p_value"] for pair, row in zip(hypotheses, rows, strict=True) if len(pair) == 2}
     adjusted = dict(zip(p_values, statistics.holm(list(p_values.values())).tolist(), strict=True))
@@ -438,15 +440,6 @@ def _compared(
     result = vars(statistics.compare(values[a].to_numpy(), values[b].to_numpy(), generator))
     names = {"task": group.task, "setting": group.setting, "metric": metric, "split": split}
     return {**names, "estimator_a": a, "estimator_b": b, **result, "test": result["test"] + suffix}
-
-
-def _unless_unfair(row: dict[str, Any], group: _Group) -> dict[str, Any]:
-    """The row as it is, or, where rates of different kinds can't be compared, without p and interval, and why."""
-    a, b = (group.rates[row[name]] for name in ("estimator_a", "estimator_b"))
-    if provenance.comparable(a, b):
-        return row
-    without = dict.fromkeys(("p_value", "ci_low", "ci_high", "effect_size"), math.nan)
-    return row | without | {"verdict": provenance.verdict(a, b)}
 
 
 def _by_mean(means: pd.Series) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gradebench import InputError, across, claims, harness, provenance, registry, tables
+from gradebench import InputError, across, claims, curves, frontier, harness, instances, provenance, registry, tables
 from gradebench.plan import Plan
 from gradebench.provenance import Ran, Rate, comparable, together
 
@@ -175,3 +175,88 @@ def test_scores_over_tasks_and_claims_leave_the_untuned_out():
     unfair = verdicts.loc["grade-ste-reward-over-ppo"]
     assert unfair["verdict"] == "untested"
     assert unfair["reason"].startswith("not comparable: untuned against tuned; this would test it: gradebench run ")
+
+
+# --- every table that compares ----------------------------------------------------------------------------------
+
+LABELS = ["lm", "lm:1", "lm:2"]
+
+
+def trained_by(sources, seeds=8):
+    """Metrics of three tasks on which the last estimator is far above the others; a name to its rate_source."""
+    rng, rows = np.random.default_rng(0), []
+    for task in LABELS:
+        for place, (name, source) in enumerate(sources.items()):
+            for seed in range(seeds):
+                cell = {"task": task, "setting": f"of {task}", "estimator": name, "seed": seed, "rate_source": source}
+                for step in (0, 10, 20):
+                    reward = 0.01 * step * (1 + place) + 0.001 * rng.normal()
+                    spent = {"reward_calls": 8.0 * step, "seconds": 0.1 * step, "updates": 1.0 * step}
+                    values = {"reward": reward, "gold_reward": reward, "objective": reward, "kl": 0.1 * step}
+                    parts = [("train", "train", spent)] + [("evaluation", s, values) for s in ("validation", "test")]
+                    rows += [
+                        cell | {"phase": phase, "split": split, "step": step, "metric": metric, "value": value}
+                        for phase, split, found in parts
+                        for metric, value in found.items()
+                    ]
+    frame = pd.DataFrame(rows).assign(status="ok", estimator_params="{}", learning_rate=0.1)
+    return frame.reindex(columns=[*tables.METRICS_COLUMNS, *provenance.RATE_COLUMNS]).fillna({"run_id": "r"})
+
+
+def design_by(name):
+    return {label: {"task": "lm", "values": {name: str(place)}} for place, label in enumerate(LABELS)}
+
+
+def over_instances(metrics):
+    return instances.written(metrics, design_by("instance"))
+
+
+# tables of pairs, and of ranks with the column that ranks
+PAIRS = {
+    "tests": tables.comparisons,
+    "crossings": curves.crossings_of,
+    "areas under frontiers": lambda metrics: frontier.areas(metrics, design_by("kl")),
+    "instances": lambda metrics: over_instances(metrics)[instances.NAME],
+}
+RANKS = {
+    "leaderboard": (lambda metrics: tables.leaderboard(metrics, tables.comparisons(metrics)), "tier"),
+    "budgets": (curves.budgets, "rank"),
+    "frontier": (lambda metrics: frontier.budgets(metrics, design_by("kl")), "rank"),
+    "instances": (lambda metrics: over_instances(metrics)[instances.BOARD], "rank"),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_no_table_of_pairs_compares_an_untuned_estimator_with_tuned_ones(name):
+    fair = PAIRS[name](trained_by({"a": TUNED, "b": TUNED, "mine": TUNED}))
+    rows = PAIRS[name](trained_by({"a": TUNED, "b": TUNED, "mine": "task"}))
+    rows = rows[rows["metric"] != "gradient_variance"]
+    mine = (rows["estimator_a"] == "mine") | (rows["estimator_b"] == "mine")
+    assert mine.any() and not mine.all()
+    assert rows.loc[mine, "verdict"].str.startswith("not comparable").all()
+    assert rows.loc[mine, ["ci_low", "ci_high"]].isna().all(axis=None)
+    for part in (fair["verdict"], rows.loc[~mine, "verdict"]):
+        assert not part.str.startswith("not comparable").any()
+        assert part.str.contains("higher|leads").any()  # what may be compared is decided
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_no_table_of_ranks_has_an_untuned_estimator_lead_tuned_ones(name):
+    make, ranking = RANKS[name]
+    fair = make(trained_by({"a": TUNED, "b": TUNED, "mine": TUNED}))
+    assert set(fair.loc[fair[ranking] == 1, "estimator"]) == {"mine"}
+    rows = make(trained_by({"a": TUNED, "b": TUNED, "mine": "task"}))
+    assert set(rows.loc[rows[ranking] == 1, "estimator"]) == {"b"}
+    mine = rows[rows["estimator"] == "mine"]
+    assert len(mine) and mine[ranking].isna().all()
+    p = next(column for column in rows.columns if column.startswith("p_vs_"))
+    assert mine[p].isna().all() and (rows.loc[rows["estimator"] == "a", p] < 0.05).any()
+
+
+def test_who_leads_in_words_leaves_out_what_is_not_compared():
+    metrics = trained_by({"a": TUNED, "b": TUNED, "mine": "task"})
+    shown = curves.leaders(curves.budgets(metrics))
+    assert set(shown["leader"]) == {"b"} and "mine" not in " ".join(shown["not_told_apart"])
+    table = frontier.budgets(metrics, design_by("kl"))
+    spans = frontier.leaders(table[table["metric"] == "reward"])
+    assert {leader for *_, leader, _ in spans} == {"b"} and all("mine" not in beside for *_, beside in spans)
