@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gradebench import Estimate, Estimator, Problem, Range
-from gradebench.estimators.minibatches import enough_for, shuffled
+from gradebench.estimators.minibatches import enough_for, outside, shuffled
 
 
 class A2c(Estimator):
@@ -99,7 +99,11 @@ class Ppo(Estimator):
         value_error = self.value(part.features(z)).squeeze(-1) - batch["value_target"]
         if "fixed_reward" not in problem.offers and not self.splits(problem):  # grad f counts, by importance later on
             objective = objective + batch["scale"] * (ratio.detach().prod(-1) * part.reward(z)).mean()
-        return Estimate(part.grad(objective), own_loss=mean_square(value_error, problem.alive(z)))
+        alive = problem.alive(z)
+        with torch.no_grad():
+            dropped = outside(ratio, advantage, self.clip, self.clip)
+            info = {"clipped_tokens": float(dropped[alive].float().mean())}
+        return Estimate(part.grad(objective), own_loss=mean_square(value_error, alive), info=info)
 
     def splits(self, problem: Problem) -> bool:
         """Whether the penalty is taken out of f. Charged to tokens it needs no grad f: that of log p has mean zero."""

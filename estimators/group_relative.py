@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradebench import Estimate, Estimator, Problem, Range, Unsupported
-from gradebench.estimators.minibatches import enough_for, shuffled
+from gradebench.estimators.minibatches import enough_for, outside, shuffled
 
 Samples = Annotated[int, Range(2), "samples per context"]
 Epochs = Annotated[int, Range(1), "passes over each batch"]
@@ -39,6 +39,11 @@ def standardised(reward: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def mean_over_batch(alive: Tensor) -> Tensor:
     """Factor (n, B) on the sums over tokens that makes the mean of sequences the mean of the batch's tokens."""
     return (alive[..., 0].numel() / alive.sum(dtype=torch.float64)).expand_as(alive[..., 0])
+
+
+def sequence_ratio(log_ratio: Tensor, alive: Tensor) -> Tensor:
+    """The geometric mean of the ratios of a sequence's tokens: log_ratio, alive (n, B, T) to (n, B, 1)."""
+    return (log_ratio.sum(-1, keepdim=True) / alive.sum(-1, keepdim=True)).exp()
 
 
 def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
@@ -122,14 +127,22 @@ class GroupRelative(Estimator):
         z = batch["z"]  # (n, B / minibatches, T)
         log_prob = part.log_prob(z)
         log_ratio = log_prob - batch["log_prob"]
-        objective = self.surrogate(log_prob, log_ratio, batch["advantage"], problem.alive(z))
+        alive = problem.alive(z)
+        objective = self.surrogate(log_prob, log_ratio, batch["advantage"], alive)
         if self.splits(problem):
             objective = objective - self.penalty(part, batch, log_prob)
         elif "fixed_reward" not in problem.offers:  # grad f counts too, by importance at later steps
             importance = log_ratio.detach().double().sum(-1).exp()  # (n, B / minibatches)
             reward = batch["reward"] if "reward" in batch else part.reward(z)
             objective = objective + (batch["scale"] * importance).to(reward) * reward
-        return Estimate(part.grad((batch["weight"].to(objective) * objective).mean()))
+        with torch.no_grad():
+            clipped = self.is_clipped(log_ratio, batch["advantage"], alive)
+            info = {"clipped_tokens": float(clipped[alive].float().mean())}
+        return Estimate(part.grad((batch["weight"].to(objective) * objective).mean()), info=info)
+
+    def is_clipped(self, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
+        """Whether clipping takes a token's gradient away, (n, B, T) bool."""
+        return outside(log_ratio.exp(), advantage, self.clip_low, self.clip_high)
 
     def splits(self, problem: Problem) -> bool:
         """Whether the penalty is taken out of f."""
@@ -299,8 +312,11 @@ class Gspo(GroupRelative):
 
     def surrogate(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
         length = alive.sum(-1, keepdim=True)
-        ratio = (log_ratio.sum(-1, keepdim=True) / length).exp()  # (n, B, 1)
-        return (self.clipped(ratio, advantage) * length).squeeze(-1)
+        return (self.clipped(sequence_ratio(log_ratio, alive), advantage) * length).squeeze(-1)
+
+    def is_clipped(self, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
+        clipped = outside(sequence_ratio(log_ratio, alive), advantage, self.clip_low, self.clip_high)
+        return clipped.expand_as(log_ratio)
 
 
 class Cispo(GroupRelative):
@@ -337,6 +353,11 @@ class Cispo(GroupRelative):
     def surrogate(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
         weight = log_ratio.exp().clamp(1 - self.clip_low, 1 + self.clip_high).detach()
         return (weight * advantage * log_prob).sum(-1)
+
+    def is_clipped(self, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
+        """Whether the weight is at a bound; no token loses its gradient."""
+        ratio = log_ratio.exp()
+        return (ratio > 1 + self.clip_high) | (ratio < 1 - self.clip_low)
 
     def token_weight(self, alive: Tensor) -> Tensor:
         return mean_over_batch(alive)

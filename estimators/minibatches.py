@@ -1,4 +1,4 @@
-"""Several passes over one batch, in parts."""
+"""Several passes over one batch, in parts, and the clipping of ratios that they take."""
 
 import torch
 from torch import Tensor
@@ -21,3 +21,8 @@ def shuffled(problem: Problem, epochs: int, minibatches: int, rng: torch.Generat
         for _ in range(epochs)
         for index in torch.randperm(problem.contexts, generator=rng, device=device).tensor_split(minibatches)
     ]
+
+
+def outside(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+    """Where min(ratio A, clip(ratio) A) is the clipped one, and no longer moves with the ratio."""
+    return ((ratio > 1 + high) & (advantage > 0)) | ((ratio < 1 - low) & (advantage < 0))

@@ -4,6 +4,7 @@ Everything here is the same for every estimator; what differs is behind `Estimat
 """
 
 import contextlib
+import functools
 import math
 import shutil
 import traceback
@@ -25,13 +26,14 @@ from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log
 from gradebench.memory import peak_memory, reset_peak_memory
 from gradebench.moments import Moments, Reference, flatten
 from gradebench.plan import Cell, Plan
-from gradebench.probes import Source, costs_of, moments_of, one_estimate
+from gradebench.probes import Source, by_call, costs_of, moments_of, one_estimate
 from gradebench.problem import Ledger
 from gradebench.provenance import GIVEN, TASK, Rate, tuned_rate
 from gradebench.sampling import generator
 from gradebench.sharded import Sharded
 from gradebench.task import Task
 from gradebench.training import Diverged, Trainer, batches
+from gradebench.warm_up import needs_warm_up, warm_up
 
 # --- the parts of a cell ----------------------------------------------------------------------------------------
 
@@ -115,11 +117,13 @@ def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> Non
         if cell.checkpoint not in (None, number):
             continue
         if plan.along == "own":
-            estimator, reference = _own_checkpoint(task, plan, cell, number)
+            trainer, reference = _own_checkpoint(task, plan, cell, number)
         else:
-            estimator, reference = _shared_checkpoint(task, plan, cell, number)
-        estimator.eval()
+            trainer, reference = _shared_checkpoint(task, plan, cell, number)
+        estimator = trainer.estimator.eval()
+        rate = learning_rate_of(task, plan, cell.estimator_spec).value
         source = _source(task, plan, cell, "probe", step, plan.batch // estimator.n)
+        source = replace(source, moving=functools.partial(trainer.moving, rate))
         found, overall, draws = _measured(estimator, task, source, plan.probe_draws, reference)
         record.add("probe", "train", step, {name: interval.value for name, interval in overall.items()})
         place = {"along": plan.along, "step": step, "draws": draws, "samples": plan.batch}
@@ -128,6 +132,8 @@ def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> Non
             continue
         for group, metrics in found.items():
             record.add_probe(place | {"group": group}, metrics)
+        if estimator.period > 1:
+            _probe_calls(estimator, task, plan, source, reference, place, record)
         record.add_probe(
             place | {"group": ""}, _cost_metrics(overall["gradient_variance"], costs_of(estimator, source))
         )
@@ -144,6 +150,25 @@ def _measured(
     found = {group: gradient_metrics(summary) for group, summary in summaries(moments, reference, names).items()}
     overall = found.pop("")
     return found, overall, 2 * moments.count
+
+
+def _probe_calls(
+    estimator: Estimator,
+    task: Task,
+    plan: Plan,
+    source: Source,
+    reference: Reference,
+    place: Mapping[str, Any],
+    record: records.CellRecord,
+) -> None:
+    """Of each call that shares a batch with others, the metrics of its gradient, in groups "call 1", "call 2", ..., and
+    what its estimates say of themselves."""
+    moments, info = by_call(estimator, source, plan.probe_draws // 2, reference.moments.centre, _sizes(task))
+    names = source.problem(source.contexts(0)[:1], None).parameter_names
+    for number, (one, said) in enumerate(zip(moments, info, strict=True), 1):
+        metrics = gradient_metrics(summaries(one, reference, names)[""])
+        metrics |= {f"info_{name}": Interval(value, math.nan, math.nan) for name, value in said.items()}
+        record.add_probe(dict(place) | {"group": f"call {number}"}, metrics)
 
 
 def _probe_batch_sizes(
@@ -225,38 +250,60 @@ def training_file(plan: Plan, cell: Cell) -> Path:
     return Path(plan.out) / "cells" / cell.id / records.TRAINING
 
 
-def _shared_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Estimator, Reference]:
+def warm_file(plan: Plan, cell: Cell, number: int) -> Path:
+    """An estimator's own state at a checkpoint: one for all seeds, as that costs more than what is probed with it."""
+    name = records.cell_id(cell.task, f"warm-{cell.estimator}", number)
+    return Path(plan.out) / "cells" / name / "state.safetensors"
+
+
+def _shared_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Trainer, Reference]:
     """The reference trajectory's parameters, put into the task; the estimator with its own state warmed up there."""
-    step = checkpoint_steps(plan)[number]
     stored = load_file(checkpoint_file(plan, cell, number), device=plan.device)
     set_parameters(task, stored)
-    estimator = make_estimator(cell.estimator_spec, task, plan)
-    if estimator.state_dict():
-        source = _source(task, plan, cell, "warm-up", step, plan.batch // estimator.n)
-        trainer = Trainer(estimator, task, plan, 0.0)
-        for draw in range(plan.warm_up):
-            problem = source.problem(source.contexts(draw), None)
-            trainer.step(problem, source.generator(draw), update_policy=False)
-    return estimator, Reference.of_tensors(stored, _sizes(task))
+    trainer = Trainer(make_estimator(cell.estimator_spec, task, plan), task, plan, 0.0)
+    if needs_warm_up(trainer):
+        _warm(trainer, task, plan, cell, number)
+    return trainer, Reference.of_tensors(stored, _sizes(task))
 
 
-def _own_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Estimator, Reference]:
+def _warm(trainer: Trainer, task: Task, plan: Plan, cell: Cell, number: int) -> None:
+    """The state as another seed's cell has left it, else by training; the same either way, since its draws are those of
+    no seed."""
+    anyone = replace(cell, seed=0, checkpoint=None, twin="")
+    step, estimator = checkpoint_steps(plan)[number], trainer.estimator
+    source = _source(task, plan, anyone, "warm-up", step, plan.batch // estimator.n)
+    training = trainer.training(
+        generator(plan.device, 0, "warm-up"), Ledger(), records.CellRecord(identity_of(plan, anyone))
+    )
+    # The reference's key changes with whatever a number depends on, but for the estimator.
+    key = f"{plan.reference_key} {cell.estimator_spec} {cell.params} {cell.digests[1:]} {number}"
+    kept = Checkpoint(warm_file(plan, cell, number), key, 0.0, plan.device)
+    alone = parallel.world() == 1  # several processes must do the same, whatever each of them finds
+    if not (alone and kept.restored(training)):
+        done = warm_up(trainer, source, plan.warm_up)
+        if alone:
+            kept.keep(done, training)
+
+
+def _own_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Trainer, Reference]:
     """The parameters that the estimator itself has trained by then, in the task, and its own state with them."""
     task = loaded_task(plan, cell)
     estimator = make_estimator(cell.estimator_spec, task, plan)
     steps = checkpoint_steps(plan)[number]
-    _trajectory(estimator, task, plan, cell, cell.estimator_spec, steps, generator(plan.device, cell.seed, "sampling"))
-    return estimator, reference_gradient(task, plan, cell.seed, number)
+    rng = generator(plan.device, cell.seed, "sampling")
+    trainer = _trajectory(estimator, task, plan, cell, cell.estimator_spec, steps, rng)
+    return trainer, reference_gradient(task, plan, cell.seed, number)
 
 
 def _trajectory(
     estimator: Estimator, task: Task, plan: Plan, cell: Cell, spec: str, steps: int, rng: torch.Generator
-) -> None:
+) -> Trainer:
     """Train for `steps` steps and measure nothing."""
     trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, spec).value)
     prompts = batches(task, plan, estimator.n, cell.seed)
     for _ in range(steps):
         trainer.step(task.problem("train", next(prompts)), rng)
+    return trainer
 
 
 def reference_cell(plan: Plan, cell: Cell, number: int) -> None:

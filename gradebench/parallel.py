@@ -127,3 +127,15 @@ def add_up(tensors: list[Tensor]) -> None:
     if world() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
+
+
+def added_by_name(values: dict[str, float]) -> dict[str, float]:
+    """The sums over all processes, of which each may have other names."""
+    if world() == 1:
+        return values
+    everyone: list[dict[str, float]] = [{}] * world()
+    dist.all_gather_object(everyone, values)
+    total: dict[str, float] = {}
+    for one in everyone:
+        total |= {name: total.get(name, 0.0) + value for name, value in one.items()}
+    return total

@@ -28,7 +28,7 @@ class Plan:
     along: str = "reference"  # whose trajectory has the checkpoints: "reference", shared by all, or "own"
     probe_draws: int = 6  # in pairs that share their prompts
     details: bool = False  # probe parameter groups, costs and several batch sizes too
-    warm_up: int = 8  # batches for the estimator's own state before it is frozen
+    warm_up: int = 256  # batches, at most, for the estimator's own state before it is frozen
     reference: str = "rloo"  # an unbiased estimator: its trajectory has the checkpoints, its long run is the reference
     reference_draws: int = 4  # of each seed, each over all train prompts
     checkpoint_every: float = 60.0  # seconds of training, after which what it has come to is written down

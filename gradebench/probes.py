@@ -1,19 +1,20 @@
 """Draws of gradients at frozen parameters: many in one pass where they leave each other alone.
 
-Draws come in pairs that share their prompts and nothing else. The spread within pairs is sampling variance, that of
+Where several calls share a batch, the policy moves between them as in training, and back after the last. Draws come in pairs that share their prompts and nothing else. The spread within pairs is sampling variance, that of
 the pairs' means holds the rest, so both parts of the variance are known.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradebench.estimator import Estimator
+from gradebench.estimator import Estimate, Estimator
 from gradebench.moments import BLOCKS, Moments, flatten
 from gradebench.problem import Guarded, Ledger, Problem
 
@@ -25,6 +26,13 @@ FEWEST_COPIES = 8  # below, one pass of many draws isn't quicker than one a draw
 FEWEST_DRAWS = 32  # below, finding out costs more than it saves
 
 
+Moving = Callable[[], AbstractContextManager[Callable[[Sequence[Tensor]], object]]]
+
+
+def _at_rest() -> AbstractContextManager[Callable[[Sequence[Tensor]], object]]:
+    return nullcontext(lambda gradient: None)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where draws come from: everything that is fixed while an estimator's gradients are measured.
@@ -32,26 +40,38 @@ class Source:
     contexts   number of a pair of draws to the indices (B,) of its contexts
     problem    indices (N,) and a ledger to the problem on them
     generator  number of a draw to its generator
+    moving     a context whose function updates the policy along a gradient, between the calls that share a batch; at its
+               end the policy is what it was. Left out, all calls are at the same parameters.
     """
 
     contexts: Callable[[int], Tensor]
     problem: Callable[[Tensor, Ledger | None], Problem]
     generator: Callable[[int], torch.Generator]
+    moving: Moving = _at_rest
 
 
-def one_estimate(estimator: Estimator, problem: Problem, rng: torch.Generator) -> Tensor:
-    """One fresh estimate (d,) at fixed parameters: the mean over the calls that share a batch."""
-    return flatten(_mean_gradient(estimator, problem, rng))
+def one_estimate(estimator: Estimator, problem: Problem, rng: torch.Generator, moving: Moving = _at_rest) -> Tensor:
+    """One fresh estimate (d,): the mean over the calls that share a batch."""
+    return torch.stack([flatten(estimate.grad) for estimate in calls(estimator, problem, rng, moving)]).mean(0)
+
+
+def calls(estimator: Estimator, problem: Problem, rng: torch.Generator, moving: Moving = _at_rest) -> list[Estimate]:
+    """The estimates of all calls that share one fresh batch, with an update of the policy between them."""
+    estimator.reset()
+    guarded = Guarded(problem, estimator.needs)
+    found: list[Estimate] = []
+    with moving() as update:
+        for number in range(estimator.period):
+            if number:
+                update(found[-1].grad)
+            found.append(estimator.gradient(guarded, rng))  # type: ignore[arg-type]
+    return found
 
 
 def _mean_gradient(estimator: Estimator, problem: Problem, rng: torch.Generator) -> list[Tensor]:
-    estimator.reset()
-    guarded = Guarded(problem, estimator.needs)
-    total: list[Tensor] = []
-    for _ in range(estimator.period):
-        gradient = estimator.gradient(guarded, rng).grad  # type: ignore[arg-type]
-        total = [t + g for t, g in zip(total, gradient, strict=True)] if total else list(gradient)
-    return [t / estimator.period for t in total]
+    """With all calls at the same parameters."""
+    gradients = [estimate.grad for estimate in calls(estimator, problem, rng)]
+    return [torch.stack(parts).mean(0) for parts in zip(*gradients, strict=True)]
 
 
 def moments_of(estimator: Estimator, source: Source, pairs: int, centre: Tensor, sizes: Sequence[int]) -> Moments:
@@ -81,17 +101,18 @@ def _first_pair(estimator: Estimator, source: Source) -> tuple[tuple[Tensor, Ten
     """
     problem, rng = source.problem(source.contexts(0), None), source.generator(0)
     before = rng.get_state()
-    first = one_estimate(estimator, problem, rng)[None]
+    first = one_estimate(estimator, problem, rng, source.moving)[None]
     if torch.equal(before, rng.get_state()):
         return (first, first), False
-    return (first, one_estimate(estimator, problem, source.generator(1))[None]), True
+    return (first, one_estimate(estimator, problem, source.generator(1), source.moving)[None]), True
 
 
 def _one_by_one(estimator: Estimator, source: Source, numbers: range) -> tuple[Tensor, Tensor]:
     """The two draws (1, d) of one pair."""
     (number,) = numbers
     problem = source.problem(source.contexts(number), None)
-    first, second = (one_estimate(estimator, problem, source.generator(2 * number + i))[None] for i in (0, 1))
+    rngs = (source.generator(2 * number + i) for i in (0, 1))
+    first, second = (one_estimate(estimator, problem, rng, source.moving)[None] for rng in rngs)
     return first, second
 
 
@@ -99,7 +120,7 @@ def _same_twice(estimator: Estimator, source: Source, numbers: range) -> tuple[T
     """A pair (1, d) whose draws are equal."""
     (number,) = numbers
     problem = source.problem(source.contexts(number), None)
-    only = one_estimate(estimator, problem, source.generator(2 * number))[None]
+    only = one_estimate(estimator, problem, source.generator(2 * number), source.moving)[None]
     return only, only
 
 
@@ -115,6 +136,8 @@ def _many_estimates(estimator: Estimator, source: Source, numbers: range) -> tup
 
 def _pairs_at_once(estimator: Estimator, source: Source, size: int) -> int:
     """How many pairs fit into one pass; 0 where draws have to come one by one."""
+    if estimator.period > 1:  # the policy moves in between, each draw's its own way
+        return 0
     rows = len(source.contexts(0)) * estimator.n
     copies = min(COPIES, COPIED_ENTRIES // size, COPIED_ROWS // rows)
     if copies >= FEWEST_COPIES:
@@ -165,6 +188,23 @@ class _Rewarded:
         return reward * (1 + (self._factor - 1) * odd)
 
 
+def by_call(
+    estimator: Estimator, source: Source, pairs: int, centre: Tensor, sizes: Sequence[int]
+) -> tuple[list[Moments], list[dict[str, float]]]:
+    """Of each call that shares a batch with others, the moments of `pairs` pairs of draws, and the means of `info`."""
+    moments = [Moments(centre, sizes, min(BLOCKS, pairs)) for _ in range(estimator.period)]
+    info: list[dict[str, float]] = [{} for _ in range(estimator.period)]
+    for number in range(pairs):
+        problem = source.problem(source.contexts(number), None)
+        both = [calls(estimator, problem, source.generator(2 * number + i), source.moving) for i in (0, 1)]
+        for place, (one, other) in enumerate(zip(*both, strict=True)):
+            moments[place].add(flatten(one.grad)[None], flatten(other.grad)[None])
+            for estimate in (one, other):
+                for name, value in estimate.info.items():
+                    info[place][name] = info[place].get(name, 0.0) + value / (2 * pairs)
+    return moments, info
+
+
 def costs_of(estimator: Estimator, source: Source, repeats: int = 3) -> dict[str, float]:
     """What one draw uses, by the ledger, and its seconds (the least of a few)."""
     ledger = Ledger()
@@ -172,6 +212,6 @@ def costs_of(estimator: Estimator, source: Source, repeats: int = 3) -> dict[str
     seconds = math.inf
     for _ in range(repeats):
         started = time.perf_counter()
-        one_estimate(estimator, problem, source.generator(0))
+        one_estimate(estimator, problem, source.generator(0), source.moving)
         seconds = min(seconds, time.perf_counter() - started)
     return {name: count / repeats for name, count in asdict(ledger).items()} | {"seconds": seconds}

@@ -58,7 +58,8 @@ _BOARD = (
     ("direction error", "gradient_direction_error", ".3f"), ("variance", "gradient_variance", ".3g"),
     ("relative", "gradient_variance_relative", ".3g"), ("bias²", "gradient_bias_squared", ".2f"),
     ("cosine", "gradient_cosine", ".2f"), ("updates/step", "updates_per_step", ".3g"),
-    ("clipped", "clipped_updates", ".0%"), ("clip factor", "clip_factor", ".2f"), ("s/step", "seconds_per_step", ".3f"),
+    ("clipped", "clipped_updates", ".0%"), ("clip factor", "clip_factor", ".2f"),
+    ("clipped tokens", "clipped_tokens", ".1%"), ("s/step", "seconds_per_step", ".3f"),
     ("memory, MB", "peak_memory_mb", ".0f"), ("rate", "learning_rate", ".2g"), ("rate from", "rate_source", ""),
     ("status", "status", ""),
 )  # fmt: skip
@@ -297,7 +298,7 @@ def _of_task(
         f"<p>Ranked {_e(boards.at_budget(board))}. The objective is the reward less the task's weight kl times the KL; means "
         f"over seeds, with 95 % intervals (bootstrap-t). {apart} Tests are paired by seed, by permutation. Variance is that "
         "of one gradient estimate, relative to the squared true gradient, as bias² and MSE are. Clipped: the "
-        "share of updates whose gradient clipping shortened, by the clip factor on average.</p>"
+        "share of updates whose gradient clipping shortened, by the clip factor on average. Clipped tokens: those whose ratio the estimator's own clipping held back.</p>"
     )
     front = tables.pareto_front(board)
     if front:

@@ -54,6 +54,7 @@ class Sharded(Estimator):
         own = [p for p in self.inner.parameters() if p.requires_grad] if self.training else []
         own_grad, learns = [torch.zeros_like(p) for p in own], False
         state = [torch.zeros_like(b) for b in self._state(self.inner)]
+        info: dict[str, float] = {}
         with parallel.together():
             for i in self._mine(len(parts)):
                 weight = len(parts[i]) / problem.contexts
@@ -65,6 +66,7 @@ class Sharded(Estimator):
                     _add(own_grad, torch.autograd.grad(estimate.own_loss, own, allow_unused=True), weight)
                     learns = True
                 _add(state, self._state(estimator), weight)
+                info |= {name: info.get(name, 0.0) + weight * value for name, value in estimate.info.items()}
         counts = torch.tensor([count - before[name] for name, count in asdict(problem.ledger).items()])
         parallel.add_up([*grad, *own_grad, *state, counts])
         for name, count in zip(before, counts.tolist(), strict=True):
@@ -74,7 +76,7 @@ class Sharded(Estimator):
                 buffer.copy_(mean)
         # Linear in the parameters, with the gradient that all parts have together.
         linear = [(p * g).sum() for p, g in zip(own, own_grad, strict=True)]
-        return Estimate(grad, own_loss=torch.stack(linear).sum() if learns else None)
+        return Estimate(grad, torch.stack(linear).sum() if learns else None, parallel.added_by_name(info))
 
     def _parts(self, problem: Problem) -> tuple[Tensor, ...]:
         """Indices of contexts; fewer parts where there are fewer contexts."""

@@ -45,7 +45,7 @@ LEADERBOARD_COLUMNS = [
     "gradient_variance_relative", "gradient_variance_relative_ci_low", "gradient_variance_relative_ci_high",
     "gradient_bias_squared", "gradient_bias_squared_ci_low", "gradient_bias_squared_ci_high", "gradient_cosine",
     "gradient_cosine_ci_low", "gradient_cosine_ci_high", "seconds_per_step", "peak_memory_bytes", "p_vs_best_holm",
-    "p_vs_baseline_holm", "verdict", "updates_per_step", "clipped_updates", "clip_factor", "learning_rate", "rate_source",
+    "p_vs_baseline_holm", "verdict", "updates_per_step", "clipped_updates", "clip_factor", "clipped_tokens", "learning_rate", "rate_source",
 ]
 PROBES_COLUMNS = [
     "run_id", "cell_id", "task", "setting", "estimator", "estimator_params", "estimator_source", "seed", "along",
@@ -59,7 +59,7 @@ METRIC_UNITS = {
     "gradient_norm_squared": "1/theta^2", "gradient_reference_dot": "1/theta^2",
     "gradient_reference_norm_squared": "1/theta^2", "gradient_bias_relative": "1", "gradient_mse": "1/theta^2",
     "gradient_mse_relative": "1", "gradient_direction_error": "1", "gradient_variance_relative_own": "1",
-    "clipped_tokens": "1",
+    "info_clipped_tokens": "1",
     "gradient_variance_sampling": "1/theta^2", "gradient_variance_prompts": "1/theta^2",
     "gradient_variance_by_batch": "1/theta^2", "gradient_variance_slope": "1",
     "gradient_variance_times_seconds": "s/theta^2", "gradient_variance_times_reward_calls": "calls/theta^2",
@@ -266,6 +266,7 @@ def _summary(group: _Group) -> pd.DataFrame:
         ),
         "clipped_updates": _finite_mean(_last_cost(group, "clipped_updates")),
         "clip_factor": _finite_mean(_last_cost(group, "clip_factor")),
+        "clipped_tokens": _finite_mean(_last_cost(group, "info_clipped_tokens")),
     }
     return pd.DataFrame({name: column.reindex(group.estimators) for name, column in columns.items()})
 
@@ -470,6 +471,7 @@ def leaderboard(
                                  "below NAME" or "not significantly different from NAME". Empty without baselines.
     updates_per_step             of the policy, a batch having one to several.
     clipped_updates, clip_factor share of updates whose gradient clipping shortened; mean factor, 1 being not at all.
+    clipped_tokens               share of tokens, over all calls, whose ratio the estimator's own clipping held back.
     learning_rate, rate_source   see `provenance`; only estimators that may be compared by it have a tier.
 
     Raises        ValueError as `comparisons` does, and where its table lacks columns.

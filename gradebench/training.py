@@ -1,8 +1,10 @@
 """Steps of training: the order of the data, the optimizers, and what counts as diverged."""
 
+import copy
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +41,15 @@ class Updates:
     clip_factors: float = 0.0  # their sum: 1 for an update that wasn't clipped
     updates_refused: int = 0
     own_updates_refused: int = 0
+    calls: int = 0
+    info: dict[str, float] = field(default_factory=dict)  # sums over calls of what estimates say of themselves
 
     def summary(self) -> dict[str, float]:
-        """Metrics of a whole training: the share of clipped updates, the mean factor, and refusals if there are any."""
+        """Metrics of a whole training: the share of clipped updates, the mean factor, the mean over calls of what
+        estimates say of themselves (`Estimate.info`), and refusals if there are any."""
         made = max(1, self.updates)
         figures = {"clipped_updates": self.clipped / made, "clip_factor": self.clip_factors / made}
+        figures |= {f"info_{name}": total / self.calls for name, total in self.info.items()}
         refused = {"updates_refused": self.updates_refused, "own_updates_refused": self.own_updates_refused}
         return figures | {name: float(count) for name, count in refused.items() if count}
 
@@ -59,9 +65,10 @@ class Trainer:
         self.updates = Updates()
         self.clock = Clock()
 
-    def step(self, problem: Problem, rng: torch.Generator, update_policy: bool = True) -> None:
-        """All calls that share one fresh batch, with an update after each."""
+    def step(self, problem: Problem, rng: torch.Generator, update_policy: bool = True) -> list[Tensor]:
+        """All calls that share one fresh batch, with an update after each; returns the estimator's own losses, if any."""
         guarded = Guarded(problem, self.estimator.needs)
+        losses = []
         for _ in range(self.estimator.period):
             start = time.perf_counter()
             estimate = self.estimator.gradient(guarded, rng)  # type: ignore[arg-type]
@@ -71,6 +78,9 @@ class Trainer:
                 self._ascend(estimate)
             self.clock.estimator += middle - start
             self.clock.optimizer += time.perf_counter() - middle
+            if estimate.own_loss is not None:
+                losses.append(estimate.own_loss.detach())
+        return losses
 
     def _descend_own_loss(self, estimate: Estimate) -> None:
         """First, because its graph reads the policy's parameters."""
@@ -86,22 +96,48 @@ class Trainer:
             self.updates.own_updates_refused += 1
 
     def _ascend(self, estimate: Estimate) -> None:
-        norm = nn.utils.get_total_norm(estimate.grad)
-        if not bool(norm.isfinite()):
+        self.updates.calls += 1
+        for name, value in estimate.info.items():
+            self.updates.info[name] = self.updates.info.get(name, 0.0) + float(value)
+        factor = self._update(estimate.grad)
+        if factor is None:
             self.updates.updates_refused += 1
             refused = self.updates.updates_refused
             if refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
                 raise Diverged(f"the gradient was not finite in {refused} updates")
             return
-        factor = self.plan.clip / norm.clamp_min(self.plan.clip)
-        for p, g in zip(self.task.params, estimate.grad, strict=True):
-            p.grad = g * -factor  # optimizers descend, estimates ascend
-        self.optimizer.step()
-        shortened = float(factor)
         self.updates.updates += 1
-        self.updates.clipped += shortened < 1
-        self.updates.clip_factors += shortened
+        self.updates.clipped += factor < 1
+        self.updates.clip_factors += factor
+
+    def _update(self, gradient: Sequence[Tensor]) -> float | None:
+        """One step of the policy's optimizer along a gradient (ascent), clipped; returns the factor of the clipping, and
+        None where the gradient isn't finite and nothing was done."""
+        norm = nn.utils.get_total_norm(gradient)
+        if not bool(norm.isfinite()):
+            return None
+        factor = self.plan.clip / norm.clamp_min(self.plan.clip)
+        for p, g in zip(self.task.params, gradient, strict=True):
+            p.grad = g * -factor  # optimizers descend
+        self.optimizer.step()
         increment_version(self.task.params)  # the fused step leaves that out, and problems tell by it what is stale
+        return float(factor)
+
+    @contextmanager
+    def moving(self, learning_rate: float) -> Iterator[Callable[[Sequence[Tensor]], object]]:
+        """Gives a function that updates the policy along a gradient as training does, from the optimizer's present
+        moments; at the end, the policy and the optimizer are what they were."""
+        params = [p.detach().clone() for p in self.task.params]
+        state = copy.deepcopy(self.optimizer.state_dict())
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        try:
+            yield self._update
+        finally:
+            self.optimizer.load_state_dict(state)
+            with torch.no_grad():
+                for p, before in zip(self.task.params, params, strict=True):
+                    p.copy_(before)
 
     def costs(self, ledger: Ledger) -> dict[str, float]:
         """What the training has taken so far: seconds of estimator and optimizer, updates, and what the ledger counts."""

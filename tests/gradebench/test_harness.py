@@ -223,9 +223,9 @@ def test_an_estimators_own_trajectory_is_its_training(plan, cell_of, monkeypatch
         trained(plan, cell)
     task = harness.loaded_task(plan, cell)
     for number, steps in enumerate(harness.checkpoint_steps(plan)[:2]):
-        estimator, reference = harness._own_checkpoint(task, plan, cell, number)
+        trainer, reference = harness._own_checkpoint(task, plan, cell, number)
         assert all(torch.equal(p, q) for p, q in zip(task.params, seen[steps], strict=True))
-        assert estimator.state_dict().keys() == {"calls"} and reference.exact
+        assert trainer.estimator.state_dict().keys() == {"calls"} and reference.exact
 
 
 def test_a_run_of_one_step_has_two_checkpoints(plan, cell_of):

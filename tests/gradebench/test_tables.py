@@ -102,7 +102,7 @@ def test_columns_are_the_contract():
     assert list(tables.leaderboard(metrics, tests).columns) == tables.LEADERBOARD_COLUMNS
     assert len(tables.METRICS_COLUMNS) == 15
     assert len(tables.TESTS_COLUMNS) == 17
-    assert len(tables.LEADERBOARD_COLUMNS) == 47
+    assert len(tables.LEADERBOARD_COLUMNS) == 48
 
 
 def test_every_metric_that_is_simulated_has_a_unit():
