@@ -26,7 +26,7 @@ class Estimate:
     grad      of J (ascent), aligned with `problem.params`, without a graph.
     own_loss  scalar whose descent improves the estimator's own parameters (value head, control variate,
               temperature); the harness steps those first, because its graph may read the policy's parameters.
-    info      numbers worth logging.
+    info      numbers worth logging: their means over a training are metrics, "info_NAME".
     """
 
     grad: Sequence[Tensor]
