@@ -249,7 +249,7 @@ _INSTANCES = {
 
 
 def print_controls(controls: pd.DataFrame) -> None:
-    """How often the same estimator, run twice, was told apart from itself."""
+    """How often the same estimator, run twice, differed significantly from itself."""
     for (task, _, metric), tests in controls.groupby(["task", "setting", "metric"], sort=False):
         tested = tests[tests["p_value"].notna()]
         alarms = int((tested["verdict"] == "false alarm").sum())
@@ -259,7 +259,7 @@ def print_controls(controls: pd.DataFrame) -> None:
         step = tested["smallest_attainable_p"]  # p-values are its multiples: so many of them are below the level
         expected = float((step * (np.ceil(ALPHA / step) - 1)).sum())
         stdout_console().print(
-            f"A/A control of {task}, {metric}: {alarms} of {len(tested)} estimators were told apart from themselves at "
+            f"A/A control of {task}, {metric}: {alarms} of {len(tested)} estimators differed significantly from themselves at "
             f"p < {ALPHA:g}; {expected:.1f} would be by chance, and a rate of up to {high:.0%} is possible"
         )
 
@@ -372,12 +372,12 @@ def print_budgets(leaders: pd.DataFrame, crossings: pd.DataFrame) -> None:
         table.add_column("leads", overflow="fold")
         for heading in (_words(metric), "95 % from", "to", "seeds", "of"):
             table.add_column(heading, justify="right")
-        table.add_column("not told apart from it", overflow="fold")
+        table.add_column("not significantly different", overflow="fold")
         for row in rows.to_dict("records"):
             numbers = [number(row[name], ".3f") for name in ("mean", "ci_low", "ci_high")]
             counts = [number(row[name], ".0f") for name in ("n_seeds", "compared")]
             budget = amount(float(row["budget"]), axis)
-            table.add_row(budget, str(row["leader"]), *numbers, *counts, str(row["not_told_apart"]) or "-")
+            table.add_row(budget, str(row["leader"]), *numbers, *counts, str(row["not_different"]) or "-")
         console.print(table)
         mine = crossings[(crossings["task"] == task) & (crossings["setting"] == setting)]
         for row in mine.to_dict("records"):
@@ -385,7 +385,7 @@ def print_budgets(leaders: pd.DataFrame, crossings: pd.DataFrame) -> None:
         if rows["leader"].nunique() == 1 and mine.empty:
             console.print(f"{rows['leader'].iloc[0]} leads at each of these budgets; name two for where they change")
     console.print(
-        "of: the estimators that all of their seeds bring to this budget; not told apart: paired by seed, p >= "
+        "of: the estimators that all of their seeds bring to this budget; not significantly different: paired by seed, p >= "
         f"{ALPHA:g} after Holm over all pairs at the budget; a lead between two is supported at all budgets together"
     )
 

@@ -48,7 +48,7 @@ CROSSINGS_COLUMNS = [
 ]
 LEADERS_COLUMNS = [
     "task", "setting", "metric", "axis", "budget", "leader", "mean", "ci_low", "ci_high", "n_seeds", "compared",
-    "not_told_apart",
+    "not_different",
 ]
 # fmt: on
 BUDGETS = 12  # at most, on an axis other than steps; each is half of the next
@@ -246,7 +246,7 @@ def _against_first(field: Field, ranked: list[str], here: dict[str, pd.Series], 
 
 
 def leaders(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a budget of the rows of `budgets`, LEADERS_COLUMNS: who leads there, and who isn't told apart from it."""
+    """One row a budget of the rows of `budgets`, LEADERS_COLUMNS: who leads there, and who isn't significantly different from it."""
     found = []
     for place, mine in rows[rows["rank"].notna()].groupby(LEADERS_COLUMNS[:5], sort=False):
         first = mine[mine["leader"].astype(bool)].iloc[0]

@@ -96,6 +96,7 @@ def _tuned(
     facts |= {"steps": _steps(run, label), "control": False, "save_policies": False, "tune": False}
     found = tuning.tune(replace(request, **facts), lambda task: rates, progress)
     if found.outcome.interrupted:
+        progress.note(f"interrupted while tuning; the same command with --out {run.out} goes on")
         raise KeyboardInterrupt
     return found
 

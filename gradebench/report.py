@@ -324,7 +324,7 @@ _LACKING = {
 _LEADERS = (
     ("budget", "amount", ""), ("leads", "leader", ""), ("mean", "mean", ".3f"),
     ("95 % from", "ci_low", ".3f"), ("to", "ci_high", ".3f"), ("seeds", "n_seeds", ".0f"), ("of", "compared", ".0f"),
-    ("not told apart from it", "not_told_apart", "text"),
+    ("not significantly different", "not_different", "text"),
 )  # fmt: skip
 _CROSSED = (
     ("a", "estimator_a", ""), ("b", "estimator_b", ""), ("by", "axis", ""), ("means cross at", "crossing", ".4g"),
@@ -348,7 +348,7 @@ def _at_budgets(budgets: pd.DataFrame, rows: pd.DataFrame, found: Sequence[Figur
     also = f" By {' and '.join(same)}, of which each step takes as many for all, it is as by steps." if same else ""
     parts.append(
         f"<p>By {_e(metric)} on test prompts, each seed's own curve read at the budget. “Of” is how many estimators all of "
-        "their seeds bring to it; not told apart: paired by seed, Holm over all pairs at the budget. "
+        "their seeds bring to it; not significantly different: paired by seed, Holm over all pairs at the budget. "
         f"{_e(also)} All estimators and pairs stand in budgets.csv and crossings.csv.</p>"
     )
     if len(crossed):

@@ -91,7 +91,7 @@ def test_the_table_by_hand():
     assert here.loc["a", "p_vs_leader_holm"] == statistics.paired_permutation_p(wide["a"] - wide["b"])
     assert np.isnan(here.loc["b", "p_vs_leader_holm"]) and (here["ci_low"] < here["mean"]).all()
     leaders = curves.leaders(rows)
-    assert leaders["not_told_apart"].tolist() == [""] * 4 and leaders["compared"].tolist() == [2] * 4
+    assert leaders["not_different"].tolist() == [""] * 4 and leaders["compared"].tolist() == [2] * 4
 
 
 def test_holm_counts_all_pairs_at_a_budget():

@@ -49,7 +49,7 @@ def test_values_that_are_not_finite_and_instances_without_a_pair_are_dropped():
     assert (found.n_instances, found.n_pairs) == (3, 3)
 
 
-def test_estimators_with_equal_draws_are_not_told_apart():
+def test_estimators_with_equal_draws_are_not_different():
     assert nested.compare([[0.0, 0.0]] * 4).p_value == 1
 
 

@@ -256,7 +256,7 @@ def test_no_table_of_ranks_has_an_untuned_estimator_lead_tuned_ones(name):
 def test_who_leads_in_words_leaves_out_what_is_not_compared():
     metrics = trained_by({"a": TUNED, "b": TUNED, "mine": "task"})
     shown = curves.leaders(curves.budgets(metrics))
-    assert set(shown["leader"]) == {"b"} and "mine" not in " ".join(shown["not_told_apart"])
+    assert set(shown["leader"]) == {"b"} and "mine" not in " ".join(shown["not_different"])
     table = frontier.budgets(metrics, design_by("kl"))
     spans = frontier.leaders(table[table["metric"] == "reward"])
     assert {leader for *_, leader, _ in spans} == {"b"} and all("mine" not in beside for *_, beside in spans)
