@@ -88,24 +88,26 @@ def gathered(folders: list[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
         steps = sorted({int(step) for step in metrics.loc[metrics["phase"] == "evaluation", "step"] if step > 0})
         trials = tuning.trials_of(metrics, {label: steps}, {label: task["beta"]})
         found.append(trials[trials["status"] != "skipped"])
-        facts = {name: task[name] for name in ("setting", "steps", "beta")}
+        facts = {name: task[name] for name in ("setting", "beta")}
         shared.append(facts | {"grid": sorted(task["rates"]), "seeds": choices["protocol"]["seeds"]})
         if shared[-1] != shared[0]:
             raise SystemExit(f"{folder} was tuned otherwise than {folders[0]}: {shared[-1]} and {shared[0]}")
-    trials = pd.concat(found, ignore_index=True)
+    trials = pd.concat(found, ignore_index=True).drop_duplicates()  # a longer trial goes through what a shorter one has
     if twice := trials.duplicated(["estimator", "learning_rate", "options", "seed", "step"]).sum():
-        raise SystemExit(f"{twice} trials come twice; give each folder once")
+        raise SystemExit(f"{twice} trials come twice, with different numbers")
     return trials, shared[0]
 
 
 def recorded(trials: pd.DataFrame, budgets: list[int], facts: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """The entry of one corpus: the protocol, and by estimator the rate for the longest budget and for each."""
+    """The entry of one corpus: the protocol, and by estimator the rate for its longest budget and for each."""
     by_budget = {budget: tuning.chosen(trials, budget) for budget in budgets}
     estimators = dict(before)
-    for name in by_budget[budgets[-1]]:
+    for name in sorted({name for found in by_budget.values() for name in found}):
         mine = {str(budget): found[name] for budget, found in by_budget.items() if name in found}
+        longest = max(mine, key=int)
         estimators[name] = {
-            "learning_rate": mine[str(budgets[-1])]["learning_rate"],
+            "learning_rate": mine[longest]["learning_rate"],
+            "steps": int(longest),
             "budgets": {budget: one["learning_rate"] for budget, one in mine.items()},
             "ties": {
                 budget: {key: one[key] for key in ("rate_low", "rate_high", "at_the_end")}
@@ -120,7 +122,7 @@ def recorded(trials: pd.DataFrame, budgets: list[int], facts: dict[str, Any], be
         "criterion": "validation reward - beta * KL",
         "choice": "the maximum of a local quadratic along the logarithm of the rate",
         "setting": facts["setting"],
-        "steps": budgets[-1],
+        "steps": min(one["steps"] for one in estimators.values()),
         "beta": facts["beta"],
     }
     return {"protocol": protocol, "estimators": dict(sorted(estimators.items()))}
