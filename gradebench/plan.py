@@ -26,7 +26,7 @@ class Plan:
     checkpoints: int = 3  # of the reference trajectory, its start and end included
     train: bool = True  # False: gradient probes alone
     along: str = "reference"  # whose trajectory has the checkpoints: "reference", shared by all, or "own"
-    probe_draws: int = 6  # in pairs that share their prompts
+    probe_draws: int = 4  # in pairs that share their prompts
     details: bool = False  # probe parameter groups, costs and several batch sizes too
     warm_up: int = 256  # batches, at most, for the estimator's own state before it is frozen
     reference: str = "rloo"  # an unbiased estimator: its trajectory has the checkpoints, its long run is the reference

@@ -24,13 +24,14 @@ def evaluate_sequences(problem: SequenceProblem, rng: torch.Generator) -> tuple[
     z = problem.sample(1, rng)  # (1, B, T)
     alive = problem.alive(z)
     log_p = problem.logits(z).log_softmax(-1)
+    p = log_p.exp()
     metrics = {
         "reward": float(problem.raw_reward(z).mean()),
-        "entropy": float(-(log_p.exp() * log_p).sum(-1)[alive].mean()),
+        "entropy": float(-(p * log_p).sum(-1)[alive].mean()),
         "distinct_2": distinct_bigrams([row[counts].tolist() for row, counts in zip(z[0], alive[0], strict=True)]),
     }
     if problem.reference is not None:
         log_q = problem._forward(problem.reference, z)[0].log_softmax(-1)
-        metrics["kl"] = float((log_p.exp() * (log_p - log_q)).sum(-1).sum(-1).mean())
+        metrics["kl"] = float((p * (log_p - log_q)).sum(-1).sum(-1).mean())
         metrics["reference_nll"] = float(-log_q.gather(-1, z.unsqueeze(-1)).squeeze(-1)[alive].mean())
     return metrics, z[0]
