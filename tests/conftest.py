@@ -17,6 +17,10 @@ from gradebench.problem import independent_draws
 torch.set_num_threads(1)  # one test process a core; the tensors are tiny
 
 
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("heavy") is None)  # stable: the others keep their order
+
+
 class Categoricals(Problem):
     """B contexts of T independent categoricals (no prefix matters) with a reward of our choice: the closed forms.
 

@@ -185,6 +185,7 @@ def test_a_clock_that_jumps_changes_nothing(gradebench, tmp_path, monkeypatch):
 # --- everything at once -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_a_short_fault_campaign_ends_as_a_run_in_peace():
     """The long one, of 50 kills, is the script itself."""
     script = [sys.executable, str(ROOT / "benchmarks" / "fault_campaign.py")]

@@ -94,6 +94,7 @@ def ray():
     ray.shutdown()
 
 
+@pytest.mark.heavy
 def test_a_ray_cluster_with_a_worker_killed_in_the_middle_gives_the_tables_of_one_job(ray, tiny, run, tmp_path):
     expected, _ = run("alone", jobs=1)
     progress, out = KillsAnActor(), tmp_path / "ray" / "run"
