@@ -37,7 +37,7 @@ def of_run(folder: Path) -> pd.DataFrame:
 
 
 def agreement(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    both = first.join(second, lsuffix="_1", rsuffix="_2", how="inner").reset_index()
+    both = first.merge(second, on=CELL, suffixes=("_1", "_2")).reset_index()
     lower, upper = np.where(both["value_1"] < both["value_2"], 1, 2), np.where(both["value_1"] < both["value_2"], 2, 1)
 
     def of(column: str, which: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Labelled corpora of reviews: read from a file, a folder or the hub, and split with no text or film in two parts."""
 
+import csv
 import hashlib
 import io
 import json
@@ -20,8 +21,9 @@ from gradebench.hub import HubUnreachable, first_line, hub_refusal, seconds_to_a
 
 HUB_DATASET = "stanfordnlp/imdb"
 FEWEST_TEXTS = 100
+EMBEDDED, FROM_HUB = RESERVED = ("embedded", "imdb-hub")  # names of corpora that aren't read from a path
 
-# The accepted column names; where a corpus has several, the first wins.
+# The accepted column names; a corpus has one of each.
 TEXT_COLUMNS = ("text", "review", "sentence")
 LABEL_COLUMNS = ("label", "sentiment")
 FILM_COLUMNS = ("movie", "film")
@@ -47,7 +49,8 @@ class Corpus:
     """Labelled texts, cleaned, without repeats; every field is aligned by row.
 
     `labels` is int8, 1 for positive. `groups` holds a film id a row, "" where that row's film isn't known; None where
-    no film is. `official` holds 'train' or 'test' a row; None where the corpus doesn't come with both.
+    no film is. `official` holds 'train' or 'test' a row; None where the corpus doesn't come with both. `reading` says
+    what was read and what of it was left out; "" of a corpus that was made here.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Corpus:
     labels: np.ndarray  # (rows,)
     groups: list[str] | None = None
     official: np.ndarray | None = None  # (rows,)
+    reading: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -65,6 +69,12 @@ class Corpus:
             sha.update(b"%d:%s" % (len(encoded), encoded))  # the length keeps ["ab", "c"] apart from ["a", "bc"]
         sha.update(np.asarray(self.labels, dtype=np.int8).tobytes())
         return sha.hexdigest()[:16]
+
+    @cached_property
+    def split_digest(self) -> str:
+        """The same over films and the official split, which our splits follow."""
+        official = None if self.official is None else self.official.tolist()
+        return hashlib.sha256(json.dumps([self.groups, official]).encode()).hexdigest()[:16]
 
 
 def read_corpus(path: str | Path) -> Corpus:
@@ -77,16 +87,21 @@ def read_corpus(path: str | Path) -> Corpus:
     """
     path = Path(path).expanduser()
     if os.path.isdir(path):  # unlike Path.is_dir, doesn't raise in a folder that is closed to us
-        return _corpus(path.resolve().name, _read_folder(path), str(path))
+        return _corpus(_unreserved(path.resolve().name), _read_folder(path), str(path))
     suffix = path.suffix.lower()
     if os.path.exists(path) and suffix not in _READERS:
         raise InputError(f"{path}: unknown suffix {suffix!r}; give a folder or one of {', '.join(_READERS)}")
     data = _bytes_of(path)  # ahead of the reader: a missing file is refused as missing, whatever its suffix
     frame = _READERS[suffix](data, path)
     sidecar = path.with_name(f"{path.stem}_meta.parquet")
-    if _column(frame, FILM_COLUMNS) is None and os.path.exists(sidecar):
+    if _column(frame, FILM_COLUMNS, str(path)) is None and os.path.exists(sidecar):
         frame = frame.assign(movie=_sidecar_films(sidecar, len(frame)))
-    return _corpus(path.stem, frame, str(path))
+    return _corpus(_unreserved(path.stem), frame, str(path))
+
+
+def _unreserved(name: str) -> str:
+    """Another name for a given corpus that has the name of one that isn't: `embedded.csv` is no work of our grammar."""
+    return f"{name}-given" if name in RESERVED else name
 
 
 def hub_corpus(timeout: float = 10.0) -> Corpus:
@@ -112,7 +127,7 @@ def hub_corpus(timeout: float = 10.0) -> Corpus:
                 frame = _joined(datasets.load_dataset(HUB_DATASET, split=["train", "test"]))
             except Exception as error:  # the libraries in between raise kinds of their own
                 raise HubUnreachable(_HUB_REFUSAL.format(first_line(error))) from error
-    return _corpus("imdb-hub", frame, f"hub {HUB_DATASET}")
+    return _corpus(FROM_HUB, frame, f"hub {HUB_DATASET}")
 
 
 def split_corpus(corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
@@ -170,14 +185,14 @@ def _deal(
 
 def _corpus(name: str, frame: pd.DataFrame, source: str) -> Corpus:
     """Returns the corpus in a frame with columns under any accepted name: checked, cleaned, without repeats."""
-    text, label = _column(frame, TEXT_COLUMNS), _column(frame, LABEL_COLUMNS)
+    text, label = _column(frame, TEXT_COLUMNS, source), _column(frame, LABEL_COLUMNS, source)
     if len(frame) == 0:
         raise InputError(f"{source}: no rows; give a corpus of at least {FEWEST_TEXTS} labelled texts")
     if text is None or label is None:
         found = ", ".join(f"{str(column)!r:.40}" for column in frame.columns[:10])
         wanted = f"a text ({', '.join(TEXT_COLUMNS)}) and a label ({', '.join(LABEL_COLUMNS)})"
         raise InputError(f"{source}: lacks a column; found {found}; wanted {wanted}")
-    film, split = _column(frame, FILM_COLUMNS), _column(frame, ("split",))
+    film, split = _column(frame, FILM_COLUMNS, source), _column(frame, ("split",), source)
     rows = pd.DataFrame({"text": _clean_texts(text, source)}, dtype=object)
     rows["label"] = _recoded(label, _LABEL_OF, "0 or 1, neg or pos, negative or positive", source)
     rows["official"] = "" if split is None else _recoded(split, _SPLIT_OF, "train or test, or drop this column", source)
@@ -193,6 +208,21 @@ def _corpus(name: str, frame: pd.DataFrame, source: str) -> Corpus:
         labels=kept["label"].to_numpy(dtype=np.int8),
         groups=kept["film"].tolist() if (kept["film"] != "").any() else None,
         official=kept["official"].to_numpy(dtype=str) if kept["official"].nunique() == 2 else None,
+        reading=_reading(rows, kept, source),
+    )
+
+
+def _reading(rows: pd.DataFrame, kept: pd.DataFrame, source: str) -> str:
+    """What a reader must see to know that the corpus is the one that was meant."""
+    empty = int((rows["text"] == "").sum())
+    repeated = len(rows) - empty - len(kept)
+    left_out = [f"{count:,} {what}" for count, what in ((repeated, "repeated"), (empty, "empty")) if count]
+    without = f" ({' and '.join(left_out)} left out)" if left_out else ""
+    positive = int(kept["label"].sum())
+    first = kept["text"].iloc[0]
+    return (
+        f"{source}: {len(rows):,} rows, {len(kept):,} texts{without}, {positive:,} of them positive; "
+        f"the first: {first[:60]!r}{'...' if len(first) > 60 else ''}"
     )
 
 
@@ -203,10 +233,13 @@ def _without_repeats(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[in_test | ~rows["text"].isin(rows.loc[in_test, "text"])].drop_duplicates("text")
 
 
-def _column(frame: pd.DataFrame, names: tuple[str, ...]) -> pd.Series | None:
-    """Returns the column under the first of `names` that the frame has, letter case aside; None where it has none."""
-    positions = {str(column).strip().casefold(): position for position, column in enumerate(frame.columns)}
-    return next((frame.iloc[:, positions[name]] for name in names if name in positions), None)
+def _column(frame: pd.DataFrame, names: tuple[str, ...], source: str) -> pd.Series | None:
+    """Returns the column under one of `names`, letter case aside; None where there is none, refused where several are."""
+    found = [position for position, column in enumerate(frame.columns) if str(column).strip().casefold() in names]
+    if len(found) > 1:
+        listed = " and ".join(f"{str(frame.columns[position])!r:.40}" for position in found)
+        raise InputError(f"{source}: {listed} are columns of one meaning; keep one of them, or rename the others")
+    return frame.iloc[:, found[0]] if found else None
 
 
 def _clean_texts(column: pd.Series, source: str) -> list[str]:
@@ -241,20 +274,44 @@ def _read_parquet(data: bytes, path: Path) -> pd.DataFrame:
     try:
         table = parquet.read_table(io.BytesIO(data))
         table.validate(full=True)  # else text that isn't UTF-8 comes to light much later
-        return table.to_pandas()
+        return table.to_pandas(ignore_metadata=True)  # what pandas had as an index is a column
     except (ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: no readable parquet of UTF-8 text ({first_line(error)}); write it again") from error
 
 
 def _read_csv(data: bytes, path: Path, separator: str = ",") -> pd.DataFrame:
+    """All of it as text: a review that reads "NA" is a review. Refuses what could be read in two ways."""
     text = _decoded(data, path)
-    if not text.strip():
-        return pd.DataFrame()
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    header: list[str] = []
+    rows = []
     try:
-        # As text throughout: a review that reads "NA" or "null" is a review.
-        return pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, ValueError) as error:
-        raise InputError(f"{path}: malformed table ({first_line(error)}); quote the texts") from error
+        for cells in filter(None, lines):  # without blank lines
+            header = header or cells
+            if len(cells) != len(header):
+                wanted = f"{len(cells)} fields in line {lines.line_num}, {len(header)} in the header"
+                raise InputError(f'{path}: {wanted}; quote the texts, as in "a text"')
+            if any(_holds_a_row(cell, header, separator) for cell in cells):
+                where = f"the quoted text that ends in line {lines.line_num} holds rows of their own"
+                raise InputError(f"{path}: {where}; quote all texts, and double the quotes within")
+            rows.append(cells)
+    except csv.Error as error:
+        where = f"line {lines.line_num} is malformed ({error})"
+        raise InputError(f"{path}: {where}; quote the texts, and double the quotes within") from error
+    return pd.DataFrame(rows[1:], columns=header, dtype=object)
+
+
+def _holds_a_row(cell: str, header: list[str], separator: str) -> bool:
+    """Whether a line within a cell ends in a label, or begins with one, where the labels stand at that end: a quote that
+    was never closed swallows the rows up to the next."""
+    if "\n" not in cell:
+        return False
+    first, last = (name.strip().casefold() in LABEL_COLUMNS for name in (header[0], header[-1]))
+    pieces = cell.split("\n")
+    ends = [piece.rpartition(separator)[2] for piece in pieces[:-1] if last and separator in piece]
+    begins = [piece.partition(separator)[0] for piece in pieces[1:] if first and separator in piece]
+    return any(end.strip().casefold() in _LABEL_OF for end in ends + begins)
 
 
 def _read_jsonl(data: bytes, path: Path) -> pd.DataFrame:
@@ -262,10 +319,17 @@ def _read_jsonl(data: bytes, path: Path) -> pd.DataFrame:
     lines = _decoded(data, path).split("\n")
     for number, line in ((number, line) for number, line in enumerate(lines, start=1) if line.strip()):
         try:
-            records.append(dict(json.loads(line).items()))
+            records.append(dict(json.loads(line, object_pairs_hook=_object).items()))
         except (ValueError, AttributeError, RecursionError) as error:  # AttributeError: JSON, but no object
             raise InputError(f"{path}: line {number} isn't a JSON object ({first_line(error)}); mend it") from error
     return pd.DataFrame(records, dtype=object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r:.40} comes twice")
+    return dict(pairs)
 
 
 _READERS: dict[str, Callable[[bytes, Path], pd.DataFrame]] = {
@@ -277,7 +341,7 @@ _READERS: dict[str, Callable[[bytes, Path], pd.DataFrame]] = {
 
 
 def _sidecar_films(sidecar: Path, rows: int) -> list[Any]:
-    film = _column(_read_parquet(_bytes_of(sidecar), sidecar), ("movie",))
+    film = _column(_read_parquet(_bytes_of(sidecar), sidecar), ("movie",), str(sidecar))
     if film is None:
         raise InputError(f"{sidecar}: no column 'movie'; mend or remove this file of film ids")
     if len(film) != rows:

@@ -21,7 +21,7 @@ from gradebench.saving import is_scratch, load_saved_vocabulary, load_scratch, s
 from gradebench.sequence_metrics import evaluate_sequences
 from gradebench.task import Log
 from gradebench.tasks import grammar
-from gradebench.tasks.corpora import Corpus, HubUnreachable, hub_corpus, read_corpus, split_corpus
+from gradebench.tasks.corpora import EMBEDDED, Corpus, HubUnreachable, hub_corpus, read_corpus, split_corpus
 from gradebench.tasks.judge import load_judge, train_judge
 from gradebench.tasks.presets import GPT2, MINI, PAPER
 from gradebench.text_reward import TextReward, load_function, load_text_classifier, names_function, shares_tokens
@@ -156,10 +156,13 @@ class Imdb(Task):
         # First, so that a misspelt one is refused at once.
         given: dict[str, Any] = {part: self._given(part) for part in _MADE if not self._made(part)}
         corpus = self._corpus(log, strict)
+        if corpus.reading:
+            log(corpus.reading)
         if self.options["size"] == "auto":
-            self.options["size"] = "mini" if corpus.name == "embedded" else "small"
-        # Name and digest: two copies of the same texts may differ in films and official split, so in our splits.
+            self.options["size"] = "mini" if corpus.name == EMBEDDED else "small"
+        # Two copies of the same texts may differ in films and official split, so in our splits.
         facts = {"version": self.version, "corpus": [corpus.name, corpus.digest], "size": asdict(self.size)}
+        facts |= {"splits": corpus.split_digest} if corpus.name != EMBEDDED else {}  # films go with its texts
         facts |= {"instance": self.options["instance"]} if self.options["instance"] else {}
         # What is made here doesn't depend on a function, so editing one makes nothing anew.
         facts |= {part: "function" if part == "reward" and self._scored else one.digest for part, one in given.items()}
@@ -252,7 +255,7 @@ class Imdb(Task):
         if not self._scored:  # whose numbers need not be probabilities
             report["reward_accuracy_on_openings"] = accuracy(reward.to(device), held_out, truth)
         openings = vocabulary.decode(held_out.tolist())
-        if corpus.name == "embedded":
+        if corpus.name == EMBEDDED:
             gold = np.array([grammar.sentiment(text) for text in openings])
         else:
             log(f"training the gold judge on {len(parts['judge']):,} other reviews")
@@ -401,7 +404,7 @@ def embedded_corpus(seed: int = SPLIT_SEED) -> Corpus:
     """Reviews from the grammar, whose parser is the gold judge."""
     reviews = grammar.generate_reviews(12_000, seed)
     labels = np.array([review.label for review in reviews], dtype=np.int8)
-    return Corpus("embedded", [review.text for review in reviews], labels, [review.film for review in reviews])
+    return Corpus(EMBEDDED, [review.text for review in reviews], labels, [review.film for review in reviews])
 
 
 def choose_prompts(ids: list[list[int]], parts: Mapping[str, np.ndarray], size: Size) -> dict[str, Tensor]:

@@ -13,7 +13,12 @@ PAGE = (ROOT / "docs" / "gradients.md").read_text(encoding="utf-8")
 VERDICTS = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
 SHOWN_OF_CARDS = ("bias", "assumptions", "cost", "references")
 UNBIASED = ("exact", "reinforce", "rloo", "carms", "unordered-set", "rebar", "relax", "muprop", "a2c")
-SHOWN = {"gradient_variance_relative": ".3g", "gradient_bias_relative": ".2g", "gradient_cosine": ".2f"}
+SHOWN = {
+    "gradient_mse_relative": ".3g",
+    "gradient_direction_error": ".2f",
+    "gradient_variance_relative": ".3g",
+    "gradient_bias_relative": ".2g",
+}
 
 
 def interval(value: float, low: float, high: float, form: str, floor: bool) -> str:
@@ -32,8 +37,8 @@ def probe_table(probes: pd.DataFrame) -> str:
     overall = probes[probes["group"].isna()].set_index(["estimator", "step", "metric"])[["value", "ci_low", "ci_high"]]
     overall = overall[~overall.index.duplicated()]
     first, last = overall.index.unique("step").min(), overall.index.unique("step").max()
-    lines = ["| | relative variance | bias² | cosine | relative variance, end | bias², end | cosine, end |"]
-    lines.append("|---|" + "--:|" * 6)
+    names = ["MSE", "direction", "variance", "bias²"]
+    lines = [f"| | {' | '.join(names)} | {', end | '.join(names)}, end |", "|---|" + "--:|" * 8]
     order = overall.xs(("gradient_mse", first), level=("metric", "step"))["value"].sort_values().index
     for estimator in order:
         cells = [

@@ -1,5 +1,6 @@
 """Corpora: every format gives the same corpus, every defect one line, and no text or film stands in two parts."""
 
+import csv
 import http.server
 import json
 import logging
@@ -17,6 +18,8 @@ import huggingface_hub.constants
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gradebench.errors import InputError
 from gradebench.tasks import corpora
@@ -137,6 +140,77 @@ def test_other_column_names_and_label_words(
     assert (corpus.texts[1], corpus.groups, corpus.official) == ("NA", None, None)
 
 
+def test_what_was_read_is_said_with_numbers(tmp_path: Path) -> None:
+    frame = reviews()
+    frame.loc[3, "text"] = " <br/> "
+    frame.loc[[7, 8], "text"] = frame.loc[5, "text"]
+    path = write_csv(frame, tmp_path / "c.csv")
+    said = (
+        '120 rows, 117 texts (2 repeated and 1 empty left out), 60 of them positive; the first: \'Film no. 0, "quoted"'
+    )
+    assert read_corpus(path).reading.startswith(f"{path}: {said}")
+
+
+@pytest.mark.parametrize("name", corpora.RESERVED)
+def test_a_given_corpus_has_no_name_of_one_that_is_not(name: str, tmp_path: Path) -> None:
+    """A file `embedded.csv` was judged by our grammar's parser."""
+    assert read_corpus(write_csv(reviews(), tmp_path / f"{name}.csv")).name == f"{name}-given"
+    assert read_corpus(write_folder(reviews(), tmp_path / name)).name == f"{name}-given"
+
+
+def test_an_index_of_a_parquet_file_is_a_column(tmp_path: Path) -> None:
+    reviews().set_index("label").to_parquet(tmp_path / "c.parquet")
+    np.testing.assert_array_equal(read_corpus(tmp_path / "c.parquet").labels, reviews()["label"])
+
+
+def test_splits_have_a_digest_of_films_and_sides() -> None:
+    base = corpus_of(["f", "g"], ["a", "b"])
+    others = [corpus_of(None, base.texts), corpus_of(["f", "f"], base.texts), corpus_of(["f", ""], base.texts)]
+    others += [corpus_of(["f", "g"], base.texts, np.array(sides)) for sides in (["train", "test"], ["test", "train"])]
+    digests = [one.split_digest for one in (base, *others)]
+    assert len(set(digests)) == len(digests) and corpus_of(["f", "g"], ["c", "d"]).split_digest == base.split_digest
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(TEXTS, min_size=1, max_size=8), suffix=st.sampled_from(["csv", "tsv", "jsonl", "parquet"]))
+def test_any_text_is_read_back_or_refused_and_no_row_is_lost(texts: list[str], suffix: str, tmp_path: Path) -> None:
+    """Refused may be a text that holds what reads as a row, "a,1" in a line of its own, and an unquoted carriage return,
+    which pandas writes and every reader takes for the end of a line."""
+    frame = pd.DataFrame({"text": [f"{row} {text} ." for row, text in enumerate(texts + ["x"] * 100)]})
+    frame["label"] = np.arange(len(frame)) % 2
+    write = {"parquet": write_parquet, "jsonl": write_jsonl}.get(suffix, write_csv)
+    try:
+        corpus = read_corpus(write(frame, tmp_path / f"c.{suffix}"))
+    except InputError as refusal:
+        assert suffix in ("csv", "tsv") and ("rows of their own" in str(refusal) or "\r" in "".join(texts))
+        return
+    cleaned = [" ".join(corpora._LINE_BREAK.sub(" ", text).split()) for text in frame["text"]]
+    assert corpus.texts == cleaned and corpus.labels.tolist() == frame["label"].tolist()
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), separator=st.sampled_from(",\t"), label_first=st.booleans())
+def test_a_quote_too_few_or_too_many_is_refused_or_costs_nothing_but_itself(
+    data: st.DataObject, separator: str, label_first: bool, tmp_path: Path
+) -> None:
+    order = ["label", "text"] if label_first else ["text", "label"]
+    frame = pd.DataFrame({"text": [f'so "good", no. {row}' for row in range(120)], "label": np.arange(120) % 2})[order]
+    whole = frame.to_csv(sep=separator, index=False, quoting=csv.QUOTE_ALL)
+    place = data.draw(st.integers(0, len(whole) - 1))
+    too_few = whole[place] == '"' and data.draw(st.booleans())
+    (tmp_path / "c.csv").write_text(whole[:place] + ("" if too_few else '"') + whole[place + too_few :])
+    (tmp_path / "c.csv").rename(path := tmp_path / f"c.{'csv' if separator == ',' else 'tsv'}")
+    try:
+        texts = read_corpus(path).texts
+    except InputError:
+        return
+    assert len(texts) == 120
+    assert sum(text.replace('"', "") != f"so good, no. {row}" for row, text in enumerate(texts)) == 0
+
+
 def test_film_ids_come_from_the_sidecar(tmp_path: Path) -> None:
     frame = reviews()
     path = write_csv(frame.drop(columns="movie"), tmp_path / "c.csv")
@@ -197,6 +271,28 @@ DEFECTS: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
     "json": ("c.jsonl", lambda path: path.write_text('{"text": "a", "label": 1}\n\n{"text": \n'), ["line 3"]),
     "list": ("c.jsonl", lambda path: path.write_text('{"text": "a", "label": 1}\n[1]\n'), ["line 2"]),
     "ragged": ("c.csv", lambda path: path.write_text("text,label\na,1\nb,c,d,0\n"), ["line 3"]),
+    "stray commas": (
+        "c.csv",
+        lambda path: path.write_text("text,label\na, b,1\nc, d,0\n"),
+        ["3 fields in line 2", "2 in"],
+    ),
+    "open quote": ("c.tsv", lambda path: path.write_text('text\tlabel\n"a\t1\nb\t0\n'), ["line 3", "quotes within"]),
+    "swallowed": ("c.csv", lambda path: path.write_text('text,label\n"a,1\nb",0\n'), ["line 3", "rows of their own"]),
+    "swallowed first": ("c.csv", lambda path: path.write_text('label,text\n1,"a\n0,b"\n'), ["line 3", "rows of their"]),
+    "escapes": ("c.csv", lambda path: path.write_text('text,label\n"say \\"a\\"",1\n'), ["line 2", "quotes within"]),
+    "twice": ("c.csv", lambda path: write_csv(reviews().assign(Text="x"), path), ["'text' and 'Text'", "keep one"]),
+    "twice in parquet": (
+        "c.parquet",
+        lambda path: write_parquet(reviews().assign(LABEL=1), path),
+        ["'label' and 'LABEL'"],
+    ),
+    "twice in jsonl": ("c.jsonl", lambda path: write_jsonl(reviews().assign(Movie="x"), path), ["'movie' and 'Movie'"]),
+    "two names": ("c.csv", lambda path: write_csv(reviews().assign(review="x"), path), ["'text' and 'review'"]),
+    "same key": (
+        "c.jsonl",
+        lambda path: path.write_text('{"text": "a", "text": "b"}\n'),
+        ["line 1", "'text' comes twice"],
+    ),
     "folder": ("c", lambda path: (path / "train/pos").mkdir(parents=True), ["no folder train/neg", "pos/ and neg/"]),
     "urls": ("c", write_short_urls, ["1_1.txt", "urls_neg.txt has no line"]),
     "few": ("c.csv", lambda path: write_csv(reviews()[10:90], path), ["80 usable texts", "at least 100"]),
