@@ -1,5 +1,6 @@
 """Token ids of texts: a vocabulary trained on a corpus, by the `tokenizers` library."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 UNKNOWN = "<unk>"
+REPEATED = 1.25  # uses of a word, on average; without spaces every text is one word of its own
 
 
 class Vocabulary:
@@ -40,9 +42,11 @@ def load_vocabulary(path: Path) -> Vocabulary:
 
 
 def train_vocabulary(texts: Sequence[str], size: int) -> Vocabulary:
-    """One token a word where the corpus has at most `size` distinct words, else byte-level BPE of `size` tokens."""
-    words = set(chain.from_iterable(text.split() for text in texts))
-    if len(words) < size:
+    """One token a word where the corpus has at most `size` distinct words and repeats them, as languages written with
+    spaces do; else byte-level BPE of `size` tokens. A word "<unk>" is what it says."""
+    used = Counter(chain.from_iterable(text.split() for text in texts))
+    words = set(used) - {UNKNOWN}
+    if len(words) < size and used.total() >= REPEATED * len(words):
         ids = {word: i for i, word in enumerate([UNKNOWN, *sorted(words)])}
         tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

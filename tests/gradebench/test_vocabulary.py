@@ -44,3 +44,17 @@ def test_a_saved_vocabulary_loads_the_same(tmp_path):
     vocabulary = train_vocabulary(FEW_WORDS, size=100)
     vocabulary.save(tmp_path / "tokenizer.json")
     assert load_vocabulary(tmp_path / "tokenizer.json").encode(FEW_WORDS) == vocabulary.encode(FEW_WORDS)
+
+
+def test_a_word_that_is_the_mark_of_unknown_ones_is_no_word_of_its_own():
+    vocabulary = train_vocabulary(["the <unk> is the cast", "<unk> the"], size=100)
+    assert len(vocabulary) == 4
+    assert vocabulary.encode(["<unk> zebra the"])[0][:2] == [0, 0]
+    assert max(id for row in vocabulary.encode(["the is cast <unk>"]) for id in row) < len(vocabulary)
+
+
+def test_texts_without_spaces_are_no_closed_vocabulary():
+    texts = [f"这部电影很好看我看了{i}次都觉得不错" for i in range(50)]
+    vocabulary = train_vocabulary(texts, size=400)
+    assert len(vocabulary.encode(["这部电影"])[0]) > 1
+    assert [text.strip() for text in vocabulary.decode(vocabulary.encode(texts))] == texts
