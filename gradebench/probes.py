@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradebench.estimator import Estimate, Estimator
+from gradebench.global_state import put_back
 from gradebench.moments import BLOCKS, Moments, flatten
 from gradebench.problem import Guarded, Ledger, Problem
 
@@ -64,7 +65,8 @@ def calls(estimator: Estimator, problem: Problem, rng: torch.Generator, moving: 
         for number in range(estimator.period):
             if number:
                 update(found[-1].grad)
-            found.append(estimator.gradient(guarded, rng))  # type: ignore[arg-type]
+            with put_back(type(estimator).__name__):
+                found.append(estimator.gradient(guarded, rng))  # type: ignore[arg-type]
     return found
 
 

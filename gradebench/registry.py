@@ -170,7 +170,7 @@ def load(kind: str, name: str) -> Plugin:
     shape = _shape(point)
     if shape is None:
         raise InputError(f"{what} is broken: {_MISSHAPEN.format(point.value)}")
-    with _one_line(f"{what} can't be imported"):
+    with _one_line(f"{what} can't be imported"), contextlib.nullcontext() if _is_builtin(point) else _kept(what):
         module = importlib.import_module(shape[0])
     try:
         factory = functools.reduce(getattr, shape[1].split("."), module)
@@ -212,7 +212,7 @@ def _module_of(file: Path, content: bytes, digest: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with _one_line(f"{file} can't be run"):
+        with _one_line(f"{file} can't be run"), _kept(str(file)):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -233,6 +233,13 @@ class _ExactLoader(importlib.abc.SourceLoader):
 
     def get_data(self, path: str) -> bytes:
         return self.content
+
+
+def _kept(what: str) -> contextlib.AbstractContextManager[None]:
+    """What belongs to the whole process stays as it is while a plugin is imported."""
+    from gradebench.global_state import ALL, put_back  # here, because it imports torch
+
+    return put_back(what, ALL)
 
 
 @contextlib.contextmanager

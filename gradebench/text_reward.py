@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gradebench import registry
 from gradebench.errors import InputError
+from gradebench.global_state import ALL, put_back
 from gradebench.hub import first_line, locate_model
 
 AT_ONCE = 64  # texts that a classifier reads in one pass
@@ -87,10 +88,11 @@ class RewardFunction:
         given = {"texts": texts, "prompts": prompts, "completions": completions}
         names, positions = _asked(self.function)
         try:
-            if names:
-                answer = self.function(**{name: given[name] for name in names})
-            else:
-                answer = self.function(*((prompts, completions) if positions > 1 else (texts,)))
+            with put_back(f"reward {self.name}"):
+                if names:
+                    answer = self.function(**{name: given[name] for name in names})
+                else:
+                    answer = self.function(*((prompts, completions) if positions > 1 else (texts,)))
         except (Exception, SystemExit) as error:
             raise InputError(f"reward {self.name} {_raised(error)}") from error
         return self._checked(answer, texts)
@@ -147,7 +149,8 @@ def load_function(text: str) -> RewardFunction:
         loaded, digest, label = plugin.factory, plugin.digest, plugin.name
     else:
         try:
-            module = importlib.import_module(place)
+            with put_back(f"reward {text}", ALL):
+                module = importlib.import_module(place)
             loaded, label = getattr(module, name), text
         except (Exception, SystemExit) as error:
             raise InputError(f"reward={text} can't be imported: {first_line(error)}") from error  # type: ignore[arg-type]

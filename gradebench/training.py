@@ -13,6 +13,7 @@ from torch.autograd.graph import increment_version
 from gradebench import records
 from gradebench.checkpoints import Training
 from gradebench.estimator import Estimate, Estimator
+from gradebench.global_state import put_back
 from gradebench.plan import Plan
 from gradebench.problem import Guarded, Ledger, Problem
 from gradebench.sampling import generator
@@ -71,7 +72,8 @@ class Trainer:
         losses = []
         for _ in range(self.estimator.period):
             start = time.perf_counter()
-            estimate = self.estimator.gradient(guarded, rng)  # type: ignore[arg-type]
+            with put_back(type(self.estimator).__name__):
+                estimate = self.estimator.gradient(guarded, rng)  # type: ignore[arg-type]
             middle = time.perf_counter()
             self._descend_own_loss(estimate)
             if update_policy:
