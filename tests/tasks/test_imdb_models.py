@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -165,9 +166,20 @@ def test_defaults_keep_their_key_and_setting(corpus, monkeypatch):
     monkeypatch.setattr(imdb, "cached_folder", recording)
     monkeypatch.setitem(sys.modules, "gradebench.pretrained", None)  # importing it raises
     task = loaded(corpus)
-    assert keyed == [("imdb", ["corpus", "size", "version"])]
+    assert keyed == [("imdb", ["corpus", "size", "splits", "version"])]
     assert task.setting.endswith(" policy=scratch-mini reward=trained kl=0.05")
     assert task.learning_rate == Imdb.learning_rate
+
+
+def test_films_that_come_later_are_not_ignored_for_what_is_cached(corpus, tmp_path):
+    """The texts are the same, and so is the setting; the splits aren't."""
+    films = pd.read_csv(corpus, dtype=str)
+    films.drop(columns="film").to_csv(tmp_path / "c.csv", index=False)
+    before = loaded(str(tmp_path / "c.csv"))
+    pd.DataFrame({"movie": films["film"]}).to_parquet(tmp_path / "c_meta.parquet")
+    after = loaded(str(tmp_path / "c.csv"))
+    assert before.folder != after.folder and before.setting == after.setting
+    assert before.digests() != after.digests()
 
 
 NEED_A_DERIVATIVE = {"grade", "grade-ste", "rebar"}
