@@ -23,6 +23,7 @@ from gradebench.hub import first_line, locate_model
 AT_ONCE = 64  # texts that a classifier reads in one pass
 _FUNCTION = re.compile(r".+\.py:\w+|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NAMES = ("texts", "prompts", "completions")  # what a function may ask for
+_NO_TEXTS = ("prompt", "quer", "question", "complet", "respon", "answer", "output")  # names of something else
 
 Decode = Callable[[Iterable[Sequence[int]]], list[str]]
 Score = Callable[[list[str], list[str]], Sequence[float]]  # of prompts and their completions
@@ -75,8 +76,8 @@ class TextReward(nn.Module):
 class RewardFunction:
     """A Python function as a score, with what it answers checked.
 
-    It is called with a list of texts (prompt and completion in one), or, where its signature says so, with `prompts`
-    and `completions`, lists of strings: by name, as TRL calls a reward function. It answers one number a text.
+    It is called by the names in its signature, as TRL calls a reward function: `texts` (prompt and completion in one),
+    `prompts`, `completions`, lists of strings; an only argument of another name gets texts. It answers one number a text.
     """
 
     name: str  # FILE.py:OBJECT or MODULE:OBJECT
@@ -86,13 +87,10 @@ class RewardFunction:
     def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
         given = {"texts": texts, "prompts": prompts, "completions": completions}
-        names, positions = _asked(self.function)
+        names = _asked(self.function)
         try:
             with put_back(f"reward {self.name}"):
-                if names:
-                    answer = self.function(**{name: given[name] for name in names})
-                else:
-                    answer = self.function(*((prompts, completions) if positions > 1 else (texts,)))
+                answer = self.function(**{name: given[name] for name in names}) if names else self.function(texts)
         except (Exception, SystemExit) as error:
             raise InputError(f"reward {self.name} {_raised(error)}") from error
         return self._checked(answer, texts)
@@ -197,31 +195,32 @@ def shares_tokens(name_or_path: str, vocabulary: Any) -> bool:
         return pretrained.tokenizer_of(folder).get_vocab() == vocabulary.tokenizer.get_vocab()
 
 
-def _asked(function: Callable[..., Any]) -> tuple[list[str], int]:
-    """What a function's signature asks for: names to call it by, or, without any, how many lists by position.
+def _asked(function: Callable[..., Any]) -> list[str]:
+    """The names that a function is called by; none: with texts alone, by position, as its one argument has another name.
 
     Raises InputError where it asks for something else.
     """
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # written in C: it doesn't say
-        return [], 1
+        return []
     named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-    needed = [
-        one for one in parameters if one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
-    ]
     names = [one.name for one in named if one.name in _NAMES]
     open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters)
-    if names and all(one.name in names for one in needed):
-        return [*_NAMES[1:]] if open_ended and "texts" not in names else names, 0
-    if not needed and open_ended and not named:
-        return [*_NAMES[1:]], 0
-    if len(needed) > 2 or any(one.kind is one.KEYWORD_ONLY for one in needed):
-        name = getattr(function, "__name__", "the reward")
+    unknown = [
+        one
+        for one in parameters
+        if one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL) and one.name not in names
+    ]
+    if not unknown and (names or (open_ended and not named)):
+        return [*_NAMES[1:]] if open_ended and "texts" not in names else names
+    one_of_texts = len(unknown) < 2 and not names and not any(one.kind is one.KEYWORD_ONLY for one in unknown)
+    if not one_of_texts or any(one.name.casefold().startswith(_NO_TEXTS) for one in unknown):
         raise InputError(
-            f"{name} asks for {', '.join(one.name for one in needed)}; a reward takes texts, or prompts and completions"
+            f"{getattr(function, '__name__', 'the reward')} asks for {', '.join(one.name for one in unknown)}; "
+            f"a reward takes texts, or prompts and completions, by these names"
         )
-    return [], max(1, len(needed))
+    return []
 
 
 def _raised(error: BaseException) -> str:

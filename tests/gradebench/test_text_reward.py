@@ -49,7 +49,7 @@ def refusal_of(call, *arguments):
         ("texts", ["abcd", "b"]),
         ("whatever", ["abcd", "b"]),
         ("prompts, completions", (PROMPTS, COMPLETIONS)),
-        ("p, c", (PROMPTS, COMPLETIONS)),
+        ("completions, prompts", (COMPLETIONS, PROMPTS)),
         ("completions, **others", (PROMPTS, COMPLETIONS)),  # as TRL's reward functions are written
         ("completions, weight=2.0", COMPLETIONS),
     ],
@@ -106,6 +106,9 @@ def test_answers_that_are_no_rewards_are_refused_in_one_line(function, body, sai
 def test_functions_that_cant_be_called_are_refused_when_they_are_loaded(function):
     assert "asks for a, b, c" in refusal_of(function, "def score(a, b, c): pass")
     assert "asks for completion_ids" in refusal_of(function, "def score(*, completion_ids): pass")
+    assert "asks for p, c" in refusal_of(function, "def score(p, c): pass")
+    assert "asks for weights" in refusal_of(function, "def score(completions, weights): pass")
+    assert "asks for response" in refusal_of(function, "def score(response): pass")
     assert "is of type int" in refusal_of(function, "score = 3")
     assert "has no object 'score'" in refusal_of(function, "def other(texts): pass")
 
