@@ -1,5 +1,6 @@
 """What code of a plugin may change for everything else in its process: put back after it has run, and named."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -100,6 +101,8 @@ class put_back:
             setting.write(value)
         names = ", ".join(setting.name for setting, _ in changed)
         said = f"gradebench: {self.what} changes what belongs to the whole process ({names}); put back"
+        if self.settings is ALL and multiprocessing.parent_process() is not None:
+            return  # what a worker imports, its parent has imported, and said so
         if said not in _said:
             _said.add(said)
             print(said, file=sys.stderr, flush=True)

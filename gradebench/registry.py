@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import importlib.abc
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
@@ -212,7 +213,7 @@ def _module_of(file: Path, content: bytes, digest: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with _one_line(f"{file} can't be run"), _kept(str(file)):
+        with _one_line(f"{file} can't be run"), _kept(str(file)), _beside(file.parent):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -233,6 +234,32 @@ class _ExactLoader(importlib.abc.SourceLoader):
 
     def get_data(self, path: str) -> bytes:
         return self.content
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[None]:
+    """The modules in the folder are found first, as they are by a script; one that was loaded from beside another file
+    under the same name is another module."""
+    others = _folders - {folder}
+    for name, module in list(sys.modules.items()):
+        place = getattr(module, "__file__", None)
+        beside = {Path(place).parent, Path(place).parent.parent} if place else set()
+        if (
+            beside & others
+            and not name.startswith("gradebench_file_")
+            and importlib.machinery.PathFinder.find_spec(name.partition(".")[0], [str(folder)])
+        ):
+            del sys.modules[name]
+    _folders.add(folder)
+    importlib.invalidate_caches()
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+_folders: set[Path] = set()  # of the files that were run
 
 
 def _kept(what: str) -> contextlib.AbstractContextManager[None]:

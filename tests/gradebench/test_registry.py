@@ -257,6 +257,24 @@ class TestFiles:
         mine.write_text(ESTIMATORS.replace("self.n = n", "self.n = 5"))  # of the same length, in the same second
         assert resolve("estimators", f"{mine}:Mine").create().n == 5
 
+    def test_modules_beside_a_file_are_found_and_each_file_has_its_own(self, tmp_path):
+        """`helper` and, in a package, `tools.helper`, of the same names in two folders."""
+        path, modules = list(sys.path), set(sys.modules)
+        for folder in ("a", "b"):
+            (tmp_path / folder / "tools").mkdir(parents=True)
+            (tmp_path / folder / "helper.py").write_text(f"where = {folder!r}")
+            (tmp_path / folder / "tools" / "__init__.py").write_text("from tools.helper import where")
+            (tmp_path / folder / "tools" / "helper.py").write_text(f"where = {folder!r}")
+            (tmp_path / folder / "mine.py").write_text(
+                "import helper, tools\nfrom tools import helper as other\ndef mine(problem, rng):\n"
+                "    return helper.where + tools.where + other.where\n"
+            )
+        first, second = (load_file(str(tmp_path / folder / "mine.py"), "mine").factory for folder in ("a", "b"))
+        assert (first(None, None), second(None, None)) == ("aaa", "bbb")
+        assert sys.path == path
+        for name in set(sys.modules) - modules:
+            del sys.modules[name]
+
     def test_files_of_one_name_in_two_folders_are_two_modules(self, mine, tmp_path):
         other = tmp_path / "other" / "mine.py"
         other.parent.mkdir()
