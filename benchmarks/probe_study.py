@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="pairs of folders")
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
+    if len(arguments.folders) % 2:
+        parser.error("give folders in pairs")
     pairs = zip(arguments.folders[::2], arguments.folders[1::2], strict=True)
     both = pd.concat([agreement(of_run(one), of_run(other)) for one, other in pairs])
     whole = both.assign(metric="all")

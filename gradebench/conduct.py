@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradebench.estimator import NEEDS, Estimate
+from gradebench.global_state import QUICK
 from gradebench.problem import Guarded, Ledger
 from gradebench.sequence import SequenceProblem
 from gradebench.subject import Failed, Skipped, Subject
@@ -30,7 +31,7 @@ def shape(subject: Subject) -> str:
     problem = subject.sequences()
     estimator = subject.make()
     estimator.init(problem)
-    estimate = estimator.gradient(Guarded(problem, estimator.needs), subject.rng("shape"))  # type: ignore[arg-type]
+    estimate = subject.estimate(estimator, problem, subject.rng("shape"))
     if not isinstance(estimate, Estimate):
         raise Failed(f"gradient returned {type(estimate).__name__}, not an Estimate", "return Estimate(grad)")
     shapes, wanted = ([tuple(t.shape) for t in tensors] for tensors in (estimate.grad, problem.params))
@@ -47,7 +48,7 @@ def own_loss(subject: Subject) -> str:
     problem = subject.sequences(copies=8)
     estimator = subject.ready(problem).train()
     own = [p for p in estimator.parameters() if p.requires_grad]
-    estimate = estimator.gradient(Guarded(problem, estimator.needs), subject.rng("own loss"))  # type: ignore[arg-type]
+    estimate = subject.estimate(estimator, problem, subject.rng("own loss"))
     if not own:
         if estimate.own_loss is not None and estimate.own_loss.requires_grad:
             raise Failed("there is an own_loss but nothing of its own to learn", "register parts as nn.Parameter")
@@ -68,7 +69,7 @@ def deterministic(subject: Subject) -> str:
     problem = subject.sequences(copies=8)
     estimator = subject.ready(problem)
     first = subject.gradient(estimator, problem, subject.rng("a"))
-    estimator.gradient(Guarded(problem, estimator.needs), subject.rng("b"))  # type: ignore[arg-type]
+    subject.estimate(estimator, problem, subject.rng("b"))
     again = subject.gradient(estimator, problem, subject.rng("a"))  # its reset() must drop what was left of "b"
     if not torch.equal(first, again):
         raise Failed(
@@ -109,6 +110,7 @@ def leaves_alone(subject: Subject) -> str:
     estimator = subject.ready(problem).train()
     before = {name: p.detach().clone() for name, p in policy.state_dict().items()}
     mode, prompts = policy.training, problem.prompts.clone()
+    settings = [setting.read() for setting in QUICK]
     for _ in range(subject.period):
         estimator.gradient(Guarded(problem, estimator.needs), subject.rng("a"))  # type: ignore[arg-type]
     changed = [name for name, p in policy.state_dict().items() if not torch.equal(p, before[name])]
@@ -118,9 +120,14 @@ def leaves_alone(subject: Subject) -> str:
         raise Failed("left gradients in the policy's .grad", "problem.grad(value), not value.backward()")
     if not all(p.requires_grad for p in problem.params) or policy.training != mode:
         raise Failed("switched the policy's mode or requires_grad", "leave train(), eval() and requires_grad_ alone")
-    if not torch.is_grad_enabled() or not torch.equal(prompts, problem.prompts):
-        raise Failed("left autograd switched off, or wrote into the prompts", "with torch.no_grad(): ...")
-    return "parameters, .grad, mode and autograd as before"
+    if not torch.equal(prompts, problem.prompts):
+        raise Failed("wrote into the prompts", "clone what is written into")
+    left = [setting.name for setting, value in zip(QUICK, settings, strict=True) if setting.read() != value]
+    if left:
+        raise Failed(
+            f"changed a setting of the whole process: {', '.join(left)}", "a context: with torch.no_grad(): ..."
+        )
+    return "parameters, .grad, mode and settings of the process as before"
 
 
 def frozen(subject: Subject) -> str:

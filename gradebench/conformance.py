@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from gradebench import conduct, promises, registry
+from gradebench.global_state import put_back
 from gradebench.promises import FALSE_ALARM, MARGIN
 from gradebench.subject import Failed, Finding, Make, Skipped, Subject
 
@@ -77,7 +78,8 @@ def _found(name: str, function: Callable[[Subject], Any], subject: Subject) -> I
     """The findings of one check; whatever the estimator raises is one."""
     state = torch.get_rng_state()
     try:
-        answer = function(subject)
+        with put_back("the estimator"):  # for the next check
+            answer = function(subject)
         for detail in [answer] if isinstance(answer, str) else answer:
             yield detail if isinstance(detail, Finding) else Finding(name, "pass", detail)
     except Failed as failure:

@@ -100,7 +100,7 @@ class put_back:
         for setting, value in changed:
             setting.write(value)
         names = ", ".join(setting.name for setting, _ in changed)
-        said = f"gradebench: {self.what} changes what belongs to the whole process ({names}); put back"
+        said = f"gradebench: {self.what} changed settings of the whole process ({names}); they were put back"
         if self.settings is ALL and multiprocessing.parent_process() is not None:
             return  # what a worker imports, its parent has imported, and said so
         if said not in _said:

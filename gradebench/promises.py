@@ -12,7 +12,7 @@ from torch import Tensor
 from gradebench.factorised import FactorisedProblem
 from gradebench.hotelling import Draw, MeanTest, mean_test
 from gradebench.moments import flatten
-from gradebench.problem import Guarded, Problem
+from gradebench.problem import Problem
 from gradebench.sampling import generator
 from gradebench.subject import BETA, SEQUENCES, Failed, Finding, Skipped, Subject
 from gradebench.watched import Watched
@@ -157,10 +157,10 @@ def _off_policy(subject: Subject, options: dict[str, Any]) -> MeanTest:
 
     def second(number: int) -> NDArray[np.float64]:
         estimator.reset()
-        rng, guarded = subject.rng("off policy", number), Guarded(problem, estimator.needs)
-        estimator.gradient(guarded, rng)  # type: ignore[arg-type]
+        rng = subject.rng("off policy", number)
+        subject.estimate(estimator, problem, rng)
         with problem.shifted(delta):
-            return flatten(estimator.gradient(guarded, rng).grad).numpy() / scale  # type: ignore[arg-type]
+            return flatten(subject.estimate(estimator, problem, rng).grad).numpy() / scale
 
     return mean_test(_numbered(second), gradient, size, ALPHA, MARGIN)
 

@@ -28,7 +28,7 @@ from typing import Any
 from gradebench.errors import InputError
 from gradebench.options import RATE_LIKE, Option, bind, label, parse_spec
 from gradebench.plugin_source import Facts, read_facts
-from gradebench.source_digest import source_digest
+from gradebench.source_digest import FILE, source_digest
 
 KINDS = ("estimators", "tasks")
 # The class that what a plugin builds must be of. Named, not imported: listing must not wait for torch.
@@ -204,7 +204,7 @@ def load_file(path: str, name: str) -> Plugin:
 
 def _module_of(file: Path, content: bytes, digest: str) -> ModuleType:
     """The file as a module in `sys.modules`, where dataclasses and pickle look for the classes defined in it."""
-    name = f"gradebench_file_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    name = f"{FILE}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__gradebench_digest__", None) == digest:
         return loaded
@@ -246,7 +246,7 @@ def _beside(folder: Path) -> Iterator[None]:
         beside = {Path(place).parent, Path(place).parent.parent} if place else set()
         if (
             beside & others
-            and not name.startswith("gradebench_file_")
+            and not name.startswith(FILE)
             and importlib.machinery.PathFinder.find_spec(name.partition(".")[0], [str(folder)])
         ):
             del sys.modules[name]

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from gradebench.plugin_source import locate
 
+FILE = "gradebench_file_"  # what the names of modules begin with that were run from a file
+
 Stamp = tuple[int, int, int]
 _known: dict[tuple[str, str], tuple[dict[str, Stamp], str]] = {}  # module and file -> the files it came from, digest
 
@@ -40,7 +42,8 @@ def _collected(module: str, file: str) -> tuple[dict[str, Stamp], str]:
         content = Path(path).read_bytes()
         sha.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
         for imported in _imports(content, name, Path(path).name == "__init__.py"):
-            origin = _origin(imported)
+            origin = _beside(imported, file) if module.startswith(FILE) else None
+            origin = origin or _origin(imported)
             if origin and _is_own(imported, origin, module, file):
                 waiting.append((imported, origin))
             else:
@@ -83,6 +86,15 @@ def _imports(content: bytes, name: str, is_package: bool) -> Iterator[str]:
 def _with_parents(name: str) -> Iterator[str]:
     parts = name.split(".")
     return (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def _beside(module: str, file: str) -> str | None:
+    """The source file of a module that stands beside a file: where that finds it first, whatever was loaded since under
+    the same name."""
+    stem = Path(file).resolve().parent.joinpath(*module.split("."))
+    return next(
+        (str(path) for path in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")) if path.is_file()), None
+    )
 
 
 def _origin(module: str) -> str | None:

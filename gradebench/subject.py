@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gradebench.enumerable import random_sequence_problem
-from gradebench.estimator import Estimator
+from gradebench.estimator import Estimate, Estimator
+from gradebench.global_state import put_back
 from gradebench.probes import one_estimate
 from gradebench.problem import Guarded
 from gradebench.sampling import generator
@@ -89,9 +90,9 @@ class Subject:
         own = [p for p in estimator.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in own]
         optimizer = torch.optim.Adam(own, lr=estimator.own_learning_rate) if own else None
-        rng, guarded = self.rng("own state"), Guarded(problem, estimator.needs)
+        rng = self.rng("own state")
         for _ in range(LEARNING if own else 4 * estimator.period):
-            estimate = estimator.gradient(guarded, rng)  # type: ignore[arg-type]
+            estimate = self.estimate(estimator, problem, rng)
             if optimizer and estimate.own_loss is not None:
                 for p, g in zip(own, torch.autograd.grad(estimate.own_loss, own, allow_unused=True), strict=True):
                     p.grad = g
@@ -101,6 +102,11 @@ class Subject:
                 p.lerp_(before, 0.5)
         estimator.reset()
         return estimator.eval()
+
+    def estimate(self, estimator: Estimator, problem: Any, rng: torch.Generator) -> Estimate:
+        """One call, through the guard that enforces `needs`; what it changes for the whole process is put back."""
+        with put_back(type(estimator).__name__):
+            return estimator.gradient(Guarded(problem, estimator.needs), rng)  # type: ignore[arg-type]
 
     def gradient(self, estimator: Estimator, problem: Any, rng: torch.Generator) -> Tensor:
         """One fresh estimate (d,), through the guard that enforces `needs`."""

@@ -293,8 +293,8 @@ def _read_csv(data: bytes, path: Path, separator: str = ",") -> pd.DataFrame:
                 wanted = f"{len(cells)} fields in line {lines.line_num}, {len(header)} in the header"
                 raise InputError(f'{path}: {wanted}; quote the texts, as in "a text"')
             if any(_holds_a_row(cell, header, separator) for cell in cells):
-                where = f"the quoted text that ends in line {lines.line_num} holds rows of their own"
-                raise InputError(f"{path}: {where}; quote all texts, and double the quotes within")
+                where = f"the quoted text that ends in line {lines.line_num} holds what looks like further rows"
+                raise InputError(f"{path}: {where}; close its quotes, and double those within texts")
             rows.append(cells)
     except csv.Error as error:
         where = f"line {lines.line_num} is malformed ({error})"

@@ -9,6 +9,7 @@ import torch
 
 from gradebench import Estimate, Estimator, gumbel, harden, score, straight_through
 from gradebench.conformance import CHECKS, FALSE_ALARM, check, report
+from gradebench.global_state import QUICK
 
 
 class Right(Estimator):
@@ -168,25 +169,39 @@ class Backward(Right):
         return super().objective(problem, z, reward, rng)
 
 
-class SwitchesOff(Right):
-    def gradient(self, problem, rng):
-        estimate = super().gradient(problem, rng)
-        torch.set_grad_enabled(False)
-        return estimate
-
-
 class SwitchesMode(Right):
     def gradient(self, problem, rng):
         problem.policy.train(not problem.policy.training)
         return super().gradient(problem, rng)
 
 
-@pytest.mark.parametrize("make", [Writes, Backward, SwitchesOff, SwitchesMode])
+@pytest.mark.parametrize("make", [Writes, Backward, SwitchesMode])
 def test_side_effects_on_the_policy_are_caught(make):
-    try:
-        assert failures(make, "leaves the policy alone")
-    finally:
-        torch.set_grad_enabled(True)
+    assert failures(make, "leaves the policy alone")
+
+
+# Settings of the whole process, each with another value than a test's process has.
+OTHERWISE = {
+    "torch.set_grad_enabled": False,
+    "torch.set_default_dtype": torch.float64,
+    "torch.set_num_threads": 3,
+    "torch.use_deterministic_algorithms": True,
+    "torch.autograd.set_detect_anomaly": True,
+}
+
+
+@pytest.mark.parametrize("setting", QUICK, ids=lambda setting: setting.name)
+def test_a_changed_setting_of_the_process_fails_its_check_and_no_other(setting):
+    class Switches(Right):
+        def gradient(self, problem, rng):
+            estimate = super().gradient(problem, rng)
+            setting.write(OTHERWISE[setting.name])
+            return estimate
+
+    before = [one.read() for one in QUICK]
+    found = {finding.check: finding for finding in check(Switches) if finding.status == "fail"}
+    assert list(found) == ["leaves the policy alone"] and setting.name in found["leaves the policy alone"].detail
+    assert [one.read() for one in QUICK] == before
 
 
 class NeverFrozen(Right):

@@ -272,6 +272,10 @@ class TestFiles:
         first, second = (load_file(str(tmp_path / folder / "mine.py"), "mine").factory for folder in ("a", "b"))
         assert (first(None, None), second(None, None)) == ("aaa", "bbb")
         assert sys.path == path
+        before = [load_file(str(tmp_path / folder / "mine.py"), "mine").digest for folder in ("a", "b")]
+        (tmp_path / "a" / "tools" / "helper.py").write_text("where = 'an edit'")
+        after = [load_file(str(tmp_path / folder / "mine.py"), "mine").digest for folder in ("a", "b")]
+        assert after[0] != before[0] and after[1] == before[1]
         for name in set(sys.modules) - modules:
             del sys.modules[name]
 
