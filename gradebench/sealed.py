@@ -12,7 +12,8 @@ from torch import Tensor
 from gradebench.disk import whole
 from gradebench.errors import InputError
 
-_CHECKSUM, _TEXT = "checksum", "text"
+_KEY = "gradebench"  # of the checksum and the text: one, as safetensors keeps several in no order
+_LENGTH = 8  # hex digits
 
 
 class Damaged(InputError):
@@ -25,17 +26,17 @@ def write(path: Path, tensors: Mapping[str, Tensor], text: str = "") -> None:
     # A file of no tensors can't be told from a damaged one by some readers.
     stored = {name: tensor.cpu() for name, tensor in tensors.items()} or {"0": torch.zeros(())}
     with whole(path) as draft:
-        save_file(stored, draft, {_TEXT: text, _CHECKSUM: _checksum(stored, text)})
+        save_file(stored, draft, {_KEY: _checksum(stored, text) + text})
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors, on the CPU, and the text. Raises Damaged, also for a file without a checksum and for none."""
     try:
         with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-        tensors = load_file(path)
-        if facts[_CHECKSUM] == _checksum(tensors, facts[_TEXT]):
-            return tensors, facts[_TEXT]
+            sealed = (file.metadata() or {})[_KEY]
+        tensors, text = load_file(path), sealed[_LENGTH:]
+        if sealed[:_LENGTH] == _checksum(tensors, text):
+            return tensors, text
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
         pass
     raise Damaged(f"{path} is damaged; run again, and it is made again")
@@ -56,4 +57,4 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), found)
         found = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, found)
-    return f"{found:08x}"
+    return f"{found:0{_LENGTH}x}"
