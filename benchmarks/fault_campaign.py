@@ -1,178 +1,286 @@
-"""SIGKILL of the run or of one of its workers at random times, resumed each time: what is left in the end?
+"""SIGKILL of commands or of their workers at random times, and the same commands again: what is left in the end?
 
-    python benchmarks/fault_campaign.py [--kills 50] [--seed 0] [--csv FILE]
+    python benchmarks/fault_campaign.py [--kills 100] [--seed 0] [--csv FILE]
 
-A small run on enumerable-lm is made once in peace. Then the same run is made in other folders, killed at random times
-and started again, until so many kills have happened. Held against the first: metrics.csv and leaderboard.csv, but for
-seconds and memory; every finished cell stays as it was written; no temporary file is left; no worker outlives its run.
+Two runs, their merge, a report and a tuning (COMMANDS) are made once in peace, on a task that trains its vocabulary,
+policy and reward into a cache of its own. Then the same commands are given in other folders, killed at random times
+and given again, until so many kills have happened; ahead of the second run one bit of a cached file is flipped. In the
+end every byte of every file, the cache's too, is held against the folder of peace, and every finished cell must have
+stayed as it was written, no temporary file be left in a run, and no worker outlive its run.
+
+Clocks tick by calls and memory is a constant, so that seconds and bytes are equal too. Commands are forked off a process
+that has imported everything, and so are workers: a start takes tenths of a second.
 """
 
 import argparse
 import csv
+import functools
+import io
+import multiprocessing
 import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
 import psutil
+import torch
 
-TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
-TASK = "enumerable-lm:vocabulary=3,horizon=3,layers=1,width=4"
-COMMAND = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from gradebench.cli import main; main()"
-)
-DRAFT = re.compile(r"\..+\.[0-9a-f]{32}|\.lock|\.[0-9]+")
+from gradebench import boards, cli, harness, merging, report, runner, terminal, tuning, workers  # noqa: F401
+from gradebench.cache import fault_of
+from gradebench.tasks import grammar
+
+TASK = f"{Path(__file__).with_name('small_task.py')}:Small:corpus=embedded,size=mini"
+_RUN = f"-t {TASK} --batch 8 --jobs 2"
+COMMANDS = {
+    "run": f"run {_RUN} -e rloo -e a2c --seeds 0-1 --steps 6 --checkpoint-every 0 --out run",
+    "part": f"run {_RUN} -e reinforce --seeds 0-1 --steps 6 --checkpoint-every 0 --out part",
+    "merge": "merge run part --out whole",
+    "report": "report run part --out page",
+    "tune": f"tune {_RUN} -e rloo --rates 1e-2,1e-1 --extensions 1 --seeds 9 --steps 3 --out tuning",
+}
+STAGES = ["preparation", "cache", "cells", "tables", "merge", "report", "tune"]
+DRAFT = re.compile(r"\..+\.[0-9a-f]{32}|\.[0-9]+|\.merging|\.lock")
+FORK = multiprocessing.get_context("fork")
 
 
 @dataclass
 class Storm:
-    """What happened to the runs in one folder."""
+    """What happened to the commands in one folder."""
 
-    parents: int = 0
-    workers: int = 0
+    killed: Counter[str] = field(default_factory=Counter)  # by stage
+    workers: int = 0  # of those killed; the others were commands
     starts: int = 0
     resumed: int = 0  # starts that found the checkpoint of a training
+    lost: int = 0  # cells that were finished, and then weren't or were computed again
+    wrong: int = 0  # bytes
     faults: list[str] = field(default_factory=list)
     finished: dict[str, tuple[int, bytes]] = field(default_factory=dict)  # cell -> when and what was written
 
-    def look(self, out: Path) -> None:
+    def look(self, site: Path) -> None:
         """Hold what is finished now against what was finished before."""
         now = {}
-        for path in out.glob("cells/*/cell.json"):
+        for path in site.glob("*/cells/*/cell.json"):
             content = path.read_bytes()
             if b'"status": "ok"' in content:
-                now[path.parent.name] = (path.stat().st_mtime_ns, content)
+                now[str(path.parent.relative_to(site))] = (path.stat().st_mtime_ns, content)
         for cell, written in self.finished.items():
-            if cell not in now:
-                self.faults.append(f"{cell} was finished and is lost")
-            elif now[cell] != written:
-                self.faults.append(f"{cell} was finished and was computed again")
+            if now.get(cell) != written:
+                self.lost += 1
+                self.faults.append(f"{cell} was finished and is {'computed again' if cell in now else 'lost'}")
         self.finished = now
 
+    def compare(self, site: Path, calm: Path) -> None:
+        """Count the bytes that aren't those of the folder of peace."""
+        ours, theirs = contents(site), contents(calm)
+        for name in sorted({*ours, *theirs}):
+            one, other = ours.get(name, b""), theirs.get(name, b"")
+            if one != other:
+                self.wrong += abs(len(one) - len(other)) + sum(a != b for a, b in zip(one, other, strict=False))
+                self.faults.append(f"{name} differs from that of peace")
 
-def start(out: Path, steps: int, seeds: int, log: Path) -> subprocess.Popen:
-    options = ["-t", TASK, "-e", "rloo", "-e", "ppo", "-e", "relax", "--seeds", f"0-{seeds - 1}", "--steps", str(steps)]
-    options += ["--jobs", "2", "--checkpoint-every", "0.1", "--out", str(out)]
-    with open(log, "a") as lines:
-        return subprocess.Popen([sys.executable, "-c", COMMAND, "run", *options], stdout=lines, stderr=lines)
+
+def contents(site: Path) -> dict[str, bytes]:
+    """By name, every file but those that begin with a dot: what a killed process left."""
+    files = (path for path in site.rglob("*") if path.is_file())
+    names = {path: path.relative_to(site) for path in files}
+    return {
+        str(name): path.read_bytes() for path, name in names.items() if not any(p.startswith(".") for p in name.parts)
+    }
 
 
-def kill_one(process: subprocess.Popen, chance: random.Random, storm: Storm) -> None:
-    """The run itself, or one of its workers, whichever the dice say."""
-    children = [
-        child for child in psutil.Process(process.pid).children() if "resource_tracker" not in " ".join(child.cmdline())
-    ]
-    if children and chance.random() < 0.6:
-        storm.workers += 1
-        print("w", end="", flush=True)
-        chance.choice(children).kill()
-        return
-    storm.parents += 1
-    print("r", end="", flush=True)
-    process.kill()
-    process.wait()
+class Ticks:
+    """A clock that goes on by a millisecond, or so, a call: by a power of two, whose sums are exact."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 2.0**-10
+        return self.now
+
+
+def command(site: Path, line: str) -> None:
+    """In a process of its own: a command line, as it would run in that folder."""
+    os.chdir(site)
+    os.environ["GRADEBENCH_CACHE"] = str(site / "cache")
+    with open(site.parent / f"{site.name}.log", "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout, sys.stderr = io.TextIOWrapper(os.fdopen(1, "wb")), io.TextIOWrapper(os.fdopen(2, "wb"))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    time.perf_counter = Ticks()
+    harness.peak_memory = lambda device: 1e6
+    workers.get_context = lambda method: FORK  # type: ignore[assignment]
+    sys.argv = ["gradebench", *line.split()]
+    try:
+        cli.main()
+    except Exception:  # noqa: BLE001
+        traceback.print_exc()
+        sys.exit(3)
+
+
+def start(site: Path, name: str) -> multiprocessing.process.BaseProcess:
+    process = FORK.Process(target=command, args=(site, COMMANDS[name]))
+    process.start()
+    return process
+
+
+def stage_of(site: Path, name: str, cells: int) -> str:
+    """What a command is about, as far as its files tell; `cells` of it are to be finished."""
+    if name not in ("run", "part"):
+        return name
+    cached = list(site.glob("cache/imdb-*"))
+    if not cached or fault_of(cached[0]):
+        return "cache" if cached else "preparation"
+    return "cells" if len(list(site.glob(f"{name}/cells/*/cell.json"))) < cells else "tables"
+
+
+def kill_one(process: multiprocessing.process.BaseProcess, chance: random.Random, storm: Storm) -> bool:
+    """The command itself, or one of its workers, whichever the dice say; whether there was one left."""
+    try:
+        children = [
+            child
+            for child in psutil.Process(process.pid).children()
+            if "resource_tracker" not in " ".join(child.cmdline())
+        ]
+        if children and chance.random() < 0.6:
+            chance.choice(children).kill()
+            storm.workers += 1
+            return True
+        psutil.Process(process.pid).kill()
+    except psutil.NoSuchProcess:
+        return False
+    process.join()
     _, alive = psutil.wait_procs(children, timeout=10)
     storm.faults += [f"worker {child.pid} outlived its run" for child in alive]
+    return process.exitcode == -signal.SIGKILL
 
 
-def unfinished(out: Path) -> list[Path]:
+def insist(site: Path, name: str, kills: int, chance: random.Random, seconds: float, cells: int, storm: Storm) -> None:
+    """Give the command until it comes to its end, with at most so many kills."""
+    while True:
+        storm.resumed += any(unfinished(site))
+        storm.starts += 1
+        process = start(site, name)
+        while kills and process.is_alive():
+            process.join(chance.uniform(0, chance.choice([0.1, 0.8])) * seconds)  # what comes first is short
+            stage = stage_of(site, name, cells)
+            if process.is_alive() and kill_one(process, chance, storm):
+                kills -= 1
+                storm.killed[stage] += 1
+                print(stage[0], end="", flush=True)
+        process.join()
+        storm.look(site)
+        if process.exitcode == 0:
+            return
+        if process.exitcode not in (1, -signal.SIGKILL):
+            storm.faults.append(f"{name}: exit status {process.exitcode}")
+            return
+
+
+def unfinished(site: Path) -> Iterator[Path]:
     """The trainings that cells which haven't ended can go on with; finished ones keep theirs, for more steps."""
-    return [path for path in out.glob("cells/*/training.safetensors") if not (path.parent / "cell.json").is_file()]
+    trainings = site.glob("*/cells/*/training.safetensors")
+    return (path for path in trainings if not (path.parent / "cell.json").is_file())
 
 
-def left_over(out: Path) -> list[str]:
-    return [f"{path} was left" for path in out.rglob("*") if DRAFT.fullmatch(path.name)]
-
-
-def timeless(out: Path) -> tuple[str, str]:
-    metrics = pd.read_csv(out / "metrics.csv", dtype=str, keep_default_na=False)
-    board = pd.read_csv(out / "leaderboard.csv", dtype=str, keep_default_na=False)
-    return metrics[~metrics["metric"].isin(TIMES)].to_csv(index=False), board.drop(columns=TIMES[1:]).to_csv(
-        index=False
-    )
+def flip_a_bit(site: Path, chance: random.Random) -> None:
+    """Of a file in the cache."""
+    path = chance.choice(sorted(site.glob("cache/imdb-*/*")))
+    content = bytearray(path.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
 
 
 def storm_over(
-    out: Path, calm: Path, kills: int, chance: random.Random, steps: int, seeds: int, seconds: float
+    site: Path, calm: Path, kills: int, most: int, chance: random.Random, seconds: dict[str, float]
 ) -> Storm:
-    """Runs into one folder until one comes to its end, with at most so many kills."""
-    storm, log = Storm(), out.parent / "log"
-    while True:
-        storm.resumed += bool(unfinished(out))
-        storm.starts += 1
-        process = start(out, steps, seeds, log)
-        while process.poll() is None and storm.parents + storm.workers < kills:
-            try:
-                process.wait(chance.uniform(0, 0.3) * seconds)
-            except subprocess.TimeoutExpired:
-                kill_one(process, chance, storm)
-        status = process.wait()
-        storm.look(out)
-        if status == 0:
-            break
-        if status not in (1, -signal.SIGKILL):
-            storm.faults.append(f"exit status {status}")
-            break
-    if b"Traceback" in log.read_bytes():
-        storm.faults.append(f"a traceback in {log.read_text()[-2000:]}")
-    for name, one, other in zip(("metrics.csv", "leaderboard.csv"), timeless(out), timeless(calm), strict=True):
-        if one != other:
-            storm.faults.append(f"{name} differs from that of the run in peace")
-    storm.faults += left_over(out)
+    """All commands in one folder, with at most so many kills, and `most` of one command."""
+    storm = Storm()
+    for name in COMMANDS:
+        if name == "part":
+            flip_a_bit(site, chance)
+        cells = len(list(calm.glob(f"{name}/cells/*/cell.json")))
+        insist(site, name, min(kills - storm.killed.total(), most), chance, seconds[name], cells, storm)
+    log = site.parent / f"{site.name}.log"
+    if "Traceback" in (said := log.read_text()):
+        storm.faults.append(f"a traceback in {said[-2000:]}")
+    storm.faults += [
+        f"{path} was left"
+        for path in site.rglob("*")
+        if DRAFT.fullmatch(path.name) and path.relative_to(site).parts[0] != "cache"  # whose drafts go with later ones
+    ]
+    storm.compare(site, calm)
     return storm
 
 
-def campaign(folder: Path, kills: int, seed: int, steps: int, seeds: int) -> list[Storm]:
-    chance, storms = random.Random(seed), list[Storm]()
-    calm = folder / "calm" / "run"  # of the same name everywhere, as the name is a column
-    calm.parent.mkdir(parents=True)
-    began = time.monotonic()
-    status = start(calm, steps, seeds, calm.parent / "log").wait()
-    seconds = time.monotonic() - began
-    if status:
-        raise SystemExit((calm.parent / "log").read_text())
-    print(f"in peace: {len(list(calm.glob('cells/*/cell.json')))} cells in {seconds:.1f} s", flush=True)
-    while (done := sum(storm.parents + storm.workers for storm in storms)) < kills:
-        out = folder / f"storm-{len(storms)}" / "run"
-        out.parent.mkdir()
-        storm = storm_over(out, calm, kills - done, chance, steps, seeds, seconds)
-        storms.append(storm)
-        print(
-            f": {storm.parents} runs and {storm.workers} workers killed, {storm.starts} starts, {storm.resumed} with a "
-            f"training to go on with: {'; '.join(storm.faults) or 'all as in peace'}",
-            flush=True,
-        )
+def campaign(folder: Path, kills: int, most: int, seed: int) -> list[Storm]:
+    chance, storms, seconds = random.Random(seed), list[Storm](), dict[str, float]()
+    calm = folder / "calm"
+    calm.mkdir(parents=True)
+    for name in COMMANDS:
+        began = time.monotonic()
+        process = start(calm, name)
+        process.join()
+        seconds[name] = time.monotonic() - began
+        if process.exitcode:
+            raise SystemExit((folder / "calm.log").read_text())
+    print("in peace:", ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items()), flush=True)
+    while (done := sum(storm.killed.total() for storm in storms)) < kills:
+        site = folder / f"storm-{len(storms)}"
+        site.mkdir()
+        storms.append(storm := storm_over(site, calm, kills - done, most, chance, seconds))
+        counts = ", ".join(f"{count} in {stage}" for stage, count in storm.killed.items())
+        print(f": {counts}; {storm.starts} starts: {'; '.join(storm.faults) or 'all as in peace'}", flush=True)
     return storms
+
+
+def get_ready() -> None:
+    """Import and read once what every command would, make its numbers few, and keep to one thread: a pool of threads
+    doesn't outlive a fork."""
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda nthreads: None
+    plan = functools.partial(runner.Plan, evaluations=2, warm_up=8)
+    plan.probe_draws, plan.reference_draws = 4, 2  # type: ignore[attr-defined]
+    runner.Plan = plan  # type: ignore[assignment,misc]
+    grammar.generate_reviews = functools.cache(grammar.generate_reviews)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GRADEBENCH_CACHE"] = f"{folder}/cache"
+        request = runner.Request(["rloo", "a2c", "reinforce"], [TASK], out=f"{folder}/run")
+        runner.prepare(request, runner.Progress())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--most", type=int, default=3, help="kills of one command in one folder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=4, help="three estimators each")
     parser.add_argument("--csv", type=Path, help="a line for each folder")
     options = parser.parse_args()
+    get_ready()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault("GRADEBENCH_CACHE", f"{folder}/cache")
-        storms = campaign(Path(folder) / "runs", options.kills, options.seed, options.steps, options.seeds)
+        storms = campaign(Path(folder) / "runs", options.kills, options.most, options.seed)
     if options.csv:
         with open(options.csv, "w", newline="", encoding="utf-8") as file:
             lines = csv.writer(file, lineterminator="\n")
-            lines.writerow(["folder", "runs_killed", "workers_killed", "starts", "starts_with_checkpoint", "faults"])
+            lines.writerow(["folder", *STAGES, "of_workers", "starts", "starts_with_checkpoint", "lost", "wrong_bytes",
+                            "faults"])  # fmt: skip
             for number, storm in enumerate(storms):
-                row = (storm.parents, storm.workers, storm.starts, storm.resumed, "; ".join(storm.faults))
-                lines.writerow([number, *row])
+                row = (storm.workers, storm.starts, storm.resumed, storm.lost, storm.wrong, "; ".join(storm.faults))
+                lines.writerow([number, *(storm.killed[stage] for stage in STAGES), *row])
+    killed = Counter(stage for storm in storms for stage in storm.killed.elements())
+    print(", ".join(f"{killed[stage]} in {stage}" for stage in STAGES))
     faults = [fault for storm in storms for fault in storm.faults]
-    killed = sum(storm.parents for storm in storms), sum(storm.workers for storm in storms)
-    print(f"{killed[0]} runs and {killed[1]} workers killed: {len(faults)} faults")
+    lost, wrong = sum(storm.lost for storm in storms), sum(storm.wrong for storm in storms)
+    print(f"{killed.total()} kills, {lost} lost, {wrong} wrong bytes, {len(faults)} faults")
     raise SystemExit(1 if faults else 0)
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import harness, records, tables
-from gradebench.checkpoints import is_whole
+from gradebench import harness, records, sealed, tables
 from gradebench.earlier import Left
 from gradebench.facts import Facts, key_of
 from gradebench.plan import Cell, Plan
@@ -100,6 +99,15 @@ def pending(run: Run, resume: bool) -> list[Job]:
     return jobs
 
 
+def drop_damaged(jobs: Sequence[Job]) -> list[Path]:
+    """Remove what cells would go on from where it isn't as it was written; returns what it was."""
+    found = {path for plan, cell, *_ in jobs for path in harness.files_to_go_on_from(plan, cell)}
+    damaged = sorted(path for path in found if path.is_file() and not sealed.is_whole(path))
+    for path in damaged:
+        path.unlink()
+    return damaged
+
+
 def _has_policy(plan: Plan, folder: Path) -> bool:
     """Whether a finished cell has its policy, where that is asked for and it has one."""
     skipped = records.read_ended(folder).get("status") == "skipped"
@@ -129,7 +137,7 @@ def _references(jobs: Sequence[Job], resume: bool) -> Iterator[tuple[Plan, Cell,
     """The checkpoints of each task's reference trajectory that aren't there yet, for each seed: its own gradients."""
     for plan, cell in {(cell.task, cell.seed): (plan, cell) for plan, cell, *_ in jobs}.values():
         for number in range(len(harness.checkpoint_steps(plan))):
-            if not (resume and is_whole(harness.checkpoint_file(plan, cell, number))):
+            if not (resume and harness.checkpoint_file(plan, cell, number).is_file()):
                 yield plan, cell, number
 
 

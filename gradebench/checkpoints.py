@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gradebench.disk import whole
+from gradebench import sealed
 
 _MODULE = set(vars(nn.Module()))  # what torch itself keeps in a module's __dict__
 
@@ -30,28 +28,13 @@ def save(state: Any, path: Path) -> None:
     """Written whole or not at all. Raises NotPlain."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_encoded(state, tensors))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as draft:
-        # A file of no tensors can't be told from a damaged one by some readers.
-        save_file(tensors or {"0": torch.zeros(())}, draft, {"state": text})
+    sealed.write(path, tensors, text)
 
 
 def load(path: Path, device: str) -> Any:
-    """What was saved; None where there is no whole file. Tensors that were on a GPU come back on `device`."""
-    if not is_whole(path):
-        return None
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get("state")
-    return None if text is None else _decoded(json.loads(text), load_file(path), device)
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a safetensors file is there from its first byte to its last."""
-    try:
-        with safe_open(path, "pt"):  # reads the header, and holds the length of the file to it
-            return True
-    except (OSError, SafetensorError):
-        return False
+    """What was saved; tensors that were on a GPU come back on `device`. Raises Damaged, also where there is no file."""
+    tensors, text = sealed.read(path)
+    return _decoded(json.loads(text), tensors, device)
 
 
 def _encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -165,9 +148,9 @@ class Checkpoint:
         """
         try:
             stored = load(self.path, self.device)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        except sealed.Damaged:
             return 0
-        if not isinstance(stored, dict) or stored.get("key") != self.key:
+        if stored["key"] != self.key:
             return 0
         if not fits(stored["step"], stored["training"]["lists"][0]):
             return 0

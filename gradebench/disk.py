@@ -37,6 +37,11 @@ def _remove(draft: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
+def is_draft(name: str) -> bool:
+    """Whether a file of this name was being written when its process died."""
+    return bool(_DRAFT.fullmatch(name))
+
+
 def sweep(root: Path) -> None:
     """Remove the drafts that a killed process left in a run's folder and in those of its cells.
 
@@ -48,7 +53,7 @@ def sweep(root: Path) -> None:
         folders += [str(cells), *(entry.path for entry in os.scandir(cells) if entry.is_dir())]
     for folder in folders:
         for entry in os.scandir(folder):
-            if _DRAFT.fullmatch(entry.name) and not entry.is_symlink():
+            if is_draft(entry.name) and not entry.is_symlink():
                 _remove(Path(entry.path))
 
 

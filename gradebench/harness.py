@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gradebench import facts, parallel, records, registry
-from gradebench.checkpoints import Checkpoint, is_whole
+from gradebench import facts, parallel, records, registry, sealed
+from gradebench.checkpoints import Checkpoint
 from gradebench.disk import out_of_room, whole
 from gradebench.errors import InputError, Unsupported
 from gradebench.estimator import Estimator
@@ -250,6 +249,13 @@ def training_file(plan: Plan, cell: Cell) -> Path:
     return Path(plan.out) / "cells" / cell.id / records.TRAINING
 
 
+def files_to_go_on_from(plan: Plan, cell: Cell) -> list[Path]:
+    """What an earlier command may have left for a cell that runs now."""
+    numbers = range(len(checkpoint_steps(plan)))
+    places = (checkpoint_file, warm_file)
+    return [training_file(plan, cell), *(place(plan, cell, number) for number in numbers for place in places)]
+
+
 def warm_file(plan: Plan, cell: Cell, number: int) -> Path:
     """An estimator's own state at a checkpoint: one for all seeds, as that costs more than what is probed with it."""
     name = records.cell_id(cell.task, f"warm-{cell.estimator}", number)
@@ -258,7 +264,8 @@ def warm_file(plan: Plan, cell: Cell, number: int) -> Path:
 
 def _shared_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Trainer, Reference]:
     """The reference trajectory's parameters, put into the task; the estimator with its own state warmed up there."""
-    stored = load_file(checkpoint_file(plan, cell, number), device=plan.device)
+    tensors, _ = sealed.read(checkpoint_file(plan, cell, number))
+    stored = {name: tensor.to(plan.device) for name, tensor in tensors.items()}
     set_parameters(task, stored)
     trainer = Trainer(make_estimator(cell.estimator_spec, task, plan), task, plan, 0.0)
     if needs_warm_up(trainer):
@@ -319,18 +326,14 @@ def _reference_cell(plan: Plan, cell: Cell, number: int) -> None:
     task, first = loaded_task(plan, cell), replace(cell, seed=0)
     rng = generator(plan.device, first.seed, "reference", "sampling")
     steps, known = checkpoint_steps(plan)[number], checkpoint_file(plan, first, number)
-    if cell.seed != first.seed and parallel.world() == 1 and is_whole(known):
-        set_parameters(task, load_file(known, device=plan.device))
+    if cell.seed != first.seed and parallel.world() == 1 and sealed.is_whole(known):
+        set_parameters(task, sealed.read(known)[0])
     else:
         _trajectory(make_estimator(plan.reference, task, plan), task, plan, first, plan.reference, steps, rng)
     tensors = {f"parameter_{i}": p.detach().clone() for i, p in enumerate(task.params)}
     tensors |= reference_gradient(task, plan, cell.seed, number).tensors()
-    if not parallel.leads():
-        return
-    path = checkpoint_file(plan, cell, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as draft:
-        save_file(tensors, draft)
+    if parallel.leads():
+        sealed.write(checkpoint_file(plan, cell, number), tensors)
 
 
 def reference_gradient(task: Task, plan: Plan, seed: int, number: int) -> Reference:

@@ -8,11 +8,13 @@ from typing import Any
 import pandas as pd
 
 from gradebench import curves, records, runs, tables
+from gradebench.disk import LOCK, held, is_draft
 from gradebench.earlier import joined
 from gradebench.errors import InputError
 from gradebench.report import write_report
 
 _UNITED = ("estimators", "tasks")  # entries of requests
+_UNFINISHED = ".merging"  # in a folder whose merge hasn't come to its end
 
 
 def merge(folders: Sequence[Path], out: Path) -> Path:
@@ -20,10 +22,12 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
 
     Cells themselves stay where they are. What differs between machines stands in the first shard's environment.json.
 
+    A merge that was cut off begins anew in the same folder.
+
     Raises        InputError for shards that differ in setting, budget or version, cells that come twice, and a folder
                   that is no new one.
     """
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not _is_new(out):
         raise InputError(f"{out} isn't empty; give a new folder")
     metrics = runs.read_metrics(
         folders, mend="merge runs that agree; `gradebench leaderboard --apart` ranks the others"
@@ -36,7 +40,32 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
         raise InputError(str(error)) from error
     board = tables.leaderboard(metrics, comparisons, by, against)
     records.require_writable(out)
-    out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        for left in out.iterdir():
+            if left.name not in (LOCK, _UNFINISHED):
+                left.unlink()
+        (out / _UNFINISHED).touch()
+        _write(folders, names, out, metrics, comparisons, board, by, against)
+        (out / _UNFINISHED).unlink()
+    return out
+
+
+def _is_new(out: Path) -> bool:
+    """Whether a folder has nothing in it but what a merge that was cut off has left."""
+    left = {path.name for path in out.iterdir() if not is_draft(path.name)}
+    return _UNFINISHED in left or left <= {LOCK}
+
+
+def _write(
+    folders: Sequence[Path],
+    names: Sequence[Mapping[str, str]],
+    out: Path,
+    metrics: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    board: pd.DataFrame,
+    by: str | None,
+    against: Sequence[str],
+) -> None:
     name = out.resolve().name
     metrics = metrics.assign(run_id=name)
     written = {"metrics": metrics, "tests": comparisons, "leaderboard": board}
@@ -53,7 +82,6 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
         written["probes"] = pd.concat(probes, ignore_index=True).assign(run_id=name)
     for table, frame in written.items():
         tables.write_csv(frame, out / f"{table}.csv")
-    tables.write_parquet(metrics, out / "metrics.parquet")
     samples = [
         row | {"task": called.get(row.get("task", ""), row.get("task"))}
         for folder, called in zip(folders, names, strict=True)
@@ -68,8 +96,8 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
     config["request"] |= {"by": by, "against": against}
     records.write_json(out / "config.json", config)
     records.write_json(out / "environment.json", runs.read_json(folders[0] / "environment.json"))
+    tables.write_parquet(metrics, out / "metrics.parquet")  # last, as it makes the folder a run
     write_report([out], metrics, board)
-    return out
 
 
 def _probes(path: Path) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gradebench import svg
+from gradebench.disk import whole
 
 ZOOM = 2.0  # pixels a unit of the figure: 1,440 across
 ADVICE = "no PNG beside the SVG: pip install 'gradebench[plots]' for them"
@@ -32,4 +33,5 @@ def write_png(picture: str, path: Path) -> None:
         sans_serif_family="DejaVu Sans",
         skip_system_fonts=True,
     )
-    path.write_bytes(bytes(drawn))
+    with whole(path) as draft:
+        draft.write_bytes(bytes(drawn))

@@ -12,7 +12,7 @@ from gradebench import across, boards, claims, curves, figures, frontier, instan
 from gradebench.design import Design, read_design
 from gradebench.errors import InputError
 from gradebench.figures import Figure
-from gradebench.records import SAMPLES, read_lines
+from gradebench.records import SAMPLES, read_lines, write_text
 from gradebench.registry import entries
 from gradebench.repeat import commands_of
 from gradebench.runs import cell_statuses, family_of, read_json, read_metrics, require_family, task_names
@@ -96,7 +96,7 @@ def write_report(
     content, drawn = page(folders, metrics, board, out, by, against)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "report.html"]
-    written[0].write_text(content, encoding="utf-8")
+    write_text(written[0], content)
     for name, table in varied(metrics, read_design(folders)).items():
         written.append(out / f"{name}.csv")
         tables.write_csv(table, written[-1])
@@ -113,7 +113,7 @@ def _write_figures(drawn: Sequence[tuple[str, Figure]], folder: Path) -> list[Pa
     written = []
     for name, (_, figure) in zip(figures.file_names(drawn), drawn, strict=True):
         written.append(folder / f"{name}.svg")
-        written[-1].write_text(svg.alone(figure.picture, svg.style()), encoding="utf-8")
+        write_text(written[-1], svg.alone(figure.picture, svg.style()))
         if png.available():
             written.append(folder / f"{name}.png")
             png.write_png(figure.picture, written[-1])

@@ -31,7 +31,7 @@ from gradebench import (
     runs,
     tables,
 )
-from gradebench.cells import Progress, Run, Troubles, carry_out, gather, pending
+from gradebench.cells import Progress, Run, Troubles, carry_out, drop_damaged, gather, pending
 from gradebench.design import RATE, Variant, parse_sweep, variants
 from gradebench.errors import InputError, Unsupported
 from gradebench.hub import TRUST
@@ -494,6 +494,8 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
     records.write_json(run.out / "environment.json", records.environment(run.device))
     jobs, troubles, interrupted = pending(run, request.resume), Troubles(), False
     reused = len(run.cells) - len(jobs)
+    if damaged := drop_damaged(jobs):
+        progress.note(f"{len(damaged)} files of unfinished cells are damaged, as {damaged[0]}; they are made again")
     progress.start(len(run.cells), reused)
     try:
         if jobs:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gradebench.disk import whole
 from gradebench.errors import InputError
 
 CURVES = "curves.csv"  # of a tuning, and of the runs that use it
@@ -60,4 +61,5 @@ def keep_curves(choices: Path, out: Path) -> None:
     """Copies the curves beside a tuned.json, if they are there, into the folder of a run that uses it."""
     curves = choices.with_name(CURVES)
     if curves.is_file() and curves.resolve() != (out / CURVES).resolve():
-        shutil.copyfile(curves, out / CURVES)
+        with whole(out / CURVES) as draft:
+            shutil.copyfile(curves, draft)

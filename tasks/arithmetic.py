@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradebench import InputError, Ledger, Range, SequenceProblem, Task, generator
-from gradebench.cache import cached_folder, digests_of
+from gradebench.cache import cached_folder, digests_of, require_whole
 from gradebench.hub import is_here, locate_model
 from gradebench.saving import is_scratch, load_scratch, save_policy
 from gradebench.sequence_metrics import evaluate_sequences
@@ -115,7 +115,7 @@ class Arithmetic(Task):
         if self._made:
             facts = {"version": self.version, "kind": kind, "pretraining": asdict(Pretraining())}
             facts |= {"instance": self.options["instance"]} if self.options["instance"] else {}
-            folder = cached_folder("arithmetic", facts, lambda folder: self._build(folder, device, log))
+            folder = cached_folder("arithmetic", facts, lambda folder: self._build(folder, device, log), log)
             policy = "scratch"
         else:
             model = locate_model(self.options["policy"])
@@ -210,6 +210,8 @@ class Arithmetic(Task):
 
     def load(self, device: torch.device) -> None:
         self._adopt()
+        if self._made:
+            require_whole(self.folder)
         problems, length = self._problems(), self._prompt_length + self._answer_length
         width = self._prompt_length
         if self._scratch_shaped:

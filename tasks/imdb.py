@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradebench import Ledger, Range, SequenceProblem, Task
-from gradebench.cache import cached_folder, digests_of
+from gradebench.cache import cached_folder, digests_of, require_whole
 from gradebench.errors import InputError
 from gradebench.hub import is_here, locate_model
 from gradebench.plan import parse_seeds
@@ -166,7 +166,7 @@ class Imdb(Task):
         facts |= {"instance": self.options["instance"]} if self.options["instance"] else {}
         # What is made here doesn't depend on a function, so editing one makes nothing anew.
         facts |= {part: "function" if part == "reward" and self._scored else one.digest for part, one in given.items()}
-        folder = cached_folder("imdb", facts, lambda folder: self._build(folder, corpus, device, log))
+        folder = cached_folder("imdb", facts, lambda folder: self._build(folder, corpus, device, log), log)
         names = {"policy": f"scratch-{self.options['size']}", "reward": "trained"}
         names |= {part: f"{one.name}:{one.digest[:8]}" for part, one in given.items()}
         setting = f"corpus={corpus.name}:{corpus.digest[:8]} policy={names['policy']} reward={names['reward']} "
@@ -324,6 +324,7 @@ class Imdb(Task):
 
     def load(self, device: torch.device) -> None:
         self._adopt()
+        require_whole(self.folder)
         policy, vocabulary = self._given_policy()
         self.vocabulary = vocabulary or load_vocabulary(self.folder / "tokenizer.json")
         shape = self._shape(self.vocabulary)

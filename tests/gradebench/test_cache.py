@@ -1,5 +1,6 @@
 """Cached folders: built once for the same facts, and whole or not there."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -60,12 +61,48 @@ def test_of_two_builders_at_once_the_second_keeps_what_the_first_made(build):
     assert names(cache.cache_root()) == [folder.name]
 
 
-def test_a_damaged_folder_is_built_anew(build):
+def test_a_damaged_folder_is_built_anew_and_said_so(build):
     folder = cache.cached_folder("thing", {}, build)
     (folder / "facts.json").unlink()
     (folder / "content").write_text("damaged")
-    assert (cache.cached_folder("thing", {}, build) / "content").read_text() == "whole"
-    assert build.calls == 2
+    lines = []
+    assert (cache.cached_folder("thing", {}, build, lines.append) / "content").read_text() == "whole"
+    assert build.calls == 2 and len(lines) == 1 and str(folder) in lines[0]
+    assert names(cache.cache_root()) == [folder.name]
+
+
+def test_of_two_that_mend_a_folder_at_once_both_find_it_whole(build):
+    folder = cache.cached_folder("thing", {}, build)
+    (folder / "content").write_text("damaged")
+
+    def slower(draft):
+        cache.cached_folder("thing", {}, build, list)
+        assert (folder / "content").read_text() == "whole"
+        (draft / "content").write_text("the second's")
+
+    cache.cached_folder("thing", {}, slower, list)
+    assert (folder / "content").read_text() == "whole" and not cache.fault_of(folder)
+    assert names(cache.cache_root()) == [folder.name]
+
+
+def test_drafts_of_killed_builders_go_and_those_of_living_ones_stay(build):
+    root = cache.cache_root()
+    left = [root / ".thing-0", root / ".thing-1-damaged", root / ".thing-2"]
+    for path in left:
+        path.mkdir(parents=True)
+        (path / "content").write_text("half")
+    (left[0] / ".lock").touch()
+    for path in left[:2]:
+        os.utime(path, (0, 0))
+
+    def while_another_builds(draft):
+        os.utime(draft, (0, 0))
+        cache.cached_folder("other", {}, build)
+        build(draft)
+
+    cache.cached_folder("thing", {}, while_another_builds)
+    assert [path.exists() for path in left] == [False, False, True]  # the last one has just begun
+    assert all(not cache.fault_of(path) for path in root.iterdir() if path not in left)
 
 
 def test_a_cache_below_a_file_is_refused_with_its_name(build, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """What happens to a run when its surroundings fail: one clear line, the right status, and nothing finished lost."""
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -187,12 +186,8 @@ def test_a_clock_that_jumps_changes_nothing(gradebench, tmp_path, monkeypatch):
 
 @pytest.mark.heavy
 def test_a_short_fault_campaign_ends_as_a_run_in_peace():
-    """The long one, of 50 kills, is the script itself."""
-    script = [sys.executable, str(ROOT / "benchmarks" / "fault_campaign.py")]
-    options = ["--kills", "2", "--seeds", "1", "--steps", "20"]
-    environment = {name: value for name, value in os.environ.items() if name != "GRADEBENCH_CACHE"}
-    done = subprocess.run([*script, *options], capture_output=True, text=True, env=environment, check=False)
+    """The long one, of 100 kills, is the script itself."""
+    script = [sys.executable, str(ROOT / "benchmarks" / "fault_campaign.py"), "--kills", "5", "--most", "1"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].endswith(": 0 faults")
-    killed = done.stdout.splitlines()[-1].split()
-    assert int(killed[0]) + int(killed[3]) == 2
+    assert done.stdout.splitlines()[-1] == "5 kills, 0 lost, 0 wrong bytes, 0 faults"

@@ -1,10 +1,14 @@
 """Shards of a run, merged: the tables are those of the run made in one piece."""
 
 import json
+import os
+import signal
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from gradebench.merging import merge
 from gradebench.records import SAMPLES, read_lines
 
 TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
@@ -67,3 +71,32 @@ def test_nothing_is_merged_into_a_folder_that_holds_something(command, shard):
     first = shard("a", ["rloo"])
     status, _, err = command("merge", first, "--out", first)
     assert status == 2 and "isn't empty" in err
+
+
+def test_a_merge_that_was_killed_ends_as_one_in_peace(shard, tmp_path):
+    """By itself, ahead of a file: one of the first, and the one that makes the folder a run."""
+    first = shard("a", ["rloo", "reinforce"])
+    merge([first], tmp_path / "peace" / "whole")
+    peace = contents(tmp_path / "peace" / "whole")
+    order = sorted(peace, key=lambda name: (tmp_path / "peace" / "whole" / name).stat().st_mtime_ns)
+    assert order[-2:] == ["metrics.parquet", "report.html"]
+    for name in (order[3], order[-2]):
+        out = tmp_path / name / "whole"
+        if not (child := os.fork()):
+            replace = os.replace
+
+            def killed(draft, path, name=name, replace=replace):
+                if Path(path).name == name:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                replace(draft, path)
+
+            os.replace = killed
+            merge([first], out)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL and contents(out) != peace
+        merge([first], out)
+        assert contents(out) == peace
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

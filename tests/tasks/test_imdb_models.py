@@ -159,9 +159,9 @@ def test_defaults_keep_their_key_and_setting(corpus, monkeypatch):
     keyed = []
     plain = imdb.cached_folder
 
-    def recording(name, facts, build):
+    def recording(name, facts, build, log):
         keyed.append((name, sorted(facts)))
-        return plain(name, facts, build)
+        return plain(name, facts, build, log)
 
     monkeypatch.setattr(imdb, "cached_folder", recording)
     monkeypatch.setitem(sys.modules, "gradebench.pretrained", None)  # importing it raises
