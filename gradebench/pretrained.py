@@ -7,7 +7,7 @@ once when a model is loaded, because the families of the library differ in it an
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from transformers.cache_utils import DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from gradebench.classifier_head import AUTO, Head, head_of
+from gradebench.ends import Ends
 from gradebench.errors import InputError
 from gradebench.hub import first_line, locate_model, trusts_remote_code
 from gradebench.transformer import embed_tokens
@@ -34,15 +36,17 @@ class PretrainedVocabulary:
 
     `prefix` is the token that the tokenizer puts before every text if it does (BOS), and a text's ids begin with it.
     The tokenizer's other special tokens (ends, separators) are left out: the texts are to be continued. `end` is the
-    token that ends a text, None where the tokenizer has none.
+    token that ends a text, or several: the tokenizer's, then those that the model's generation lists; None for none.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, listed: Sequence[int] = ()):
         self.tokenizer = tokenizer
         self.size = 1 + max(tokenizer.get_vocab().values())  # ids need not be contiguous
         before, _ = special_tokens_around(tokenizer)
         self.prefix = before if before == [tokenizer.bos_token_id] else []
-        self.end: int | None = tokenizer.eos_token_id
+        known = [*filter(lambda end: end is not None, [tokenizer.eos_token_id]), *listed]
+        ends = tuple(end for end in dict.fromkeys(known) if 0 <= end < self.size)  # others are never drawn
+        self.end: Ends | None = ends if len(ends) > 1 else next(iter(ends), None)
 
     def __len__(self) -> int:
         return self.size
@@ -126,20 +130,19 @@ class PretrainedPolicy(nn.Module):
 
 
 class PretrainedReward(nn.Module):
-    """Probability (N,) that a text is positive, by a sequence classifier.
+    """The output (N,) of a sequence classifier that its `head` chooses.
 
-    `positive` is the label's index, ignored where the classifier has one logit. `before` and `after` are ids of special
-    tokens that the classifier expects around a text.
+    `before` and `after` are ids of special tokens that the classifier expects around a text.
     """
 
     differentiable = True
     before: Tensor
     after: Tensor
 
-    def __init__(self, model: nn.Module, positive: int, before: Sequence[int] = (), after: Sequence[int] = ()):
+    def __init__(self, model: nn.Module, head: Head, before: Sequence[int] = (), after: Sequence[int] = ()):
         super().__init__()
         self.model = model.eval()
-        self.positive = positive
+        self.head = head
         for name, ids in (("before", before), ("after", after)):
             self.register_buffer(name, torch.tensor([list(ids)], dtype=torch.int64), persistent=False)
         # A decoder scores every prefix in one pass, so that the score of a text that has ended gradually is a mixture.
@@ -155,7 +158,7 @@ class PretrainedReward(nn.Module):
         before, after = (self.embed(ids).expand(len(embeddings), -1, -1) for ids in (self.before, self.after))
         texts = torch.cat([before, embeddings, after], 1)
         if keep is None:
-            return self.probability(self.model(inputs_embeds=texts).logits)
+            return self.head(self.model(inputs_embeds=texts).logits)
         if self.weighs:
             ends_here = keep - functional.pad(keep[:, 1:], (0, 1))
             return (ends_here * self.of_prefixes(texts)[:, -keep.shape[1] :]).sum(1)
@@ -167,15 +170,11 @@ class PretrainedReward(nn.Module):
         if self.decoder:
             return self.of_prefixes(texts)[rows, (kept + after.shape[1])[:, 0] - 1]
         mask = (places < kept + after.shape[1]).long()
-        return self.probability(self.model(inputs_embeds=texts, attention_mask=mask).logits)
+        return self.head(self.model(inputs_embeds=texts, attention_mask=mask).logits)
 
     def of_prefixes(self, texts: Tensor) -> Tensor:
-        """A decoder's probability (N, L) of every prefix of the texts (N, L, D)."""
-        return self.probability(self.model.score(self.model.base_model(inputs_embeds=texts).last_hidden_state))  # type: ignore[operator]
-
-    def probability(self, logits: Tensor) -> Tensor:
-        """(..., labels) to (...)."""
-        return logits.sigmoid().squeeze(-1) if logits.shape[-1] == 1 else logits.softmax(-1)[..., self.positive]
+        """A decoder's answer (N, L) to every prefix of the texts (N, L, D)."""
+        return self.head(self.model.score(self.model.base_model(inputs_embeds=texts).last_hidden_state))  # type: ignore[operator]
 
 
 def load_policy(
@@ -200,7 +199,7 @@ def load_policy(
         # Weights that are trained stay in float32; frozen ones needn't.
         dtype = torch.bfloat16 if half and lora else torch.float32
         model = model_of(AutoModelForCausalLM, folder, name_or_path, "a causal language model", dtype)
-        vocabulary = PretrainedVocabulary(tokenizer)
+        vocabulary = PretrainedVocabulary(tokenizer, ends_of(name_or_path, model))
         _check_rows(name_or_path, model, len(vocabulary))
         policy = PretrainedPolicy(model, len(vocabulary), half)
         try_policy(policy)
@@ -211,11 +210,18 @@ def load_policy(
     return policy, vocabulary
 
 
-def load_reward(name_or_path: str, vocabulary: Any, length: int = 1, half: bool = False) -> PretrainedReward:
+def load_reward(
+    name_or_path: str,
+    vocabulary: Any,
+    length: int = 1,
+    half: bool = False,
+    label: str = AUTO,
+    activation: str = AUTO,
+) -> PretrainedReward:
     """Returns the sequence classifier of a local folder or a hub id.
 
     `vocabulary` is the policy's, a PretrainedVocabulary or a Vocabulary; `length` is the number of tokens of the
-    longest text, prompt and horizon together. `half`: in bfloat16.
+    longest text, prompt and horizon together. `half`: in bfloat16. `label`, `activation`: see `head_of`.
 
     Raises InputError, in one line, for whatever keeps the model from serving as a reward.
     """
@@ -225,6 +231,7 @@ def load_reward(name_or_path: str, vocabulary: Any, length: int = 1, half: bool 
         tokenizer = tokenizer_of(folder)
         own = PretrainedVocabulary(tokenizer)
         check_same_tokens(name_or_path, own, vocabulary)
+        head = head_of(config, name_or_path, label, activation)
         before, after = special_tokens_around(tokenizer)
         if before == getattr(vocabulary, "prefix", []):
             before = []  # the prompts bring it
@@ -238,7 +245,12 @@ def load_reward(name_or_path: str, vocabulary: Any, length: int = 1, half: bool 
             # Decoder classifiers refuse batches without one. Fed embeddings they never look for it: texts are equally
             # long here, and the last position is the one that is read.
             text_config.pad_token_id = 0
-        reward = PretrainedReward(model, positive_label(config.id2label), before, after)
+        elif hasattr(
+            model, "score"
+        ):  # decoder classifiers read the last token that isn't padding, and it may be the end
+            while after and after[-1] == text_config.pad_token_id:
+                after.pop()
+        reward = PretrainedReward(model, head, before, after)
         try_reward(reward, len(own))
     return reward
 
@@ -275,10 +287,15 @@ def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def positive_label(names: Mapping[int, str]) -> int:
-    """The index of the label named positive (POS, pos, Positive, ...), else the last one."""
-    positive = [index for index, name in names.items() if "pos" in str(name).casefold()]
-    return int(positive[0] if positive else max(names))
+def ends_of(name_or_path: str, model: Any) -> list[int]:
+    """The tokens at which the library's own generation stops: one, a list of them, or none."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = named if isinstance(named, list | tuple) else [] if named is None else [named]
+    if not all(isinstance(end, int) for end in ends):
+        raise InputError(
+            f"{name_or_path}: eos_token_id of its generation is {named!r}; give a number or a list of them"
+        )
+    return [int(end) for end in ends]
 
 
 def check_same_tokens(name_or_path: str, own: Any, policy: Any) -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from gradebench import registry
+from gradebench.classifier_head import AUTO, Head, head_of
+from gradebench.ends import Ends
 from gradebench.errors import InputError
 from gradebench.global_state import ALL, put_back
 from gradebench.hub import first_line, locate_model
@@ -32,14 +34,16 @@ Score = Callable[[list[str], list[str]], Sequence[float]]  # of prompts and thei
 class TextReward(nn.Module):
     """Reward (N,) of ids (N, L), by a score of the texts that they decode to; `prompt` of the L are the prompt's.
 
-    What `embed` gives are the ids themselves: a text has no embedding. `end`: the token that ends a text.
+    What `embed` gives are the ids themselves: a text has no embedding. `end`: the token that ends a text, or
+    several.
     """
 
     differentiable = False
 
-    def __init__(self, score: Score, decode: Decode, prompt: int, end: int | None = None):
+    def __init__(self, score: Score, decode: Decode, prompt: int, end: Ends | None = None):
         super().__init__()
-        self.score, self.decode, self.prompt, self.end = score, decode, prompt, end
+        self.score, self.decode, self.prompt = score, decode, prompt
+        self.ends = {end} if isinstance(end, int) else set(end or ())
 
     def embed(self, tokens: Tensor) -> Tensor:
         if tokens.is_floating_point():
@@ -63,12 +67,11 @@ class TextReward(nn.Module):
     def _cut(self, row: list[int], count: int) -> tuple[list[int], list[int]]:
         """A prompt's ids and those of what follows up to its end, of a row whose first `count` ids count.
 
-        The rest of a row is the end, again and again, then padding, which is another token; or padding alone.
+        The rest of a row is ends, again and again, then padding, which is another token; or padding alone.
         """
         rest = row[count:]
-        if rest and rest[0] == self.end:
-            rest = rest[len(rest) - rest[::-1].index(self.end) :]
-        prompt = self.prompt - len(rest)
+        padding = next((i for i, token in enumerate(reversed(rest)) if token in self.ends), len(rest))
+        prompt = self.prompt - padding
         return row[:prompt], row[prompt:count]
 
 
@@ -111,11 +114,14 @@ class RewardFunction:
 
 
 class TextClassifier(nn.Module):
-    """Probability that each text is positive, by a sequence classifier that reads it with its own tokenizer."""
+    """The output of a sequence classifier that its `head` chooses; it reads each text with its own tokenizer.
 
-    def __init__(self, model: nn.Module, tokenizer: Any, positive: int):
+    A decoder without a declared padding token is read at each text's last token, as the library does one by one.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, head: Head, reads_last: bool = False):
         super().__init__()
-        self.model, self.tokenizer, self.positive = model.eval(), tokenizer, positive
+        self.model, self.tokenizer, self.head, self.reads_last = model.eval(), tokenizer, head, reads_last
 
     @torch.no_grad()
     def forward(self, prompts: list[str], completions: list[str]) -> list[float]:
@@ -125,10 +131,16 @@ class TextClassifier(nn.Module):
             part = texts[start : start + AT_ONCE]
             encoded = self.tokenizer(part, padding=True, truncation=True, return_tensors="pt", verbose=False)
             device = next(self.model.parameters()).device
-            logits = self.model(**{name: tensor.to(device) for name, tensor in encoded.items()}).logits.float()
-            one = logits.shape[-1] == 1
-            values += (logits.sigmoid()[:, 0] if one else logits.softmax(-1)[:, self.positive]).tolist()
+            values += self.head(self._logits({name: tensor.to(device) for name, tensor in encoded.items()})).tolist()
         return values
+
+    def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """(N, labels) of texts that are padded on the right."""
+        if not self.reads_last:
+            return self.model(**inputs).logits.float()
+        features = self.model.base_model(**inputs).last_hidden_state
+        last = inputs["attention_mask"].sum(1) - 1
+        return self.model.score(features[torch.arange(len(last), device=last.device), last]).float()
 
 
 def names_function(text: str) -> bool:
@@ -160,8 +172,8 @@ def load_function(text: str) -> RewardFunction:
     return RewardFunction(label, digest, loaded)
 
 
-def load_text_classifier(name_or_path: str) -> TextClassifier:
-    """The sequence classifier of a local folder or a hub id, with its own tokenizer.
+def load_text_classifier(name_or_path: str, label: str = AUTO, activation: str = AUTO) -> TextClassifier:
+    """The sequence classifier of a local folder or a hub id, with its own tokenizer. `label`, `activation`: `head_of`.
 
     Raises InputError, in one line, for whatever keeps the model from serving as a reward.
     """
@@ -175,13 +187,19 @@ def load_text_classifier(name_or_path: str) -> TextClassifier:
         tokenizer = pretrained.tokenizer_of(folder)
         kind = "a sequence classifier"
         model = pretrained.model_of(AutoModelForSequenceClassification, folder, name_or_path, kind, torch.float32)
+        head = head_of(model.config, name_or_path, label, activation)
+        text_config = model.config.get_text_config()
+        reads_last = hasattr(model, "score") and text_config.pad_token_id is None and tokenizer.pad_token is None
         if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+            if text_config.pad_token_id is not None:
+                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(text_config.pad_token_id)
+            else:
+                tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         tokenizer.padding_side = "right"
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        text_config.pad_token_id = tokenizer.pad_token_id
+        positions = getattr(text_config, "max_position_embeddings", None)
         tokenizer.model_max_length = min(filter(None, (positions, tokenizer.model_max_length)))
-        classifier = TextClassifier(model, tokenizer, pretrained.positive_label(model.config.id2label))
+        classifier = TextClassifier(model, tokenizer, head, reads_last)
         classifier(["good"], [" and bad"])
     return classifier
 

@@ -166,7 +166,7 @@ def test_a_classifier_reads_padded_texts_as_it_reads_each_alone(folders, family)
     together = score(texts, ["", "", ""])
     for text, value in zip(texts, together, strict=True):
         ids = torch.tensor([score.tokenizer(text)["input_ids"]])
-        alone = score.model(input_ids=ids).logits.softmax(-1)[0, score.positive]
+        alone = score.model(input_ids=ids).logits.softmax(-1)[0, score.head.index]
         assert value == pytest.approx(float(alone), abs=1e-5)
     assert len(set(together)) == 3
 
