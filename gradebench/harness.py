@@ -25,6 +25,7 @@ from gradebench.estimator import Estimator
 from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
 from gradebench.memory import peak_memory, reset_peak_memory
 from gradebench.moments import Moments, Reference, flatten
+from gradebench.panics import panics_raised
 from gradebench.plan import Cell, Plan
 from gradebench.probes import Source, by_call, costs_of, moments_of, one_estimate
 from gradebench.problem import Ledger
@@ -363,7 +364,7 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
     record = records.CellRecord(identity_of(plan, cell))
     status, reason = "ok", ""
     try:
-        with parallel.together():
+        with parallel.together(), panics_raised():
             _run_parts(plan, cell, facts.training_key_of(known, cell) if known else key, record, folder)
     except Unsupported as error:
         status, reason = "skipped", str(error)

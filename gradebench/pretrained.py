@@ -20,15 +20,19 @@ from transformers.cache_utils import DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from gradebench.adapter_folders import with_adapter, without_adapter
 from gradebench.classifier_head import AUTO, Head, head_of
+from gradebench.declared import hold_against_weights, require_counts
 from gradebench.ends import Ends
 from gradebench.errors import InputError
 from gradebench.hub import first_line, locate_model, trusts_remote_code
+from gradebench.panics import Panicked, panics_raised, panics_silenced
 from gradebench.transformer import embed_tokens
 
 # Noise of two ways through one model, relative to its largest output.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float64: 1e-9}
 _TRIED = 3  # tokens of the trial
+_TRIAL_TEXT = "A film, naïve but good!"
 
 
 class PretrainedVocabulary:
@@ -55,16 +59,18 @@ class PretrainedVocabulary:
         # In parts, because an encoding holds masks and offsets too: gigabytes for a large corpus at once.
         # Not verbose: it would warn that whole reviews exceed the context, while only their openings are read.
         plain = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-        return [
-            self.prefix + row
-            for start in range(0, len(texts), 1000)
-            for row in self.tokenizer(list(texts[start : start + 1000]), **plain)["input_ids"]
-        ]
+        with panics_raised():
+            return [
+                self.prefix + row
+                for start in range(0, len(texts), 1000)
+                for row in self.tokenizer(list(texts[start : start + 1000]), **plain)["input_ids"]
+            ]
 
     def decode(self, ids: Iterable[Sequence[int]]) -> list[str]:
         # No cleaning up: it would join the spaces of "good ." away, and a decoded text is to be judged as it stands.
         rows = [list(row) for row in ids]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        with panics_raised():
+            return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 class PretrainedPolicy(nn.Module):
@@ -189,12 +195,12 @@ def load_policy(
     """
     folder = locate_model(name_or_path).folder
     with quiet(), refused(name_or_path, "a policy"):
-        config = _config(folder)
+        config = _config(folder, name_or_path)
         named = getattr(config, "architectures", None) or []
         own_code = getattr(config, "auto_map", None)
         if named and not set(named) & _causal_architectures() and not own_code:
             raise InputError(f"{name_or_path}: a {named[0]}, not a causal language model; give one")
-        tokenizer = tokenizer_of(folder)
+        tokenizer = tokenizer_of(folder, name_or_path)
         _check_context(name_or_path, config, tokenizer, length)
         # Weights that are trained stay in float32; frozen ones needn't.
         dtype = torch.bfloat16 if half and lora else torch.float32
@@ -227,8 +233,8 @@ def load_reward(
     """
     folder = locate_model(name_or_path).folder
     with quiet(), refused(name_or_path, "a reward"):
-        config = _config(folder)
-        tokenizer = tokenizer_of(folder)
+        config = _config(folder, name_or_path)
+        tokenizer = tokenizer_of(folder, name_or_path)
         own = PretrainedVocabulary(tokenizer)
         check_same_tokens(name_or_path, own, vocabulary)
         head = head_of(config, name_or_path, label, activation)
@@ -374,29 +380,42 @@ def _differentiate_twice(value: Tensor, by: Tensor) -> None:
     torch.autograd.grad(first.square().sum(), by)
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path, name_or_path: str) -> Any:
+    require_counts(folder, name_or_path)
     return AutoConfig.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
 
 
-def tokenizer_of(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
+def tokenizer_of(folder: Path, name_or_path: str) -> Any:
+    """The folder's tokenizer, tried out: a broken one may panic when it is loaded or when it is used."""
+    require_counts(folder, name_or_path)  # the library reads the configuration here too
+    with panics_silenced():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
+        tokenizer.batch_decode([tokenizer(_TRIAL_TEXT)["input_ids"]])
+    return tokenizer
 
 
 def model_of(auto: Any, folder: Path, name_or_path: str, kind: str, dtype: torch.dtype) -> Any:
-    """The model with the folder's weights, none left out; refuses weights that lack a part of it."""
-    model, report = auto.from_pretrained(
-        folder,
-        trust_remote_code=trusts_remote_code(),
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=dtype,
-        attn_implementation="eager",
-        output_loading_info=True,
-    )
+    """The model with the folder's weights, none left out; refuses weights that aren't those of its configuration.
+
+    A LoRA adapter of a language model that lies beside them is added to them.
+    """
+    config = _config(folder, name_or_path)
+    if not getattr(config, "auto_map", None):  # code of its own says more than a configuration
+        hold_against_weights(auto, config, folder, name_or_path, kind)
+    with without_adapter(folder) as bare:
+        model, report = auto.from_pretrained(
+            bare,
+            trust_remote_code=trusts_remote_code(),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(f"{name_or_path}: not {kind}, its weights lack {missing[0]}; give one")
-    return model
+    return with_adapter(model, folder, name_or_path, "CAUSAL_LM" if auto is AutoModelForCausalLM else "SEQ_CLS")
 
 
 def _causal_architectures() -> set[str]:
@@ -427,7 +446,10 @@ def _check_rows(name_or_path: str, model: Any, tokens: int) -> None:
 def refused(name_or_path: str, role: str) -> Iterator[None]:
     """Turns whatever a library raises about a model into one line."""
     try:
-        yield
+        with panics_raised():
+            yield
+    except Panicked as error:
+        raise InputError(f"{name_or_path}: can't serve as {role}: {error}") from error
     except InputError:
         raise
     except Exception as error:  # configurations, tokenizers and weights each fail with kinds of their own

@@ -21,6 +21,7 @@ from gradebench.ends import Ends
 from gradebench.errors import InputError
 from gradebench.global_state import ALL, put_back
 from gradebench.hub import first_line, locate_model
+from gradebench.panics import Panicked, panics_raised
 
 AT_ONCE = 64  # texts that a classifier reads in one pass
 _FUNCTION = re.compile(r".+\.py:\w+|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -92,10 +93,11 @@ class RewardFunction:
         given = {"texts": texts, "prompts": prompts, "completions": completions}
         names = _asked(self.function)
         try:
-            with put_back(f"reward {self.name}"):
+            with put_back(f"reward {self.name}"), panics_raised():
                 answer = self.function(**{name: given[name] for name in names}) if names else self.function(texts)
         except (Exception, SystemExit) as error:
-            raise InputError(f"reward {self.name} {_raised(error)}") from error
+            raised = error.__cause__ if isinstance(error, Panicked) else None
+            raise InputError(f"reward {self.name} {_raised(raised or error)}") from error
         return self._checked(answer, texts)
 
     def _checked(self, answer: Any, texts: list[str]) -> list[float]:
@@ -129,7 +131,8 @@ class TextClassifier(nn.Module):
         values: list[float] = []
         for start in range(0, len(texts), AT_ONCE):
             part = texts[start : start + AT_ONCE]
-            encoded = self.tokenizer(part, padding=True, truncation=True, return_tensors="pt", verbose=False)
+            with panics_raised():
+                encoded = self.tokenizer(part, padding=True, truncation=True, return_tensors="pt", verbose=False)
             device = next(self.model.parameters()).device
             values += self.head(self._logits({name: tensor.to(device) for name, tensor in encoded.items()})).tolist()
         return values
@@ -184,7 +187,7 @@ def load_text_classifier(name_or_path: str, label: str = AUTO, activation: str =
 
     folder = locate_model(name_or_path).folder
     with pretrained.quiet(), pretrained.refused(name_or_path, "a reward"):
-        tokenizer = pretrained.tokenizer_of(folder)
+        tokenizer = pretrained.tokenizer_of(folder, name_or_path)
         kind = "a sequence classifier"
         model = pretrained.model_of(AutoModelForSequenceClassification, folder, name_or_path, kind, torch.float32)
         head = head_of(model.config, name_or_path, label, activation)
@@ -210,7 +213,7 @@ def shares_tokens(name_or_path: str, vocabulary: Any) -> bool:
 
     folder = locate_model(name_or_path).folder
     with pretrained.quiet(), pretrained.refused(name_or_path, "a reward"):
-        return pretrained.tokenizer_of(folder).get_vocab() == vocabulary.tokenizer.get_vocab()
+        return pretrained.tokenizer_of(folder, name_or_path).get_vocab() == vocabulary.tokenizer.get_vocab()
 
 
 def _asked(function: Callable[..., Any]) -> list[str]:
