@@ -157,11 +157,14 @@ def test_weights_in_several_files_are_held_together(copied):
 @pytest.mark.parametrize(
     "shape", [[40, 8, 10**9, 2, 6], [40, 2**20, 1, 2, 6], [10**9, 8, 1, 2, 6], [40, 8, 2, 2, 6], "x"]
 )
-def test_a_policy_made_here_is_held_against_its_weights_too(tmp_path, shape):
+def test_a_policy_made_here_is_held_against_its_weights_too(tmp_path, monkeypatch, shape):
     save_policy(ScratchPolicy(40, 8, 1, 2, 6), None, tmp_path)
     load_scratch(str(tmp_path), 6)
     change(tmp_path / "config.json", shape=shape)
+    read = []
+    monkeypatch.setattr("gradebench.saving.load_file", read.append)
     refusal_of(load_scratch, str(tmp_path), 6)
+    assert not read, "it was built before it was refused"
 
 
 # --- adapters beside the weights -----------------------------------------------------------------------------------
