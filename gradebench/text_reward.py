@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import inspect
-import math
 import os
 import re
 import traceback
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradebench import registry
+from gradebench.answers import Refused, numbers_of
 from gradebench.classifier_head import AUTO, Head, head_of
 from gradebench.ends import Ends
 from gradebench.errors import InputError
@@ -63,7 +63,11 @@ class TextReward(nn.Module):
             whole.removeprefix(prompt) if whole.startswith(prompt) else rest
             for prompt, whole, rest in zip(prompts, wholes, alone, strict=True)
         ]
-        return torch.tensor(self.score(prompts, completions), dtype=torch.float32, device=ids.device)
+        values = torch.tensor(self.score(prompts, completions), dtype=torch.float32)
+        if not bool(values.isfinite().all()):
+            first = int((~values.isfinite()).nonzero()[0])
+            raise InputError(f"the reward of {wholes[first][:80]!r} is {values[first]}, no finite number")
+        return values.to(ids.device)
 
     def _cut(self, row: list[int], count: int) -> tuple[list[int], list[int]]:
         """A prompt's ids and those of what follows up to its end, of a row whose first `count` ids count.
@@ -81,7 +85,8 @@ class RewardFunction:
     """A Python function as a score, with what it answers checked.
 
     It is called by the names in its signature, as TRL calls a reward function: `texts` (prompt and completion in one),
-    `prompts`, `completions`, lists of strings; an only argument of another name gets texts. It answers one number a text.
+    `prompts`, `completions`, lists of strings; an only argument of another name gets texts. It answers one number a text, in
+    anything that can be read once in order.
     """
 
     name: str  # FILE.py:OBJECT or MODULE:OBJECT
@@ -90,29 +95,19 @@ class RewardFunction:
 
     def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        given = {"texts": texts, "prompts": prompts, "completions": completions}
+        # Lists of its own, which it may change.
+        given = {"texts": list(texts), "prompts": list(prompts), "completions": list(completions)}
         names = _asked(self.function)
         try:
             with put_back(f"reward {self.name}"), panics_raised():
-                answer = self.function(**{name: given[name] for name in names}) if names else self.function(texts)
+                arguments = {name: given[name] for name in names}
+                answer = self.function(**arguments) if names else self.function(given["texts"])
+                return numbers_of(answer, texts)  # here, because a generator runs only when it is read
+        except Refused as refused:
+            raise InputError(f"reward {self.name} {refused}") from None
         except (Exception, SystemExit) as error:
             raised = error.__cause__ if isinstance(error, Panicked) else None
             raise InputError(f"reward {self.name} {_raised(raised or error)}") from error
-        return self._checked(answer, texts)
-
-    def _checked(self, answer: Any, texts: list[str]) -> list[float]:
-        """Raises InputError unless there is one finite number for each text."""
-        try:
-            values = [float(value) for value in answer]
-        except (TypeError, ValueError) as error:
-            what = "None among its numbers" if isinstance(answer, list) and None in answer else type(answer).__name__
-            raise InputError(f"reward {self.name} gave {what}; it has to give one number for each text") from error
-        if len(values) != len(texts):
-            raise InputError(f"reward {self.name} gave {len(values)} numbers for {len(texts)} texts")
-        for value, text in zip(values, texts, strict=True):
-            if not math.isfinite(value):
-                raise InputError(f"reward {self.name} gave {value} for {text[:80]!r}; it has to be a finite number")
-        return values
 
 
 class TextClassifier(nn.Module):
@@ -247,4 +242,6 @@ def _asked(function: Callable[..., Any]) -> list[str]:
 def _raised(error: BaseException) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     message = " ".join(str(error).split())
-    return f"raised {type(error).__name__}: {message[:200]} ({Path(place.filename).name}, line {place.lineno})"
+    own = Path(place.filename).parent == Path(__file__).parent  # such as where an iterator of the function's is read
+    where = "" if own else f" ({Path(place.filename).name}, line {place.lineno})"
+    return f"raised {type(error).__name__}: {message[:200]}{where}"
