@@ -441,7 +441,7 @@ def print_statuses(statuses: Sequence[CellStatus]) -> None:
     console = stdout_console()
     counts = Counter(cell.status for cell in statuses)
     console.print(f"{len(statuses)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.most_common()))
-    reasons = Counter((cell.status, cell.reason) for cell in statuses if cell.status != "ok")
+    reasons = Counter((cell.status, cell.reason) for cell in statuses if cell.status != "ok" or cell.reason)
     for (status, reason), count in reasons.most_common():
         first = next(cell.cell for cell in statuses if (cell.status, cell.reason) == (status, reason))
         console.print(f"{status} {count}, as {first}" + (f": {reason}" if reason else ""))

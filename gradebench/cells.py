@@ -76,7 +76,7 @@ class Progress:
 class Troubles:
     """What did not go well."""
 
-    reasons: dict[str, str] = field(default_factory=dict)  # cell id to why it isn't `ok`
+    reasons: dict[str, str] = field(default_factory=dict)  # cell id to why it isn't `ok`, or what it lacks
     unprobed: dict[str, str] = field(default_factory=dict)  # task to why its cells have no gradient probes
 
 
@@ -136,6 +136,8 @@ def carry_out(run: Run, jobs: Sequence[Job], each: Each, resume: bool, progress:
 def _references(jobs: Sequence[Job], resume: bool) -> Iterator[tuple[Plan, Cell, int]]:
     """The checkpoints of each task's reference trajectory that aren't there yet, for each seed: its own gradients."""
     for plan, cell in {(cell.task, cell.seed): (plan, cell) for plan, cell, *_ in jobs}.values():
+        if plan.along == "own":
+            continue  # each trains its own, and has its truth there
         for number in range(len(harness.checkpoint_steps(plan))):
             if not (resume and harness.checkpoint_file(plan, cell, number).is_file()):
                 yield plan, cell, number

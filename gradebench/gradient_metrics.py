@@ -59,7 +59,7 @@ def group_of(name: str) -> str:
 def summaries(moments: Moments, reference: Reference, names: Sequence[str]) -> dict[str, Summary]:
     """The summary of all parameters, under "", and of every group of them."""
     run = reference.moments
-    if not torch.equal(run.centre, moments.centre):
+    if not torch.equal(run.centre.nan_to_num(), moments.centre.nan_to_num()):
         raise ValueError("draws and reference must be measured from the same centre")
     rows = torch.cat([moments.sums, run.sums, moments.centre[None]])
     grams = torch.stack([part @ part.T for part in rows.split(moments.sizes, 1)]).cpu().numpy()  # (parameters, ., .)
@@ -84,27 +84,27 @@ def summaries(moments: Moments, reference: Reference, names: Sequence[str]) -> d
     }
 
 
-def _metrics(summary: Summary, kept: Floats, reference_kept: Floats) -> dict[str, float]:
+def _metrics(summary: Summary, kept: Floats, reference_kept: Floats) -> dict[str, np.float64]:
     """All metrics from the blocks that are kept: weights 1 or 0, (K,) and (R,)."""
     n, m = float(summary.counts @ kept), float(summary.reference_counts @ reference_kept)
     draws = np.concatenate([kept / n, np.zeros(len(reference_kept)), [0.0]])  # the mean draw, from the centre
     truth = np.concatenate([np.zeros(len(kept)), reference_kept / m, [0.0]])  # the mean reference
     centre = np.eye(len(draws))[-1]
 
-    def product(a: Floats, b: Floats) -> float:
-        return float(a @ summary.gram @ b)
+    # np.float64 throughout: beyond its range it gives nan or inf, and doesn't raise as Python's own numbers do.
+    def product(a: Floats, b: Floats) -> np.float64:
+        return np.float64(a @ summary.gram @ b)
 
-    squares = float(summary.squares @ kept)
+    squares = np.float64(summary.squares @ kept)
     spread = squares - n * product(draws, draws)
-    spread = 0.0 if abs(spread) < ROUNDING * squares else spread
-    # np.float64 divides by zero to nan or inf, as wanted here.
-    unit_variance = np.float64(spread) / (n - 1 if n > 1 else math.nan)
-    halves = 0.0 if summary.halves is None else float(summary.halves @ kept) / n
+    spread = np.float64(0.0) if abs(spread) < ROUNDING * squares else spread
+    unit_variance = spread / (n - 1 if n > 1 else math.nan)
+    halves = np.float64(0.0 if summary.halves is None else summary.halves @ kept) / n
     variance = unit_variance + halves
-    reference_error = 0.0
+    reference_error = np.float64(0.0)
     if not summary.exact:
         spread = np.float64(summary.reference_squares @ reference_kept - m * product(truth, truth))
-        reference_error = float(spread / (m - 1 if m > 1 else math.nan) / m)
+        reference_error = spread / (m - 1 if m > 1 else math.nan) / m
     norm_squared = product(draws + centre, draws + centre) - unit_variance / n
     reference_norm_squared = np.float64(product(truth + centre, truth + centre) - reference_error)
     dot = product(draws + centre, truth + centre)
@@ -131,15 +131,15 @@ def _metrics(summary: Summary, kept: Floats, reference_kept: Floats) -> dict[str
     if summary.halves is not None:
         answer["gradient_variance_sampling"] = 2 * halves
         answer["gradient_variance_prompts"] = unit_variance - halves
-    return {name: float(value) for name, value in answer.items()}
+    return {name: np.float64(value) for name, value in answer.items()}
 
 
-def _direction_error(squared_dot: float, square: float, reference_norm_squared: float) -> float:
+def _direction_error(squared_dot: np.float64, square: np.float64, reference_norm_squared: float) -> float:
     """1 - (E g . grad J)^2 / (E |g|^2 |grad J|^2), where it has a value."""
     return 1 - squared_dot / (square * reference_norm_squared) if square > 0 else math.nan
 
 
-def _squared_dot(summary: Summary, kept: Floats, reference_kept: Floats) -> float:
+def _squared_dot(summary: Summary, kept: Floats, reference_kept: Floats) -> np.float64:
     """(E g . grad J)^2 without bias: the mean over products of two blocks of draws and two of reference, all others.
 
     NaN with fewer than two blocks of draws, or of a reference that isn't exact.
@@ -154,11 +154,11 @@ def _squared_dot(summary: Summary, kept: Floats, reference_kept: Floats) -> floa
     own = summary.counts[blocks] / summary.counts[blocks].sum()
     weights = summary.reference_counts[runs] / summary.reference_counts[runs].sum()
     by_block, by_run = np.square(own * (dots @ weights)).sum(), np.square(weights * (own @ dots)).sum()
-    total, pairs = float(own @ dots @ weights) ** 2 - by_block, 1 - np.square(own).sum()
+    total, pairs = np.square(own @ dots @ weights) - by_block, 1 - np.square(own).sum()
     if not summary.exact:
         total += np.square(np.outer(own, weights) * dots).sum() - by_run
         pairs *= 1 - np.square(weights).sum()
-    return float(total / pairs) if pairs > ROUNDING else math.nan
+    return np.float64(total / pairs if pairs > ROUNDING else math.nan)
 
 
 _POSITIVE = {
@@ -179,8 +179,9 @@ _RELATIVE = {
 }
 
 
+@np.errstate(all="ignore")
 def gradient_metrics(summary: Summary) -> dict[str, Interval]:
-    """The metrics of one group, each with its interval.
+    """The metrics of one group, each with its interval. Whatever the draws are, it raises nothing.
 
     Squared quantities are debiased, so noise may turn a small one negative; variances are those of one draw.
 
@@ -198,7 +199,7 @@ def gradient_metrics(summary: Summary) -> dict[str, Interval]:
     Intervals     delete-one-block jackknife over draws and over reference, t quantiles with Satterthwaite's degrees
                   of freedom; on the logarithm for what is positive. Near a bias of zero they are too wide, not too
                   narrow. NaN with fewer than two blocks.
-    Unresolved    NaN. All that is relative to |grad J|^2 where its interval reaches zero; a cosine or a direction
+    Unresolved    NaN. What isn't finite, as where draws aren't or their squares have no number; all that is relative to |grad J|^2 where its interval reaches zero; a cosine or a direction
                   error where its own is longer than WIDEST_COSINE, a relative variance where it spans more than a
                   factor of WIDEST_RATIO.
     """
@@ -237,7 +238,7 @@ def _resolved(name: str, interval: Interval, told: bool) -> Interval:
     return interval if narrow and (told or name not in _RELATIVE) else Interval(math.nan, math.nan, math.nan)
 
 
-def _variance_of_squared_noise(summary: Summary, scale: float = 1.0, reference_scale: float = 1.0) -> float:
+def _variance_of_squared_noise(summary: Summary, scale: float = 1.0, reference_scale: float = 1.0) -> np.float64:
     """2 tr S^2, S the covariance of mean draw less reference: the variance of |noise|^2, which is all that a squared
     bias of zero has. The jackknife sees only how the noise found moves it, and next to nothing where that is small.
 
@@ -246,7 +247,7 @@ def _variance_of_squared_noise(summary: Summary, scale: float = 1.0, reference_s
     parts = [scale * _contrasts(summary.counts)]
     if not summary.exact:
         parts.append(reference_scale * _contrasts(summary.reference_counts))
-    total, offset = 0.0, 0
+    total, offset = np.float64(0.0), 0
     placed = []
     for part in parts:
         place = np.zeros((len(part), len(summary.gram)))
@@ -258,8 +259,8 @@ def _variance_of_squared_noise(summary: Summary, scale: float = 1.0, reference_s
             products = np.square(a @ summary.gram @ b.T)
             if i == j:
                 products = products[~np.eye(len(products), dtype=bool)]
-            total += float(products.mean()) if products.size else 0.0
-    return 2 * total
+            total += products.mean() if products.size else 0.0
+    return np.float64(2 * total)
 
 
 def _contrasts(counts: Floats) -> Floats:
@@ -268,47 +269,48 @@ def _contrasts(counts: Floats) -> Floats:
     return np.asarray(scipy.linalg.helmert(blocks) / counts / math.sqrt(blocks))
 
 
-def _jackknife(name: str, value: float, parts: Sequence[Sequence[float]], floor: float) -> Interval:
+def _jackknife(name: str, value: np.float64, parts: Sequence[Sequence[float]], floor: float) -> Interval:
     """The interval from the values without each block, one list an independent source of noise, and a variance that
     they don't show."""
-    if math.isnan(value):
+    if not math.isfinite(value):
         return Interval(math.nan, math.nan, math.nan)
     logarithmic = name in _POSITIVE
     least, most = _LIMITS.get(name, (-math.inf, math.inf))
-    variance, freedom = floor, 0.0
+    variance, freedom = np.float64(floor), np.float64(0.0)
     for part in parts:
         left = np.asarray(part, dtype=np.float64)
         if len(left) < 2 or np.ptp(left) == 0:  # no block matters; all may be zero, which has no logarithm
             continue
-        with np.errstate(divide="ignore", invalid="ignore"):
-            left = np.log(left) if logarithmic else left
-            share = float((len(left) - 1) / len(left) * np.square(left - left.mean()).sum())
+        left = np.log(left) if logarithmic else left
+        share = np.float64((len(left) - 1) / len(left) * np.square(left - left.mean()).sum())
         variance += share
         freedom += share**2 / (len(left) - 1)
-    shown = max(least, min(most, value))
-    if not math.isfinite(variance) or not math.isfinite(value) or len(parts[0]) < 2:
+    shown = max(least, min(most, float(value)))
+    if not math.isfinite(variance) or len(parts[0]) < 2:
         return Interval(shown, math.nan, math.nan)
     if variance == 0:
         return Interval(shown, shown, shown)
     degrees = variance**2 / freedom if freedom else len(parts[0]) - 1.0
-    width = float(scipy.stats.t.isf((1 - LEVEL) / 2, degrees)) * math.sqrt(variance)
+    width = np.float64(scipy.stats.t.isf((1 - LEVEL) / 2, degrees)) * np.sqrt(variance)
     if logarithmic:
-        return Interval(value, value * math.exp(-width), value * math.exp(width))
-    return Interval(shown, max(least, min(most, value - width)), max(least, min(most, value + width)))
+        return Interval(shown, float(value * np.exp(-width)), float(value * np.exp(width)))
+    return Interval(shown, float(max(least, min(most, value - width))), float(max(least, min(most, value + width))))
 
 
 def slope_of_log_variance(samples: Sequence[int], variances: Sequence[Interval]) -> Interval:
     """Slope of ln variance against ln samples by least squares, weighted with the intervals; -1 for a plain mean.
 
-    The variances come from separate draws. NaN with fewer than two positive ones.
+    The variances come from separate draws. NaN with fewer than two positive ones with an interval of some length.
     """
-    points = [(k, v) for k, v in zip(samples, variances, strict=True) if v.value > 0 and v.high > v.low > 0]
-    if len({k for k, _ in points}) < 2:
+    paired = [(k, v) for k, v in zip(samples, variances, strict=True) if v.value > 0 and v.high > v.low > 0]
+    points = [(k, v, math.log(v.high) - math.log(v.low)) for k, v in paired if math.isfinite(v.high)]
+    points = [(k, v, length) for k, v, length in points if length > 0]
+    if len({k for k, *_ in points}) < 2:
         return Interval(math.nan, math.nan, math.nan)
-    x = np.log([k for k, _ in points])
-    y = np.log([v.value for _, v in points])
+    x = np.log([k for k, *_ in points])
+    y = np.log([v.value for _, v, _ in points])
     normal = float(scipy.stats.norm.isf((1 - LEVEL) / 2))
-    weights = np.array([(2 * normal / math.log(v.high / v.low)) ** 2 for _, v in points])
+    weights = np.array([(2 * normal / length) ** 2 for *_, length in points])
     x = x - np.average(x, weights=weights)
     information = float(weights @ x**2)
     slope = float(weights @ (x * y)) / information

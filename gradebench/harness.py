@@ -8,7 +8,7 @@ import functools
 import math
 import shutil
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from gradebench.estimator import Estimator
 from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
 from gradebench.memory import peak_memory, reset_peak_memory
 from gradebench.moments import Moments, Reference, flatten
+from gradebench.panics import panics_raised
 from gradebench.plan import Cell, Plan
 from gradebench.probes import Source, by_call, costs_of, moments_of, one_estimate
 from gradebench.problem import Ledger
@@ -110,8 +111,12 @@ def evaluated(task: Task, split: str, rng: torch.Generator) -> dict[str, float]:
     return metrics
 
 
-def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> None:
-    """The estimator's gradients at the checkpoints: their moments against the truth there."""
+def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> list[str]:
+    """The estimator's gradients at the checkpoints: their moments against the truth there.
+
+    Returns what could not be computed, and why; its metrics are empty, or left out.
+    """
+    lacking: list[str] = []
     for number, step in enumerate(checkpoint_steps(plan)):
         if cell.checkpoint not in (None, number):
             continue
@@ -125,19 +130,51 @@ def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> Non
         source = replace(source, moving=functools.partial(trainer.moving, rate))
         found, overall, draws = _measured(estimator, task, source, plan.probe_draws, reference)
         record.add("probe", "train", step, {name: interval.value for name, interval in overall.items()})
+        if not math.isfinite(overall["gradient_variance"].value):
+            lacking.append(f"the probe at step {step} is empty: gradients, or their squares, were not finite")
         place = {"along": plan.along, "step": step, "draws": draws, "samples": plan.batch}
         record.add_probe(place | {"group": ""}, overall)
         if not plan.details:
             continue
         for group, metrics in found.items():
             record.add_probe(place | {"group": group}, metrics)
+        variance = overall["gradient_variance"]
         if estimator.period > 1:
-            _probe_calls(estimator, task, plan, source, reference, place, record)
-        record.add_probe(
-            place | {"group": ""}, _cost_metrics(overall["gradient_variance"], costs_of(estimator, source))
-        )
+            with _apart(plan, cell, f"the calls at step {step}", lacking):
+                _probe_calls(estimator, task, plan, source, reference, place, record)
+        with _apart(plan, cell, f"the costs at step {step}", lacking):
+            record.add_probe(place | {"group": ""}, _cost_metrics(variance, costs_of(estimator, source)))
         if number == 0:
-            _probe_batch_sizes(estimator, task, plan, cell, reference, overall["gradient_variance"], record)
+            with _apart(plan, cell, "smaller batches", lacking):
+                _probe_batch_sizes(estimator, task, plan, cell, reference, variance, record)
+    return lacking
+
+
+@contextlib.contextmanager
+def _apart(plan: Plan, cell: Cell, what: str, lacking: list[str]) -> Iterator[None]:
+    """A diagnostic that takes nothing else with it where it fails: what it was and why is added to `lacking`."""
+    try:
+        with parallel.together():
+            yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, OSError) and out_of_room(error):
+            raise  # nor could the rest be written down
+        lacking.append(f"{what}: {_told(error, cell)}")
+        _keep_traceback(plan, cell)
+
+
+def _keep_traceback(plan: Plan, cell: Cell) -> None:
+    """That of the error being handled, into the cell's folder."""
+    if parallel.leads():
+        file = Path(plan.out) / "cells" / cell.id / "error.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        records.write_text(file, traceback.format_exc())
+
+
+def _told(error: BaseException, cell: Cell) -> str:
+    """An error in one line, with what to do where memory ran out."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{said[:300]}; {_memory_advice(cell)}" if is_out_of_memory(error) else said
 
 
 def _measured(
@@ -358,16 +395,17 @@ def reference_gradient(task: Task, plan: Plan, seed: int, number: int) -> Refere
 
 
 def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None) -> tuple[str, str]:
-    """Run the cell and write its folder; returns its status and, unless `ok`, the reason in one line.
+    """Run the cell and write its folder; returns its status and, in one line, why it isn't `ok` or what
+    of it is lacking.
 
     What is `known` to count for its numbers is written with it, and lets its training go on with more steps.
     """
     folder = Path(plan.out) / "cells" / cell.id
     record = records.CellRecord(identity_of(plan, cell))
-    status, reason = "ok", ""
+    status, reason, lacking = "ok", "", list[str]()
     try:
-        with parallel.together():
-            _run_parts(plan, cell, facts.training_key_of(known, cell) if known else key, record, folder)
+        with parallel.together(), panics_raised():
+            lacking = _run_parts(plan, cell, facts.training_key_of(known, cell) if known else key, record, folder)
     except Unsupported as error:
         status, reason = "skipped", str(error)
     except Diverged as error:
@@ -375,14 +413,11 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
     except (Exception, SystemExit) as error:
         if isinstance(error, OSError) and out_of_room(error):
             raise  # nor could this be written down
-        status = "oom" if is_out_of_memory(error) else "failed"
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if status == "oom":
-            reason = f"{reason[:300]}; {_memory_advice(cell)}"
-        if parallel.leads():
-            folder.mkdir(parents=True, exist_ok=True)
-            records.write_text(folder / "error.txt", traceback.format_exc())
-    if status == "oom" and torch.cuda.is_available():
+        status, reason = "oom" if is_out_of_memory(error) else "failed", _told(error, cell)
+        _keep_traceback(plan, cell)
+    if lacking:
+        reason, key = "; ".join(lacking)[:1000], f"{key} in part"  # so that a later run tries again
+    if (status == "oom" or lacking) and torch.cuda.is_available():
         torch.cuda.empty_cache()  # the next cell may have other shapes
     if parallel.leads():
         found = (record.frame(status), status, reason, record.probe_frame(), record.samples)
@@ -397,8 +432,11 @@ def about(cell: Cell, known: facts.Facts | None) -> dict[str, Any]:
     return {"task": cell.task, "estimator": cell.estimator, "seed": cell.seed, "facts": known}
 
 
-def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, folder: Path) -> None:
-    """Train, keep the policy where that is asked for, and probe."""
+def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, folder: Path) -> list[str]:
+    """Train, keep the policy where that is asked for, and probe; returns which diagnostics could not be computed.
+
+    A probe that fails takes no training with it, and where nothing is trained it is all that was asked for.
+    """
     _require_unchanged(cell)
     task = loaded_task(plan, cell)
     if plan.train:
@@ -407,8 +445,14 @@ def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, fol
         train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record, checkpoint)
         if plan.save_policies and parallel.leads():
             _save_policy(task, folder / records.POLICY)
-    if plan.checkpoints and not cell.twin:
-        probe(task, plan, cell, record)
+    if not plan.checkpoints or cell.twin:
+        return []
+    if not plan.train:
+        return probe(task, plan, cell, record)
+    lacking: list[str] = []
+    with _apart(plan, cell, "no gradient probes", lacking):
+        lacking += probe(task, plan, cell, record)
+    return lacking
 
 
 def _save_policy(task: Task, folder: Path) -> None:

@@ -89,7 +89,8 @@ def is_here(name_or_path: str) -> bool:
 def lacking_in(folder: Path) -> str | None:
     """Returns what keeps a folder from being a whole model, in a few words; None where nothing does."""
     if not (folder / CONFIG).is_file():
-        return f"no {CONFIG}"
+        alone = (folder / "adapter_config.json").is_file()
+        return f"no {CONFIG}{' (an adapter without the model that it is for: merge them)' if alone else ''}"
     if (folder / INDEX).is_file():
         try:
             shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())

@@ -7,7 +7,7 @@ once when a model is loaded, because the families of the library differ in it an
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,19 @@ from transformers.cache_utils import DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from gradebench.adapter_folders import with_adapter, without_adapter
+from gradebench.classifier_head import AUTO, Head, head_of
+from gradebench.declared import hold_against_weights, require_counts
+from gradebench.ends import Ends
 from gradebench.errors import InputError
 from gradebench.hub import first_line, locate_model, trusts_remote_code
+from gradebench.panics import Panicked, panics_raised, panics_silenced
 from gradebench.transformer import embed_tokens
 
 # Noise of two ways through one model, relative to its largest output.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float64: 1e-9}
 _TRIED = 3  # tokens of the trial
+_TRIAL_TEXT = "A film, naïve but good!"
 
 
 class PretrainedVocabulary:
@@ -34,15 +40,17 @@ class PretrainedVocabulary:
 
     `prefix` is the token that the tokenizer puts before every text if it does (BOS), and a text's ids begin with it.
     The tokenizer's other special tokens (ends, separators) are left out: the texts are to be continued. `end` is the
-    token that ends a text, None where the tokenizer has none.
+    token that ends a text, or several: the tokenizer's, then those that the model's generation lists; None for none.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, listed: Sequence[int] = ()):
         self.tokenizer = tokenizer
         self.size = 1 + max(tokenizer.get_vocab().values())  # ids need not be contiguous
         before, _ = special_tokens_around(tokenizer)
         self.prefix = before if before == [tokenizer.bos_token_id] else []
-        self.end: int | None = tokenizer.eos_token_id
+        known = [*filter(lambda end: end is not None, [tokenizer.eos_token_id]), *listed]
+        ends = tuple(end for end in dict.fromkeys(known) if 0 <= end < self.size)  # others are never drawn
+        self.end: Ends | None = ends if len(ends) > 1 else next(iter(ends), None)
 
     def __len__(self) -> int:
         return self.size
@@ -51,16 +59,18 @@ class PretrainedVocabulary:
         # In parts, because an encoding holds masks and offsets too: gigabytes for a large corpus at once.
         # Not verbose: it would warn that whole reviews exceed the context, while only their openings are read.
         plain = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-        return [
-            self.prefix + row
-            for start in range(0, len(texts), 1000)
-            for row in self.tokenizer(list(texts[start : start + 1000]), **plain)["input_ids"]
-        ]
+        with panics_raised():
+            return [
+                self.prefix + row
+                for start in range(0, len(texts), 1000)
+                for row in self.tokenizer(list(texts[start : start + 1000]), **plain)["input_ids"]
+            ]
 
     def decode(self, ids: Iterable[Sequence[int]]) -> list[str]:
         # No cleaning up: it would join the spaces of "good ." away, and a decoded text is to be judged as it stands.
         rows = [list(row) for row in ids]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        with panics_raised():
+            return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 class PretrainedPolicy(nn.Module):
@@ -126,20 +136,19 @@ class PretrainedPolicy(nn.Module):
 
 
 class PretrainedReward(nn.Module):
-    """Probability (N,) that a text is positive, by a sequence classifier.
+    """The output (N,) of a sequence classifier that its `head` chooses.
 
-    `positive` is the label's index, ignored where the classifier has one logit. `before` and `after` are ids of special
-    tokens that the classifier expects around a text.
+    `before` and `after` are ids of special tokens that the classifier expects around a text.
     """
 
     differentiable = True
     before: Tensor
     after: Tensor
 
-    def __init__(self, model: nn.Module, positive: int, before: Sequence[int] = (), after: Sequence[int] = ()):
+    def __init__(self, model: nn.Module, head: Head, before: Sequence[int] = (), after: Sequence[int] = ()):
         super().__init__()
         self.model = model.eval()
-        self.positive = positive
+        self.head = head
         for name, ids in (("before", before), ("after", after)):
             self.register_buffer(name, torch.tensor([list(ids)], dtype=torch.int64), persistent=False)
         # A decoder scores every prefix in one pass, so that the score of a text that has ended gradually is a mixture.
@@ -155,7 +164,7 @@ class PretrainedReward(nn.Module):
         before, after = (self.embed(ids).expand(len(embeddings), -1, -1) for ids in (self.before, self.after))
         texts = torch.cat([before, embeddings, after], 1)
         if keep is None:
-            return self.probability(self.model(inputs_embeds=texts).logits)
+            return self.head(self.model(inputs_embeds=texts).logits)
         if self.weighs:
             ends_here = keep - functional.pad(keep[:, 1:], (0, 1))
             return (ends_here * self.of_prefixes(texts)[:, -keep.shape[1] :]).sum(1)
@@ -167,15 +176,11 @@ class PretrainedReward(nn.Module):
         if self.decoder:
             return self.of_prefixes(texts)[rows, (kept + after.shape[1])[:, 0] - 1]
         mask = (places < kept + after.shape[1]).long()
-        return self.probability(self.model(inputs_embeds=texts, attention_mask=mask).logits)
+        return self.head(self.model(inputs_embeds=texts, attention_mask=mask).logits)
 
     def of_prefixes(self, texts: Tensor) -> Tensor:
-        """A decoder's probability (N, L) of every prefix of the texts (N, L, D)."""
-        return self.probability(self.model.score(self.model.base_model(inputs_embeds=texts).last_hidden_state))  # type: ignore[operator]
-
-    def probability(self, logits: Tensor) -> Tensor:
-        """(..., labels) to (...)."""
-        return logits.sigmoid().squeeze(-1) if logits.shape[-1] == 1 else logits.softmax(-1)[..., self.positive]
+        """A decoder's answer (N, L) to every prefix of the texts (N, L, D)."""
+        return self.head(self.model.score(self.model.base_model(inputs_embeds=texts).last_hidden_state))  # type: ignore[operator]
 
 
 def load_policy(
@@ -190,17 +195,17 @@ def load_policy(
     """
     folder = locate_model(name_or_path).folder
     with quiet(), refused(name_or_path, "a policy"):
-        config = _config(folder)
+        config = _config(folder, name_or_path)
         named = getattr(config, "architectures", None) or []
         own_code = getattr(config, "auto_map", None)
         if named and not set(named) & _causal_architectures() and not own_code:
             raise InputError(f"{name_or_path}: a {named[0]}, not a causal language model; give one")
-        tokenizer = tokenizer_of(folder)
+        tokenizer = tokenizer_of(folder, name_or_path)
         _check_context(name_or_path, config, tokenizer, length)
         # Weights that are trained stay in float32; frozen ones needn't.
         dtype = torch.bfloat16 if half and lora else torch.float32
         model = model_of(AutoModelForCausalLM, folder, name_or_path, "a causal language model", dtype)
-        vocabulary = PretrainedVocabulary(tokenizer)
+        vocabulary = PretrainedVocabulary(tokenizer, ends_of(name_or_path, model))
         _check_rows(name_or_path, model, len(vocabulary))
         policy = PretrainedPolicy(model, len(vocabulary), half)
         try_policy(policy)
@@ -211,20 +216,28 @@ def load_policy(
     return policy, vocabulary
 
 
-def load_reward(name_or_path: str, vocabulary: Any, length: int = 1, half: bool = False) -> PretrainedReward:
+def load_reward(
+    name_or_path: str,
+    vocabulary: Any,
+    length: int = 1,
+    half: bool = False,
+    label: str = AUTO,
+    activation: str = AUTO,
+) -> PretrainedReward:
     """Returns the sequence classifier of a local folder or a hub id.
 
     `vocabulary` is the policy's, a PretrainedVocabulary or a Vocabulary; `length` is the number of tokens of the
-    longest text, prompt and horizon together. `half`: in bfloat16.
+    longest text, prompt and horizon together. `half`: in bfloat16. `label`, `activation`: see `head_of`.
 
     Raises InputError, in one line, for whatever keeps the model from serving as a reward.
     """
     folder = locate_model(name_or_path).folder
     with quiet(), refused(name_or_path, "a reward"):
-        config = _config(folder)
-        tokenizer = tokenizer_of(folder)
+        config = _config(folder, name_or_path)
+        tokenizer = tokenizer_of(folder, name_or_path)
         own = PretrainedVocabulary(tokenizer)
         check_same_tokens(name_or_path, own, vocabulary)
+        head = head_of(config, name_or_path, label, activation)
         before, after = special_tokens_around(tokenizer)
         if before == getattr(vocabulary, "prefix", []):
             before = []  # the prompts bring it
@@ -238,7 +251,12 @@ def load_reward(name_or_path: str, vocabulary: Any, length: int = 1, half: bool 
             # Decoder classifiers refuse batches without one. Fed embeddings they never look for it: texts are equally
             # long here, and the last position is the one that is read.
             text_config.pad_token_id = 0
-        reward = PretrainedReward(model, positive_label(config.id2label), before, after)
+        elif hasattr(
+            model, "score"
+        ):  # decoder classifiers read the last token that isn't padding, and it may be the end
+            while after and after[-1] == text_config.pad_token_id:
+                after.pop()
+        reward = PretrainedReward(model, head, before, after)
         try_reward(reward, len(own))
     return reward
 
@@ -275,10 +293,15 @@ def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def positive_label(names: Mapping[int, str]) -> int:
-    """The index of the label named positive (POS, pos, Positive, ...), else the last one."""
-    positive = [index for index, name in names.items() if "pos" in str(name).casefold()]
-    return int(positive[0] if positive else max(names))
+def ends_of(name_or_path: str, model: Any) -> list[int]:
+    """The tokens at which the library's own generation stops: one, a list of them, or none."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = named if isinstance(named, list | tuple) else [] if named is None else [named]
+    if not all(isinstance(end, int) for end in ends):
+        raise InputError(
+            f"{name_or_path}: eos_token_id of its generation is {named!r}; give a number or a list of them"
+        )
+    return [int(end) for end in ends]
 
 
 def check_same_tokens(name_or_path: str, own: Any, policy: Any) -> None:
@@ -357,29 +380,42 @@ def _differentiate_twice(value: Tensor, by: Tensor) -> None:
     torch.autograd.grad(first.square().sum(), by)
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path, name_or_path: str) -> Any:
+    require_counts(folder, name_or_path)
     return AutoConfig.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
 
 
-def tokenizer_of(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
+def tokenizer_of(folder: Path, name_or_path: str) -> Any:
+    """The folder's tokenizer, tried out: a broken one may panic when it is loaded or when it is used."""
+    require_counts(folder, name_or_path)  # the library reads the configuration here too
+    with panics_silenced():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
+        tokenizer.batch_decode([tokenizer(_TRIAL_TEXT)["input_ids"]])
+    return tokenizer
 
 
 def model_of(auto: Any, folder: Path, name_or_path: str, kind: str, dtype: torch.dtype) -> Any:
-    """The model with the folder's weights, none left out; refuses weights that lack a part of it."""
-    model, report = auto.from_pretrained(
-        folder,
-        trust_remote_code=trusts_remote_code(),
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=dtype,
-        attn_implementation="eager",
-        output_loading_info=True,
-    )
+    """The model with the folder's weights, none left out; refuses weights that aren't those of its configuration.
+
+    A LoRA adapter of a language model that lies beside them is added to them.
+    """
+    config = _config(folder, name_or_path)
+    if not getattr(config, "auto_map", None):  # code of its own says more than a configuration
+        hold_against_weights(auto, config, folder, name_or_path, kind)
+    with without_adapter(folder) as bare:
+        model, report = auto.from_pretrained(
+            bare,
+            trust_remote_code=trusts_remote_code(),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(f"{name_or_path}: not {kind}, its weights lack {missing[0]}; give one")
-    return model
+    return with_adapter(model, folder, name_or_path, "CAUSAL_LM" if auto is AutoModelForCausalLM else "SEQ_CLS")
 
 
 def _causal_architectures() -> set[str]:
@@ -410,7 +446,10 @@ def _check_rows(name_or_path: str, model: Any, tokens: int) -> None:
 def refused(name_or_path: str, role: str) -> Iterator[None]:
     """Turns whatever a library raises about a model into one line."""
     try:
-        yield
+        with panics_raised():
+            yield
+    except Panicked as error:
+        raise InputError(f"{name_or_path}: can't serve as {role}: {error}") from error
     except InputError:
         raise
     except Exception as error:  # configurations, tokenizers and weights each fail with kinds of their own

@@ -462,7 +462,7 @@ def _made(run: Path, name: str) -> list[str]:
     parts = [f"<h2>How {_e(name) or 'it'} was made</h2>"]
     if config:
         parts.append(f"<p>To repeat it:</p><pre>{_e(chr(10).join(commands_of(config)))}</pre>")
-        failed = [cell for cell in cell_statuses(run) if cell.status != "ok"]
+        failed = [cell for cell in cell_statuses(run) if cell.status != "ok" or cell.reason]
         if failed:
             frame = pd.DataFrame([vars(cell) for cell in failed])
             counted = frame.groupby(["status", "reason"], as_index=False).agg(

@@ -86,7 +86,7 @@ class Outcome:
 
     metrics: pd.DataFrame
     probes: pd.DataFrame  # every probed metric with its interval
-    reasons: dict[str, str]  # cell id to why it isn't `ok`
+    reasons: dict[str, str]  # cell id to why it isn't `ok`, or what it lacks
     unprobed: dict[str, str]  # task to why its cells have no gradient probes
     interrupted: bool
     reused: int  # cells that an earlier run had finished
@@ -103,7 +103,8 @@ class Outcome:
     def complete(self) -> bool:
         """Whether every cell that was asked for gave all that it could."""
         mine = self.metrics if self.own is None else self.metrics[self.metrics["cell_id"].isin(self.own)]
-        return not self.unprobed and bool(mine["status"].isin(records.FINISHED).all())
+        lacking = any(reason.startswith("ok: ") for reason in self.reasons.values())
+        return not (self.unprobed or lacking) and bool(mine["status"].isin(records.FINISHED).all())
 
 
 # --- before a run -----------------------------------------------------------------------------------------------

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
+from gradebench.declared import require_layers, shapes_in
 from gradebench.errors import InputError
-from gradebench.hub import CONFIG, WEIGHTS
+from gradebench.hub import CONFIG, WEIGHTS, first_line
+from gradebench.panics import panics_silenced
 from gradebench.transformer import ScratchPolicy
 from gradebench.vocabulary import Vocabulary, load_vocabulary
 
@@ -51,8 +54,16 @@ def load_scratch(name_or_path: str, length: int) -> ScratchPolicy:
     folder = Path(name_or_path).expanduser()
     try:
         shape = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["shape"]
+        shapes = shapes_in(folder)
+        require_layers(name_or_path, shape[2], shapes)
+        with torch.device("meta"):  # its shapes alone, which take no memory
+            declared = {name: tuple(p.shape) for name, p in ScratchPolicy(*shape).state_dict().items()}
+        if declared != shapes:
+            raise ValueError("weights of other shapes than its configuration's")
         policy = ScratchPolicy(*shape)
         policy.load_state_dict(load_file(folder / WEIGHTS))
+    except InputError:
+        raise
     except Exception as error:  # a configuration or weights that someone changed
         raise InputError(f"{name_or_path}: a damaged policy ({type(error).__name__}); save it again") from error
     if policy.length < length:
@@ -68,4 +79,10 @@ def load_saved_vocabulary(name_or_path: str) -> Vocabulary:
     file = Path(name_or_path).expanduser() / TOKENIZER
     if not file.is_file():
         raise InputError(f"{name_or_path}: no {TOKENIZER}; give a policy of the same task")
-    return load_vocabulary(file)
+    try:
+        with panics_silenced():
+            return load_vocabulary(file)
+    except Exception as error:  # the library's own kinds, and panics
+        raise InputError(
+            f"{name_or_path}: a damaged {TOKENIZER} ({first_line(error)}); save the policy again"
+        ) from error

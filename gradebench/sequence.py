@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from gradebench.ends import ended_logits, ending_token, up_to_end
+from gradebench.ends import Ends, ended_logits, ending_token, filler, is_end, share_ended, up_to_end
 from gradebench.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, chosen, continued
 from gradebench.recorded import Recording
 from gradebench.replayed import Relaxed, Replayed, Step
@@ -74,9 +74,9 @@ class SequenceProblem(Problem):
 
     `pads` (B,): how many of a prompt's first positions are padding, which is read by nobody.
 
-    `end`: the token that ends a text. Nothing can follow it but itself, so z stays one distribution over (n, B, T)
-    and every estimator's formula holds: log-probability and penalty are 0 from there on, and the reward reads the text
-    before the end. Relaxed tokens end gradually: a text that has ended with probability 1 - a continues with
+    `end`: the token that ends a text, or several, any of which does. Nothing can follow but the first of them, so z
+    stays one distribution over (n, B, T) and every estimator's formula holds: log-probability and penalty are 0 from
+    there on, and the reward reads the text before the end. Relaxed tokens end gradually: a text that has ended with probability 1 - a continues with
     a relax(logits) + (1 - a) one_hot(end), and its penalty there counts a.
     """
 
@@ -94,7 +94,7 @@ class SequenceProblem(Problem):
         beta: float = 0.0,
         ledger: Ledger | None = None,
         rows_at_once: int | None = None,
-        end: int | None = None,
+        end: Ends | None = None,
         pads: Tensor | None = None,
     ):
         super().__init__([p for p in policy.parameters() if p.requires_grad], ledger)
@@ -175,7 +175,7 @@ class SequenceProblem(Problem):
                 logits = reader.read(self.policy.embed(z[:, :, t - 1].reshape(-1, 1))) if t else reader.start()
                 here = in_single(logits).view(n, self.contexts, -1)
                 if t and self.end is not None:
-                    here = ended_logits(here, z[:, :, t - 1] == self.end, self.end)
+                    here = ended_logits(here, is_end(z[:, :, t - 1], self.end), self.end)
                 z[:, :, t], parents = chosen(choose(here))
                 if parents is not None:
                     z[:, :, :t] = continued(z[:, :, :t], parents)
@@ -272,9 +272,9 @@ class SequenceProblem(Problem):
         if self.end is None or before is None:
             return here, relax(here)
         if hard:
-            here = ended_logits(here, before.argmax(-1) == self.end, self.end)
+            here = ended_logits(here, is_end(before.argmax(-1), self.end), self.end)
             return here, relax(here)
-        return here, ending_token(relax(here), before[..., self.end], self.end)
+        return here, ending_token(relax(here), share_ended(before, self.end), self.end)
 
     def _road(self, hard: bool = True) -> str:
         """How rollouts are differentiated.
@@ -331,7 +331,7 @@ class SequenceProblem(Problem):
         self.ledger.reward_calls += n * self.contexts
         model = self.reward_model
         if self.end is not None and not tokens.is_floating_point():
-            tokens = tokens.where(self.alive(tokens), self.end)
+            tokens = tokens.where(self.alive(tokens), filler(self.end))
         texts = torch.cat([model.embed(self._prompts(n)), self._embedded(model, tokens, self.horizon)], 1)
         parts = [texts, *self._counting(tokens, texts)]
         if self.pads is not None:  # texts begin with what counts, as they do without padding
@@ -352,7 +352,8 @@ class SequenceProblem(Problem):
             places = torch.arange(self.prompts.shape[1], device=texts.device)
             keep[:, : len(places)] = (places >= self.pads.repeat(len(tokens))[:, None]).to(dtype)
         if self.end is not None and (self._ids(tokens) is not None or getattr(self.reward_model, "weighs", False)):
-            ended = tokens[..., self.end] if tokens.is_floating_point() else tokens == self.end
+            relaxed = tokens.is_floating_point()
+            ended = share_ended(tokens, self.end) if relaxed else is_end(tokens, self.end)
             keep = torch.cat([keep[:, : -self.horizon], 1 - ended.flatten(0, 1).to(dtype)], 1)
         return [keep]
 
@@ -366,7 +367,7 @@ class SequenceProblem(Problem):
         divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
         if self.end is None or self._ids(tokens) is not None:  # of one-hots, logits are already masked
             return divergence
-        going_on = 1 - tokens[:, :, :-1, self.end]
+        going_on = 1 - share_ended(tokens[:, :, :-1], self.end)
         return divergence * torch.cat([torch.ones_like(going_on[:, :, :1]), going_on], -1)
 
     @torch.no_grad()
@@ -378,6 +379,13 @@ class SequenceProblem(Problem):
 
     def alive(self, z: Tensor) -> Tensor:
         return super().alive(z) if self.end is None else up_to_end(z, self.end)
+
+    def texts(self, z: Tensor) -> list[list[int]]:
+        """Ids of each prompt and what follows in z (B, T), without padding, up to the end but not with it."""
+        pads = [0] * self.contexts if self.pads is None else self.pads.tolist()
+        goes_on = self.alive(z) if self.end is None else self.alive(z) & ~is_end(z, self.end)
+        parts = zip(self.prompts.tolist(), pads, z.tolist(), goes_on.sum(-1).tolist(), strict=True)
+        return [prompt[pad:] + row[:count] for prompt, pad, row, count in parts]
 
     def _ids(self, tokens: Tensor) -> Tensor | None:
         """Of hard tokens, or of the last rollout's one-hots; None for relaxed tokens."""

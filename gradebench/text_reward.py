@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import inspect
-import math
 import os
 import re
 import traceback
@@ -16,9 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from gradebench import registry
+from gradebench.answers import Refused, numbers_of
+from gradebench.classifier_head import AUTO, Head, head_of
+from gradebench.ends import Ends
 from gradebench.errors import InputError
 from gradebench.global_state import ALL, put_back
 from gradebench.hub import first_line, locate_model
+from gradebench.panics import Panicked, panics_raised
 
 AT_ONCE = 64  # texts that a classifier reads in one pass
 _FUNCTION = re.compile(r".+\.py:\w+|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -32,14 +35,16 @@ Score = Callable[[list[str], list[str]], Sequence[float]]  # of prompts and thei
 class TextReward(nn.Module):
     """Reward (N,) of ids (N, L), by a score of the texts that they decode to; `prompt` of the L are the prompt's.
 
-    What `embed` gives are the ids themselves: a text has no embedding. `end`: the token that ends a text.
+    What `embed` gives are the ids themselves: a text has no embedding. `end`: the token that ends a text, or
+    several.
     """
 
     differentiable = False
 
-    def __init__(self, score: Score, decode: Decode, prompt: int, end: int | None = None):
+    def __init__(self, score: Score, decode: Decode, prompt: int, end: Ends | None = None):
         super().__init__()
-        self.score, self.decode, self.prompt, self.end = score, decode, prompt, end
+        self.score, self.decode, self.prompt = score, decode, prompt
+        self.ends = {end} if isinstance(end, int) else set(end or ())
 
     def embed(self, tokens: Tensor) -> Tensor:
         if tokens.is_floating_point():
@@ -58,17 +63,20 @@ class TextReward(nn.Module):
             whole.removeprefix(prompt) if whole.startswith(prompt) else rest
             for prompt, whole, rest in zip(prompts, wholes, alone, strict=True)
         ]
-        return torch.tensor(self.score(prompts, completions), dtype=torch.float32, device=ids.device)
+        values = torch.tensor(self.score(prompts, completions), dtype=torch.float32)
+        if not bool(values.isfinite().all()):
+            first = int((~values.isfinite()).nonzero()[0])
+            raise InputError(f"the reward of {wholes[first][:80]!r} is {values[first]}, no finite number")
+        return values.to(ids.device)
 
     def _cut(self, row: list[int], count: int) -> tuple[list[int], list[int]]:
         """A prompt's ids and those of what follows up to its end, of a row whose first `count` ids count.
 
-        The rest of a row is the end, again and again, then padding, which is another token; or padding alone.
+        The rest of a row is ends, again and again, then padding, which is another token; or padding alone.
         """
         rest = row[count:]
-        if rest and rest[0] == self.end:
-            rest = rest[len(rest) - rest[::-1].index(self.end) :]
-        prompt = self.prompt - len(rest)
+        padding = next((i for i, token in enumerate(reversed(rest)) if token in self.ends), len(rest))
+        prompt = self.prompt - padding
         return row[:prompt], row[prompt:count]
 
 
@@ -77,7 +85,8 @@ class RewardFunction:
     """A Python function as a score, with what it answers checked.
 
     It is called by the names in its signature, as TRL calls a reward function: `texts` (prompt and completion in one),
-    `prompts`, `completions`, lists of strings; an only argument of another name gets texts. It answers one number a text.
+    `prompts`, `completions`, lists of strings; an only argument of another name gets texts. It answers one number a text, in
+    anything that can be read once in order.
     """
 
     name: str  # FILE.py:OBJECT or MODULE:OBJECT
@@ -86,36 +95,30 @@ class RewardFunction:
 
     def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        given = {"texts": texts, "prompts": prompts, "completions": completions}
+        # Lists of its own, which it may change.
+        given = {"texts": list(texts), "prompts": list(prompts), "completions": list(completions)}
         names = _asked(self.function)
         try:
-            with put_back(f"reward {self.name}"):
-                answer = self.function(**{name: given[name] for name in names}) if names else self.function(texts)
+            with put_back(f"reward {self.name}"), panics_raised():
+                arguments = {name: given[name] for name in names}
+                answer = self.function(**arguments) if names else self.function(given["texts"])
+                return numbers_of(answer, texts)  # here, because a generator runs only when it is read
+        except Refused as refused:
+            raise InputError(f"reward {self.name} {refused}") from None
         except (Exception, SystemExit) as error:
-            raise InputError(f"reward {self.name} {_raised(error)}") from error
-        return self._checked(answer, texts)
-
-    def _checked(self, answer: Any, texts: list[str]) -> list[float]:
-        """Raises InputError unless there is one finite number for each text."""
-        try:
-            values = [float(value) for value in answer]
-        except (TypeError, ValueError) as error:
-            what = "None among its numbers" if isinstance(answer, list) and None in answer else type(answer).__name__
-            raise InputError(f"reward {self.name} gave {what}; it has to give one number for each text") from error
-        if len(values) != len(texts):
-            raise InputError(f"reward {self.name} gave {len(values)} numbers for {len(texts)} texts")
-        for value, text in zip(values, texts, strict=True):
-            if not math.isfinite(value):
-                raise InputError(f"reward {self.name} gave {value} for {text[:80]!r}; it has to be a finite number")
-        return values
+            raised = error.__cause__ if isinstance(error, Panicked) else None
+            raise InputError(f"reward {self.name} {_raised(raised or error)}") from error
 
 
 class TextClassifier(nn.Module):
-    """Probability that each text is positive, by a sequence classifier that reads it with its own tokenizer."""
+    """The output of a sequence classifier that its `head` chooses; it reads each text with its own tokenizer.
 
-    def __init__(self, model: nn.Module, tokenizer: Any, positive: int):
+    A decoder without a declared padding token is read at each text's last token, as the library does one by one.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, head: Head, reads_last: bool = False):
         super().__init__()
-        self.model, self.tokenizer, self.positive = model.eval(), tokenizer, positive
+        self.model, self.tokenizer, self.head, self.reads_last = model.eval(), tokenizer, head, reads_last
 
     @torch.no_grad()
     def forward(self, prompts: list[str], completions: list[str]) -> list[float]:
@@ -123,12 +126,19 @@ class TextClassifier(nn.Module):
         values: list[float] = []
         for start in range(0, len(texts), AT_ONCE):
             part = texts[start : start + AT_ONCE]
-            encoded = self.tokenizer(part, padding=True, truncation=True, return_tensors="pt", verbose=False)
+            with panics_raised():
+                encoded = self.tokenizer(part, padding=True, truncation=True, return_tensors="pt", verbose=False)
             device = next(self.model.parameters()).device
-            logits = self.model(**{name: tensor.to(device) for name, tensor in encoded.items()}).logits.float()
-            one = logits.shape[-1] == 1
-            values += (logits.sigmoid()[:, 0] if one else logits.softmax(-1)[:, self.positive]).tolist()
+            values += self.head(self._logits({name: tensor.to(device) for name, tensor in encoded.items()})).tolist()
         return values
+
+    def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """(N, labels) of texts that are padded on the right."""
+        if not self.reads_last:
+            return self.model(**inputs).logits.float()
+        features = self.model.base_model(**inputs).last_hidden_state
+        last = inputs["attention_mask"].sum(1) - 1
+        return self.model.score(features[torch.arange(len(last), device=last.device), last]).float()
 
 
 def names_function(text: str) -> bool:
@@ -160,8 +170,8 @@ def load_function(text: str) -> RewardFunction:
     return RewardFunction(label, digest, loaded)
 
 
-def load_text_classifier(name_or_path: str) -> TextClassifier:
-    """The sequence classifier of a local folder or a hub id, with its own tokenizer.
+def load_text_classifier(name_or_path: str, label: str = AUTO, activation: str = AUTO) -> TextClassifier:
+    """The sequence classifier of a local folder or a hub id, with its own tokenizer. `label`, `activation`: `head_of`.
 
     Raises InputError, in one line, for whatever keeps the model from serving as a reward.
     """
@@ -172,16 +182,22 @@ def load_text_classifier(name_or_path: str) -> TextClassifier:
 
     folder = locate_model(name_or_path).folder
     with pretrained.quiet(), pretrained.refused(name_or_path, "a reward"):
-        tokenizer = pretrained.tokenizer_of(folder)
+        tokenizer = pretrained.tokenizer_of(folder, name_or_path)
         kind = "a sequence classifier"
         model = pretrained.model_of(AutoModelForSequenceClassification, folder, name_or_path, kind, torch.float32)
+        head = head_of(model.config, name_or_path, label, activation)
+        text_config = model.config.get_text_config()
+        reads_last = hasattr(model, "score") and text_config.pad_token_id is None and tokenizer.pad_token is None
         if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+            if text_config.pad_token_id is not None:
+                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(text_config.pad_token_id)
+            else:
+                tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         tokenizer.padding_side = "right"
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        text_config.pad_token_id = tokenizer.pad_token_id
+        positions = getattr(text_config, "max_position_embeddings", None)
         tokenizer.model_max_length = min(filter(None, (positions, tokenizer.model_max_length)))
-        classifier = TextClassifier(model, tokenizer, pretrained.positive_label(model.config.id2label))
+        classifier = TextClassifier(model, tokenizer, head, reads_last)
         classifier(["good"], [" and bad"])
     return classifier
 
@@ -192,7 +208,7 @@ def shares_tokens(name_or_path: str, vocabulary: Any) -> bool:
 
     folder = locate_model(name_or_path).folder
     with pretrained.quiet(), pretrained.refused(name_or_path, "a reward"):
-        return pretrained.tokenizer_of(folder).get_vocab() == vocabulary.tokenizer.get_vocab()
+        return pretrained.tokenizer_of(folder, name_or_path).get_vocab() == vocabulary.tokenizer.get_vocab()
 
 
 def _asked(function: Callable[..., Any]) -> list[str]:
@@ -226,4 +242,6 @@ def _asked(function: Callable[..., Any]) -> list[str]:
 def _raised(error: BaseException) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     message = " ".join(str(error).split())
-    return f"raised {type(error).__name__}: {message[:200]} ({Path(place.filename).name}, line {place.lineno})"
+    own = Path(place.filename).parent == Path(__file__).parent  # such as where an iterator of the function's is read
+    where = "" if own else f" ({Path(place.filename).name}, line {place.lineno})"
+    return f"raised {type(error).__name__}: {message[:200]}{where}"

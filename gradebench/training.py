@@ -1,6 +1,7 @@
 """Steps of training: the order of the data, the optimizers, and what counts as diverged."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ class Trainer:
             middle = time.perf_counter()
             self._descend_own_loss(estimate)
             if update_policy:
-                self._ascend(estimate)
+                self._ascend(estimate, problem)
             self.clock.estimator += middle - start
             self.clock.optimizer += time.perf_counter() - middle
             if estimate.own_loss is not None:
@@ -97,7 +98,7 @@ class Trainer:
         else:
             self.updates.own_updates_refused += 1
 
-    def _ascend(self, estimate: Estimate) -> None:
+    def _ascend(self, estimate: Estimate, problem: Problem) -> None:
         self.updates.calls += 1
         for name, value in estimate.info.items():
             self.updates.info[name] = self.updates.info.get(name, 0.0) + float(value)
@@ -106,7 +107,7 @@ class Trainer:
             self.updates.updates_refused += 1
             refused = self.updates.updates_refused
             if refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
-                raise Diverged(f"the gradient was not finite in {refused} updates")
+                raise Diverged(f"the gradient was not finite in {refused} updates{cause_in(problem)}")
             return
         self.updates.updates += 1
         self.updates.clipped += factor < 1
@@ -116,8 +117,10 @@ class Trainer:
         """One step of the policy's optimizer along a gradient (ascent), clipped; returns the factor of the clipping, and
         None where the gradient isn't finite and nothing was done."""
         norm = nn.utils.get_total_norm(gradient)
-        if not bool(norm.isfinite()):
-            return None
+        if not bool(norm.isfinite()):  # the squares of single precision end at 1e38
+            norm = nn.utils.get_total_norm([g.double() for g in gradient])
+            if not bool(norm.isfinite()):
+                return None
         factor = self.plan.clip / norm.clamp_min(self.plan.clip)
         for p, g in zip(self.task.params, gradient, strict=True):
             p.grad = g * -factor  # optimizers descend
@@ -151,6 +154,21 @@ class Trainer:
         optimizers = [optimizer for optimizer in (self.optimizer, self.own_optimizer) if optimizer is not None]
         counters = (self.clock, self.updates, ledger)
         return Training(self.task.params, self.estimator, optimizers, rng, counters, (record.rows, record.samples))
+
+
+@torch.no_grad()
+def cause_in(problem: Problem) -> str:
+    """What is wrong with the rewards of fresh draws, in words that follow those of a gradient that isn't finite."""
+    try:
+        rewards = problem.raw_reward(problem.sample(4, generator(problem.params[0].device, "cause")))
+    except Exception as error:  # noqa: BLE001 - it only adds to what is reported
+        return f"; asked again, the reward {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    odd, largest = int((~rewards.isfinite()).sum()), float(rewards.abs().max())
+    if odd:
+        return f"; neither was the reward of {odd} in {rewards.numel()} draws"
+    if largest > math.sqrt(torch.finfo(rewards.dtype).max):
+        return f"; rewards as large as {largest:.3g} have no square in {str(rewards.dtype).removeprefix('torch.')}"
+    return ""
 
 
 def batches(task: Task, plan: Plan, n: int, seed: int) -> Iterator[Tensor]:

@@ -243,8 +243,10 @@ class Arithmetic(Task):
 
     @property
     def padding(self) -> int:
-        """An id that isn't the end's: nobody reads it."""
-        return 0 if self.vocabulary.end else 1
+        """An id that is no end: nobody reads it."""
+        end = self.vocabulary.end
+        ends = end if isinstance(end, tuple) else (end,)
+        return next(i for i in range(len(self.vocabulary)) if i not in ends)
 
     def problem(self, split: str, index: Tensor, ledger: Ledger | None = None) -> SequenceProblem:
         pads = self.pads[split][index]
@@ -275,7 +277,7 @@ class Arithmetic(Task):
         with torch.no_grad():
             rewards = problem.raw_reward(z)[0].tolist()
         openings = self.vocabulary.decode(problem.prompts.tolist())
-        texts = self.vocabulary.decode(torch.cat([problem.prompts, z[0]], 1).tolist())
+        texts = self.vocabulary.decode(problem.texts(z[0]))
         return [
             {"prompt": prompt.strip(), "text": text.strip(), "reward": reward}
             for prompt, text, reward in zip(openings, texts, rewards, strict=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradebench import Ledger, Range, SequenceProblem, Task
 from gradebench.cache import cached_folder, digests_of, require_whole
+from gradebench.classifier_head import AUTO, Activation, Head
 from gradebench.errors import InputError
 from gradebench.hub import is_here, locate_model
 from gradebench.plan import parse_seeds
@@ -122,6 +123,14 @@ class Imdb(Task):
         instance: Annotated[
             int, Range(0), "which splits, models made here and, of the embedded corpus, reviews: each has its own"
         ] = 0,
+        label: Annotated[
+            str,
+            "of a given classifier: the class that is rewarded, by name or number; auto: the only one, positive or pos, or LABEL_1 of two",
+        ] = AUTO,
+        activation: Annotated[
+            Activation,
+            "of a given classifier's outputs; auto: none for one output or regression, sigmoid for multi-label, else softmax",
+        ] = AUTO,
     ):
         chosen = PRESETS[preset]
         self.options = {
@@ -136,6 +145,12 @@ class Imdb(Task):
             "preset": preset,
             "instance": instance,
         }
+        # Only where they are given: runs from before there were such options are the same as those without.
+        self.options |= {"label": label} if label != AUTO else {}
+        self.options |= {"activation": activation} if activation != AUTO else {}
+        if self._chosen and (self._made("reward") or self._scored):
+            given = " and ".join(f"{name}={value}" for name, value in self._chosen.items())
+            raise InputError(f"imdb: {given} is for a given classifier; leave it out, or give reward=")
         if self._made("policy"):  # the preset's are for a given one
             self.options |= {"lora": lora or 0, "precision": "float32" if precision == "auto" else precision}
         if lora and self._made("policy"):
@@ -164,6 +179,7 @@ class Imdb(Task):
         facts = {"version": self.version, "corpus": [corpus.name, corpus.digest], "size": asdict(self.size)}
         facts |= {"splits": corpus.split_digest} if corpus.name != EMBEDDED else {}  # films go with its texts
         facts |= {"instance": self.options["instance"]} if self.options["instance"] else {}
+        facts |= self._chosen
         # What is made here doesn't depend on a function, so editing one makes nothing anew.
         facts |= {part: "function" if part == "reward" and self._scored else one.digest for part, one in given.items()}
         folder = cached_folder("imdb", facts, lambda folder: self._build(folder, corpus, device, log), log)
@@ -171,6 +187,7 @@ class Imdb(Task):
         names |= {part: f"{one.name}:{one.digest[:8]}" for part, one in given.items()}
         setting = f"corpus={corpus.name}:{corpus.digest[:8]} policy={names['policy']} reward={names['reward']} "
         setting += f"kl={self.options['kl']:g}"
+        setting += "".join(f" {name}={value}" for name, value in self._chosen.items())
         setting += f" lora={self.options['lora']}" if self.options["lora"] else ""
         setting += f" precision={self.options['precision']}" if self._half else ""
         setting += f" instance={self.options['instance']}" if self.options["instance"] else ""
@@ -252,7 +269,7 @@ class Imdb(Task):
         truth = labels[parts["validation"]]
         report["reviews"] = {name: len(rows) for name, rows in parts.items()}
         report["prompts"] = {name: len(rows) for name, rows in prompts.items()}
-        if not self._scored:  # whose numbers need not be probabilities
+        if is_probability(reward):
             report["reward_accuracy_on_openings"] = accuracy(reward.to(device), held_out, truth)
         openings = vocabulary.decode(held_out.tolist())
         if corpus.name == EMBEDDED:
@@ -270,6 +287,11 @@ class Imdb(Task):
     def _made(self, part: str) -> bool:
         """Whether a part is made here, and not given by a hub id, a folder or a function."""
         return self.options[part] == _MADE[part]
+
+    @property
+    def _chosen(self) -> dict[str, str]:
+        """What the options say of a given classifier's outputs."""
+        return {name: self.options[name] for name in ("label", "activation") if name in self.options}
 
     @property
     def _half(self) -> bool:
@@ -310,10 +332,11 @@ class Imdb(Task):
             function(["A film"], [" that I saw"])
             return TextReward(function, vocabulary.decode, self.size.prompt, vocabulary.end)
         if not shares_tokens(name, vocabulary):
-            return TextReward(load_text_classifier(name), vocabulary.decode, self.size.prompt, vocabulary.end)
+            classifier = load_text_classifier(name, **self._chosen)
+            return TextReward(classifier, vocabulary.decode, self.size.prompt, vocabulary.end)
         from gradebench.pretrained import load_reward
 
-        return load_reward(name, vocabulary, self.size.prompt + self.size.horizon, self._half)
+        return load_reward(name, vocabulary, self.size.prompt + self.size.horizon, self._half, **self._chosen)
 
     def _shape(self, vocabulary: AnyVocabulary) -> tuple[int, int, int, int, int]:
         """Arguments of a model made here."""
@@ -359,7 +382,7 @@ class Imdb(Task):
         index = torch.arange(min(EVALUATED, self.sizes[split]), device=rng.device)
         problem = self.problem(split, index)
         metrics, z = evaluate_sequences(problem, rng)
-        texts = self.vocabulary.decode(torch.cat([problem.prompts, z], 1).tolist())
+        texts = self.vocabulary.decode(problem.texts(z))
         gold = self.judge(texts) if self.judge else [grammar.sentiment(text) for text in texts]
         return metrics | {"gold_reward": float(np.mean(gold))}
 
@@ -369,7 +392,7 @@ class Imdb(Task):
         with torch.no_grad():
             rewards = problem.raw_reward(z)[0].tolist()
         openings = self.vocabulary.decode(problem.prompts.tolist())
-        texts = self.vocabulary.decode(torch.cat([problem.prompts, z[0]], 1).tolist())
+        texts = self.vocabulary.decode(problem.texts(z[0]))
         return [
             {"prompt": prompt, "text": text, "reward": reward}
             for prompt, text, reward in zip(openings, texts, rewards, strict=True)
@@ -457,6 +480,14 @@ def judged_windows(
     index = torch.arange(len(rows)).repeat(4)
     windows = texts.windows(index, window, torch.Generator().manual_seed(seed))
     return vocabulary.decode(windows.tolist()), labels[rows][index].numpy().astype(np.int8)
+
+
+def is_probability(reward: Any) -> bool:
+    """Whether a reward is the probability that a text is positive, or one alike: not a function's or a raw output."""
+    if isinstance(reward, ScratchReward):
+        return True
+    head = getattr(reward, "head", None) or getattr(getattr(reward, "score", None), "head", None)
+    return isinstance(head, Head) and head.activation != "none"
 
 
 def parameters_of(module: nn.Module) -> int:

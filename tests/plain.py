@@ -19,7 +19,9 @@ class PlainProblem(Problem):
         self.of = problem
         self.beta = problem.beta
         self.contexts, self.horizon, self.categories = problem.contexts, problem.horizon, problem.categories
-        self.feature_size, self.offers, self.end = problem.feature_size, problem.offers, problem.end
+        self.feature_size, self.offers = problem.feature_size, problem.offers
+        end = problem.end
+        self.ends = list(end) if isinstance(end, tuple) else [] if end is None else [end]  # the first fills up
         pads = [0] * self.contexts if problem.pads is None else problem.pads.tolist()
         self.prompts = [prompt[pad:] for prompt, pad in zip(problem.prompts, pads, strict=True)]
         self.decoder = decoder  # whether the reward model is one: it can be read at every prefix
@@ -43,12 +45,12 @@ class PlainProblem(Problem):
 
     def certain(self, scale=1000.0):
         logits = torch.full((self.categories,), -scale, dtype=self.params[0].dtype)
-        logits[self.end] = 0
+        logits[self.ends[0]] = 0
         return logits
 
     def has_ended(self, tokens) -> bool:
         ids = [int(token if token.dim() == 0 else token.argmax()) for token in tokens]
-        return self.end is not None and self.end in ids
+        return any(end in ids for end in self.ends)
 
     def step(self, policy, b, tokens):
         return self.certain() if self.has_ended(tokens) else self.next(policy, b, tokens)[0]
@@ -93,16 +95,16 @@ class PlainProblem(Problem):
 
     def hard_score(self, b, z) -> Tensor:
         ids = z.tolist()
-        return self.score(b, z[: ids.index(self.end) if self.end in ids else len(ids)])
+        return self.score(b, z[: next((t for t, token in enumerate(ids) if token in self.ends), len(ids))])
 
     def expected_score(self, b, y) -> Tensor:
         """The mean over where the text ends, y[t, end] being the probability that it has ended by t."""
-        if self.end is None:
+        if not self.ends:
             return self.score(b, y)
         total, ended = torch.zeros(()), torch.zeros(())
         for t in range(self.horizon):
-            total = total + (y[t, self.end] - ended) * self.score(b, y[:t])
-            ended = y[t, self.end]
+            total = total + (y[t, self.ends].sum() - ended) * self.score(b, y[:t])
+            ended = y[t, self.ends].sum()
         return total + (1 - ended) * self.score(b, y)
 
     def raw_reward(self, z):
@@ -127,7 +129,7 @@ class PlainProblem(Problem):
         """By positions that count less where the text is likely to have ended, or not at all told of ends."""
         model = self.of.reward_model
         prompt = model.embed(self.prompts[b][None])
-        keep = torch.cat([torch.ones(prompt.shape[1]).to(y), 1 - y[:, self.end]])
+        keep = torch.cat([torch.ones(prompt.shape[1]).to(y), 1 - y[:, self.ends].sum(-1)])
         return model(torch.cat([prompt, model.embed(y[None])], 1), keep[None])[0]
 
     def soft_step(self, policy, b, tokens):
@@ -142,8 +144,9 @@ class PlainProblem(Problem):
             return self.over(lambda i, b: torch.stack([self.soft_step(policy, b, y[i, b, :t]) for t in times]), len(y))
 
         divergence = self.between(along(self.of.policy), along(self.of.reference))
-        if self.end is not None and not self.hard:
-            divergence = divergence * torch.cat([torch.ones_like(y[:, :, :1, 0]), 1 - y[:, :, :-1, self.end]], -1)
+        if self.ends and not self.hard:
+            going_on = 1 - y[:, :, :-1, self.ends].sum(-1)
+            divergence = divergence * torch.cat([torch.ones_like(y[:, :, :1, 0]), going_on], -1)
         return raw - self.of.beta * divergence.sum(-1)
 
     def rollout(self, relax, n, together=False, rng=None, hard=False):
@@ -151,8 +154,8 @@ class PlainProblem(Problem):
         y = torch.zeros(n, self.contexts, 0, self.categories, dtype=self.params[0].dtype)
         for t in range(self.horizon):
             token = relax(self.over(lambda i, b: self.soft_step(self.of.policy, b, y[i, b]), n))  # noqa: B023
-            if t and self.end is not None and not self.hard:
-                ended = y[:, :, -1, self.end, None]
-                token = (1 - ended) * token + ended * self.certain(0.0).index_fill(0, torch.tensor([self.end]), 1.0)
+            if t and self.ends and not self.hard:
+                ended = y[:, :, -1, self.ends].sum(-1, keepdim=True)
+                token = (1 - ended) * token + ended * self.certain(0.0).index_fill(0, torch.tensor(self.ends[:1]), 1.0)
             y = torch.cat([y, token.unsqueeze(2)], 2)
         return y

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gradebench import conformance, registry, subject
 from gradebench.ends import ended_logits, up_to_end
@@ -14,12 +16,14 @@ from gradebench.moments import flatten
 from gradebench.sampling import generator
 from gradebench.sequence import SequenceProblem
 from gradebench.sequence_metrics import evaluate_sequences
+from gradebench.text_reward import TextReward
 
 # The tests' folders are no packages to import from.
 plain = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "plain.py")))
 twins = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "estimators" / "twins.py")))
 
 END = 2
+ENDS = (2, 0)  # either ends a text, the first fills it up
 UNBIASED = ("rebar",)
 
 
@@ -187,3 +191,80 @@ def test_means_over_tokens_are_over_those_that_count(tiny_problem, name):
     expected = flatten(problem.grad((weight * advantage * problem.log_prob(z).sum(-1)).mean()))
     found = flatten(estimator.gradient(problem, generator("cpu", "lengths")).grad)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+# --- several ends -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(tiny_problem):
+    """Four tokens of which two end a text."""
+    return with_ends(tiny_problem(vocabulary=4, beta=0.3), torch.tensor([0, 1, 0, 1]), end=ENDS)
+
+
+def test_any_end_ends_a_text_and_the_first_fills_it_up(several):
+    z = everything(several)
+    log_prob, slow = several.log_prob(z).sum(-1), plain.PlainProblem(several)
+    torch.testing.assert_close(log_prob.exp().sum(0), torch.ones(4, dtype=torch.float64))
+    canonical = ((z == ENDS[0]) | several.alive(z)).all(-1)
+    torch.testing.assert_close(log_prob[canonical], slow.log_prob(z).sum(-1)[canonical])
+    assert canonical[:, 0].sum() == 2**3 + 2 * (2**2 + 2 + 1)  # without an end, and with either at each position
+    drawn = several.sample(200, generator("cpu", 0))
+    alive = several.alive(drawn)
+    assert torch.equal(alive, slow.alive(drawn)) and (drawn[~alive] == ENDS[0]).all()
+    last = drawn.gather(-1, alive.sum(-1, keepdim=True) - 1)
+    assert set(last[alive.sum(-1) < 3].tolist()[0]) <= set(ENDS) and (last == ENDS[1]).any()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_reward_and_penalty_with_several_ends_are_those_of_the_plain_definition(several, padded):
+    several.pads = several.pads if padded else None
+    z = everything(several)
+    torch.testing.assert_close(several.reward(z), plain.PlainProblem(several).reward(z), rtol=0, atol=1e-12)
+    other = torch.where(several.alive(z), z, 1)
+    torch.testing.assert_close(several.reward(other), several.reward(z), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dapo", "grade", "grade-ste", "ppo", "rebar", "reinforce"])
+def test_gradient_with_several_ends_is_that_of_the_plain_definition(several, name):
+    test_gradient_is_that_of_the_plain_definition(several, name)
+
+
+@pytest.mark.parametrize("road", ["plain", "recorded", "parallel"])
+def test_straight_through_roads_agree_with_several_ends(tiny_problem, road):
+    found = []
+    for one in (road, "plain"):
+        problem = with_ends(tiny_problem(4, beta=0.3), end=ENDS, straight_through=one, residual=0.0)
+        estimator = registry.resolve("estimators", "grade-ste").create()
+        found.append(flatten(estimator.gradient(problem, generator("cpu", "road")).grad))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-10)
+
+
+def test_a_text_that_is_shown_stops_before_its_end_and_has_no_padding(several):
+    z = torch.tensor([[1, 3, 1], [0, 2, 2], [3, 0, 2], [2, 2, 2]])
+    prompts, pads = several.prompts.tolist(), several.pads.tolist()
+    kept = [[1, 3, 1], [], [3], []]
+    assert several.texts(z) == [p[pad:] + rest for p, pad, rest in zip(prompts, pads, kept, strict=True)]
+
+
+@settings(max_examples=50, deadline=None, database=None, derandomize=True)
+@given(
+    prompt=st.lists(st.integers(3, 6), min_size=1, max_size=3),
+    rest=st.lists(st.integers(3, 6), max_size=4),
+    end=st.sampled_from([None, 2, (2, 0), (0, 2)]),
+    closing=st.integers(0, 1),
+    fill=st.integers(0, 3),
+)
+def test_a_reward_of_texts_is_told_prompt_and_completion_without_ends_and_padding(prompt, rest, end, closing, fill):
+    """Rows as a problem hands them on: what counts, an end and its filler, then the prompt's padding."""
+    ends = () if end is None else (end,) if isinstance(end, int) else end
+    tail = [ends[closing % len(ends)], *[ends[0]] * fill] if ends else []
+    seen = []
+    reward = TextReward(
+        lambda *texts: seen.append(texts) or [0.0], lambda rows: ["".join(map(str, row)) for row in rows], 3, end
+    )
+    padding = [9] * (3 - len(prompt))
+    row = torch.tensor([prompt + rest + tail + padding])
+    keep = (torch.arange(row.shape[1]) < len(prompt + rest)).float()[None]
+    reward(row, keep)
+    assert seen == [(["".join(map(str, prompt))], ["".join(map(str, rest))])]

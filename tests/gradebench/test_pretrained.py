@@ -17,7 +17,7 @@ from gradebench import InputError, SequenceProblem, generator, gumbel, harden, s
 from gradebench.estimators.control_variate import Rebar
 from gradebench.estimators.relaxed import GradeSte
 from gradebench.hub import locate_model
-from gradebench.pretrained import PretrainedPolicy, load_policy, load_reward, positive_label, try_policy
+from gradebench.pretrained import PretrainedPolicy, load_policy, load_reward, try_policy
 from gradebench.vocabulary import train_vocabulary
 
 # The tests' folders are no packages to import from.
@@ -199,7 +199,7 @@ def test_tokenizer_wrapper_reads_what_the_library_reads(folders):
 
 @pytest.mark.parametrize("labels", [{0: "NEGATIVE", 1: "POSITIVE"}, {0: "pos", 1: "neg"}, {0: "LABEL_0"}])
 @pytest.mark.parametrize("family", REWARDS)
-def test_reward_is_the_probability_that_the_library_gives(folders, family, labels):
+def test_reward_is_the_output_that_the_library_gives(folders, family, labels):
     folder = folders(family, "classifier", template="<s> $A </s>", id2label=labels, label2id={})
     _, vocabulary = load_policy(str(folders("gpt2", template="<s> $A")))
     reward = load_reward(str(folder), vocabulary)
@@ -208,17 +208,11 @@ def test_reward_is_the_probability_that_the_library_gives(folders, family, label
     with torch.no_grad():  # one text a call, since without a padding token the library takes no more
         whole = torch.cat([ids, torch.full((4, 1), 2)], 1)  # ids begin with <s>
         logits = torch.cat([model(input_ids=row.unsqueeze(0)).logits for row in whole])
-        expected = logits.sigmoid()[:, 0] if len(labels) == 1 else logits.softmax(-1)[:, positive_label(labels)]
+        expected = logits[:, 0] if len(labels) == 1 else logits.softmax(-1)[:, reward.head.index]
         one_hots = functional.one_hot(ids, len(vocabulary)).float()
         for tokens in (ids, one_hots):
             torch.testing.assert_close(reward(reward.embed(tokens)), expected, rtol=0, atol=1e-5)
     assert expected.std() > 0.01
-
-
-def test_positive_label_is_found_by_name_else_last():
-    assert positive_label({0: "negative", 1: "neutral", 2: "positive"}) == 2
-    assert positive_label({0: "POS", 1: "NEG"}) == 0
-    assert positive_label({0: "LABEL_0", 1: "LABEL_1"}) == 1
 
 
 # What is refused

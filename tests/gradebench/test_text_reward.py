@@ -1,14 +1,27 @@
 """Rewards that read texts: how a function is called, what is refused, and classifiers with tokenizers of their own."""
 
+import itertools
 import runpy
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gradebench import InputError, SequenceProblem
-from gradebench.text_reward import TextReward, load_function, load_text_classifier, names_function, shares_tokens
+from gradebench.text_reward import (
+    RewardFunction,
+    TextReward,
+    load_function,
+    load_text_classifier,
+    names_function,
+    shares_tokens,
+)
 from gradebench.transformer import ScratchPolicy
 
 # The tests' folders are no packages to import from.
@@ -93,7 +106,8 @@ def test_names_of_functions_are_told_from_folders_and_hub_ids(tmp_path):
         ("def score(texts): return [1.0]", "gave 1 numbers for 2 texts"),
         ("def score(texts): return [1.0, float('nan')]", "gave nan for 'b'"),
         ("def score(texts): return 1.0", "gave float; it has to give one number for each text"),
-        ("def score(texts): return [1.0, None]", "gave None among its numbers"),
+        ("def score(texts): return [1.0, None]", "gave None among its numbers, for 'b'"),
+        ("def score(texts): return [1.0, 1e39]", "gave 1e+39 for 'b'; it has to be a finite number in float32"),
         ("def score(texts): return 1 / 0", "raised ZeroDivisionError: division by zero (mine.py, line 1)"),
         ("def score(texts): raise SystemExit('over')", "raised SystemExit: over"),
     ],
@@ -101,6 +115,75 @@ def test_names_of_functions_are_told_from_folders_and_hub_ids(tmp_path):
 def test_answers_that_are_no_rewards_are_refused_in_one_line(function, body, said):
     reward = function(body)
     assert said in refusal_of(reward, PROMPTS, COMPLETIONS)
+
+
+async def _later(values):
+    return values
+
+
+FORMS = {  # of the same numbers: what may be given for a list of them, and what may not
+    "list": list, "tuple": tuple, "map": lambda values: (value for value in values), "generator": lambda values: (v for v in values),
+    "deque": deque, "array": np.array, "tensor": torch.tensor, "series": pd.Series, "objects": lambda v: np.array(v, object),
+    "column": lambda values: torch.tensor(values, dtype=torch.float64).reshape(-1, 1), "scalars": lambda v: list(np.array(v)),
+    "zero-dimensional tensors": lambda values: [torch.tensor(float(v), dtype=torch.float64) for v in values],
+}  # fmt: skip
+WRONG = {
+    "dictionary": dict.fromkeys, "set": set, "text": str, "bytes": bytes, "none": lambda values: None,
+    "one number": lambda values: 1.0, "nested": lambda values: [list(values)], "each nested": lambda v: [[x] for x in v],
+    "table": lambda values: np.zeros((len(values), 2)), "scalar array": lambda values: np.array(1.0), "coroutine": _later,
+    "texts": lambda values: [str(v) for v in values], "complex": lambda v: [complex(x) for x in v], "class": lambda v: list,
+    "with none": lambda values: [*values[:-1], None], "too few": lambda values: values[1:], "empty": lambda values: [],
+    "too many": lambda values: [*values, 1.0], "endless": lambda values: itertools.count(), "strings": np.array(["1"] * 3).tolist,
+}  # fmt: skip
+NOT_FINITE = [float("nan"), float("inf"), 1e39, -3.5e38, 10**400]
+CHANGES = {
+    "nothing": lambda texts: None,
+    "emptied": list.clear,
+    "longer": lambda texts: texts.append("x"),
+    "other": list.sort,
+}
+
+
+@settings(max_examples=50, deadline=None, database=None, derandomize=True)
+@given(
+    st.sampled_from([*FORMS, *WRONG]),
+    st.lists(st.one_of(st.integers(-9, 9), st.floats(width=32, allow_nan=False, allow_infinity=False)), min_size=1, max_size=4),
+    st.one_of(st.none(), st.sampled_from(NOT_FINITE)),
+    st.sampled_from(list(CHANGES)),
+    st.booleans(),
+)  # fmt: skip
+def test_whatever_a_function_answers_is_its_numbers_or_one_line(form, values, odd, change, named):
+    prompts, completions = [f"p{i}" for i in range(len(values))], ["c"] * len(values)
+    given_ones = [*values[:-1], odd] if odd is not None and form in FORMS else values
+
+    def by_texts(texts):
+        CHANGES[change](texts)
+        return answer()
+
+    def by_names(prompts, completions):
+        CHANGES[change](prompts), CHANGES[change](completions)
+        return answer()
+
+    def answer():
+        try:
+            return {**FORMS, **WRONG}[form](given_ones)
+        except (ValueError, OverflowError, RuntimeError, TypeError):  # what no array or bytes can hold
+            return list(given_ones) if form in FORMS else None
+
+    reward = RewardFunction("mine.py:score", "", by_names if named else by_texts)
+    if form in FORMS and odd is None:
+        assert reward(prompts, completions) == pytest.approx([float(value) for value in values], rel=1e-6)
+    else:
+        said = refusal_of(reward, prompts, completions)
+        assert said.startswith("reward mine.py:score gave ") and len(said) < 300
+        if form in FORMS:
+            assert f"for 'p{len(values) - 1}c'" in said
+    assert prompts == [f"p{i}" for i in range(len(values))] and completions == ["c"] * len(values)
+
+
+def test_a_generator_that_fails_is_told_like_a_function_that_does(function):
+    reward = function("def score(texts):\n    for text in texts:\n        yield 1 / 0\n")
+    assert "raised ZeroDivisionError: division by zero (mine.py, line 3)" in refusal_of(reward, PROMPTS, COMPLETIONS)
 
 
 def test_functions_that_cant_be_called_are_refused_when_they_are_loaded(function):
@@ -166,7 +249,7 @@ def test_a_classifier_reads_padded_texts_as_it_reads_each_alone(folders, family)
     together = score(texts, ["", "", ""])
     for text, value in zip(texts, together, strict=True):
         ids = torch.tensor([score.tokenizer(text)["input_ids"]])
-        alone = score.model(input_ids=ids).logits.softmax(-1)[0, score.positive]
+        alone = score.model(input_ids=ids).logits.softmax(-1)[0, score.head.index]
         assert value == pytest.approx(float(alone), abs=1e-5)
     assert len(set(together)) == 3
 

@@ -207,10 +207,47 @@ def test_a_reward_with_another_tokenizer_reads_the_texts(folders, corpus):
     texts = task.vocabulary.decode(torch.cat([problem.prompts, z[0]], 1).tolist())
     encoded = task.reward.score.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        expected = task.reward.score.model(**encoded).logits.softmax(-1)[:, task.reward.score.positive]
+        expected = task.reward.score.model(**encoded).logits.softmax(-1)[:, task.reward.score.head.index]
     assert torch.allclose(problem.raw_reward(z)[0], expected, atol=1e-5)
     assert 0 <= task.evaluate("test", generator(CPU))["reward"] <= 1
     assert 0 <= task.describe()["reward_accuracy_on_openings"] <= 1
+
+
+def test_the_rewarded_label_is_named_where_the_labels_dont_say_it(folders, corpus):
+    """By a classifier over the policy's tokens, and by one with a tokenizer of its own."""
+    labels = {"id2label": {0: "opposed", 1: "supportive"}, "label2id": {"opposed": 0, "supportive": 1}}
+    policy = folders("gpt2")
+    shared = folders("gpt2", "classifier", **labels)
+    for reward in (shared, folders("bert", "classifier", trained=5, pad_token_id=0, **labels)):
+        assert "0: opposed, 1: supportive; give label=" in refusal_of(corpus, policy=policy, reward=reward)
+    task = loaded(corpus, policy=policy, reward=shared, label="Opposed")
+    assert task.reward.head.index == 0 and " label=Opposed" in task.setting
+    raw = loaded(corpus, policy=policy, reward=shared, label="opposed", activation="none")
+    assert raw.evaluate("test", generator(CPU))["reward"] != task.evaluate("test", generator(CPU))["reward"]
+    assert raw.setting != task.setting and "reward_accuracy_on_openings" not in raw.describe()
+    assert "label=x is for a given classifier" in refusal_of(corpus, label="x")
+    assert set(Imdb(corpus).options).isdisjoint({"label", "activation"}), "keys of earlier runs stay what they were"
+
+
+def test_all_ends_that_a_model_lists_end_its_texts(folders, corpus, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(folders("gpt2"), folder)
+    reward = folders("gpt2", "classifier")
+    drawn = loaded(corpus, policy=folder, reward=reward).problem("test", torch.arange(32)).sample(1, generator(CPU))
+    common = int(drawn[:, :, 1].mode().values)  # a token like any other, which is shown in a text
+    (folder / "generation_config.json").write_text(f'{{"eos_token_id": [2, {common}]}}')
+    task = loaded(corpus, policy=folder, reward=reward)
+    problem = task.problem("test", torch.arange(32))
+    z = problem.sample(1, generator(CPU))
+    ended = (z == common).any(-1)
+    assert ended.any() and not problem.alive(z)[ended].all()
+    assert (z[~problem.alive(z)] == 2).all()
+    with torch.no_grad():
+        for b in ended[0].nonzero()[:3, 0].tolist():
+            ids = torch.cat([problem.prompts[b], z[0, b, : z[0, b].tolist().index(common)]])[None]
+            alone = task.reward(task.reward.embed(ids))
+            torch.testing.assert_close(problem.raw_reward(z)[0, b, None], alone, rtol=0, atol=1e-5)
+            assert task.vocabulary.decode(problem.texts(z[0]))[b] == task.vocabulary.decode(ids.tolist())[0]
 
 
 @pytest.fixture
