@@ -10,7 +10,7 @@ from typing import Any
 from gradebench import registry
 from gradebench.errors import InputError
 from gradebench.options import parse_spec, text_of, with_values
-from gradebench.runs import read_json
+from gradebench.runs import read_config
 
 RATE = "learning-rate"  # is swept as an option of the task is, and is none
 INSTANCE = "instance"
@@ -122,7 +122,7 @@ def read_design(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """The design of these runs together, from their config.json; empty where nothing varied."""
     design: dict[str, dict[str, Any]] = {}
     for folder in folders:
-        for label, facts in read_json(folder / "config.json").get("design", {}).items():
+        for label, facts in read_config(folder).get("design", {}).items():
             if isinstance(facts.get("values"), dict) and "task" in facts:
                 design[label] = facts
     return design

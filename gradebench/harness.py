@@ -22,6 +22,7 @@ from gradebench.checkpoints import Checkpoint, is_whole
 from gradebench.disk import out_of_room, whole
 from gradebench.errors import InputError, Unsupported
 from gradebench.estimator import Estimator
+from gradebench.formats import write_text
 from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
 from gradebench.memory import peak_memory, reset_peak_memory
 from gradebench.moments import Moments, Reference, flatten
@@ -378,7 +379,7 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
             reason = f"{reason[:300]}; {_memory_advice(cell)}"
         if parallel.leads():
             folder.mkdir(parents=True, exist_ok=True)
-            records.write_text(folder / "error.txt", traceback.format_exc())
+            write_text(folder / "error.txt", traceback.format_exc())
     if status == "oom" and torch.cuda.is_available():
         torch.cuda.empty_cache()  # the next cell may have other shapes
     if parallel.leads():

@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import curves, records, runs, tables
+from gradebench import curves, formats, records, runs, tables
 from gradebench.earlier import joined
 from gradebench.errors import InputError
 from gradebench.report import write_report
+from gradebench.shown import utf8
 
 _UNITED = ("estimators", "tasks")  # entries of requests
 
@@ -37,7 +38,7 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
     board = tables.leaderboard(metrics, comparisons, by, against)
     records.require_writable(out)
     out.mkdir(parents=True, exist_ok=True)
-    name = out.resolve().name
+    name = utf8(out.resolve().name)
     metrics = metrics.assign(run_id=name)
     written = {"metrics": metrics, "tests": comparisons, "leaderboard": board}
     written |= curves.written(metrics, by)
@@ -57,26 +58,21 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
     samples = [
         row | {"task": called.get(row.get("task", ""), row.get("task"))}
         for folder, called in zip(folders, names, strict=True)
-        for row in records.read_lines(folder / records.SAMPLES)
+        for row in formats.read_lines(folder / records.SAMPLES)
     ]
     if samples:
-        records.write_lines(out / records.SAMPLES, samples)
-    configs = [
-        _called(runs.read_json(folder / "config.json"), called) for folder, called in zip(folders, names, strict=True)
-    ]
+        formats.write_lines(out / records.SAMPLES, samples)
+    configs = [_called(runs.read_config(folder), called) for folder, called in zip(folders, names, strict=True)]
     config = _config(configs, [folder.resolve().name for folder in folders])
     config["request"] |= {"by": by, "against": against}
-    records.write_json(out / "config.json", config)
-    records.write_json(out / "environment.json", runs.read_json(folders[0] / "environment.json"))
+    formats.write_json(out / "config.json", config)
+    formats.write_json(out / "environment.json", runs.read_environment(folders[0]))
     write_report([out], metrics, board)
     return out
 
 
 def _probes(path: Path) -> pd.DataFrame:
-    try:
-        frame = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:120]}); run again there") from error
+    frame = formats.read_csv(path, tables.PROBES_NUMBERS)
     if list(frame) != tables.PROBES_COLUMNS:
         raise InputError(f"{path} is no table of probes; run again there")
     return frame

@@ -1,7 +1,8 @@
 """Runs as one HTML file: no script, nothing fetched, readable on a phone, on paper and in the dark."""
 
 import html
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,23 @@ from gradebench import across, boards, claims, curves, figures, frontier, instan
 from gradebench.design import Design, read_design
 from gradebench.errors import InputError
 from gradebench.figures import Figure
-from gradebench.records import SAMPLES, read_lines
+from gradebench.formats import read_csv, read_lines, write_text
+from gradebench.records import SAMPLES
 from gradebench.registry import entries
 from gradebench.repeat import commands_of
-from gradebench.runs import cell_statuses, family_of, read_json, read_metrics, require_family, task_names
+from gradebench.runs import (
+    cell_statuses,
+    family_of,
+    read_config,
+    read_environment,
+    read_metrics,
+    require_family,
+    task_names,
+)
+from gradebench.shapes import SAMPLE
+from gradebench.shown import shown
 from gradebench.statistics import ALPHA
-from gradebench.tuned import CURVES_COLUMNS
+from gradebench.tuned import CURVES, CURVES_COLUMNS, CURVES_NUMBERS, CURVES_TRUTHS
 
 WRITERS = 3  # estimators whose texts are shown
 
@@ -85,9 +97,7 @@ def write_report(
     Raises        InputError for folders that hold no run, and runs that can't be merged unless `apart`.
     """
     out = out or folders[0]
-    trained = [
-        one for one in folders if read_json(one / "config.json").get("request", {}).get("train", True)
-    ] or folders
+    trained = [one for one in folders if read_config(one).get("request", {}).get("train", True)] or folders
     by, against = family_of(trained, by, against)
     if metrics is None:
         metrics = read_metrics(trained, apart)
@@ -96,7 +106,7 @@ def write_report(
     content, drawn = page(folders, metrics, board, out, by, against)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "report.html"]
-    written[0].write_text(content, encoding="utf-8")
+    write_text(written[0], content)
     for name, table in varied(metrics, read_design(folders)).items():
         written.append(out / f"{name}.csv")
         tables.write_csv(table, written[-1])
@@ -113,7 +123,7 @@ def _write_figures(drawn: Sequence[tuple[str, Figure]], folder: Path) -> list[Pa
     written = []
     for name, (_, figure) in zip(figures.file_names(drawn), drawn, strict=True):
         written.append(folder / f"{name}.svg")
-        written[-1].write_text(svg.alone(figure.picture, svg.style()), encoding="utf-8")
+        write_text(written[-1], svg.alone(figure.picture, svg.style()))
         if png.available():
             written.append(folder / f"{name}.png")
             png.write_png(figure.picture, written[-1])
@@ -133,15 +143,10 @@ def page(
     Verdict, leaderboard and figures of each task, then all tasks together, claims, estimators, and how it was made.
     """
     title = f"GradeBench: {out.resolve().name}"
-    samples = [
-        one | {"task": names.get(one["task"], one["task"])}
-        for folder, names in zip(folders, task_names(folders), strict=True)
-        for one in read_lines(folder / SAMPLES)
-    ]
-    probes, tuning = (
-        _gathered(folders, "probes.csv", tables.PROBES_COLUMNS),
-        _gathered(folders, "curves.csv", CURVES_COLUMNS),
-    )
+    left_out: list[str] = []
+    samples = _samples_of(folders, left_out)
+    probes = _gathered(folders, "probes.csv", tables.PROBES_COLUMNS, (tables.PROBES_NUMBERS,), left_out)
+    tuning = _gathered(folders, CURVES, CURVES_COLUMNS, (CURVES_NUMBERS, CURVES_TRUTHS), left_out)
     parts = [f"<h1>{_e(title)}</h1>"]
     drawn: list[tuple[str, Figure]] = []
     design = read_design(folders)
@@ -170,7 +175,10 @@ def page(
     parts += _claims(metrics)
     parts += _cards(sorted({str(name).partition(":")[0] for name in board["estimator"]}))
     for folder in folders:
-        parts += _made(folder, folder.resolve().name if len(folders) > 1 else "")
+        parts += _made(folder, folder.resolve().name if len(folders) > 1 else "", left_out)
+    parts += [f"<p>{_e(said)}; left out of this report.</p>" for said in left_out]
+    for said in left_out:
+        print(f"gradebench: {said}; left out of the report", file=sys.stderr)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_e(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -178,20 +186,36 @@ def page(
     ), drawn
 
 
-def _gathered(folders: Sequence[Path], name: str, columns: Sequence[str]) -> pd.DataFrame:
-    """A table that runs may have, of all of them; columns that one lacks are empty."""
-    found = []
-    for path in (folder / name for folder in folders):
-        if path.is_file():
-            try:
-                found.append(pd.read_csv(path))
-            except ValueError as error:
-                raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:120]})") from error
-    return (
-        pd.concat(found, ignore_index=True).reindex(columns=list(columns))
-        if found
-        else pd.DataFrame(columns=list(columns))
-    )
+def _samples_of(folders: Sequence[Path], left_out: list[str]) -> list[dict[str, Any]]:
+    """The texts of all runs, their tasks called as in the tables."""
+    return [
+        one | {"task": names.get(one["task"], one["task"])}
+        for folder, names in zip(folders, task_names(folders), strict=True)
+        for one in _readable(left_out, read_lines, folder / SAMPLES, SAMPLE) or []
+    ]
+
+
+def _gathered(
+    folders: Sequence[Path],
+    name: str,
+    columns: Sequence[str],
+    kinds: Sequence[Collection[str]],
+    left_out: list[str],
+) -> pd.DataFrame:
+    """A table that runs may have, of all of them; columns that one lacks are empty. See `read_csv` for the kinds."""
+    paths = [folder / name for folder in folders]
+    read = [_readable(left_out, read_csv, path, *kinds) for path in paths if path.is_file()]
+    found = [one for one in read if one is not None and len(one)]
+    return pd.concat(found or [pd.DataFrame()], ignore_index=True).reindex(columns=list(columns))
+
+
+def _readable(left_out: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
+    """What a reader returns; None, and why, for a file beside the tables that can't be read: it costs itself alone."""
+    try:
+        return read(*arguments)
+    except InputError as error:
+        left_out.append(str(error))
+        return None
 
 
 def _of(table: pd.DataFrame, task: str, setting: str) -> pd.DataFrame:
@@ -456,9 +480,9 @@ def _cards(names: Sequence[str]) -> list[str]:
     return ["<h2>The estimators</h2>", *parts] if parts else []
 
 
-def _made(run: Path, name: str) -> list[str]:
+def _made(run: Path, name: str, left_out: list[str]) -> list[str]:
     """How to repeat it, on what it ran, and every cell that isn't ok."""
-    config, environment = read_json(run / "config.json"), read_json(run / "environment.json")
+    config, environment = read_config(run), _readable(left_out, read_environment, run) or {}
     parts = [f"<h2>How {_e(name) or 'it'} was made</h2>"]
     if config:
         parts.append(f"<p>To repeat it:</p><pre>{_e(chr(10).join(commands_of(config)))}</pre>")
@@ -530,4 +554,4 @@ def _cell(value: Any, form: str) -> str:
 
 
 def _e(text: str) -> str:
-    return html.escape(text)
+    return html.escape(shown(text))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import facts, tables
+from gradebench import facts, formats, records, shapes, tables
 from gradebench.errors import InputError
 from gradebench.provenance import RATE_COLUMNS
 from gradebench.tables import METRICS_COLUMNS
@@ -17,11 +17,6 @@ APART = "give --apart to rank them apart"
 ALL = "all"  # in place of a baseline: all pairs
 # What the plan of a run tells that has no facts.
 _BUDGET = ("steps", "batch", "clip", "evaluations", "shards", "checkpoints")
-# What parts of config.json and environment.json are: whoever reads a run may trust in that.
-_SHAPES: dict[str, type] = dict.fromkeys(("plans", "tasks", "learning_rates", "request", "left_out", "packages"), dict)
-_SHAPES |= dict.fromkeys(("facts", "given", "tuned_options", "rate_sources", "design"), dict)
-_SHAPES |= {"cells": list, "seeds": list}
-_OF_OBJECTS = {"plans", "tasks", "learning_rates", "rate_sources", "design", "facts", "given", "tuned_options"}
 
 
 def read_metrics(folders: Sequence[Path], apart: bool = False, mend: str = APART) -> pd.DataFrame:
@@ -36,7 +31,7 @@ def read_metrics(folders: Sequence[Path], apart: bool = False, mend: str = APART
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("a run is given twice; give each folder once")
-    frames = [with_objective(_metrics(folder), read_json(folder / "config.json")) for folder in folders]
+    frames = [with_objective(_metrics(folder), read_config(folder)) for folder in folders]
     known = [_facts_of(folder) for folder in folders]
     for frame, names in zip(frames, task_names(folders), strict=True):
         frame["task"] = frame["task"].replace(names)
@@ -75,7 +70,7 @@ def task_names(folders: Sequence[Path]) -> list[dict[str, str]]:
 
 def unlisted(folders: Sequence[Path]) -> str:
     """Which of several runs are older than the list of what numbers depend on, in a line; "" where none is."""
-    old = [str(folder) for folder in folders if not read_json(folder / "config.json").get("facts")]
+    old = [str(folder) for folder in folders if not read_config(folder).get("facts")]
     return (
         f"{', '.join(old)}: made before runs wrote down all that their numbers depend on; compared by what is known"
         if old and len(folders) > 1
@@ -91,12 +86,12 @@ def _identity(known: Mapping[str, Any]) -> str:
 
 def _facts_of(folder: Path) -> dict[str, dict[str, Any]]:
     """The facts of a run's tasks and, by task, estimators; of a run without them what else its files tell."""
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     known = config.get("facts") or {}
     tasks, estimators = (_tables(known.get(part)) for part in ("tasks", "estimators"))
     if tasks:
         return {"tasks": tasks, "estimators": {task: _tables(one) for task, one in estimators.items()}}
-    packages = read_json(folder / "environment.json").get("packages", {})
+    packages = read_environment(folder).get("packages", {})
     versions = {f"version of {name}": version for name, version in packages.items() if version is not None}
     for task, plan in config.get("plans", {}).items():
         tasks[task] = {name: plan[name] for name in _BUDGET if name in plan} | versions
@@ -123,10 +118,7 @@ def _metrics(folder: Path) -> pd.DataFrame:
         raise InputError(
             f"{folder} has no metrics.parquet: it holds no run, or one that was killed; run it again there"
         )
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:120]})") from error
+    frame = formats.read_parquet(path)
     lacking = [name for name in METRICS_COLUMNS if name not in frame.columns]
     if lacking:
         raise InputError(f"{path} lacks the columns {', '.join(lacking)}: it is no table of metrics")
@@ -170,18 +162,18 @@ def _first_difference(known: Sequence[tuple[Path, dict[str, Any]]], of: str = ""
     return ""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, without parts that a run would not have written; empty where none can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
-    content = {key: part for key, part in content.items() if isinstance(part, _SHAPES.get(key, object))}
-    for key in _OF_OBJECTS & content.keys():
-        content[key] = {name: part for name, part in content[key].items() if isinstance(part, dict)}
-    return content
+def read_config(folder: Path) -> dict[str, Any]:
+    """What the run was asked for and came to; empty where it has no config.json. Raises InputError for one that isn't."""
+    return _object(folder / "config.json", shapes.CONFIG)
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Versions and machine; empty where there is no environment.json. Raises InputError for one that isn't."""
+    return _object(folder / "environment.json", shapes.ENVIRONMENT)
+
+
+def _object(path: Path, shape: shapes.Fields) -> dict[str, Any]:
+    return formats.read_json(path, shape) if path.is_file() else {}
 
 
 def with_objective(frame: pd.DataFrame, config: Mapping[str, Any]) -> pd.DataFrame:
@@ -208,7 +200,7 @@ def family_of(folders: Sequence[Path], by: str | None, against: Sequence[str]) -
 
     `all` among the baselines stands for all pairs.
     """
-    requests = [read_json(folder / "config.json").get("request", {}) for folder in folders]
+    requests = [read_config(folder).get("request", {}) for folder in folders]
     metrics = {request.get("by") for request in requests}
     planned = {tuple(map(str, request.get("against") or ())) for request in requests}
     by = by or (metrics.pop() if len(metrics) == 1 else None)
@@ -302,7 +294,7 @@ def cell_statuses(folder: Path) -> list[CellStatus]:
 
     Raises        InputError where the folder holds no run.
     """
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     if not isinstance(config.get("cells"), list):
         raise InputError(f"{folder} has no config.json that names cells: it holds no run")
     table = folder / "metrics.parquet"
@@ -314,7 +306,7 @@ def cell_statuses(folder: Path) -> list[CellStatus]:
     for cell in map(str, config["cells"]):
         if cell != Path(cell).name or cell == "..":
             raise InputError(f"{folder}/config.json names a cell {cell!r}, which is no name of a folder in the run")
-        own = read_json(folder / "cells" / cell / "cell.json")
+        own = records.read_ended(folder / "cells" / cell)
         status = own.get("status") or tabled.get(cell, "not run yet")
         answer.append(CellStatus(cell, str(status), str(own.get("reason", ""))))
     return answer

@@ -5,7 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from gradebench.records import SAMPLES, read_lines
+from gradebench.formats import read_lines
+from gradebench.records import SAMPLES
 
 TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
 
