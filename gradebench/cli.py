@@ -623,8 +623,6 @@ def report(
         for path in write_report(runs, out=out, plots=plots, apart=apart, by=by, against=against or ()):
             typer.echo(path)
         _say_unlisted(runs)
-    except ValueError as error:
-        raise InputError(str(error)) from error
     except OSError as error:
         raise InputError(f"can't write into {out or runs[0]}: {error.strerror}") from error
     if plots and not png.available():

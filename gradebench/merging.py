@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from gradebench import curves, formats, records, runs, tables
+from gradebench.design import read_design
 from gradebench.earlier import joined
 from gradebench.errors import InputError
 from gradebench.report import write_report
@@ -65,6 +66,7 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
     configs = [_called(runs.read_config(folder), called) for folder, called in zip(folders, names, strict=True)]
     config = _config(configs, [folder.resolve().name for folder in folders])
     config["request"] |= {"by": by, "against": against}
+    config["design"] = read_design(folders)
     formats.write_json(out / "config.json", config)
     formats.write_json(out / "environment.json", runs.read_environment(folders[0]))
     write_report([out], metrics, board)
@@ -98,7 +100,7 @@ def _config(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str
     seeds = sorted({seed for config in configs for seed in config.get("seeds", [])})
     merged |= {"merged": list(names), "seeds": seeds}
     merged["cells"] = [cell for config in configs for cell in config.get("cells", [])]
-    for part in ("plans", "tasks", "left_out", "design"):
+    for part in ("plans", "tasks", "left_out"):
         merged[part] = {key: value for config in configs for key, value in config.get(part, {}).items()}
     for part in ("learning_rates", "rate_sources", "tuned_options", "facts", "given"):
         merged[part] = functools.reduce(joined, (config.get(part, {}) for config in configs))

@@ -102,7 +102,11 @@ def write_report(
     if metrics is None:
         metrics = read_metrics(trained, apart)
         require_family(metrics, by, against)
-    board = tables.leaderboard(metrics, tables.comparisons(metrics, against), by, against) if board is None else board
+    if board is None:
+        try:
+            board = tables.leaderboard(metrics, tables.comparisons(metrics, against), by, against)
+        except ValueError as error:
+            raise InputError(str(error)) from error
     content, drawn = page(folders, metrics, board, out, by, against)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "report.html"]

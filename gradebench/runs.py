@@ -122,6 +122,8 @@ def _metrics(folder: Path) -> pd.DataFrame:
     lacking = [name for name in METRICS_COLUMNS if name not in frame.columns]
     if lacking:
         raise InputError(f"{path} lacks the columns {', '.join(lacking)}: it is no table of metrics")
+    if frame.empty:
+        raise InputError(f"{path} has no rows: it holds no run")
     if not set(RATE_COLUMNS) <= set(frame.columns):  # of an older version
         frame = frame.assign(learning_rate=float("nan"), rate_source="")
     for name in METRICS_COLUMNS + RATE_COLUMNS:

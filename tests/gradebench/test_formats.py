@@ -183,11 +183,10 @@ def test_labels_go_back_into_commands(value, n):
 
     spec = f"name:text={value},n={n}"
     try:
-        raw = options.parse_spec(spec).options
+        params = options.bind(factory, options.parse_spec(spec).options, "it")
     except InputError as error:
         assert "," in value or not value.strip() or utf8(value) != value, error
         return
-    params = options.bind(factory, raw, "it")
     label = options.label("name", params, factory)
     assert options.bind(factory, options.parse_spec(label).options, "it") == params
     config = {
