@@ -148,10 +148,9 @@ def number(value: Any, form: str) -> str:
 
 def print_underpowered(comparisons: pd.DataFrame, leaderboard: pd.DataFrame) -> None:
     """Say so where a task's seeds are too few for any difference of its estimators to be supported."""
-    tested = comparisons[comparisons["n_pairs"] > 0]
+    tested = dict(iter(comparisons[comparisons["n_pairs"] > 0].groupby(["task", "setting", "metric"])))
     for (task, setting), board in leaderboard.groupby(["task", "setting"], sort=False):
-        here = (tested["task"] == task) & (tested["setting"] == setting)
-        tests = tested[here & (tested["metric"] == board["ranked_by"].iloc[0])]
+        tests = tested.get((task, setting, board["ranked_by"].iloc[0]), comparisons.iloc[:0])
         if not (tests["verdict"] == "underpowered").any():
             continue
         n, family = int(tests["n_pairs"].max()), int(tests["family"].max())

@@ -1,14 +1,17 @@
 """The terminal, or the pipe in its place: text that others wrote is shown as it is, on one line, in any encoding."""
 
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
+from rich import progress
 from rich.console import Console
 from rich.text import Text
 
 from gradebench.shown import one_line
 
 WIDTH_WHEN_PIPED = 220
+One = TypeVar("One")
 
 
 class PlainConsole(Console):
@@ -28,3 +31,10 @@ def stdout_console() -> Console:
 
 def stderr_console() -> Console:
     return PlainConsole(stderr=True, soft_wrap=True)
+
+
+def track(many: Iterable[One], total: int, of: str) -> Iterator[One]:
+    """The same, with a bar on stderr where that is a terminal and there are enough to wait for."""
+    if total < 10 or not sys.stderr.isatty():
+        return iter(many)
+    return iter(progress.track(many, of, total=total, console=stderr_console(), transient=True))

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from gradebench import across, boards, claims, curves, figures, frontier, instances, png, provenance, svg, tables
+from gradebench.console import track
 from gradebench.design import Design, read_design
 from gradebench.errors import InputError
 from gradebench.figures import Figure
@@ -163,11 +163,15 @@ def page(
         if figure is not None:
             drawn.append((f"{task} {metric}", figure))
             parts += _of_frontier(f"{task}, {metric}", rows, across_design[frontier.TESTS], figure)
-    for (task, setting), mine in board.groupby(["task", "setting"], sort=False):
-        rows = metrics[(metrics["task"] == task) & (metrics["setting"] == setting)]
-        texts = [one for one in samples if (one["task"], one["setting"]) == (task, setting)]
-        tables_of = [_of(table, str(task), str(setting)) for table in (probes, tuning)]
-        found = figures.of_task(mine, rows, tables_of[0], tables_of[1], against)
+    by_place = dict(iter(metrics.groupby(["task", "setting"])))
+    probes_of, tuning_of = _by_name(probes), _by_name(tuning)
+    boards_of = board.groupby(["task", "setting"], sort=False)
+    for (task, setting), mine in track(boards_of, board[["task", "setting"]].drop_duplicates().shape[0], "tasks"):
+        rows, texts = by_place[task, setting], samples.get((str(task), str(setting)), [])
+        name = (str(task).partition(":")[0], str(setting).partition(" run=")[0])
+        found = figures.of_task(
+            mine, rows, probes_of.get(name, probes.iloc[:0]), tuning_of.get(name, tuning.iloc[:0]), against
+        )
         budgets = curves.budgets(rows, str(mine["ranked_by"].iloc[0]))
         at_budgets = figures.at_budgets(mine, budgets)
         drawn += [(f"{task} {setting}", figure) for figure in [*found, *at_budgets]]
@@ -190,13 +194,13 @@ def page(
     ), drawn
 
 
-def _samples_of(folders: Sequence[Path], left_out: list[str]) -> list[dict[str, Any]]:
-    """The texts of all runs, their tasks called as in the tables."""
-    return [
-        one | {"task": names.get(one["task"], one["task"])}
-        for folder, names in zip(folders, task_names(folders), strict=True)
-        for one in _readable(left_out, read_lines, folder / SAMPLES, SAMPLE) or []
-    ]
+def _samples_of(folders: Sequence[Path], left_out: list[str]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The texts of all runs by task, which is called as in the tables, and setting."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for folder, names in zip(folders, task_names(folders), strict=True):
+        for one in _readable(left_out, read_lines, folder / SAMPLES, SAMPLE) or []:
+            found.setdefault((names.get(one["task"], one["task"]), one["setting"]), []).append(one)
+    return found
 
 
 def _gathered(
@@ -222,11 +226,13 @@ def _readable(left_out: list[str], read: Callable[..., Any], *arguments: Any) ->
         return None
 
 
-def _of(table: pd.DataFrame, task: str, setting: str) -> pd.DataFrame:
-    """The rows of one task, with whatever options, in a setting; of runs ranked apart too."""
-    place = (task.partition(":")[0], setting.partition(" run=")[0])
-    mine = [(str(a).partition(":")[0], str(b)) == place for a, b in zip(table["task"], table["setting"], strict=True)]
-    return table[np.array(mine, dtype=bool)]
+def _by_name(table: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """The rows of each task, with whatever options, in a setting; for runs ranked apart too."""
+    places = [(str(a).partition(":")[0], str(b)) for a, b in zip(table["task"], table["setting"], strict=True)]
+    index: dict[tuple[str, str], list[int]] = {}
+    for number, place in enumerate(places):
+        index.setdefault(place, []).append(number)
+    return {place: table.iloc[numbers] for place, numbers in index.items()}
 
 
 def _of_instances(tables_of_design: Mapping[str, pd.DataFrame]) -> list[str]:

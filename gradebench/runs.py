@@ -11,12 +11,15 @@ import pandas as pd
 from gradebench import facts, formats, records, shapes, tables
 from gradebench.errors import InputError
 from gradebench.provenance import RATE_COLUMNS
+from gradebench.shown import utf8
 from gradebench.tables import METRICS_COLUMNS
 
 APART = "give --apart to rank them apart"
 ALL = "all"  # in place of a baseline: all pairs
 # What the plan of a run tells that has no facts.
 _BUDGET = ("steps", "batch", "clip", "evaluations", "shards", "checkpoints")
+
+_Part = tuple[Path, pd.DataFrame, dict[str, dict[str, Any]]]  # a run, its rows of one task, and its facts
 
 
 def read_metrics(folders: Sequence[Path], apart: bool = False, mend: str = APART) -> pd.DataFrame:
@@ -36,19 +39,20 @@ def read_metrics(folders: Sequence[Path], apart: bool = False, mend: str = APART
     for frame, names in zip(frames, task_names(folders), strict=True):
         frame["task"] = frame["task"].replace(names)
     known = [_renamed(mine, names) for mine, names in zip(known, task_names(folders), strict=True)]
-    for task in sorted({task for frame in frames for task in frame["task"].unique()}):
-        having = [
-            (folder, frame, mine)
-            for folder, frame, mine in zip(folders, frames, known, strict=True)
-            if (frame["task"] == task).any()
-        ]
-        difference = _difference(task, having)
+    by_task: dict[str, list[_Part]] = {}
+    for folder, frame, mine in zip(folders, frames, known, strict=True):
+        for task, rows in frame.groupby("task"):
+            by_task.setdefault(str(task), []).append((folder, rows, mine))
+    apart_rows: dict[Path, list[pd.Index]] = {}
+    for task in sorted(by_task):
+        difference = _difference(task, by_task[task])
         if difference and not apart:
             raise InputError(f"{difference}; {mend}")
-        if difference:
-            for folder, frame, _ in having:
-                mine = frame["task"] == task
-                frame.loc[mine, "setting"] = frame.loc[mine, "setting"] + f" run={folder.resolve().name}"
+        for folder, rows, _ in by_task[task] if difference else ():
+            apart_rows.setdefault(folder, []).append(rows.index)
+    for folder, frame in zip(folders, frames, strict=True):
+        for index in apart_rows.get(folder, ()):
+            frame.loc[index, "setting"] = frame.loc[index, "setting"] + f" run={utf8(folder.resolve().name)}"
     return pd.concat(frames, ignore_index=True)
 
 
@@ -136,11 +140,10 @@ def _metrics(folder: Path) -> pd.DataFrame:
     return frame
 
 
-def _difference(task: str, having: Sequence[tuple[Path, pd.DataFrame, dict[str, dict[str, Any]]]]) -> str:
+def _difference(task: str, having: Sequence[_Part]) -> str:
     """The first thing in which runs of the task differ, in words; "" where they can share a leaderboard."""
     shared, own = [], dict[str, list[tuple[Path, dict[str, Any]]]]()
-    for folder, frame, known in having:
-        mine = frame[frame["task"] == task]
+    for folder, mine, known in having:
         setting = {"setting": ", ".join(sorted(mine["setting"].unique()))}
         shared.append((folder, setting | {**known["tasks"].get(task, {}), **setting}))
         facts_of_mine = known["estimators"].get(task, {})
@@ -182,10 +185,12 @@ def with_objective(frame: pd.DataFrame, config: Mapping[str, Any]) -> pd.DataFra
     """The metrics with an objective, reward - beta kl, in evaluations that were made before it was measured, where the
     task's beta stands in config.json."""
     at = ["cell_id", "split", "step"]
-    evaluation = frame[frame["phase"] == "evaluation"]
+    weighed = {task for task, described in config.get("tasks", {}).items() if described.get("options")}
+    evaluation = frame[(frame["phase"] == "evaluation") & frame["task"].isin(weighed)]
+    by_task = dict(iter(evaluation.groupby("task")))
     parts = [frame]
     for task, described in config.get("tasks", {}).items():
-        mine = evaluation[evaluation["task"] == task]
+        mine = by_task.get(task, evaluation.iloc[:0])
         options = described.get("options")
         beta = options.get("kl") if isinstance(options, dict) else None
         if not isinstance(beta, int | float) or (mine["metric"] == "objective").any():
