@@ -109,7 +109,7 @@ def grid(count: int, jobs: int, statistics: bool) -> dict[str, float]:
             measured["kept"] = number - len(cells.pending(run, resume=True))
             measured["resume_s"] = time.perf_counter() - began
             began, spent = time.perf_counter(), time.process_time()
-            metrics, probes, _ = cells.gather(run)
+            metrics, probes, _ = cells.gather(run, print)
             measured["gather_s"] = time.perf_counter() - began
             tables.write_parquet(metrics, run.out / "metrics.parquet")
             tables.write_csv(metrics, run.out / "metrics.csv")

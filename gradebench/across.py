@@ -43,9 +43,10 @@ def scores(metrics: pd.DataFrame, by: str | None = None) -> dict[str, pd.DataFra
     first = metrics[(metrics["phase"] == "evaluation") & (metrics["step"] == 0) & (metrics["split"] == "test")]
     starts = first.groupby(["task", "setting", "metric"])["value"].mean().to_dict()
     found = {}
+    by_place = dict(iter(metrics.groupby(["task", "setting"])))
     for (task, setting), metric, values in tables.ranked_per_seed(metrics, by):
         start = starts.get((task, setting, metric), math.nan)
-        rates = provenance.ran(metrics[(metrics["task"] == task) & (metrics["setting"] == setting)])
+        rates = provenance.ran(by_place[task, setting])
         values = values[provenance.together(rates[name] for name in values.columns)]
         best = values.mean().max() - start
         if best > 0:

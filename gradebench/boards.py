@@ -1,7 +1,6 @@
 """Leaderboards, comparisons and statuses on stdout, for a person or a pipe."""
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,25 +9,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.stats
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from gradebench import frontier, provenance
 from gradebench.across import Ranks
 from gradebench.claims import OUT_OF_REACH
+from gradebench.console import stdout_console
 from gradebench.curves import amount, axis_name
 from gradebench.runs import CellStatus
 from gradebench.statistics import ALPHA
 from gradebench.tables import pareto_front
 
-WIDTH_WHEN_PIPED = 220
 PAIRS_SHOWN = 15
 VERDICT_WIDTH = 22
-
-
-def stdout_console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else WIDTH_WHEN_PIPED, highlight=False, markup=False)
 
 
 _INTERVAL, _AGAINST_BEST = "95 % interval", "p vs best"
@@ -62,7 +55,7 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
     console = stdout_console()
     for (task, setting), board in leaderboard.groupby(["task", "setting"], sort=False):
         title = f"{task}  [{setting}]  {at_budget(board)}"
-        table = Table(title=Text(title), title_justify="left")
+        table = Table(title=title, title_justify="left")
         table.add_column("estimator", overflow="fold")  # a label cut short names no estimator
         compared = not is_empty(board["verdict"])
         shown = [one for one in _NUMBERS if _is_shown(board, *one[:2], compared)]
@@ -123,7 +116,7 @@ def print_across(table: pd.DataFrame, ranks: Ranks | str) -> None:
     if table.empty:
         return
     console = stdout_console()
-    shown = Table(title=Text(f"over {table['tasks'].iloc[0]} tasks"), title_justify="left")
+    shown = Table(title=f"over {table['tasks'].iloc[0]} tasks", title_justify="left")
     shown.add_column("estimator", overflow="fold")
     for heading in ("IQM", "95 % from", "to", "above 0.5", "above 0.9", "mean rank"):
         shown.add_column(heading, justify="right")
@@ -155,10 +148,9 @@ def number(value: Any, form: str) -> str:
 
 def print_underpowered(comparisons: pd.DataFrame, leaderboard: pd.DataFrame) -> None:
     """Say so where a task's seeds are too few for any difference of its estimators to be supported."""
-    tested = comparisons[comparisons["n_pairs"] > 0]
+    tested = dict(iter(comparisons[comparisons["n_pairs"] > 0].groupby(["task", "setting", "metric"])))
     for (task, setting), board in leaderboard.groupby(["task", "setting"], sort=False):
-        here = (tested["task"] == task) & (tested["setting"] == setting)
-        tests = tested[here & (tested["metric"] == board["ranked_by"].iloc[0])]
+        tests = tested.get((task, setting, board["ranked_by"].iloc[0]), comparisons.iloc[:0])
         if not (tests["verdict"] == "underpowered").any():
             continue
         n, family = int(tests["n_pairs"].max()), int(tests["family"].max())
@@ -173,7 +165,7 @@ def print_frontier(table: pd.DataFrame, areas: pd.DataFrame) -> None:
     """For each task and metric the values within budgets of KL, who leads where, and the areas that differ."""
     console = stdout_console()
     for (task, metric), rows in table.groupby(["task", "metric"], sort=False):
-        shown = Table(title=Text(f"{task}  [{metric} within KL, nats a sequence]"), title_justify="left")
+        shown = Table(title=f"{task}  [{metric} within KL, nats a sequence]", title_justify="left")
         shown.add_column("estimator", overflow="fold")
         for kl in sorted(rows["kl"].unique()):
             shown.add_column(f"{kl:.3g}", justify="right")
@@ -220,7 +212,7 @@ def print_instances(board: pd.DataFrame | None) -> None:
     console = stdout_console()
     for (task, metric), rows in board.groupby(["task", "metric"], sort=False):
         title = f"{task}  [over {rows['n_instances'].max()} instances, by {metric}]"
-        shown = Table(title=Text(title), title_justify="left")
+        shown = Table(title=title, title_justify="left")
         shown.add_column("estimator", overflow="fold")
         for heading in _INSTANCES:
             shown.add_column(heading, justify="right")
@@ -271,7 +263,7 @@ def print_tuning(tunings: pd.DataFrame, choices: Mapping[str, Any], out: Path) -
     for (task, setting), curves in last.groupby(["task", "setting"], sort=False):
         steps = int(curves["steps"].iloc[0])
         title = f"{task}  [{setting}]  mean objective at {steps} steps"
-        table = Table(title=Text(title), title_justify="left")
+        table = Table(title=title, title_justify="left")
         table.add_column("estimator", overflow="fold")
         rates = sorted(curves["learning_rate"].unique())
         for rate in rates:
@@ -301,7 +293,7 @@ def print_plan(needed: pd.DataFrame) -> None:
     """Seeds by pair, the widest spread first, and what they come to."""
     console = stdout_console()
     for (task, setting), pairs in needed.groupby(["task", "setting"], sort=False):
-        table = Table(title=Text(f"{task}  [{setting}]"), title_justify="left")
+        table = Table(title=f"{task}  [{setting}]", title_justify="left")
         for heading in ("a", "b"):
             table.add_column(heading, overflow="fold")
         for heading in ("pilot seeds", "spread", "seeds needed", "at most", "detectable"):
@@ -341,7 +333,7 @@ def print_comparisons(rows: pd.DataFrame, against: Sequence[str] = ()) -> None:
     """One table a task and setting: each row one estimator against another by one metric, paired by seed."""
     console = stdout_console()
     for (task, setting), tests in rows.groupby(["task", "setting"], sort=False):
-        table = Table(title=Text(f"{task}  [{setting}]"), title_justify="left")
+        table = Table(title=f"{task}  [{setting}]", title_justify="left")
         for heading in ("metric", "a", "b"):
             table.add_column(heading, overflow="fold")
         for heading, _, _ in _TESTED:
@@ -367,7 +359,7 @@ def print_budgets(leaders: pd.DataFrame, crossings: pd.DataFrame) -> None:
     console = stdout_console()
     for place, rows in leaders.groupby(["task", "setting", "metric", "axis"], sort=False):
         task, setting, metric, axis = map(str, place)
-        table = Table(title=Text(f"{task}  [{setting}]  {_words(metric)} by {axis_name(axis)}"), title_justify="left")
+        table = Table(title=f"{task}  [{setting}]  {_words(metric)} by {axis_name(axis)}", title_justify="left")
         table.add_column("budget", justify="right")
         table.add_column("leads", overflow="fold")
         for heading in (_words(metric), "95 % from", "to", "seeds", "of"):

@@ -28,7 +28,10 @@ def cache_root() -> Path:
     explicit = os.environ.get("GRADEBENCH_CACHE")
     if explicit:
         return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradebench"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradebench"
+    except RuntimeError:
+        raise InputError("there is no home folder to keep a cache in; set GRADEBENCH_CACHE to a folder") from None
 
 
 def content_key(facts: Mapping[str, Any]) -> str:

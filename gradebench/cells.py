@@ -1,7 +1,7 @@
 """The cells of a run: which are finished, how the others are carried out, and what they left in the run's folder."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ import pandas as pd
 
 from gradebench import harness, records, sealed, tables
 from gradebench.earlier import Left
+from gradebench.errors import InputError
 from gradebench.facts import Facts, key_of
+from gradebench.formats import read_lines, read_parquet
 from gradebench.plan import Cell, Plan
 from gradebench.provenance import Rate
 from gradebench.task import Task
@@ -172,9 +174,9 @@ def _status_rows(plan: Plan, cell: Cell, status: str) -> pd.DataFrame:
     return records.CellRecord(harness.identity_of(plan, cell)).frame(status)
 
 
-def gather(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
+def gather(run: Run, note: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
     """The metrics, probes and samples of all cells, those of earlier commands first; those that haven't ended count as
-    interrupted."""
+    interrupted. Texts that can't be read are left out, with a note."""
     name = run.out.resolve().name
     rows: list[Path | pd.DataFrame] = [left.folder / records.METRICS for left in run.kept]
     rows += _interrupted(run)
@@ -185,9 +187,17 @@ def gather(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
     folders = [left.folder for left in run.kept]
     folders += [run.folder(cell) for _, cell in run.cells if run.has_ended(cell)]
     probes = records.merged(_present(folders, records.PROBES), name, tables.PROBES_COLUMNS)
-    samples = [row for path in _present(folders, records.SAMPLES) for row in records.read_lines(path)]
+    samples = [row for path in _present(folders, records.SAMPLES) for row in _texts(path, note)]
     metrics = records.merged(rows, name, tables.METRICS_COLUMNS)
     return _with_rates(metrics, run), probes, samples
+
+
+def _texts(path: Path, note: Callable[[str], None]) -> list[dict[str, Any]]:
+    try:
+        return read_lines(path)
+    except InputError as error:
+        note(f"{error}; its texts are left out")
+        return []
 
 
 def _with_rates(metrics: pd.DataFrame, run: Run) -> pd.DataFrame:
@@ -209,10 +219,10 @@ def _interrupted(run: Run) -> list[pd.DataFrame]:
     """The rows of cells of earlier commands that haven't ended, from the tables of those."""
     path = run.out / "metrics.parquet"
     try:
-        earlier = pd.read_parquet(path) if run.interrupted and path.is_file() else pd.DataFrame()
+        earlier = read_parquet(path) if run.interrupted and path.is_file() else pd.DataFrame()
         found = earlier[earlier["cell_id"].isin(run.interrupted) & (earlier["status"] == "interrupted")]
         return [found[tables.METRICS_COLUMNS]] if len(found) else []
-    except (OSError, ValueError, KeyError):  # no table of ours
+    except (InputError, KeyError):  # no table of ours
         return []
 
 

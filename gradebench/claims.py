@@ -180,14 +180,16 @@ def _rows(claim: Claim, metrics: pd.DataFrame) -> list[dict[str, Any]]:
         reason = f"the run has no task {claim.task}; this would test it: {claim.command}"
         return [named | empty | {"reason": reason}]
     rows = []
+    last = _last_steps(mine)
+    by_place = dict(iter(mine.groupby(["task", "setting"])))
     for (task, setting), values in tables.per_seed(mine, claim.metric, claim.split):
-        place = {"task": task, "setting": setting, "steps": _last_step(mine, setting)}
+        place = {"task": task, "setting": setting, "steps": last.get(setting, math.nan)}
         lacking = [name for name in (claim.a, claim.b) if name not in values.columns]
         if lacking:
             reason = f"the run has no {claim.metric} of {' and '.join(lacking)}; this would test it: {claim.command}"
             rows.append(named | empty | place | {"reason": reason})
             continue
-        here = mine[(mine["task"] == task) & (mine["setting"] == setting)]
+        here = by_place[task, setting]
         if claim.metric != "gradient_variance" and (unfair := _unfair(claim, here)):
             rows.append(named | empty | place | {"reason": unfair})
             continue
@@ -205,10 +207,10 @@ def _unfair(claim: Claim, rows: pd.DataFrame) -> str:
     )
 
 
-def _last_step(metrics: pd.DataFrame, setting: str) -> float:
-    """The budget: at which test prompts were last evaluated in a setting; NaN where they never were."""
-    tested = (metrics["phase"] == "evaluation") & (metrics["split"] == "test") & (metrics["setting"] == setting)
-    return float(metrics.loc[tested, "step"].max())
+def _last_steps(metrics: pd.DataFrame) -> dict[Any, float]:
+    """The budget of each setting: at which test prompts were last evaluated there."""
+    tested = metrics[(metrics["phase"] == "evaluation") & (metrics["split"] == "test")]
+    return {setting: float(step) for setting, step in tested.groupby("setting")["step"].max().items()}
 
 
 def _measured(claim: Claim, both: pd.DataFrame, place: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradebench.errors import InputError
+from gradebench.shown import one_line
+from gradebench.streams import make_ready, plugins_aside
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -185,23 +187,29 @@ def run(
     if dry_run and (missing := runner.missing(request, progress)):
         progress.note(f"dry run: {', '.join(missing)} would be downloaded first; cells can be listed once it is here")
         return
-    if tune:
-        request = dataclasses.replace(request, out=str(newcomers.folder_of(request)))
-        request = newcomers.tune_newcomers(request, progress, dry_run)
-    prepared = runner.prepare(request, progress)
-    terminal.announce(prepared, runner.config_of(request, prepared), progress)
+    with plugins_aside():
+        if tune:
+            request = dataclasses.replace(request, out=str(newcomers.folder_of(request)))
+            request = newcomers.tune_newcomers(request, progress, dry_run)
+        prepared = runner.prepare(request, progress)
+        terminal.announce(prepared, runner.config_of(request, prepared), progress)
     if dry_run:
         for _, cell in prepared.cells:
             typer.echo(cell.id)
         progress.note(f"dry run: {len(prepared.cells)} cells")
         return
-    outcome = runner.execute(request, prepared, progress)
+    with plugins_aside():
+        outcome = runner.execute(request, prepared, progress)
     try:
         if request.tuned:
             keep_curves(Path(request.tuned), prepared.out)
         write_report([prepared.out], outcome.metrics, outcome.leaderboard, by=by, against=against or ())
-    except OSError as error:  # the tables are there, and `gradebench report` can write it later
-        progress.note(f"no report: {error.strerror}")
+    except (
+        OSError,
+        ValueError,
+        InputError,
+    ) as error:  # the tables are there, and `gradebench report` can write it later
+        progress.note(f"no report: {getattr(error, 'strerror', None) or error}")
     terminal.print_outcome(prepared, outcome, progress)
     _exit_by(outcome)
 
@@ -262,10 +270,12 @@ def tune(
         return given or (tuning.quasi_random_rates if vary else rate_curve.even_rates)(*ends, trials)
 
     progress = terminal.TerminalProgress()
-    varied = [tuning.parse_varied(text) for text in vary or []]
+    with plugins_aside():
+        varied = [tuning.parse_varied(text) for text in vary or []]
     if twice := {label for label, _ in varied if sum(label == other for other, _ in varied) > 1}:
         raise InputError(f"--vary {min(twice)} is given twice; name all of its options in one")
-    found = tuning.tune(request, rates_for, progress, dict(varied), extensions)
+    with plugins_aside():
+        found = tuning.tune(request, rates_for, progress, dict(varied), extensions)
     boards.print_tuning(found.curves, found.choices, found.run.out)
     terminal.print_notes(found.run, found.outcome, progress)
     _exit_by(found.outcome)
@@ -294,11 +304,12 @@ def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
     if not difference > 0:
         raise InputError(f"--difference {difference:g}: a number above 0 is needed")
     metrics = folders.read_metrics([pilot])
-    wanted = {task.name for task in runner.expand("tasks", request.tasks)[0]}
+    with plugins_aside():
+        wanted = {task.name for task in runner.expand("tasks", request.tasks)[0]}
+        labels = {one.label for one in runner.expand("estimators", request.estimators)[0]}
     metrics = metrics[metrics["task"].str.partition(":")[0].isin(wanted)]
     if metrics.empty:
         raise InputError(f"{pilot} has no {' or '.join(sorted(wanted))}; give a run of the same task as the pilot")
-    labels = {one.label for one in runner.expand("estimators", request.estimators)[0]}
     skipped = set(metrics.loc[metrics["status"] == "skipped", "estimator"])
     runner.require_family(request, sorted(labels))
     seeds = len(runner.parse_seeds(request.seeds)) if request.seeds else None
@@ -365,9 +376,10 @@ def probe(
 
         require_matplotlib()
     progress = terminal.TerminalProgress()
-    prepared = runner.prepare(request, progress)
-    terminal.announce(prepared, runner.config_of(request, prepared), progress)
-    outcome = runner.execute(request, prepared, progress)
+    with plugins_aside():
+        prepared = runner.prepare(request, progress)
+        terminal.announce(prepared, runner.config_of(request, prepared), progress)
+        outcome = runner.execute(request, prepared, progress)
     drawn = []
     if plots:
         from gradebench.plots import draw_probes
@@ -410,12 +422,12 @@ def leaderboard(
     comparisons = _tested(metrics, against)
     _say_unlisted(runs)
     board = tables.leaderboard(metrics, comparisons, by, against)
+    _write(board, csv)
     boards.print_leaderboard(board)
     boards.print_notices(metrics)
     boards.print_across(across.across_tasks(metrics, by), across.ranks(metrics, by))
     boards.print_underpowered(comparisons, board)
     boards.print_instances(instances.written(metrics, read_design(runs)).get(instances.BOARD))
-    _write(board, csv)
     _say_ranking(tables.ranked_by(metrics, by), by)
 
 
@@ -442,9 +454,9 @@ def frontier(
     table, areas = (one[one["metric"] == metric.value] for one in (table, frontier.areas(metrics, design)))
     if table.empty:
         raise InputError(f"{run} has no frontier of {metric.value}: no task in it measures that beside a KL")
+    _write(table, csv)
     boards.print_frontier(table, areas)
     boards.print_notices(metrics)
-    _write(table, csv)
 
 
 def _budgets(text: str | None) -> list[float] | None:
@@ -513,8 +525,8 @@ def compare(
         rows = folders.against_best(comparisons, ranked_by)
     if rows.empty:
         raise InputError(f"{run} has nothing to compare: fewer than two estimators, or no rewards")
-    boards.print_comparisons(rows, against)
     _write(rows, csv)
+    boards.print_comparisons(rows, against)
     if not a:
         _say_ranking(ranked_by, by)
 
@@ -549,9 +561,9 @@ def curves(
         found = at_budgets.crossings_of(metrics, by, [axis], pairs)
     except ValueError as error:
         raise InputError(str(error)) from error
+    _write(rows, csv)
     boards.print_budgets(at_budgets.leaders(rows), found)
     boards.print_notices(metrics)
-    _write(rows, csv)
 
 
 @app.command()
@@ -581,9 +593,9 @@ def claims(
         verdicts = published.judge(listed, metrics)
     except ValueError as error:
         raise InputError(str(error)) from error
+    _write(verdicts, csv)
     _say_unlisted(runs)
     boards.print_claims(verdicts)
-    _write(verdicts, csv)
 
 
 @app.command()
@@ -611,8 +623,6 @@ def report(
         for path in write_report(runs, out=out, plots=plots, apart=apart, by=by, against=against or ()):
             typer.echo(path)
         _say_unlisted(runs)
-    except ValueError as error:
-        raise InputError(str(error)) from error
     except OSError as error:
         raise InputError(f"can't write into {out or runs[0]}: {error.strerror}") from error
     if plots and not png.available():
@@ -677,7 +687,8 @@ def check(
     """Hold an estimator to its contract: reproducible, without side effects, and unbiased where it says so."""
     from gradebench import conformance, terminal
 
-    report = conformance.report(estimator, seed)
+    with plugins_aside():
+        report = conformance.report(estimator, seed)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
@@ -731,22 +742,19 @@ def list_plugins(
 
 def main() -> None:
     """Entry point: errors of the user end in one line and exit status 2."""
+    make_ready()
     try:
         _run_app()
     except InputError as error:
-        print(f"gradebench: {error}", file=sys.stderr)
+        print(f"gradebench: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:  # a disk that is full or gone; cells and tables appear whole or not at all
-        if isinstance(error, BrokenPipeError):
-            raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"gradebench: {where}{error.strerror or error}; what is finished is kept", file=sys.stderr)
+        print(f"gradebench: {one_line(f'{where}{error.strerror or error}')}; what is finished is kept", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("gradebench: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    finally:
-        _flush_stdout()
 
 
 def _run_app() -> None:
@@ -760,11 +768,3 @@ def _run_app() -> None:
         parallel.run(lambda: app(standalone_mode=True))
     else:
         app(standalone_mode=True)
-
-
-def _flush_stdout() -> None:
-    """A reader that has gone, as in `gradebench list | head -1`, is no error; the interpreter's exit must not see it."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

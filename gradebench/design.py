@@ -1,6 +1,7 @@
 """The design of a run: which values of a task's options are swept, how many instances of it there are, and which of the
 run's tasks belong together."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 from gradebench import registry
 from gradebench.errors import InputError
 from gradebench.options import parse_spec, text_of, with_values
-from gradebench.runs import read_json
+from gradebench.runs import read_config, task_names
 
 RATE = "learning-rate"  # is swept as an option of the task is, and is none
 INSTANCE = "instance"
@@ -119,10 +120,26 @@ def families(design: Design, over: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_design(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """The design of these runs together, from their config.json; empty where nothing varied."""
+    """The design of these runs together, from their config.json; empty where nothing varied.
+
+    Tasks are called as in the runs' tables, and what was asked for by one name in all of them: the shortest of those
+    that settled to the same.
+    """
     design: dict[str, dict[str, Any]] = {}
-    for folder in folders:
-        for label, facts in read_json(folder / "config.json").get("design", {}).items():
-            if isinstance(facts.get("values"), dict) and "task" in facts:
-                design[label] = facts
-    return design
+    bases: dict[str, set[str]] = {}
+    for folder, names in zip(folders, task_names(folders), strict=True):
+        config = read_config(folder)
+        for label, facts in config.get("design", {}).items():
+            settled = _settled(facts, config.get("facts", {}).get("tasks", {}).get(label, {}))
+            bases.setdefault(settled, set()).add(facts["task"])
+            design.setdefault(names.get(label, label), {**facts, "task": settled})
+    shortest = {settled: min(labels, key=lambda label: (len(label), label)) for settled, labels in bases.items()}
+    return {label: {**facts, "task": shortest[facts["task"]]} for label, facts in design.items()}
+
+
+def _settled(facts: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """What the task that was asked for settled to, without what varies; its label where that isn't known."""
+    options = known.get("options")
+    if not isinstance(options, dict) or "task" not in known:
+        return str(facts["task"])
+    return json.dumps([known["task"], {k: v for k, v in options.items() if k not in facts["values"]}], sort_keys=True)

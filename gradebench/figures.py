@@ -342,7 +342,8 @@ def _sensitivity(tuning: pd.DataFrame) -> Figure | None:
     ends = rows.assign(low=rows["objective"] - error, high=rows["objective"] + error)
     shown = ["learning_rate", "objective", "low", "high"]
     series = {str(name): _points(mine[shown]) for name, mine in ends.groupby("estimator")}
-    marked = dict(rows[rows["chosen"].astype(bool)].set_index("estimator")["learning_rate"])
+    chosen = rows[rows["chosen"].astype(bool)]
+    marked = dict(zip(chosen["estimator"], chosen["learning_rate"], strict=True))
     alone = not rows["options"].fillna("").any()
     caption = (
         f"Sensitivity to the learning rate: the objective on validation prompts after each trial's last step, mean over "

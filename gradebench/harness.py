@@ -21,6 +21,7 @@ from gradebench.checkpoints import Checkpoint
 from gradebench.disk import out_of_room, whole
 from gradebench.errors import InputError, Unsupported
 from gradebench.estimator import Estimator
+from gradebench.formats import write_text
 from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
 from gradebench.memory import peak_memory, reset_peak_memory
 from gradebench.moments import Moments, Reference, flatten
@@ -168,7 +169,7 @@ def _keep_traceback(plan: Plan, cell: Cell) -> None:
     if parallel.leads():
         file = Path(plan.out) / "cells" / cell.id / "error.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
-        records.write_text(file, traceback.format_exc())
+        write_text(file, traceback.format_exc())
 
 
 def _told(error: BaseException, cell: Cell) -> str:

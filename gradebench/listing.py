@@ -3,7 +3,6 @@
 Nothing is imported to list it, unless the listing is verbose: then each entry's import is put to the test.
 """
 
-import contextlib
 import json
 import sys
 import warnings
@@ -15,6 +14,8 @@ import gradebench
 from gradebench.errors import InputError
 from gradebench.options import options_of
 from gradebench.registry import INSTALL_HINT, KINDS, Entry, collisions, entries, installed, load
+from gradebench.shown import one_line
+from gradebench.streams import plugins_aside
 
 
 def print_listing(kind: str | None, as_json: bool = False, verbose: bool = False) -> None:
@@ -38,7 +39,7 @@ def print_listing(kind: str | None, as_json: bool = False, verbose: bool = False
         _print_tables(listed, verbose)
     else:
         for line in plain_lines(listed, verbose):
-            print(line)
+            print(one_line(line))
 
 
 def imported(entry: Entry) -> Entry:
@@ -46,7 +47,7 @@ def imported(entry: Entry) -> Entry:
     if entry.problem:
         return entry
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints on import is no part of the document
+        with plugins_aside():
             return replace(entry, options=options_of(load(entry.kind, entry.name).factory))
     except InputError as error:
         return replace(entry, problem=str(error))
@@ -115,11 +116,12 @@ def plain_lines(listed: dict[str, list[Entry]], verbose: bool) -> Iterator[str]:
 
 
 def _print_tables(listed: dict[str, list[Entry]], verbose: bool) -> None:
-    from rich.console import Console  # here, because it takes a quarter of the time that `--help` may take
-    from rich.table import Table
+    from rich.table import Table  # here, because rich takes a quarter of the time that `--help` may take
     from rich.text import Text
 
-    console = Console()
+    from gradebench.console import stdout_console
+
+    console = stdout_console()
     for kind, found in listed.items():
         table = Table(box=None, pad_edge=False, header_style="bold")
         for title in header(kind):
@@ -127,8 +129,7 @@ def _print_tables(listed: dict[str, list[Entry]], verbose: bool) -> None:
         for entry in found:
             *cells, summary = row(entry)
             details = [summary, *(detail_lines(entry) if verbose else [])]
-            # Text, as brackets in a plain string would be read as markup.
-            last = Text("\n  ".join(details), style="red" if entry.problem else "")
-            table.add_row(*map(Text, cells), last)
+            last = Text("\n  ".join(map(one_line, details)), style="red" if entry.problem else "")
+            table.add_row(*cells, last)
         console.print(table)
         console.print()

@@ -7,11 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import curves, records, runs, tables
+from gradebench import curves, formats, records, runs, tables
+from gradebench.design import read_design
 from gradebench.disk import LOCK, held, is_draft
 from gradebench.earlier import joined
 from gradebench.errors import InputError
 from gradebench.report import write_report
+from gradebench.shown import utf8
 
 _UNITED = ("estimators", "tasks")  # entries of requests
 _UNFINISHED = ".merging"  # in a folder whose merge hasn't come to its end
@@ -66,7 +68,7 @@ def _write(
     by: str | None,
     against: Sequence[str],
 ) -> None:
-    name = out.resolve().name
+    name = utf8(out.resolve().name)
     metrics = metrics.assign(run_id=name)
     written = {"metrics": metrics, "tests": comparisons, "leaderboard": board}
     written |= curves.written(metrics, by)
@@ -85,26 +87,22 @@ def _write(
     samples = [
         row | {"task": called.get(row.get("task", ""), row.get("task"))}
         for folder, called in zip(folders, names, strict=True)
-        for row in records.read_lines(folder / records.SAMPLES)
+        for row in formats.read_lines(folder / records.SAMPLES)
     ]
     if samples:
-        records.write_lines(out / records.SAMPLES, samples)
-    configs = [
-        _called(runs.read_json(folder / "config.json"), called) for folder, called in zip(folders, names, strict=True)
-    ]
+        formats.write_lines(out / records.SAMPLES, samples)
+    configs = [_called(runs.read_config(folder), called) for folder, called in zip(folders, names, strict=True)]
     config = _config(configs, [folder.resolve().name for folder in folders])
     config["request"] |= {"by": by, "against": against}
-    records.write_json(out / "config.json", config)
-    records.write_json(out / "environment.json", runs.read_json(folders[0] / "environment.json"))
+    config["design"] = read_design(folders)
+    formats.write_json(out / "config.json", config)
+    formats.write_json(out / "environment.json", runs.read_environment(folders[0]))
     tables.write_parquet(metrics, out / "metrics.parquet")  # last, as it makes the folder a run
     write_report([out], metrics, board)
 
 
 def _probes(path: Path) -> pd.DataFrame:
-    try:
-        frame = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:120]}); run again there") from error
+    frame = formats.read_csv(path, tables.PROBES_NUMBERS)
     if list(frame) != tables.PROBES_COLUMNS:
         raise InputError(f"{path} is no table of probes; run again there")
     return frame
@@ -130,7 +128,7 @@ def _config(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str
     seeds = sorted({seed for config in configs for seed in config.get("seeds", [])})
     merged |= {"merged": list(names), "seeds": seeds}
     merged["cells"] = [cell for config in configs for cell in config.get("cells", [])]
-    for part in ("plans", "tasks", "left_out", "design"):
+    for part in ("plans", "tasks", "left_out"):
         merged[part] = {key: value for config in configs for key, value in config.get(part, {}).items()}
     for part in ("learning_rates", "rate_sources", "tuned_options", "facts", "given"):
         merged[part] = functools.reduce(joined, (config.get(part, {}) for config in configs))

@@ -1,5 +1,9 @@
 """`gradebench new`: an estimator of one's own to start from, one page with three holes to fill."""
 
+import ast
+import builtins
+import importlib.util
+import keyword
 import re
 from pathlib import Path
 
@@ -44,15 +48,31 @@ class {cls}(Estimator):
 '''
 
 
+def _taken(module: str, cls: str) -> str:
+    """What else has one of the names, in words; "" where nothing has."""
+    if keyword.iskeyword(module) or keyword.iskeyword(cls):
+        return f"{module if keyword.iskeyword(module) else cls} is a word of Python's own"
+    page = ast.parse(_PAGE.format(cls="It", file="it.py"))
+    if hasattr(builtins, cls) or cls in {node.id for node in ast.walk(page) if isinstance(node, ast.Name)}:
+        return f"the page needs another {cls}"
+    if importlib.util.find_spec(module) and not Path(f"{module}.py").exists():
+        return f"{module}.py would stand in the way of the module {module}"
+    return ""
+
+
 def write_page(name: str, folder: Path) -> tuple[Path, str]:
     """Writes NAME.py into the folder; returns the file and the name of its class.
 
-    Raises        InputError for a name that makes no class, and where the file is there or can't be written.
+    Raises        InputError for a name that makes no class, or that something else has which the page or what it
+                  imports needs, and where the file is there or can't be written.
     """
     words = re.findall(r"[A-Za-z0-9]+", name)
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or not words:
         raise InputError(f"{name!r} makes no name of a class; give letters, digits and hyphens, such as my-estimator")
-    file, cls = folder / f"{'_'.join(words).lower()}.py", "".join(word[0].upper() + word[1:] for word in words)
+    module, cls = "_".join(words).lower(), "".join(word[0].upper() + word[1:] for word in words)
+    if taken := _taken(module, cls):
+        raise InputError(f"{name!r} won't do: {taken}; give another name, such as my-{name}")
+    file = folder / f"{module}.py"
     try:
         with file.open("x", encoding="utf-8") as page:
             page.write(_PAGE.format(cls=cls, file=file.name))

@@ -16,6 +16,7 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gradebench.errors import InputError
+from gradebench.shown import shown, utf8
 
 RATE_LIKE = "rate-like"  # for any estimator: whose learning rate it runs at
 REQUIRED: Any = inspect.Parameter.empty  # the default of an option that has none
@@ -119,6 +120,8 @@ def parse_spec(text: str) -> Spec:
     Raises InputError for any other form.
     """
     text = text.strip()
+    if utf8(text) != text:
+        raise InputError(f"{shown(text)}: a name has to be UTF-8, for the tables to hold it; rename the file")
     if ".py:" in text and not _NAMED_WITH_OPTION.match(text):
         path, rest = text.split(".py:", 1)
         name, colon, options = rest.partition(":")

@@ -17,6 +17,7 @@ import pandas as pd
 
 from gradebench.errors import InputError
 from gradebench.gradient_metrics import Interval
+from gradebench.shown import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,7 +187,7 @@ def _heading(measured: pd.DataFrame, what: str, of: str) -> list[str]:
     seeds = measured["seed"].nunique()
     how = f"{_counts(measured['draws'])} draws {of}, along the {first['along']} trajectory, 95 % intervals"
     how += f", means over {seeds} seeds" if seeds > 1 else ""
-    return [f"{_label(first['task'])}: {what}", how, *textwrap.wrap(first["setting"], 100)]
+    return [f"{_label(first['task'])}: {what}", how, *textwrap.wrap(one_line(first["setting"]), 100)]
 
 
 def _notes(left_out: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -516,7 +517,9 @@ def _page(
         size: dict[str, Any] = {"weight": "bold", "fontsize": _SIZE + 2} if number == 0 else {"color": _FAINT}
         figure.text(10 / _WIDTH, 1 - _ROW * (number + 0.8) / total, line, va="center", **size)
     for number, note in enumerate(reversed(notes)):
-        figure.text(10 / _WIDTH, _ROW * (number + 0.6) / total, note, va="center", fontsize=_SMALL, color=_FAINT)
+        figure.text(
+            10 / _WIDTH, _ROW * (number + 0.6) / total, one_line(note), va="center", fontsize=_SMALL, color=_FAINT
+        )
     left, gap = 58.0, 14.0
     width = (_WIDTH - left - right - gap * (panels - 1)) / panels
     places = [(left + number * (width + gap), below, width, height) for number in range(panels)]
@@ -554,7 +557,7 @@ def _write(
 
 def _label(name: str) -> str:
     """The name; the middle of a long one is left out, as files are told apart by their ends."""
-    half = _LONGEST_LABEL // 2
+    half, name = _LONGEST_LABEL // 2, one_line(name)
     return name if len(name) <= _LONGEST_LABEL else f"{name[: half - 1]}…{name[-half:]}"
 
 
@@ -578,6 +581,7 @@ def _save(drawing: _Drawing, folder: Path, stem: str, taken: Sequence[Path]) -> 
         number += 1
         path = folder / f"{stem}-{number}.svg"
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"Title": drawing.title, "Description": drawing.description, "Creator": "gradebench", "Date": None}
+    words = {"Title": one_line(drawing.title), "Description": one_line(drawing.description)}
+    about = words | {"Creator": "gradebench", "Date": None}
     drawing.figure.savefig(path, format="svg", metadata=about)
     return path

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import platform
 import re
@@ -21,6 +20,8 @@ import pyarrow as pa
 
 from gradebench.disk import whole
 from gradebench.errors import InputError
+from gradebench.formats import loads, write_json, write_lines
+from gradebench.shown import utf8
 from gradebench.tables import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS
 
 POLICY = "policy"  # folder of a cell with its trained policy, if that was asked for
@@ -50,7 +51,7 @@ class CellRecord:
     """The rows of one cell, gathered in memory and written once."""
 
     def __init__(self, identity: Identity):
-        self.identity = dataclasses.asdict(identity)
+        self.identity = {name: _held(value) for name, value in dataclasses.asdict(identity).items()}
         self.rows: list[dict[str, Any]] = []
         self.probes: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
@@ -59,13 +60,13 @@ class CellRecord:
         for metric, value in metrics.items():
             place = {"phase": phase, "split": split, "step": step}
             unit = METRIC_UNITS.get(metric, "")
-            self.rows.append(self.identity | place | {"metric": metric, "value": float(value), "unit": unit})
+            self.rows.append(self.identity | place | {"metric": utf8(metric), "value": float(value), "unit": unit})
 
     def add_probe(self, place: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         """Metrics with intervals (`value`, `low`, `high`), for probes.csv."""
         for metric, interval in metrics.items():
             ends = {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high}
-            self.probes.append(self.identity | dict(place) | {"metric": metric} | ends)
+            self.probes.append(self.identity | dict(place) | {"metric": utf8(metric)} | ends)
 
     def add_samples(self, split: str, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         named = {name: self.identity[name] for name in ("task", "setting", "estimator", "seed")}
@@ -85,38 +86,15 @@ class CellRecord:
         return frame.assign(status=status, unit=frame["unit"].fillna(""))
 
 
+def _held(value: Any) -> Any:
+    return utf8(value) if isinstance(value, str) else value
+
+
 def cell_id(task: str, estimator: str, seed: int) -> str:
     """A folder name for the cell: readable, safe, and unique by a short digest of the full labels."""
     digest = hashlib.sha256(f"{task}|{estimator}|{seed}".encode()).hexdigest()[:6]
     words = [re.sub(r"[^A-Za-z0-9.=-]+", "_", part)[:40].strip("_") for part in (task, estimator)]
     return f"{words[0]}--{words[1]}--s{seed}-{digest}"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Written whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """JSON, one object a line; written whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def write_text(path: Path, text: str) -> None:
-    with whole(path) as draft:
-        draft.write_text(text, encoding="utf-8")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of such a file; none where there is no file. Raises InputError for a file of anything else."""
-    if not path.is_file():
-        return []
-    try:
-        return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"{path} is damaged ({' '.join(str(error).split())[:120]}); run again for a new one"
-        ) from error
 
 
 def write_cell(
@@ -161,8 +139,8 @@ def is_finished(folder: Path, key: str) -> bool:
 def read_ended(folder: Path) -> dict[str, Any]:
     """What the cell's cell.json says; empty where there is none that can be read."""
     try:
-        ended = json.loads((folder / ENDED).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        ended = loads((folder / ENDED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return ended if isinstance(ended, dict) else {}
 
@@ -199,7 +177,7 @@ def merged(parts: Iterable[Path | pd.DataFrame], run_id: str, columns: list[str]
     ]
     if not tables:
         return pd.DataFrame(columns=columns)
-    return pa.concat_tables(tables, promote_options="permissive").to_pandas().assign(run_id=run_id)
+    return pa.concat_tables(tables, promote_options="permissive").to_pandas().assign(run_id=utf8(run_id))
 
 
 def require_writable(folder: Path) -> None:

@@ -14,6 +14,7 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
+import numbers
 import os
 import re
 import sys
@@ -95,6 +96,9 @@ class Resolved:
             raise InputError(
                 f"{what} builds an object of type {type(built).__name__}, which is no gradebench.{contract}"
             )
+        n = getattr(built, "n", 1)
+        if not isinstance(n, numbers.Integral) or n < 1:
+            raise InputError(f"{what} has n={n!r}, where a number of samples a prompt is needed, 1 or more")
         return built
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,23 +1,35 @@
 """Runs as one HTML file: no script, nothing fetched, readable on a phone, on paper and in the dark."""
 
 import html
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from gradebench import across, boards, claims, curves, figures, frontier, instances, png, provenance, svg, tables
+from gradebench.console import track
 from gradebench.design import Design, read_design
 from gradebench.errors import InputError
 from gradebench.figures import Figure
-from gradebench.records import SAMPLES, read_lines, write_text
+from gradebench.formats import read_csv, read_lines, write_text
+from gradebench.records import SAMPLES
 from gradebench.registry import entries
 from gradebench.repeat import commands_of
-from gradebench.runs import cell_statuses, family_of, read_json, read_metrics, require_family, task_names
+from gradebench.runs import (
+    cell_statuses,
+    family_of,
+    read_config,
+    read_environment,
+    read_metrics,
+    require_family,
+    task_names,
+)
+from gradebench.shapes import SAMPLE
+from gradebench.shown import shown
 from gradebench.statistics import ALPHA
-from gradebench.tuned import CURVES_COLUMNS
+from gradebench.tuned import CURVES, CURVES_COLUMNS, CURVES_NUMBERS, CURVES_TRUTHS
 
 WRITERS = 3  # estimators whose texts are shown
 
@@ -85,14 +97,16 @@ def write_report(
     Raises        InputError for folders that hold no run, and runs that can't be merged unless `apart`.
     """
     out = out or folders[0]
-    trained = [
-        one for one in folders if read_json(one / "config.json").get("request", {}).get("train", True)
-    ] or folders
+    trained = [one for one in folders if read_config(one).get("request", {}).get("train", True)] or folders
     by, against = family_of(trained, by, against)
     if metrics is None:
         metrics = read_metrics(trained, apart)
         require_family(metrics, by, against)
-    board = tables.leaderboard(metrics, tables.comparisons(metrics, against), by, against) if board is None else board
+    if board is None:
+        try:
+            board = tables.leaderboard(metrics, tables.comparisons(metrics, against), by, against)
+        except ValueError as error:
+            raise InputError(str(error)) from error
     content, drawn = page(folders, metrics, board, out, by, against)
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "report.html"]
@@ -133,15 +147,10 @@ def page(
     Verdict, leaderboard and figures of each task, then all tasks together, claims, estimators, and how it was made.
     """
     title = f"GradeBench: {out.resolve().name}"
-    samples = [
-        one | {"task": names.get(one["task"], one["task"])}
-        for folder, names in zip(folders, task_names(folders), strict=True)
-        for one in read_lines(folder / SAMPLES)
-    ]
-    probes, tuning = (
-        _gathered(folders, "probes.csv", tables.PROBES_COLUMNS),
-        _gathered(folders, "curves.csv", CURVES_COLUMNS),
-    )
+    left_out: list[str] = []
+    samples = _samples_of(folders, left_out)
+    probes = _gathered(folders, "probes.csv", tables.PROBES_COLUMNS, (tables.PROBES_NUMBERS,), left_out)
+    tuning = _gathered(folders, CURVES, CURVES_COLUMNS, (CURVES_NUMBERS, CURVES_TRUTHS), left_out)
     parts = [f"<h1>{_e(title)}</h1>"]
     drawn: list[tuple[str, Figure]] = []
     design = read_design(folders)
@@ -154,11 +163,15 @@ def page(
         if figure is not None:
             drawn.append((f"{task} {metric}", figure))
             parts += _of_frontier(f"{task}, {metric}", rows, across_design[frontier.TESTS], figure)
-    for (task, setting), mine in board.groupby(["task", "setting"], sort=False):
-        rows = metrics[(metrics["task"] == task) & (metrics["setting"] == setting)]
-        texts = [one for one in samples if (one["task"], one["setting"]) == (task, setting)]
-        tables_of = [_of(table, str(task), str(setting)) for table in (probes, tuning)]
-        found = figures.of_task(mine, rows, tables_of[0], tables_of[1], against)
+    by_place = dict(iter(metrics.groupby(["task", "setting"])))
+    probes_of, tuning_of = _by_name(probes), _by_name(tuning)
+    boards_of = board.groupby(["task", "setting"], sort=False)
+    for (task, setting), mine in track(boards_of, board[["task", "setting"]].drop_duplicates().shape[0], "tasks"):
+        rows, texts = by_place[task, setting], samples.get((str(task), str(setting)), [])
+        name = (str(task).partition(":")[0], str(setting).partition(" run=")[0])
+        found = figures.of_task(
+            mine, rows, probes_of.get(name, probes.iloc[:0]), tuning_of.get(name, tuning.iloc[:0]), against
+        )
         budgets = curves.budgets(rows, str(mine["ranked_by"].iloc[0]))
         at_budgets = figures.at_budgets(mine, budgets)
         drawn += [(f"{task} {setting}", figure) for figure in [*found, *at_budgets]]
@@ -170,7 +183,10 @@ def page(
     parts += _claims(metrics)
     parts += _cards(sorted({str(name).partition(":")[0] for name in board["estimator"]}))
     for folder in folders:
-        parts += _made(folder, folder.resolve().name if len(folders) > 1 else "")
+        parts += _made(folder, folder.resolve().name if len(folders) > 1 else "", left_out)
+    parts += [f"<p>{_e(said)}; left out of this report.</p>" for said in left_out]
+    for said in left_out:
+        print(f"gradebench: {said}; left out of the report", file=sys.stderr)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_e(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -178,27 +194,45 @@ def page(
     ), drawn
 
 
-def _gathered(folders: Sequence[Path], name: str, columns: Sequence[str]) -> pd.DataFrame:
-    """A table that runs may have, of all of them; columns that one lacks are empty."""
-    found = []
-    for path in (folder / name for folder in folders):
-        if path.is_file():
-            try:
-                found.append(pd.read_csv(path))
-            except ValueError as error:
-                raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:120]})") from error
-    return (
-        pd.concat(found, ignore_index=True).reindex(columns=list(columns))
-        if found
-        else pd.DataFrame(columns=list(columns))
-    )
+def _samples_of(folders: Sequence[Path], left_out: list[str]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The texts of all runs by task, which is called as in the tables, and setting."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for folder, names in zip(folders, task_names(folders), strict=True):
+        for one in _readable(left_out, read_lines, folder / SAMPLES, SAMPLE) or []:
+            found.setdefault((names.get(one["task"], one["task"]), one["setting"]), []).append(one)
+    return found
 
 
-def _of(table: pd.DataFrame, task: str, setting: str) -> pd.DataFrame:
-    """The rows of one task, with whatever options, in a setting; of runs ranked apart too."""
-    place = (task.partition(":")[0], setting.partition(" run=")[0])
-    mine = [(str(a).partition(":")[0], str(b)) == place for a, b in zip(table["task"], table["setting"], strict=True)]
-    return table[np.array(mine, dtype=bool)]
+def _gathered(
+    folders: Sequence[Path],
+    name: str,
+    columns: Sequence[str],
+    kinds: Sequence[Collection[str]],
+    left_out: list[str],
+) -> pd.DataFrame:
+    """A table that runs may have, of all of them; columns that one lacks are empty. See `read_csv` for the kinds."""
+    paths = [folder / name for folder in folders]
+    read = [_readable(left_out, read_csv, path, *kinds) for path in paths if path.is_file()]
+    found = [one for one in read if one is not None and len(one)]
+    return pd.concat(found or [pd.DataFrame()], ignore_index=True).reindex(columns=list(columns))
+
+
+def _readable(left_out: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
+    """What a reader returns; None, and why, for a file beside the tables that can't be read: it costs itself alone."""
+    try:
+        return read(*arguments)
+    except InputError as error:
+        left_out.append(str(error))
+        return None
+
+
+def _by_name(table: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """The rows of each task, with whatever options, in a setting; for runs ranked apart too."""
+    places = [(str(a).partition(":")[0], str(b)) for a, b in zip(table["task"], table["setting"], strict=True)]
+    index: dict[tuple[str, str], list[int]] = {}
+    for number, place in enumerate(places):
+        index.setdefault(place, []).append(number)
+    return {place: table.iloc[numbers] for place, numbers in index.items()}
 
 
 def _of_instances(tables_of_design: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -456,9 +490,9 @@ def _cards(names: Sequence[str]) -> list[str]:
     return ["<h2>The estimators</h2>", *parts] if parts else []
 
 
-def _made(run: Path, name: str) -> list[str]:
+def _made(run: Path, name: str, left_out: list[str]) -> list[str]:
     """How to repeat it, on what it ran, and every cell that isn't ok."""
-    config, environment = read_json(run / "config.json"), read_json(run / "environment.json")
+    config, environment = read_config(run), _readable(left_out, read_environment, run) or {}
     parts = [f"<h2>How {_e(name) or 'it'} was made</h2>"]
     if config:
         parts.append(f"<p>To repeat it:</p><pre>{_e(chr(10).join(commands_of(config)))}</pre>")
@@ -530,4 +564,4 @@ def _cell(value: Any, form: str) -> str:
 
 
 def _e(text: str) -> str:
-    return html.escape(text)
+    return html.escape(shown(text))

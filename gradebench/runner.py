@@ -487,7 +487,7 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
 
     Raises        InputError where finished cells would be lost, unless the request is for a fresh start.
     """
-    before = runs.read_json(run.out / "config.json")
+    before = _config_before(run.out, progress)
     stand_beside(request, run, before, progress)
     config = earlier.united(config_of(request, run), before, run.kept, run.interrupted)
     run.sources, run.design = config["rate_sources"], config["design"]
@@ -506,12 +506,21 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
         interrupted = True
     finally:
         progress.stop()
-    metrics, probes, samples = gather(run)
+    metrics, probes, samples = gather(run, progress.note)
     tables.write_parquet(metrics, run.out / "metrics.parquet")
     if samples:
         records.write_lines(run.out / records.SAMPLES, samples)
     own = frozenset(cell.id for _, cell in run.cells)
     return Outcome(metrics, probes, troubles.reasons, troubles.unprobed, interrupted, reused, own=own)
+
+
+def _config_before(out: Path, progress: Progress) -> dict[str, Any]:
+    """What earlier commands wrote down in the folder; what can't be read is written anew, from the cells."""
+    try:
+        return runs.read_config(out)
+    except InputError as error:
+        progress.note(f"{error}; it is written anew, for the cells that are there")
+        return {}
 
 
 def stand_beside(request: Request, run: Run, before: Mapping[str, Any], progress: Progress) -> None:

@@ -8,20 +8,18 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import facts, tables
+from gradebench import facts, formats, records, shapes, tables
 from gradebench.errors import InputError
 from gradebench.provenance import RATE_COLUMNS
+from gradebench.shown import utf8
 from gradebench.tables import METRICS_COLUMNS
 
 APART = "give --apart to rank them apart"
 ALL = "all"  # in place of a baseline: all pairs
 # What the plan of a run tells that has no facts.
 _BUDGET = ("steps", "batch", "clip", "evaluations", "shards", "checkpoints")
-# What parts of config.json and environment.json are: whoever reads a run may trust in that.
-_SHAPES: dict[str, type] = dict.fromkeys(("plans", "tasks", "learning_rates", "request", "left_out", "packages"), dict)
-_SHAPES |= dict.fromkeys(("facts", "given", "tuned_options", "rate_sources", "design"), dict)
-_SHAPES |= {"cells": list, "seeds": list}
-_OF_OBJECTS = {"plans", "tasks", "learning_rates", "rate_sources", "design", "facts", "given", "tuned_options"}
+
+_Part = tuple[Path, pd.DataFrame, dict[str, dict[str, Any]]]  # a run, its rows of one task, and its facts
 
 
 def read_metrics(folders: Sequence[Path], apart: bool = False, mend: str = APART) -> pd.DataFrame:
@@ -36,24 +34,25 @@ def read_metrics(folders: Sequence[Path], apart: bool = False, mend: str = APART
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("a run is given twice; give each folder once")
-    frames = [with_objective(_metrics(folder), read_json(folder / "config.json")) for folder in folders]
+    frames = [with_objective(_metrics(folder), read_config(folder)) for folder in folders]
     known = [_facts_of(folder) for folder in folders]
     for frame, names in zip(frames, task_names(folders), strict=True):
         frame["task"] = frame["task"].replace(names)
     known = [_renamed(mine, names) for mine, names in zip(known, task_names(folders), strict=True)]
-    for task in sorted({task for frame in frames for task in frame["task"].unique()}):
-        having = [
-            (folder, frame, mine)
-            for folder, frame, mine in zip(folders, frames, known, strict=True)
-            if (frame["task"] == task).any()
-        ]
-        difference = _difference(task, having)
+    by_task: dict[str, list[_Part]] = {}
+    for folder, frame, mine in zip(folders, frames, known, strict=True):
+        for task, rows in frame.groupby("task"):
+            by_task.setdefault(str(task), []).append((folder, rows, mine))
+    apart_rows: dict[Path, list[pd.Index]] = {}
+    for task in sorted(by_task):
+        difference = _difference(task, by_task[task])
         if difference and not apart:
             raise InputError(f"{difference}; {mend}")
-        if difference:
-            for folder, frame, _ in having:
-                mine = frame["task"] == task
-                frame.loc[mine, "setting"] = frame.loc[mine, "setting"] + f" run={folder.resolve().name}"
+        for folder, rows, _ in by_task[task] if difference else ():
+            apart_rows.setdefault(folder, []).append(rows.index)
+    for folder, frame in zip(folders, frames, strict=True):
+        for index in apart_rows.get(folder, ()):
+            frame.loc[index, "setting"] = frame.loc[index, "setting"] + f" run={utf8(folder.resolve().name)}"
     return pd.concat(frames, ignore_index=True)
 
 
@@ -75,7 +74,7 @@ def task_names(folders: Sequence[Path]) -> list[dict[str, str]]:
 
 def unlisted(folders: Sequence[Path]) -> str:
     """Which of several runs are older than the list of what numbers depend on, in a line; "" where none is."""
-    old = [str(folder) for folder in folders if not read_json(folder / "config.json").get("facts")]
+    old = [str(folder) for folder in folders if not read_config(folder).get("facts")]
     return (
         f"{', '.join(old)}: made before runs wrote down all that their numbers depend on; compared by what is known"
         if old and len(folders) > 1
@@ -91,12 +90,12 @@ def _identity(known: Mapping[str, Any]) -> str:
 
 def _facts_of(folder: Path) -> dict[str, dict[str, Any]]:
     """The facts of a run's tasks and, by task, estimators; of a run without them what else its files tell."""
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     known = config.get("facts") or {}
     tasks, estimators = (_tables(known.get(part)) for part in ("tasks", "estimators"))
     if tasks:
         return {"tasks": tasks, "estimators": {task: _tables(one) for task, one in estimators.items()}}
-    packages = read_json(folder / "environment.json").get("packages", {})
+    packages = read_environment(folder).get("packages", {})
     versions = {f"version of {name}": version for name, version in packages.items() if version is not None}
     for task, plan in config.get("plans", {}).items():
         tasks[task] = {name: plan[name] for name in _BUDGET if name in plan} | versions
@@ -123,13 +122,12 @@ def _metrics(folder: Path) -> pd.DataFrame:
         raise InputError(
             f"{folder} has no metrics.parquet: it holds no run, or one that was killed; run it again there"
         )
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:120]})") from error
+    frame = formats.read_parquet(path)
     lacking = [name for name in METRICS_COLUMNS if name not in frame.columns]
     if lacking:
         raise InputError(f"{path} lacks the columns {', '.join(lacking)}: it is no table of metrics")
+    if frame.empty:
+        raise InputError(f"{path} has no rows: it holds no run")
     if not set(RATE_COLUMNS) <= set(frame.columns):  # of an older version
         frame = frame.assign(learning_rate=float("nan"), rate_source="")
     for name in METRICS_COLUMNS + RATE_COLUMNS:
@@ -142,11 +140,10 @@ def _metrics(folder: Path) -> pd.DataFrame:
     return frame
 
 
-def _difference(task: str, having: Sequence[tuple[Path, pd.DataFrame, dict[str, dict[str, Any]]]]) -> str:
+def _difference(task: str, having: Sequence[_Part]) -> str:
     """The first thing in which runs of the task differ, in words; "" where they can share a leaderboard."""
     shared, own = [], dict[str, list[tuple[Path, dict[str, Any]]]]()
-    for folder, frame, known in having:
-        mine = frame[frame["task"] == task]
+    for folder, mine, known in having:
         setting = {"setting": ", ".join(sorted(mine["setting"].unique()))}
         shared.append((folder, setting | {**known["tasks"].get(task, {}), **setting}))
         facts_of_mine = known["estimators"].get(task, {})
@@ -170,28 +167,30 @@ def _first_difference(known: Sequence[tuple[Path, dict[str, Any]]], of: str = ""
     return ""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, without parts that a run would not have written; empty where none can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
-    content = {key: part for key, part in content.items() if isinstance(part, _SHAPES.get(key, object))}
-    for key in _OF_OBJECTS & content.keys():
-        content[key] = {name: part for name, part in content[key].items() if isinstance(part, dict)}
-    return content
+def read_config(folder: Path) -> dict[str, Any]:
+    """What the run was asked for and came to; empty where it has no config.json. Raises InputError for one that isn't."""
+    return _object(folder / "config.json", shapes.CONFIG)
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Versions and machine; empty where there is no environment.json. Raises InputError for one that isn't."""
+    return _object(folder / "environment.json", shapes.ENVIRONMENT)
+
+
+def _object(path: Path, shape: shapes.Fields) -> dict[str, Any]:
+    return formats.read_json(path, shape) if path.is_file() else {}
 
 
 def with_objective(frame: pd.DataFrame, config: Mapping[str, Any]) -> pd.DataFrame:
     """The metrics with an objective, reward - beta kl, in evaluations that were made before it was measured, where the
     task's beta stands in config.json."""
     at = ["cell_id", "split", "step"]
-    evaluation = frame[frame["phase"] == "evaluation"]
+    weighed = {task for task, described in config.get("tasks", {}).items() if described.get("options")}
+    evaluation = frame[(frame["phase"] == "evaluation") & frame["task"].isin(weighed)]
+    by_task = dict(iter(evaluation.groupby("task")))
     parts = [frame]
     for task, described in config.get("tasks", {}).items():
-        mine = evaluation[evaluation["task"] == task]
+        mine = by_task.get(task, evaluation.iloc[:0])
         options = described.get("options")
         beta = options.get("kl") if isinstance(options, dict) else None
         if not isinstance(beta, int | float) or (mine["metric"] == "objective").any():
@@ -208,7 +207,7 @@ def family_of(folders: Sequence[Path], by: str | None, against: Sequence[str]) -
 
     `all` among the baselines stands for all pairs.
     """
-    requests = [read_json(folder / "config.json").get("request", {}) for folder in folders]
+    requests = [read_config(folder).get("request", {}) for folder in folders]
     metrics = {request.get("by") for request in requests}
     planned = {tuple(map(str, request.get("against") or ())) for request in requests}
     by = by or (metrics.pop() if len(metrics) == 1 else None)
@@ -302,7 +301,7 @@ def cell_statuses(folder: Path) -> list[CellStatus]:
 
     Raises        InputError where the folder holds no run.
     """
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     if not isinstance(config.get("cells"), list):
         raise InputError(f"{folder} has no config.json that names cells: it holds no run")
     table = folder / "metrics.parquet"
@@ -314,7 +313,7 @@ def cell_statuses(folder: Path) -> list[CellStatus]:
     for cell in map(str, config["cells"]):
         if cell != Path(cell).name or cell == "..":
             raise InputError(f"{folder}/config.json names a cell {cell!r}, which is no name of a folder in the run")
-        own = read_json(folder / "cells" / cell / "cell.json")
+        own = records.read_ended(folder / "cells" / cell)
         status = own.get("status") or tabled.get(cell, "not run yet")
         answer.append(CellStatus(cell, str(status), str(own.get("reason", ""))))
     return answer

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradebench.shown import one_line
+
 WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW = 720, 64, 16, 12, 46, 20
 PLOT_HEIGHT = 380
 LETTER, LINE = 6.6, 12.0  # of a label: pixels a letter, at most, and a line
@@ -277,7 +279,7 @@ def _y_ticks(axis: Axis, left: float, right: float, about: int = 6, named: bool 
 
 def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:
     named = f' class="{style}"' if style else ""
-    return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+    return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(one_line(text))}</text>'
 
 
 def style() -> str:
@@ -299,4 +301,4 @@ def alone(picture: str, sheet: str) -> str:
 
 
 def _page(parts: Sequence[str], height: float, description: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(description)}">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(one_line(description))}">{"".join(parts)}</svg>'

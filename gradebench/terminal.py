@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
-from rich.text import Text
 
 from gradebench.boards import (
     number,
@@ -19,11 +17,12 @@ from gradebench.boards import (
     print_leaderboard,
     print_notices,
     print_underpowered,
-    stdout_console,
 )
+from gradebench.console import stderr_console, stdout_console
 from gradebench.plan import Cell
 from gradebench.provenance import TUNED
 from gradebench.runner import Outcome, Progress, Run
+from gradebench.shown import one_line
 
 REASONS_SHOWN = 20
 
@@ -32,17 +31,19 @@ class TerminalProgress(Progress):
     """Notes as lines on stderr; a bar with the time left, on a terminal only."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = stderr_console()
         self.bar: Bar | None = None
 
     def note(self, message: str) -> None:
-        self.console.print(message, markup=False)
+        self.console.print(message)
 
     def start(self, total: int, done: int) -> None:
         if not self.console.is_terminal:
             return
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.bar = Bar(TextColumn("cells"), *columns, TextColumn("{task.description}"), console=self.console)
+        self.bar = Bar(
+            TextColumn("cells"), *columns, TextColumn("{task.description}", markup=False), console=self.console
+        )
         self.identity = self.bar.add_task("reference gradients", total=total, completed=done)
         self.bar.start()
 
@@ -50,7 +51,9 @@ class TerminalProgress(Progress):
         if cell is not None and status not in ("ok", "skipped"):
             self.note(f"{cell.estimator} on {cell.task}, seed {cell.seed}: {status}")
         if self.bar is not None and cell is not None:
-            self.bar.update(self.identity, advance=1, description=f"{cell.estimator} seed {cell.seed} {status}")
+            self.bar.update(
+                self.identity, advance=1, description=one_line(f"{cell.estimator} seed {cell.seed} {status}")
+            )
 
     def stop(self) -> None:
         if self.bar is not None:
@@ -102,8 +105,8 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
     files += "" if outcome.controls.empty else ", controls.csv"
     files += "" if outcome.frontier.empty else ", frontier.csv, frontier_tests.csv"
     files += "" if outcome.instances.empty else ", instances.csv, instances_leaderboard.csv"
-    stdout_console().print(f"tables: {run.out}/{files}", markup=False)
-    stdout_console().print(f"report: {run.out}/report.html", markup=False)
+    stdout_console().print(f"tables: {run.out}/{files}")
+    stdout_console().print(f"report: {run.out}/report.html")
     print_notes(run, outcome, progress)
 
 
@@ -133,7 +136,7 @@ def print_probes(run: Run, outcome: Outcome, drawn: Sequence[Path], progress: Pr
             continue
         draws, batch = int(main["draws"].iloc[0]), int(main["samples"].iloc[0])
         title = f"{task}, step {step}  [{setting}]  {draws} draws of {batch} sequences, along {main['along'].iloc[0]}"
-        table = Table(title=Text(title), title_justify="left")
+        table = Table(title=title, title_justify="left")
         table.add_column("estimator", overflow="fold")
         for heading, *_ in _PROBED:
             table.add_column(heading, justify="right")
@@ -147,7 +150,9 @@ def print_probes(run: Run, outcome: Outcome, drawn: Sequence[Path], progress: Pr
             table.add_row(str(estimator), *cells)
         console.print(table)
     files = ", ".join(["probes.csv", "metrics.csv", *(f"plots/{path.name}" for path in drawn)])
-    console.print(f"{_PROBE_KEY}\ntables: {run.out}/{files}", markup=False)
+    for line in _PROBE_KEY:
+        console.print(line)
+    console.print(f"tables: {run.out}/{files}")
     print_notes(run, outcome, progress)
 
 
@@ -165,9 +170,14 @@ _PROBED = (
     ("variance x s", "gradient_variance_times_seconds", ".2g", False),
 )
 _PROBE_KEY = (
-    "variance: of one draw, trace of its covariance; relative: over the squared true gradient; of prompts: the part that the "
-    "choice of prompts adds;\n~0: a bias that can't be told from zero, and the most that it may be; slope: of ln "
-    "variance against ln batch, -1 for independent samples. 95 % intervals."
+    (
+        "variance: of one draw, trace of its covariance; relative: over the squared true gradient; of prompts: the part that the "
+        "choice of prompts adds;"
+    ),
+    (
+        "~0: a bias that can't be told from zero, and the most that it may be; slope: of ln "
+        "variance against ln batch, -1 for independent samples. 95 % intervals."
+    ),
 )
 
 
@@ -183,7 +193,7 @@ def _with_interval(metric: str, ends: Sequence[float], form: str) -> str:
 def print_check(report: Mapping[str, Any]) -> None:
     """A line a finding, and what to look at for each failure."""
     console = stdout_console()
-    table = Table(title=Text(f"{report['estimator']}  [{report['source']}]"), title_justify="left")
+    table = Table(title=f"{report['estimator']}  [{report['source']}]", title_justify="left")
     for heading in ("check", "", "what was found"):
         table.add_column(heading, overflow="fold")
     for finding in report["findings"]:

@@ -14,6 +14,8 @@ CURVES_COLUMNS = [
     "task", "setting", "estimator", "learning_rate", "options", "objective", "standard_error", "seeds", "status",
     "chosen", "steps", "fit", "fit_error", "tied",
 ]  # fmt: skip
+CURVES_NUMBERS = ("learning_rate", "objective", "standard_error", "seeds", "steps", "fit", "fit_error")
+CURVES_TRUTHS = ("chosen", "tied")
 
 
 def read_choices(path: Path) -> dict[str, Any]:

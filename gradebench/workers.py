@@ -18,6 +18,7 @@ from typing import Any
 
 from gradebench.disk import out_of_room
 from gradebench.errors import InputError
+from gradebench.streams import make_ready
 
 Work = Callable[..., tuple[str, str]]  # returns a status, and the reason where that isn't `ok`
 Each = Callable[[Work, Iterable[Any]], Iterator[tuple[Any, tuple[str, str]]]]
@@ -180,6 +181,7 @@ def _interrupts_held() -> Iterator[None]:
 def _serve(pipe: Any, place: Place) -> None:
     """Run what comes through the pipe, until it ends; Ctrl-C is the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    make_ready()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if place.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu

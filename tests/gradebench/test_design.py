@@ -5,7 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from gradebench import design, frontier, instances, registry, tables
+from gradebench import design, formats, frontier, instances, registry, tables
+from gradebench.options import with_values
 
 
 def made(*tasks, sweep=(), count=None):
@@ -143,3 +144,23 @@ def test_a_run_without_either_has_none_of_their_tables(command, in_process, tiny
     assert list(pd.read_csv(tmp_path / "run" / "leaderboard.csv")) == tables.LEADERBOARD_COLUMNS
     status, out, err = command("frontier", tmp_path / "run")  # over the steps of training
     assert status == 0 and "[reward within KL" in out, err
+
+
+def test_runs_that_settled_to_the_same_have_one_design(tmp_path):
+    """As where one was asked for imdb, which fell back to what the other one was given: no label says so."""
+    for folder, base, kls in (("a", "imdb", ("0.1", "0.2")), ("b", "imdb:corpus=embedded", ("0.2", "0.3"))):
+        labels = {kl: with_values(base, {"kl": kl}) for kl in kls}
+        settled = {"task": "imdb", "setting": "s"}
+        config = {
+            "design": {label: {"task": base, "values": {"kl": kl}} for kl, label in labels.items()},
+            "facts": {
+                "tasks": {
+                    label: settled | {"options": {"corpus": "embedded", "kl": float(kl)}}
+                    for kl, label in labels.items()
+                }
+            },
+        }
+        (tmp_path / folder).mkdir()
+        formats.write_json(tmp_path / folder / "config.json", config)
+    found = design.read_design([tmp_path / "a", tmp_path / "b"])
+    assert design.families(found, ["kl"]) == {"imdb": ["imdb:kl=0.1", "imdb:kl=0.2", "imdb:corpus=embedded,kl=0.3"]}

@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from gradebench.formats import read_lines
 from gradebench.merging import merge
-from gradebench.records import SAMPLES, read_lines
+from gradebench.records import SAMPLES
 
 TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
 

@@ -61,3 +61,43 @@ def test_a_folder_that_is_closed_is_one_line(command, here, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", refuse)
     status, _, err = command("new", "mine")
     assert status == 2 and "Permission denied" in err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "none",
+        "true",
+        "class",
+        "lambda",
+        "estimate",
+        "Estimator",
+        "problem",
+        "range",
+        "annotated",
+        "value-error",
+        "ValueError",
+        "torch",
+        "typing",
+        "random",
+        "numpy",
+        "gradebench",
+        "statistics",
+    ],
+)
+def test_a_name_that_something_else_needs_is_refused(command, here, name):
+    """Of Python's own words, of what the page uses, and of modules that would no longer be found beside it."""
+    status, _, err = command("new", name)
+    assert status == 2 and len(err.splitlines()) == 1 and "another name" in err
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("n", ["0", "-1", "2.5"])
+def test_a_number_of_samples_that_is_none_is_refused(command, here, n):
+    (here / "mine.py").write_text(
+        "from gradebench import Estimator\n\n\nclass Mine(Estimator):\n    def __init__(self, n: float = 1):\n"
+        "        super().__init__()\n        self.n = int(n) if n == int(n) else n\n\n    def gradient(self, problem, rng): ...\n"
+    )
+    status, _, err = command("run", "-e", f"./mine.py:Mine:n={n}", "-t", "bernoulli-toy", "--dry-run")
+    assert status == 2 and f"n={n}" in err.splitlines()[-1] and "1 or more" in err
+    assert f"n={n}" in command("check", f"./mine.py:Mine:n={n}")[1]

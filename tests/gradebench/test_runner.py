@@ -7,8 +7,9 @@ import pytest
 
 from gradebench import cells, runner, tables
 from gradebench.errors import InputError
+from gradebench.formats import read_lines
 from gradebench.provenance import RATE_COLUMNS
-from gradebench.records import METRICS_COLUMNS, SAMPLES, read_lines
+from gradebench.records import METRICS_COLUMNS, SAMPLES
 
 TIMINGS = ["seconds", "seconds_per_step", "peak_memory_bytes"]
 MINE = """
