@@ -474,6 +474,7 @@ def merge(
     except OSError as error:
         raise InputError(f"can't write into {out}: {error.strerror}") from error
     _say_unlisted(runs)
+    _say_left_out(runs)
     metrics = folders.read_metrics([out])
     by, against = folders.family_of([out], None, ())
     boards.print_leaderboard(tables.leaderboard(metrics, _tested(metrics, against), by, against))
@@ -611,6 +612,7 @@ def report(
         for path in write_report(runs, out=out, plots=plots, apart=apart, by=by, against=against or ()):
             typer.echo(path)
         _say_unlisted(runs)
+        _say_left_out(runs)
     except ValueError as error:
         raise InputError(str(error)) from error
     except OSError as error:
@@ -645,6 +647,14 @@ def _say_unlisted(runs: list[Path]) -> None:
 
     if said := unlisted(runs):
         typer.echo(said, err=True)
+
+
+def _say_left_out(runs: list[Path]) -> None:
+    """On stderr, which damaged files were left out."""
+    from gradebench.runs import left_out
+
+    for line in left_out(runs):
+        typer.echo(line, err=True)
 
 
 def _tested(metrics: "DataFrame", against: Sequence[str] = ()) -> "DataFrame":

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import curves, records, runs, tables
+from gradebench import curves, digests, records, runs, tables
 from gradebench.disk import LOCK, held, is_draft
 from gradebench.earlier import joined
 from gradebench.errors import InputError
@@ -85,7 +85,7 @@ def _write(
     samples = [
         row | {"task": called.get(row.get("task", ""), row.get("task"))}
         for folder, called in zip(folders, names, strict=True)
-        for row in records.read_lines(folder / records.SAMPLES)
+        for row in runs.samples_of(folder)
     ]
     if samples:
         records.write_lines(out / records.SAMPLES, samples)
@@ -97,10 +97,12 @@ def _write(
     records.write_json(out / "config.json", config)
     records.write_json(out / "environment.json", runs.read_json(folders[0] / "environment.json"))
     tables.write_parquet(metrics, out / "metrics.parquet")  # last, as it makes the folder a run
+    digests.seal(out, records.READ_AGAIN)
     write_report([out], metrics, board)
 
 
 def _probes(path: Path) -> pd.DataFrame:
+    digests.require_as_written(path)
     try:
         frame = pd.read_csv(path)
     except (OSError, ValueError) as error:

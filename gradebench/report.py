@@ -10,12 +10,20 @@ import pandas as pd
 
 from gradebench import across, boards, claims, curves, figures, frontier, instances, png, provenance, svg, tables
 from gradebench.design import Design, read_design
-from gradebench.errors import InputError
 from gradebench.figures import Figure
-from gradebench.records import SAMPLES, read_lines, write_text
+from gradebench.records import write_text
 from gradebench.registry import entries
 from gradebench.repeat import commands_of
-from gradebench.runs import cell_statuses, family_of, read_json, read_metrics, require_family, task_names
+from gradebench.runs import (
+    auxiliary_table,
+    cell_statuses,
+    family_of,
+    read_json,
+    read_metrics,
+    require_family,
+    samples_of,
+    task_names,
+)
 from gradebench.statistics import ALPHA
 from gradebench.tuned import CURVES_COLUMNS
 
@@ -136,7 +144,7 @@ def page(
     samples = [
         one | {"task": names.get(one["task"], one["task"])}
         for folder, names in zip(folders, task_names(folders), strict=True)
-        for one in read_lines(folder / SAMPLES)
+        for one in samples_of(folder)
     ]
     probes, tuning = (
         _gathered(folders, "probes.csv", tables.PROBES_COLUMNS),
@@ -182,11 +190,8 @@ def _gathered(folders: Sequence[Path], name: str, columns: Sequence[str]) -> pd.
     """A table that runs may have, of all of them; columns that one lacks are empty."""
     found = []
     for path in (folder / name for folder in folders):
-        if path.is_file():
-            try:
-                found.append(pd.read_csv(path))
-            except ValueError as error:
-                raise InputError(f"{path} can't be read ({' '.join(str(error).split())[:120]})") from error
+        if path.is_file() and (table := auxiliary_table(path)) is not None:
+            found.append(table)
     return (
         pd.concat(found, ignore_index=True).reindex(columns=list(columns))
         if found

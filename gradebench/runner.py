@@ -19,6 +19,7 @@ import torch
 
 from gradebench import (
     curves,
+    digests,
     disk,
     earlier,
     frontier,
@@ -475,6 +476,7 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
             written["controls"] = outcome.controls = controls
         for name, frame in written.items():
             tables.write_csv(frame, run.out / f"{name}.csv")
+        digests.seal(run.out, records.READ_AGAIN)
     return outcome
 
 
@@ -486,10 +488,11 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
 
     Raises        InputError where finished cells would be lost, unless the request is for a fresh start.
     """
-    before = runs.read_json(run.out / "config.json")
+    before = _before(run, progress)
     stand_beside(request, run, before, progress)
     config = earlier.united(config_of(request, run), before, run.kept, run.interrupted)
     run.sources, run.design = config["rate_sources"], config["design"]
+    digests.unseal(run.out)
     records.write_json(run.out / "config.json", config)
     records.write_json(run.out / "environment.json", records.environment(run.device))
     jobs, troubles, interrupted = pending(run, request.resume), Troubles(), False
@@ -511,6 +514,15 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
         records.write_lines(run.out / records.SAMPLES, samples)
     own = frozenset(cell.id for _, cell in run.cells)
     return Outcome(metrics, probes, troubles.reasons, troubles.unprobed, interrupted, reused, own=own)
+
+
+def _before(run: Run, progress: Progress) -> dict[str, Any]:
+    """The config.json that earlier commands left in the folder; nothing of one that is damaged."""
+    path = run.out / "config.json"
+    if path.is_file() and not (digests.is_as_written(path) and runs.read_json(path)):
+        progress.note(f"{path} is damaged; it is made again, and cells of earlier commands tell what they are")
+        return {}
+    return runs.read_json(path)
 
 
 def stand_beside(request: Request, run: Run, before: Mapping[str, Any], progress: Progress) -> None:
@@ -535,5 +547,8 @@ def stand_beside(request: Request, run: Run, before: Mapping[str, Any], progress
             progress.note(f"{len(fresh)} start over: their last state was too large to keep, or no plain data")
     if found.kept:
         progress.note(f"{len(found.kept)} other cells of {run.out} stay in its tables")
+    if without := [left for left in found.kept if left.damaged]:
+        name = without[0].folder / without[0].damaged[0]
+        progress.note(f"{len(without)} of them stay without files that are damaged, as {name}")
     if found.damaged:
         progress.note(f"{len(found.damaged)} cells are damaged and left out, as {found.damaged[0]}; ask for them again")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import facts, tables
+from gradebench import digests, facts, records, tables
 from gradebench.errors import InputError
 from gradebench.provenance import RATE_COLUMNS
 from gradebench.tables import METRICS_COLUMNS
@@ -73,6 +73,34 @@ def task_names(folders: Sequence[Path]) -> list[dict[str, str]]:
     ]
 
 
+def samples_of(folder: Path) -> list[dict[str, Any]]:
+    """The texts of a run; none where their file is damaged, which costs no number."""
+    path = folder / records.SAMPLES
+    try:
+        return records.read_lines(path) if digests.is_as_written(path) else []
+    except InputError:
+        return []
+
+
+def auxiliary_table(path: Path) -> pd.DataFrame | None:
+    """A CSV that a report can do without; None for a damaged one."""
+    try:
+        return pd.read_csv(path) if digests.is_as_written(path) else None
+    except ValueError:
+        return None
+
+
+def left_out(folders: Sequence[Path]) -> list[str]:
+    """Damaged files that a report goes without, in a line each."""
+    damaged = []
+    for folder in folders:
+        texts = folder / records.SAMPLES
+        damaged += [texts] if texts.is_file() and texts.stat().st_size and not samples_of(folder) else []
+        csvs = (folder / name for name in ("probes.csv", "curves.csv"))
+        damaged += [path for path in csvs if path.is_file() and auxiliary_table(path) is None]
+    return [f"{path} is damaged and left out; run again there for a new one" for path in damaged]
+
+
 def unlisted(folders: Sequence[Path]) -> str:
     """Which of several runs are older than the list of what numbers depend on, in a line; "" where none is."""
     old = [str(folder) for folder in folders if not read_json(folder / "config.json").get("facts")]
@@ -123,6 +151,8 @@ def _metrics(folder: Path) -> pd.DataFrame:
         raise InputError(
             f"{folder} has no metrics.parquet: it holds no run, or one that was killed; run it again there"
         )
+    digests.require_as_written(path)
+    digests.require_as_written(folder / "config.json")
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
@@ -305,6 +335,7 @@ def cell_statuses(folder: Path) -> list[CellStatus]:
     config = read_json(folder / "config.json")
     if not isinstance(config.get("cells"), list):
         raise InputError(f"{folder} has no config.json that names cells: it holds no run")
+    digests.require_as_written(folder / "config.json")
     table = folder / "metrics.parquet"
     tabled: dict[str, str] = {}
     if table.is_file():
