@@ -40,8 +40,8 @@ from gradebench.tasks import grammar
 TASK = f"{Path(__file__).with_name('small_task.py')}:Small:corpus=embedded,size=mini"
 _RUN = f"-t {TASK} --batch 8 --jobs 2"
 COMMANDS = {
-    "run": f"run {_RUN} -e rloo -e a2c --seeds 0-1 --steps 6 --checkpoint-every 0 --out run",
-    "part": f"run {_RUN} -e reinforce --seeds 0-1 --steps 6 --checkpoint-every 0 --out part",
+    "run": f"run {_RUN} -e rloo -e a2c --seeds SEEDS --steps 6 --checkpoint-every 0 --out run",
+    "part": f"run {_RUN} -e reinforce --seeds SEEDS --steps 6 --checkpoint-every 0 --out part",
     "merge": "merge run part --out whole",
     "report": "report run part --out page",
     "tune": f"tune {_RUN} -e rloo --rates 1e-2,1e-1 --extensions 1 --seeds 9 --steps 3 --out tuning",
@@ -262,10 +262,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--most", type=int, default=3, help="kills of one command in one folder")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the campaign's own dice")
+    parser.add_argument("--seeds", type=int, default=2, help="of each run")
     parser.add_argument("--csv", type=Path, help="a line for each folder")
     options = parser.parse_args()
     get_ready()
+    for name, line in COMMANDS.items():
+        COMMANDS[name] = line.replace("SEEDS", f"0-{options.seeds - 1}")
     with tempfile.TemporaryDirectory() as folder:
         storms = campaign(Path(folder) / "runs", options.kills, options.most, options.seed)
     if options.csv:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gradebench.digests import DIGESTS, of_file
 from gradebench.disk import LOCK, held, require_free
 from gradebench.errors import InputError
 
-FACTS, DIGESTS, REPORT = "facts.json", "digests.json", "report.json"
+FACTS, REPORT = "facts.json", "report.json"
 _BEGINNING = 60.0  # seconds in which a draft may not have its lock yet
 _DAMAGED = "-damaged"
 
@@ -57,7 +58,7 @@ def cached_folder(
     with _draft(name) as draft:
         build(draft)
         (draft / FACTS).write_text(_json(facts), encoding="utf-8")
-        (draft / DIGESTS).write_text(_json({path.name: _digest(path) for path in _files(draft)}), encoding="utf-8")
+        (draft / DIGESTS).write_text(_json({path.name: of_file(path) for path in _files(draft)}), encoding="utf-8")
         with _writing():
             _publish(draft, folder)
     return folder
@@ -72,7 +73,7 @@ def fault_of(folder: Path) -> str:
         return f"no {DIGESTS} that can be read (one of an earlier version has none)"
     for name, digest in digests.items():
         try:
-            if _digest(folder / name) != digest:
+            if of_file(folder / name) != digest:
                 return f"{name} isn't as it was written"
         except (OSError, ValueError):
             return f"no {name} that can be read"
@@ -87,15 +88,11 @@ def require_whole(folder: Path) -> None:
 
 def digests_of(folder: Path) -> dict[str, str]:
     """By name, 16 hex digits of each file that a build has left, but for what it only reports."""
-    return {path.name: _digest(path)[:16] for path in _files(folder) if path.name not in (DIGESTS, REPORT)}
+    return {path.name: of_file(path)[:16] for path in _files(folder) if path.name not in (DIGESTS, REPORT)}
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and path.name != LOCK)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The cells of a run: which are finished, how the others are carried out, and what they left in the run's folder."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def pending(run: Run, resume: bool) -> list[Job]:
             abroad[id(here)] = replace(here, out=out)
         plan = abroad[id(here)]
         folder, key = run.folder(cell), run.key(plan, cell)
-        if resume and records.is_finished(folder, key) and _has_policy(plan, folder):
+        if resume and records.is_finished(folder, key) and (not plan.save_policies or records.has_policy(folder)):
             continue
         records.forget_cell(folder)
         if not resume:
@@ -108,12 +108,6 @@ def drop_damaged(jobs: Sequence[Job]) -> list[Path]:
     for path in damaged:
         path.unlink()
     return damaged
-
-
-def _has_policy(plan: Plan, folder: Path) -> bool:
-    """Whether a finished cell has its policy, where that is asked for and it has one."""
-    skipped = records.read_ended(folder).get("status") == "skipped"
-    return not plan.save_policies or skipped or (folder / records.POLICY).is_dir()
 
 
 def carry_out(run: Run, jobs: Sequence[Job], each: Each, resume: bool, progress: Progress, troubles: Troubles) -> None:
@@ -184,10 +178,8 @@ def gather(run: Run, note: Callable[[str], None]) -> tuple[pd.DataFrame, pd.Data
         run.folder(cell) / records.METRICS if run.has_ended(cell) else _status_rows(plan, cell, "interrupted")
         for plan, cell in run.cells
     ]
-    folders = [left.folder for left in run.kept]
-    folders += [run.folder(cell) for _, cell in run.cells if run.has_ended(cell)]
-    probes = records.merged(_present(folders, records.PROBES), name, tables.PROBES_COLUMNS)
-    samples = [row for path in _present(folders, records.SAMPLES) for row in _texts(path, note)]
+    probes = records.merged(_present(run, records.PROBES), name, tables.PROBES_COLUMNS)
+    samples = [row for path in _present(run, records.SAMPLES) for row in _texts(path, note)]
     metrics = records.merged(rows, name, tables.METRICS_COLUMNS)
     return _with_rates(metrics, run), probes, samples
 
@@ -226,5 +218,8 @@ def _interrupted(run: Run) -> list[pd.DataFrame]:
         return []
 
 
-def _present(folders: Iterable[Path], name: str) -> Iterator[Path]:
+def _present(run: Run, name: str) -> Iterator[Path]:
+    """The files of that name that cells have, but for damaged ones of earlier commands."""
+    folders = [left.folder for left in run.kept if name not in left.damaged]
+    folders += [run.folder(cell) for _, cell in run.cells if run.has_ended(cell)]
     return (folder / name for folder in folders if (folder / name).is_file())

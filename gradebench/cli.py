@@ -486,6 +486,7 @@ def merge(
     except OSError as error:
         raise InputError(f"can't write into {out}: {error.strerror}") from error
     _say_unlisted(runs)
+    _say_left_out(runs)
     metrics = folders.read_metrics([out])
     by, against = folders.family_of([out], None, ())
     boards.print_leaderboard(tables.leaderboard(metrics, _tested(metrics, against), by, against))
@@ -655,6 +656,14 @@ def _say_unlisted(runs: list[Path]) -> None:
 
     if said := unlisted(runs):
         typer.echo(said, err=True)
+
+
+def _say_left_out(runs: list[Path]) -> None:
+    """On stderr, which damaged files were left out."""
+    from gradebench.runs import left_out
+
+    for line in left_out(runs):
+        typer.echo(line, err=True)
 
 
 def _tested(metrics: "DataFrame", against: Sequence[str] = ()) -> "DataFrame":

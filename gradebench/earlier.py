@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ _SHOWN = 5  # kinds of differences
 
 @dataclass(frozen=True)
 class Left:
-    """A cell that an earlier command ended."""
+    """A cell that an earlier command ended; `ended` is empty where its cell.json is damaged."""
 
     folder: Path
     ended: Mapping[str, Any]  # its cell.json
+    damaged: tuple[str, ...] = ()  # files of it that are no part of the table of metrics
 
     @property
     def id(self) -> str:
@@ -79,6 +80,9 @@ def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
     estimators = {(cell.task, cell.estimator): known["estimator"] for cell, known in asked}
     found = Earlier()
     for left in _left(out):
+        if not left.ended:
+            found.damaged += [] if left.id in wanted else [left.id]
+            continue
         ours = wanted.get(left.id)
         if ours is None and left.task and left.task not in tasks:
             same = next((name for name, mine in tasks.items() if _is_one(left.facts["task"], mine)), None)
@@ -114,15 +118,16 @@ def _left(out: Path) -> Iterator[Left]:
     cells = out / "cells"
     for folder in sorted(cells.iterdir()) if cells.is_dir() else ():
         ended = records.read_ended(folder)
-        if ended and isinstance(ended.get("seed", 0), int):
+        if (folder / records.ENDED).is_file() and isinstance(ended.get("seed", 0), int):
             yield Left(folder, ended)
 
 
 def _keep(found: Earlier, left: Left) -> None:
-    if records.is_whole(left.folder, left.ended):
-        found.kept.append(left)
-    else:
+    damaged = records.damaged_files(left.folder, left.ended)
+    if records.METRICS in damaged:
         found.damaged.append(left.id)
+    else:
+        found.kept.append(replace(left, damaged=tuple(damaged)))
 
 
 def _lose(found: Earlier, left: Left, kind: str) -> None:

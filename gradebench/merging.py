@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import curves, formats, records, runs, tables
+from gradebench import curves, digests, formats, records, runs, tables
 from gradebench.design import read_design
 from gradebench.disk import LOCK, held, is_draft
 from gradebench.earlier import joined
@@ -87,7 +87,7 @@ def _write(
     samples = [
         row | {"task": called.get(row.get("task", ""), row.get("task"))}
         for folder, called in zip(folders, names, strict=True)
-        for row in formats.read_lines(folder / records.SAMPLES)
+        for row in runs.samples_of(folder)
     ]
     if samples:
         formats.write_lines(out / records.SAMPLES, samples)
@@ -98,10 +98,12 @@ def _write(
     formats.write_json(out / "config.json", config)
     formats.write_json(out / "environment.json", runs.read_environment(folders[0]))
     tables.write_parquet(metrics, out / "metrics.parquet")  # last, as it makes the folder a run
+    digests.seal(out, records.READ_AGAIN)
     write_report([out], metrics, board)
 
 
 def _probes(path: Path) -> pd.DataFrame:
+    digests.require_as_written(path)
     frame = formats.read_csv(path, tables.PROBES_NUMBERS)
     if list(frame) != tables.PROBES_COLUMNS:
         raise InputError(f"{path} is no table of probes; run again there")

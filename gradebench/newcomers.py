@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import rate_curve, records, registry, runner, tables, tuning
+from gradebench import digests, rate_curve, records, registry, runner, tables, tuning
 from gradebench.cells import Progress, Run
 from gradebench.errors import InputError
 from gradebench.plan import parse_seeds
@@ -71,7 +71,9 @@ def tune_newcomers(request: runner.Request, progress: Progress, dry: bool = Fals
         raise InputError("--tune: these tasks were tuned on different seeds; run them one at a time")
     merged = dict(parts[0].choices)
     merged["tasks"] = {label: task for part in parts for label, task in part.choices["tasks"].items()}
+    digests.unseal(folder)
     records.write_json(folder / "tuned.json", merged)
+    digests.seal(folder, records.READ_AGAIN)
     tables.write_csv(pd.concat([part.curves for part in parts], ignore_index=True), folder / CURVES)
     return replace(request, tuned=str(folder / "tuned.json"), out=str(run.out))
 

@@ -18,9 +18,10 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from gradebench import digests
 from gradebench.disk import whole
 from gradebench.errors import InputError
-from gradebench.formats import loads, write_json, write_lines
+from gradebench.formats import dumps, loads, write_json, write_lines
 from gradebench.shown import utf8
 from gradebench.tables import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS
 
@@ -31,6 +32,8 @@ FINISHED = ("ok", "skipped")  # statuses of cells that need not be run again
 METRICS, PROBES = "metrics.arrow", "probes.arrow"
 TRAINING = "training.safetensors"  # of a cell, what its training goes on from
 SAMPLES = "samples.jsonl"  # texts; of cells, and of all of them in the run's folder
+# Files of a run's folder that are read again, and so have digests.
+READ_AGAIN = ("metrics.parquet", "config.json", "environment.json", "probes.csv", "tuned.json", SAMPLES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +121,12 @@ def write_cell(
     if probes is not None and len(probes):
         _write_rows(probes, folder / PROBES)
         written.append(PROBES)
-    files = {name: _digest(folder / name) for name in written}
-    ended = {"key": key, "status": status, "reason": reason, "files": files}
-    write_json(folder / ENDED, ended | dict(about or {}))
+    ended = {"key": key, "status": status, "reason": reason} | dict(about or {})
+    ended["files"] = {name: digests.of_file(folder / name) for name in written}
+    if (folder / POLICY).is_dir():
+        ended["policy"] = _policy_digests(folder)
+    ended = loads(dumps(ended))  # as it comes back
+    write_json(folder / ENDED, ended | {"digest": digests.of_json(ended)})
 
 
 def forget_cell(folder: Path) -> None:
@@ -137,25 +143,45 @@ def is_finished(folder: Path, key: str) -> bool:
 
 
 def read_ended(folder: Path) -> dict[str, Any]:
-    """What the cell's cell.json says; empty where there is none that can be read."""
+    """What the cell's cell.json says; empty where there is none that is as it was written."""
     try:
         ended = loads((folder / ENDED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        own = ended.pop("digest", None)  # one of an earlier version has none
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}
-    return ended if isinstance(ended, dict) else {}
+    return ended if isinstance(ended, dict) and own in (None, digests.of_json(ended)) else {}
 
 
 def is_whole(folder: Path, ended: Mapping[str, Any]) -> bool:
     """Whether every file of a cell is as it was written."""
+    return damaged_files(folder, ended) == []
+
+
+def damaged_files(folder: Path, ended: Mapping[str, Any]) -> list[str]:
+    """Names of a cell's files that aren't as they were written, METRICS among them where nothing is known of it."""
+    files = ended.get("files")
+    if not isinstance(files, dict) or METRICS not in files:
+        return [METRICS]
+    return [Path(name).name for name, digest in files.items() if not _is(folder / Path(name).name, digest)]
+
+
+def has_policy(folder: Path) -> bool:
+    """Whether a finished cell's trained policy is there, as it was written; also where it was skipped, and has none."""
+    ended = read_ended(folder)
+    if ended.get("status") == "skipped":
+        return True
+    return (folder / POLICY).is_dir() and ended.get("policy") in (None, _policy_digests(folder))
+
+
+def _policy_digests(folder: Path) -> dict[str, str]:
+    return {path.name: digests.of_file(path) for path in sorted((folder / POLICY).iterdir())}
+
+
+def _is(path: Path, digest: Any) -> bool:
     try:
-        files = ended["files"]
-        return METRICS in files and all(_digest(folder / Path(name).name) == digest for name, digest in files.items())
-    except (OSError, KeyError, TypeError, AttributeError):
+        return digests.of_file(path) == digest
+    except OSError:
         return False
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write_rows(frame: pd.DataFrame, path: Path) -> None:

@@ -8,7 +8,20 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import across, boards, claims, curves, figures, frontier, instances, png, provenance, svg, tables
+from gradebench import (
+    across,
+    boards,
+    claims,
+    curves,
+    digests,
+    figures,
+    frontier,
+    instances,
+    png,
+    provenance,
+    svg,
+    tables,
+)
 from gradebench.console import track
 from gradebench.design import Design, read_design
 from gradebench.errors import InputError
@@ -217,10 +230,11 @@ def _gathered(
     return pd.concat(found or [pd.DataFrame()], ignore_index=True).reindex(columns=list(columns))
 
 
-def _readable(left_out: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
+def _readable(left_out: list[str], read: Callable[..., Any], path: Path, *arguments: Any) -> Any:
     """What a reader returns; None, and why, for a file beside the tables that can't be read: it costs itself alone."""
     try:
-        return read(*arguments)
+        digests.require_as_written(path)
+        return read(path, *arguments)
     except InputError as error:
         left_out.append(str(error))
         return None

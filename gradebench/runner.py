@@ -19,6 +19,7 @@ import torch
 
 from gradebench import (
     curves,
+    digests,
     disk,
     earlier,
     frontier,
@@ -476,6 +477,7 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
             written["controls"] = outcome.controls = controls
         for name, frame in written.items():
             tables.write_csv(frame, run.out / f"{name}.csv")
+        digests.seal(run.out, records.READ_AGAIN)
     return outcome
 
 
@@ -491,6 +493,7 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
     stand_beside(request, run, before, progress)
     config = earlier.united(config_of(request, run), before, run.kept, run.interrupted)
     run.sources, run.design = config["rate_sources"], config["design"]
+    digests.unseal(run.out)
     records.write_json(run.out / "config.json", config)
     records.write_json(run.out / "environment.json", records.environment(run.device))
     jobs, troubles, interrupted = pending(run, request.resume), Troubles(), False
@@ -515,7 +518,11 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
 
 
 def _config_before(out: Path, progress: Progress) -> dict[str, Any]:
-    """What earlier commands wrote down in the folder; what can't be read is written anew, from the cells."""
+    """What earlier commands wrote down in the folder; what is damaged or can't be read is written anew, from the cells."""
+    path = out / "config.json"
+    if not digests.is_as_written(path):
+        progress.note(f"{path} is damaged; it is made again, and cells of earlier commands tell what they are")
+        return {}
     try:
         return runs.read_config(out)
     except InputError as error:
@@ -545,5 +552,8 @@ def stand_beside(request: Request, run: Run, before: Mapping[str, Any], progress
             progress.note(f"{len(fresh)} start over: their last state was too large to keep, or no plain data")
     if found.kept:
         progress.note(f"{len(found.kept)} other cells of {run.out} stay in its tables")
+    if without := [left for left in found.kept if left.damaged]:
+        name = without[0].folder / without[0].damaged[0]
+        progress.note(f"{len(without)} of them stay without files that are damaged, as {name}")
     if found.damaged:
         progress.note(f"{len(found.damaged)} cells are damaged and left out, as {found.damaged[0]}; ask for them again")

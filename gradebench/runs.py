@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import facts, formats, records, shapes, tables
+from gradebench import digests, facts, formats, records, shapes, tables
 from gradebench.errors import InputError
 from gradebench.provenance import RATE_COLUMNS
 from gradebench.shown import utf8
@@ -72,6 +72,23 @@ def task_names(folders: Sequence[Path]) -> list[dict[str, str]]:
     ]
 
 
+def samples_of(folder: Path) -> list[dict[str, Any]]:
+    """The texts of a run; none where their file is damaged, which costs no number."""
+    path = folder / records.SAMPLES
+    try:
+        digests.require_as_written(path)
+        return formats.read_lines(path)
+    except InputError:
+        return []
+
+
+def left_out(folders: Sequence[Path]) -> list[str]:
+    """The texts that a merge goes without, in a line each."""
+    texts = [folder / records.SAMPLES for folder in folders]
+    damaged = [path for path in texts if path.is_file() and path.stat().st_size and not samples_of(path.parent)]
+    return [f"{path} is damaged and left out; run again there for a new one" for path in damaged]
+
+
 def unlisted(folders: Sequence[Path]) -> str:
     """Which of several runs are older than the list of what numbers depend on, in a line; "" where none is."""
     old = [str(folder) for folder in folders if not read_config(folder).get("facts")]
@@ -122,6 +139,8 @@ def _metrics(folder: Path) -> pd.DataFrame:
         raise InputError(
             f"{folder} has no metrics.parquet: it holds no run, or one that was killed; run it again there"
         )
+    digests.require_as_written(path)
+    digests.require_as_written(folder / "config.json")
     frame = formats.read_parquet(path)
     lacking = [name for name in METRICS_COLUMNS if name not in frame.columns]
     if lacking:
@@ -304,6 +323,7 @@ def cell_statuses(folder: Path) -> list[CellStatus]:
     config = read_config(folder)
     if not isinstance(config.get("cells"), list):
         raise InputError(f"{folder} has no config.json that names cells: it holds no run")
+    digests.require_as_written(folder / "config.json")
     table = folder / "metrics.parquet"
     tabled: dict[str, str] = {}
     if table.is_file():

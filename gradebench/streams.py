@@ -10,6 +10,11 @@ from collections.abc import Iterator
 class _Stream(io.TextIOWrapper):
     """What its encoding lacks is an escape; once its reader has gone, as `head -1`, the rest is dropped."""
 
+    def __init__(self, before: io.TextIOWrapper):
+        lines = before.line_buffering
+        super().__init__(before.buffer, before.encoding, "backslashreplace", line_buffering=lines)
+        self.before = before  # which would close the buffer if it went
+
     def write(self, text: str) -> int:
         try:
             return super().write(text)
@@ -40,8 +45,7 @@ def make_ready() -> None:
             stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process
             setattr(sys, f"__{name}__", stream)
         if type(stream) is io.TextIOWrapper:  # and no other program's, as a notebook's
-            lines = stream.line_buffering
-            setattr(sys, name, _Stream(stream.buffer, stream.encoding, "backslashreplace", line_buffering=lines))
+            setattr(sys, name, _Stream(stream))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gradebench.digests import require_as_written
 from gradebench.disk import whole
 from gradebench.errors import InputError
 
@@ -21,6 +22,7 @@ CURVES_TRUTHS = ("chosen", "tied")
 def read_choices(path: Path) -> dict[str, Any]:
     """tuned.json. Raises InputError for what isn't one."""
     try:
+        require_as_written(path)
         choices = json.loads(path.read_text(encoding="utf-8"))
         tasks = {label: dict(task["estimators"]) for label, task in choices["tasks"].items()}
         for one in (one for task in tasks.values() for one in task.values()):

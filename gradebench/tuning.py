@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from gradebench import disk, options, rate_curve, records, registry, runner, tables
+from gradebench import digests, disk, options, rate_curve, records, registry, runner, tables
 from gradebench.errors import InputError
 from gradebench.plan import Cell
 from gradebench.task import Task
@@ -179,6 +179,7 @@ def tune(
     tables.write_csv(rows, run.out / "trials.csv")
     tables.write_csv(curves, run.out / CURVES)
     records.write_json(run.out / "tuned.json", choices)
+    digests.seal(run.out, records.READ_AGAIN)
     return Tuned(curves, choices, run, outcome)
 
 
