@@ -79,8 +79,8 @@ def test_a_merge_that_was_killed_ends_as_one_in_peace(shard, tmp_path):
     merge([first], tmp_path / "peace" / "whole")
     peace = contents(tmp_path / "peace" / "whole")
     order = sorted(peace, key=lambda name: (tmp_path / "peace" / "whole" / name).stat().st_mtime_ns)
-    assert order[-2:] == ["metrics.parquet", "report.html"]
-    for name in (order[3], order[-2]):
+    assert order[-3:] == ["metrics.parquet", "digests.json", "report.html"]
+    for name in (order[3], order[-3]):
         out = tmp_path / name / "whole"
         if not (child := os.fork()):
             replace = os.replace
