@@ -4,6 +4,7 @@ A folder has a digest of every file in it. One in which a file is not as it was 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from gradebench.errors import InputError
 FACTS, REPORT = "facts.json", "report.json"
 _BEGINNING = 60.0  # seconds in which a draft may not have its lock yet
 _DAMAGED = "-damaged"
+_OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}  # what a rename says of a place that is taken
 
 
 def cache_root() -> Path:
@@ -141,8 +143,8 @@ def _publish(draft: Path, folder: Path) -> None:
             os.replace(draft, folder)
             (folder / LOCK).unlink(missing_ok=True)
             return
-        except OSError:
-            if not folder.exists():
+        except OSError as error:
+            if error.errno not in _OCCUPIED:
                 raise
         if not fault_of(folder):
             return

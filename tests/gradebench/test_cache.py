@@ -1,6 +1,9 @@
 """Cached folders: built once for the same facts, and whole or not there."""
 
+import contextlib
+import multiprocessing
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -83,6 +86,29 @@ def test_of_two_that_mend_a_folder_at_once_both_find_it_whole(build):
     cache.cached_folder("thing", {}, slower, list)
     assert (folder / "content").read_text() == "whole" and not cache.fault_of(folder)
     assert names(cache.cache_root()) == [folder.name]
+
+
+def test_processes_that_damage_and_mend_one_folder_never_stumble():
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        mended = pool.map(_damage_and_mend, range(4))
+    assert min(mended) > 0
+    folder = cache.cached_folder("thing", {}, _five_files, list)
+    assert not cache.fault_of(folder) and names(cache.cache_root()) == [folder.name]
+
+
+def _five_files(draft):
+    for number in range(5):
+        (draft / f"{number}").write_bytes(bytes([number]) * 1000)
+
+
+def _damage_and_mend(seed):
+    """How often one of the processes found the folder damaged."""
+    dice, lines = random.Random(seed), []
+    for _ in range(60):
+        path = cache.cached_folder("thing", {}, _five_files, lines.append) / dice.choice(["0", "3", "digests.json"])
+        with contextlib.suppress(OSError):  # it has just been put aside
+            dice.choice([lambda path: None, Path.unlink, lambda path: path.write_bytes(b"damaged")])(path)
+    return len(lines)
 
 
 def test_drafts_of_killed_builders_go_and_those_of_living_ones_stay(build):
