@@ -77,3 +77,8 @@ def test_texts_of_a_cell_that_cannot_be_read_cost_themselves(tmp_path):
     (tmp_path / SAMPLES).write_bytes(b'{"text": "a"}\n{"text": \n')
     assert cells._texts(tmp_path / SAMPLES, notes.append) == []
     assert len(notes) == 1 and str(tmp_path / SAMPLES) in notes[0] and "left out" in notes[0]
+
+
+def test_a_user_whom_nobody_knows_is_a_file_that_is_not_there(command):
+    status, _, err = command("run", "-e", "~nobody-here/mine.py:Mine", "-t", "bernoulli-toy", "--dry-run")
+    assert status == 2 and len(err.splitlines()) == 1 and "No such file" in err
