@@ -67,7 +67,7 @@ def locate_model(name_or_path: str, timeout: float = 10.0) -> ModelFiles:
     hub doesn't answer. A download from a hub that does answer takes as long as it takes.
     """
     deadline = time.monotonic() + timeout
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     if os.path.isdir(path):  # unlike Path.is_dir, doesn't raise in a folder that is closed to us
         lacking = lacking_in(path)
         if lacking:

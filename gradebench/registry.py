@@ -149,7 +149,7 @@ def resolve(kind: str, text: str) -> Resolved:
     if len(own) < len(spec.options):
         lender = _lender(text, spec.options[RATE_LIKE])
         canonical += f"{',' if canonical != plugin.name else ':'}{RATE_LIKE}={lender}"
-    target = f"{Path(spec.file[0]).expanduser().resolve()}:{spec.file[1]}" if spec.file else spec.target
+    target = f"{Path(os.path.expanduser(spec.file[0])).resolve()}:{spec.file[1]}" if spec.file else spec.target
     given = ",".join(f"{key}={value}" for key, value in spec.options.items())
     portable = f"{target}:{given}" if given else target
     return Resolved(
@@ -192,7 +192,7 @@ def load_file(path: str, name: str) -> Plugin:
 
     Raises InputError for a missing file or object and for a file that fails to run.
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))  # unlike Path.expanduser, lets be a user whom nobody knows
     try:
         content = file.read_bytes()
     except OSError as error:

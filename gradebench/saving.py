@@ -1,6 +1,7 @@
 """Trained policies in folders of the hub's format, which `policy=` reads again."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def save_policy(policy: Any, vocabulary: Any, folder: Path) -> None:
 def is_scratch(name_or_path: str) -> bool:
     """Whether a folder has a policy that was made here."""
     try:
-        config = json.loads((Path(name_or_path).expanduser() / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((Path(os.path.expanduser(name_or_path)) / CONFIG).read_text(encoding="utf-8"))
         return bool(config["model_type"] == _SCRATCH)
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -51,7 +52,7 @@ def is_scratch(name_or_path: str) -> bool:
 
 def load_scratch(name_or_path: str, length: int) -> ScratchPolicy:
     """The policy of such a folder. Raises InputError where it can't read `length` tokens, or the folder is damaged."""
-    folder = Path(name_or_path).expanduser()
+    folder = Path(os.path.expanduser(name_or_path))
     try:
         shape = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["shape"]
         shapes = shapes_in(folder)
@@ -76,7 +77,7 @@ def load_scratch(name_or_path: str, length: int) -> ScratchPolicy:
 
 def load_saved_vocabulary(name_or_path: str) -> Vocabulary:
     """The vocabulary of such a folder. Raises InputError where there is none."""
-    file = Path(name_or_path).expanduser() / TOKENIZER
+    file = Path(os.path.expanduser(name_or_path)) / TOKENIZER
     if not file.is_file():
         raise InputError(f"{name_or_path}: no {TOKENIZER}; give a policy of the same task")
     try:

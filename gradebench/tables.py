@@ -9,6 +9,7 @@ no answer, such as a ratio to a squared norm that can't be told from zero, makes
 would favour the estimator that is too noisy to be measured.
 """
 
+import functools
 import hashlib
 import math
 from collections import Counter
@@ -87,18 +88,58 @@ class _Group:
 
     task: str
     setting: str
+    rows: pd.DataFrame  # of all cells
     status: pd.Series  # (estimator, seed) -> status of the cell
-    last_step: float  # at which test prompts were evaluated; NaN without any
-    equals: Sequence[Sequence[str]]  # estimators whose evaluations are the same bit by bit: they drew the same
-    final: pd.DataFrame  # (estimator, seed) x (split, metric), at the last evaluated step
-    probe: pd.DataFrame  # (estimator, seed, step) x metric, at the checkpoints
-    train: pd.DataFrame  # (estimator, seed, step) x metric, costs
-    rates: dict[str, provenance.Ran]  # by estimator
-    unfair: dict[frozenset[str], str]  # verdicts of pairs that their rates keep from being compared
+    measured: pd.DataFrame  # the rows of ok cells that have a value
 
     @property
     def estimators(self) -> list[str]:
         return sorted(self.status.index.unique("estimator"))
+
+    @functools.cached_property
+    def evaluation(self) -> pd.DataFrame:
+        return self.measured[self.measured["phase"] == "evaluation"]
+
+    @functools.cached_property
+    def last_step(self) -> float:
+        """At which test prompts were evaluated; NaN without any."""
+        return float(self.evaluation.loc[self.evaluation["split"] == "test", "step"].max())
+
+    @functools.cached_property
+    def equals(self) -> Sequence[Sequence[str]]:
+        """Estimators whose evaluations are the same bit by bit: they drew the same."""
+        return _equal_draws(self.evaluation)
+
+    @functools.cached_property
+    def final(self) -> pd.DataFrame:
+        """(estimator, seed) x (split, metric), at the last evaluated step."""
+        rows = self.evaluation
+        rows = rows[(rows["step"] == self.last_step) & np.isfinite(rows["value"])]
+        return _wide(rows, ["estimator", "seed"], ["split", "metric"])
+
+    @functools.cached_property
+    def probe(self) -> pd.DataFrame:
+        """(estimator, seed, step) x metric, at the checkpoints."""
+        return self._on_train("probe")
+
+    @functools.cached_property
+    def train(self) -> pd.DataFrame:
+        """(estimator, seed, step) x metric, costs."""
+        return self._on_train("train")
+
+    def _on_train(self, phase: str) -> pd.DataFrame:
+        rows = self.measured[(self.measured["split"] == "train") & (self.measured["phase"] == phase)]
+        return _wide(rows, ["estimator", "seed", "step"], ["metric"])
+
+    @functools.cached_property
+    def rates(self) -> dict[str, provenance.Ran]:
+        """By estimator."""
+        return provenance.ran(self.rows)
+
+    @functools.cached_property
+    def unfair(self) -> dict[frozenset[str], str]:
+        """Verdicts of pairs that their rates keep from being compared."""
+        return provenance.incomparable(self.rows)
 
 
 def family_size(n_estimators: int, n_baselines: int = 0) -> int:
@@ -153,22 +194,7 @@ def _groups(metrics: pd.DataFrame, controls: bool = False) -> Iterator[_Group]:
         # A row without a value measured nothing. Infinite values stay: an infinite variance is a result.
         measured = group[(status.reindex(cells) == "ok").to_numpy() & group["value"].notna() & (group["metric"] != "")]
         _reject_mixed_parameters(measured)
-        evaluation = measured[measured["phase"] == "evaluation"]
-        last_step = evaluation.loc[evaluation["split"] == "test", "step"].max()
-        final = evaluation[(evaluation["step"] == last_step) & np.isfinite(evaluation["value"])]
-        on_train = measured[measured["split"] == "train"]
-        yield _Group(
-            task=str(task),
-            setting=str(setting),
-            status=status,
-            last_step=float(last_step),
-            equals=_equal_draws(evaluation),
-            final=_wide(final, ["estimator", "seed"], ["split", "metric"]),
-            probe=_wide(on_train[on_train["phase"] == "probe"], ["estimator", "seed", "step"], ["metric"]),
-            train=_wide(on_train[on_train["phase"] == "train"], ["estimator", "seed", "step"], ["metric"]),
-            rates=provenance.ran(group),
-            unfair=provenance.incomparable(group),
-        )
+        yield _Group(str(task), str(setting), group, status, measured)
 
 
 def _equal_draws(evaluation: pd.DataFrame) -> list[list[str]]:

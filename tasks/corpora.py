@@ -85,7 +85,7 @@ def read_corpus(path: str | Path) -> Corpus:
 
     Raises InputError, in one line, for whatever keeps the corpus from being used.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if os.path.isdir(path):  # unlike Path.is_dir, doesn't raise in a folder that is closed to us
         return _corpus(_unreserved(path.resolve().name), _read_folder(path), str(path))
     suffix = path.suffix.lower()

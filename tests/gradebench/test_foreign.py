@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gradebench import cli, tables
+from gradebench import cli, formats, merging, tables
 from gradebench.tuned import CURVES_COLUMNS
 
 FEW = {
@@ -126,6 +126,7 @@ COMMANDS = {
     "status": ("status", "run"),
     "curves": ("curves", "run"),
     "frontier": ("frontier", "run"),
+    "run": ("run", "-e", "reinforce", "-t", TASK, "--seeds", "0", "--steps", "1", "--out", "run"),
     "plan": ("run", "--plan", "run", "-t", TASK, "-e", "rloo", "-e", "reinforce"),
 }
 
@@ -264,7 +265,7 @@ def write(folder, name, content):
 
 
 @pytest.fixture
-def gradebench(tmp_path, monkeypatch, capfd):
+def gradebench(tmp_path, monkeypatch, capfd, in_process):
     """A command on a run with one file changed, beside another one of other seeds: how it ended, and what it said."""
     monkeypatch.chdir(tmp_path)
     for folder, seeds in (("run", 0), ("other", 10)):
@@ -308,13 +309,60 @@ def in_one_line(status, err, name):
         assert len([line for line in err.splitlines() if line.startswith("gradebench: ")]) == 1, err
 
 
-@pytest.mark.parametrize("what", COMMANDS)
+@pytest.mark.parametrize("what", ["report", "merge of two", "status"])
 def test_a_whole_run_is_answered(gradebench, what):
     status, err = gradebench(what)
     assert status == (1 if what == "status" else 0), err
 
 
-@settings(max_examples=12, **FEW)
+@pytest.mark.parametrize("what", ["leaderboard", "curves"])
+def test_a_table_is_there_before_anything_is_printed(gradebench, monkeypatch, what):
+    def fails(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gradebench.console.PlainConsole.print", fails)
+    monkeypatch.setitem(COMMANDS, what, (*COMMANDS[what], "--csv", "table.csv"))
+    assert gradebench(what)[0] == 2 and len(pd.read_csv("table.csv"))
+
+
+def many(folder, count):
+    """A run of so many tasks."""
+    folder.mkdir()
+    frames = [
+        metrics().assign(task=f"{TASK}:horizon={i}", setting=f"s{i}", cell_id=lambda f: f["cell_id"] + "x")
+        for i in range(count)
+    ]
+    tables.write_parquet(pd.concat(frames, ignore_index=True), folder / "metrics.parquet")
+    rows = [JSON["samples.jsonl"] | {"task": f"{TASK}:horizon={i}", "setting": f"s{i}"} for i in range(count)]
+    formats.write_lines(folder / "samples.jsonl", rows)
+    names = [f"{TASK}:horizon={i}" for i in range(count)]
+    config = {"cells": [], "request": {}, "tasks": {name: {"options": {"kl": 0.1}} for name in names}}
+    config |= {"plans": {name: {"steps": 4} for name in names}}
+    formats.write_json(folder / "config.json", config)
+    return folder
+
+
+def test_the_work_grows_with_the_number_of_tasks_and_no_faster(tmp_path, monkeypatch):
+    """Counted in rows that are compared: a search through all rows for each task would be the square of it."""
+    compared = 0
+    compare = pd.Series._cmp_method
+
+    def counted(self, other, operator):
+        nonlocal compared
+        compared += len(self)
+        return compare(self, other, operator)
+
+    monkeypatch.setattr(pd.Series, "_cmp_method", counted)
+    monkeypatch.setattr("gradebench.figures.of_task", lambda *_: [])  # takes a task's own rows
+    counts = []
+    for count in (2, 4):
+        compared, folder = 0, many(tmp_path / str(count), count)
+        merging.merge([folder], tmp_path / f"merged-{count}")
+        counts.append(compared)
+    assert counts[1] < 2.02 * counts[0], counts
+
+
+@settings(max_examples=10, **FEW)
 @given(st.one_of(changed_json(), changed_json(), changed_table(), changed_claims()), st.sampled_from(list(COMMANDS)))
 def test_a_changed_file_is_answered_in_one_line(gradebench, change, what):
     name, content = change
