@@ -1,7 +1,7 @@
 """Every option of everything that is registered, at the ends of its declared range: a result, or one clear line.
 
-Left out by one rule, `ends`: an integer without an upper bound is run at its lower one alone, since a large one takes
-nothing but memory and time; and defaults, at which everything else runs.
+Left out by one rule, `ends`: an integer is run at its lower bound alone, since a large one takes nothing but memory and
+time; and defaults, at which everything else runs.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from gradebench.tasks import arithmetic, imdb
 from gradebench.tasks.grammar import generate_reviews
 from gradebench.tasks.judge import BagOfWordsJudge
 
-LARGE, SMALL = 1e30, 1e-30  # of floats without a bound, and beside one that is itself left out
+LARGE = 1e30  # of floats without a bound
 CHEAPEST = "enumerable-lm:vocabulary={},horizon=2,layers=1,width=4"
 # What an option's end is combined with, so that the rest is cheap and fits it.
 BESIDE = {
@@ -39,10 +39,10 @@ def ends(option):
         return []
     low, high = (getattr(option.range, end, None) for end in ("low", "high"))
     if option.base is int:
-        return [*(end for end in (low, high) if end is not None), *none]
+        return [*([] if low is None else [low]), *none]
     found = [-LARGE, 0.0] if low is None else [low]
     if low is not None and option.range.low_open:
-        found = [float(np.nextafter(low, math.inf)), low + SMALL]
+        found = [float(np.nextafter(low, math.inf))]
     if high is None:
         return [*found, LARGE, *none]
     return [*found, float(np.nextafter(high, low)) if option.range.high_open else high, *none]
@@ -65,7 +65,7 @@ def ended(task_spec, estimator, out):
     try:
         task = resolved.create()
         task.prepare(torch.device("cpu"), lambda message: None)
-        plan = Plan("run", str(out), "cpu", 2, 4, 0.01, evaluations=1, checkpoints=0, setting=task.setting, settled=task.settled)  # fmt: skip
+        plan = Plan("run", str(out), "cpu", 2, 16, 0.01, evaluations=1, checkpoints=0, setting=task.setting, settled=task.settled)  # fmt: skip
         spec = registry.resolve("estimators", estimator)
         return harness.run_cell(
             plan, Cell(resolved.label, resolved.spec, task.options, spec.label, spec.spec, 0), "key"
@@ -75,7 +75,7 @@ def ended(task_spec, estimator, out):
 
 
 def require_clear(status, reason):
-    assert status in ("ok", "skipped", "diverged", "refused"), reason
+    assert status in ("ok", "diverged", "refused"), reason
     assert "\n" not in reason and (status == "ok") == (not reason)
 
 
@@ -116,8 +116,8 @@ def test_a_task_runs_at_the_ends_of_its_options(name, tmp_path, tmp_path_factory
 def test_the_ends_of_a_range_are_what_it_says():
     options = registry.entries("estimators")["gapped-st"].options
     assert ends(options["gap"]) == [0, LARGE]
-    assert ends(options["tau"]) == [5e-324, SMALL, LARGE]
+    assert ends(options["tau"]) == [5e-324, LARGE]
     assert ends(options["anneal"]) == [1]
     assert ends(registry.entries("tasks")["bernoulli-toy"].options["theta"])[-1] == 1 - 2**-53
     assert ends(registry.entries("estimators")["rebar"].options["eta"]) == [-LARGE, 0.0, LARGE]
-    assert len(list(cases("estimators"))) > 100 and len(list(cases("tasks"))) > 30
+    assert len(list(cases("estimators"))) > 100 and len(list(cases("tasks"))) > 25
