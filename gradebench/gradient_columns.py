@@ -103,14 +103,15 @@ def _row(one: _Probes) -> list[float]:
     if not _told(one.truth):
         return [np.nan] * (3 * len(COLUMNS))
     found: list[float] = []
-    for name in COLUMNS:
+    for name in COLUMNS:  # what has no number is empty, and no error
         statistic, logarithmic, (least, most) = _STATISTICS[name]
         value, half = _jackknife(one, statistic)
         ends = np.array([value, value - half, value + half])
         with np.errstate(over="ignore"):
             ends = np.exp(ends) if logarithmic else np.clip(ends, least, most)
         alone = one.measured < 2  # nothing can be said about its error
-        found += ends.tolist() if alone or _resolved(name, *ends) else [np.nan] * 3
+        shown = np.isfinite(ends[0]) and (alone or _resolved(name, *ends))
+        found += ends.tolist() if shown else [np.nan] * 3
     return found
 
 

@@ -276,7 +276,7 @@ def _jackknife(name: str, value: np.float64, parts: Sequence[Sequence[float]], f
         return Interval(math.nan, math.nan, math.nan)
     logarithmic = name in _POSITIVE
     least, most = _LIMITS.get(name, (-math.inf, math.inf))
-    variance, freedom = np.float64(floor), np.float64(0.0)
+    variance, shares = np.float64(floor), list[tuple[np.float64, int]]()
     for part in parts:
         left = np.asarray(part, dtype=np.float64)
         if len(left) < 2 or np.ptp(left) == 0:  # no block matters; all may be zero, which has no logarithm
@@ -284,13 +284,15 @@ def _jackknife(name: str, value: np.float64, parts: Sequence[Sequence[float]], f
         left = np.log(left) if logarithmic else left
         share = np.float64((len(left) - 1) / len(left) * np.square(left - left.mean()).sum())
         variance += share
-        freedom += share**2 / (len(left) - 1)
+        shares.append((share, len(left) - 1))
     shown = max(least, min(most, float(value)))
     if not math.isfinite(variance) or len(parts[0]) < 2:
         return Interval(shown, math.nan, math.nan)
     if variance == 0:
         return Interval(shown, shown, shown)
-    degrees = variance**2 / freedom if freedom else len(parts[0]) - 1.0
+    # Of shares of the variance, not of squares, which may have no number.
+    freedom = sum((share / variance) ** 2 / count for share, count in shares)
+    degrees = 1 / freedom if freedom else len(parts[0]) - 1.0
     width = np.float64(scipy.stats.t.isf((1 - LEVEL) / 2, degrees)) * np.sqrt(variance)
     if logarithmic:
         return Interval(shown, float(value * np.exp(-width)), float(value * np.exp(width)))

@@ -51,7 +51,7 @@ class TinyTask(Task):
 
     def problem(self, split, index, ledger=None):
         parts = (self.policy, self.reward, self.prompts[split][index], HORIZON, CATEGORIES)
-        return SequenceProblem(*parts, self.reference, self.options["kl"], ledger)
+        return SequenceProblem(*parts, self.reference, self.options.get("kl", 0.0), ledger)
 
     def evaluate(self, split, rng):
         metrics, z = evaluate_sequences(self.problem(split, torch.arange(self.sizes[split])), rng)
@@ -61,6 +61,22 @@ class TinyTask(Task):
         z = self.problem(split, torch.arange(2)).sample(1, rng)[0].tolist()
         prompts = self.prompts[split][:2].tolist()
         return [{"prompt": str(p), "text": str(p + t), "reward": 0.5} for p, t in zip(prompts, z, strict=True)]
+
+
+class Scaled(TinyTask):
+    """Rewards of another size."""
+
+    def __init__(self, scale: float = 1.0):
+        super().__init__()
+        self.options = {"scale": scale}
+
+    def prepare(self, device, log, strict=False):
+        self.setting = f"scale={self.options['scale']:g}"
+
+    def load(self, device):
+        super().load(device)
+        whole, scale = self.reward.forward, self.options["scale"]
+        self.reward.forward = lambda *texts: scale * whole(*texts)
 
 
 class Careless(TinyTask):
