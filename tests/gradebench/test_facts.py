@@ -82,6 +82,7 @@ def test_each_item_changes_the_key_and_all_but_steps_and_probes_that_of_a_traini
 def pair(run, tmp_path):
     """Two runs that agree, of other seeds; and a function that changes an item in the second one's config.json."""
     first, second = run("first"), run("second", seeds="1")
+    (second / "digests.json").unlink()  # its config.json is edited
     whole = json.loads((second / "config.json").read_text())
 
     def change(part, name):
@@ -122,6 +123,7 @@ def test_one_task_by_another_spelling_is_one_task(command, run, tiny, tmp_path):
     """As where corpus=auto fell back to what another run was given."""
     first = run("first")
     second = run("second", seeds="1", task=tiny())
+    (second / "digests.json").unlink()
     text = (second / "config.json").read_text().replace('tiny.py:TinyTask"', 'tiny.py:TinyTask:kl=0.0"')
     text = text.replace('"task": "tiny.py:TinyTask:kl=0.0"', '"task": "tiny.py:TinyTask"')  # the item
     (second / "config.json").write_text(text)
