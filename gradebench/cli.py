@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradebench.errors import InputError
+from gradebench.interrupts import listening
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -732,7 +733,8 @@ def list_plugins(
 def main() -> None:
     """Entry point: errors of the user end in one line and exit status 2."""
     try:
-        _run_app()
+        with listening():
+            _run_app()
     except InputError as error:
         print(f"gradebench: {error}", file=sys.stderr)
         raise SystemExit(2) from None

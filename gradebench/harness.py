@@ -17,12 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gradebench import facts, parallel, records, registry
+from gradebench import facts, followed, isolation, parallel, records, registry
 from gradebench.checkpoints import Checkpoint, is_whole
 from gradebench.disk import out_of_room, whole
 from gradebench.errors import InputError, Unsupported
 from gradebench.estimator import Estimator
 from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
+from gradebench.interrupts import is_users
+from gradebench.loaded import first_evaluations, loaded_task, set_parameters
 from gradebench.memory import peak_memory, reset_peak_memory
 from gradebench.moments import Moments, Reference, flatten
 from gradebench.plan import Cell, Plan
@@ -31,9 +33,11 @@ from gradebench.problem import Ledger
 from gradebench.provenance import GIVEN, TASK, Rate, tuned_rate
 from gradebench.sampling import generator
 from gradebench.sharded import Sharded
+from gradebench.source_digest import known_files
 from gradebench.task import Task
 from gradebench.training import Diverged, Trainer, batches
 from gradebench.warm_up import needs_warm_up, warm_up
+from gradebench.workers import said
 
 # --- the parts of a cell ----------------------------------------------------------------------------------------
 
@@ -93,14 +97,14 @@ def evaluate(task: Task, plan: Plan, seed: int, step: int, record: records.CellR
     for split in task.splits:
         if split == "train" and 0 < step < plan.steps:
             continue
-        known = _first_evaluations.get((id(task), seed, split)) if step == 0 else None
+        known = first_evaluations.get((id(task), seed, split)) if step == 0 else None
         metrics = known[0] if known else evaluated(task, split, generator(plan.device, seed, "evaluation", split))
         record.add("evaluation", split, step, metrics)
         if step in (0, plan.steps):
             samples = known[1] if known else task.samples(split, generator(plan.device, seed, "samples", split))
             record.add_samples(split, step, samples)
         if step == 0:
-            _first_evaluations[id(task), seed, split] = (metrics, samples)
+            first_evaluations[id(task), seed, split] = (metrics, samples)
 
 
 def evaluated(task: Task, split: str, rng: torch.Generator) -> dict[str, float]:
@@ -165,9 +169,9 @@ def _probe_calls(
     what its estimates say of themselves."""
     moments, info = by_call(estimator, source, plan.probe_draws // 2, reference.moments.centre, _sizes(task))
     names = source.problem(source.contexts(0)[:1], None).parameter_names
-    for number, (one, said) in enumerate(zip(moments, info, strict=True), 1):
+    for number, (one, info_of_call) in enumerate(zip(moments, info, strict=True), 1):
         metrics = gradient_metrics(summaries(one, reference, names)[""])
-        metrics |= {f"info_{name}": Interval(value, math.nan, math.nan) for name, value in said.items()}
+        metrics |= {f"info_{name}": Interval(value, math.nan, math.nan) for name, value in info_of_call.items()}
         record.add_probe(dict(place) | {"group": f"call {number}"}, metrics)
 
 
@@ -277,7 +281,7 @@ def _warm(trainer: Trainer, task: Task, plan: Plan, cell: Cell, number: int) -> 
     )
     # The reference's key changes with whatever a number depends on, but for the estimator.
     key = f"{plan.reference_key} {cell.estimator_spec} {cell.params} {cell.digests[1:]} {number}"
-    kept = Checkpoint(warm_file(plan, cell, number), key, 0.0, plan.device)
+    kept = Checkpoint(warm_file(plan, cell, number), key, 0.0, plan.device, lambda: what_was_read(cell))
     alone = parallel.world() == 1  # several processes must do the same, whatever each of them finds
     if not (alone and kept.restored(training)):
         done = warm_up(trainer, source, plan.warm_up)
@@ -361,32 +365,57 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
     """
     folder = Path(plan.out) / "cells" / cell.id
     record = records.CellRecord(identity_of(plan, cell))
-    status, reason = "ok", ""
-    try:
-        with parallel.together():
-            _run_parts(plan, cell, facts.training_key_of(known, cell) if known else key, record, folder)
-    except Unsupported as error:
-        status, reason = "skipped", str(error)
-    except Diverged as error:
-        status, reason = "diverged", str(error)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, OSError) and out_of_room(error):
-            raise  # nor could this be written down
-        status = "oom" if is_out_of_memory(error) else "failed"
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if status == "oom":
-            reason = f"{reason[:300]}; {_memory_advice(cell)}"
-        if parallel.leads():
-            folder.mkdir(parents=True, exist_ok=True)
-            records.write_text(folder / "error.txt", traceback.format_exc())
+    watch = isolation.Watch(cell.foreign, cell.estimator)
+    status, reason, trace = _attempt(plan, cell, facts.training_key_of(known, cell) if known else key, record, folder)
     if status == "oom" and torch.cuda.is_available():
         torch.cuda.empty_cache()  # the next cell may have other shapes
+    if changed := watch.ended():
+        status, reason = "failed", f"{changed} ({reason})" if reason else changed
+        record = records.CellRecord(identity_of(plan, cell))
     if parallel.leads():
+        if changed:
+            _discard(plan, cell, folder)
+        if trace:
+            folder.mkdir(parents=True, exist_ok=True)
+            records.write_text(folder / "error.txt", trace)
         found = (record.frame(status), status, reason, record.probe_frame(), record.samples)
-        records.write_cell(folder, key, *found, about=about(cell, known))
+        records.write_cell(folder, key, *found, about=about(cell, known) | {"read": what_was_read(cell)})
         if status == "skipped":
             training_file(plan, cell).unlink(missing_ok=True)
     return status, reason
+
+
+def _attempt(plan: Plan, cell: Cell, key: str, record: records.CellRecord, folder: Path) -> tuple[str, str, str]:
+    """Status, reason and, of what nobody foresaw, the traceback. Raises what ends the run: Ctrl-C, a full disk."""
+    try:
+        with parallel.together():
+            _run_parts(plan, cell, key, record, folder)
+    except Unsupported as error:
+        return "skipped", str(error), ""
+    except Diverged as error:
+        return "diverged", str(error), ""
+    except BaseException as error:
+        if is_users(error) or (isinstance(error, OSError) and out_of_room(error)):
+            raise  # nor could this be written down
+        status = "oom" if is_out_of_memory(error) else "failed"
+        reason = said(error)
+        if status == "oom":
+            reason = f"{reason[:300]}; {_memory_advice(cell)}"
+        return status, reason, traceback.format_exc()
+    return "ok", "", ""
+
+
+def _discard(plan: Plan, cell: Cell, folder: Path) -> None:
+    """What the cell has written besides its rows, that a later one would go on from."""
+    training_file(plan, cell).unlink(missing_ok=True)
+    shutil.rmtree(folder / records.POLICY, ignore_errors=True)
+    for number in range(len(checkpoint_steps(plan))):
+        shutil.rmtree(warm_file(plan, cell, number).parent, ignore_errors=True)
+
+
+def what_was_read(cell: Cell) -> dict[str, str | None]:
+    """Files and variables that code of plugins has read in this process, besides those that the facts have."""
+    return followed.read(known_files()) if any(cell.foreign) else {}
 
 
 def about(cell: Cell, known: facts.Facts | None) -> dict[str, Any]:
@@ -400,7 +429,7 @@ def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, fol
     task = loaded_task(plan, cell)
     if plan.train:
         every = plan.checkpoint_every if parallel.leads() else math.inf
-        checkpoint = Checkpoint(training_file(plan, cell), key, every, plan.device)
+        checkpoint = Checkpoint(training_file(plan, cell), key, every, plan.device, lambda: what_was_read(cell))
         train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record, checkpoint)
         if plan.save_policies and parallel.leads():
             _save_policy(task, folder / records.POLICY)
@@ -499,31 +528,3 @@ def learning_rate_of(task: Task, plan: Plan, estimator_spec: str) -> Rate:
     if tuned is None:
         return Rate(task.learning_rate, TASK)
     return tuned if resolved.label == resolved.name else tuned.borrowed(resolved.name)
-
-
-_tasks: dict[str, tuple[Task, list[Tensor]]] = {}  # of this process, with their initial parameters
-# metrics and samples at those parameters, by task, seed and split
-_first_evaluations: dict[tuple[int, int, str], tuple[dict[str, float], list[dict[str, Any]]]] = {}
-
-
-def loaded_task(plan: Plan, cell: Cell) -> Task:
-    """The cell's task at its initial parameters; loaded once a process."""
-    identity = f"{cell.task_spec} {cell.digests[:1]} {sorted(cell.task_options.items())} {plan.settled} {plan.device}"
-    if identity not in _tasks:
-        _tasks.clear()  # cells come grouped by task, so one at a time is kept
-        _first_evaluations.clear()
-        task = registry.resolve("tasks", cell.task_spec).factory(**cell.task_options)
-        task.settled = plan.settled
-        if task.settled is None:
-            task.prepare(torch.device(plan.device), log=lambda message: None)
-        task.load(torch.device(plan.device))
-        _tasks[identity] = (task, [p.detach().clone() for p in task.params])
-    task, initial = _tasks[identity]
-    set_parameters(task, {f"parameter_{i}": p for i, p in enumerate(initial)})
-    return task
-
-
-@torch.no_grad()
-def set_parameters(task: Task, stored: dict[str, Tensor]) -> None:
-    for i, p in enumerate(task.params):
-        p.copy_(stored[f"parameter_{i}"])

@@ -19,6 +19,8 @@ from gradebench import registry
 from gradebench.errors import InputError
 from gradebench.global_state import ALL, put_back
 from gradebench.hub import first_line, locate_model
+from gradebench.interrupts import is_users
+from gradebench.source_digest import source_digest, with_declared
 
 AT_ONCE = 64  # texts that a classifier reads in one pass
 _FUNCTION = re.compile(r".+\.py:\w+|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -91,7 +93,9 @@ class RewardFunction:
         try:
             with put_back(f"reward {self.name}"):
                 answer = self.function(**{name: given[name] for name in names}) if names else self.function(texts)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if is_users(error):
+                raise
             raise InputError(f"reward {self.name} {_raised(error)}") from error
         return self._checked(answer, texts)
 
@@ -150,10 +154,13 @@ def load_function(text: str) -> RewardFunction:
             with put_back(f"reward {text}", ALL):
                 module = importlib.import_module(place)
             loaded, label = getattr(module, name), text
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if is_users(error):
+                raise
             raise InputError(f"reward={text} can't be imported: {first_line(error)}") from error  # type: ignore[arg-type]
-        file = getattr(module, "__file__", None)
-        digest = hashlib.sha256(Path(file).read_bytes() if file else text.encode()).hexdigest()
+        file = getattr(module, "__file__", None) or ""
+        digest = source_digest(place, file) if file.endswith(".py") else hashlib.sha256(text.encode()).hexdigest()
+        digest = with_declared(digest, file, registry.declared(module, loaded))
     if not callable(loaded):
         raise InputError(f"reward={text}: {name} is of type {type(loaded).__name__}, not a function")
     _asked(loaded)

@@ -11,7 +11,7 @@ TINY = Path(__file__).with_name("tiny.py")
 
 
 @contextlib.contextmanager
-def workers_in_this_process(places, timeout):
+def workers_in_this_process(places, timeout, foreign=None):
     """What the workers do, without the seconds that each takes to start."""
     from gradebench.workers import outcome_of
 
