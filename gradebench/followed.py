@@ -39,7 +39,7 @@ class _Following:
 
     def __init__(self) -> None:
         self.packages: set[str] = set()  # of plugins that are installed
-        self.opened: dict[str, Stamp] = {}  # path, and what it was when it was first opened
+        self.opened: dict[str, Stamp] = {}  # path, and what it was when it was last opened
         self.written: set[str] = set()
         self.variables: dict[tuple[CodeType, int], dict[str, str | None]] = {}  # by place in the code
         self.loaded: dict[str, str | None] = {}  # files of modules, with their digests
@@ -164,7 +164,7 @@ def _hear(event: str, details: tuple[Any, ...]) -> None:
     if set(mode) & set("wax+") if isinstance(mode, str) else isinstance(flags, int) and flags & writes:
         _following.written.add(path)
     elif not path.endswith(".pyc") and not path.startswith(_SYSTEM) and not path.startswith(_LIBRARY):
-        _following.opened.setdefault(path, stamp_of(path))
+        _following.opened[path] = stamp_of(path)
 
 
 class _Environment(type(os.environ)):  # type: ignore[misc]

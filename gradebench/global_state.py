@@ -49,6 +49,23 @@ def _set_numpy_seed(state: tuple[Any, ...]) -> None:
     np.random.set_state(state)  # noqa: NPY002
 
 
+def _set_environment(variables: dict[str, str]) -> None:
+    for name in set(os.environ) - set(variables):
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+_DENORMAL = 5e-324
+
+
+def _flushes_denormals() -> bool:
+    return _DENORMAL * 1.0 == 0.0
+
+
+def _set_default_device(device: torch.device) -> None:
+    torch.set_default_device(None if device.type == "cpu" else device)  # where one is set, every call is slower
+
+
 # Each is read in less than a microsecond, so after every call too.
 QUICK = (
     Setting("torch.set_grad_enabled", torch.is_grad_enabled, torch.set_grad_enabled),
@@ -66,6 +83,14 @@ ALL = (
     Setting("torch.manual_seed", _torch_seed, _set_torch_seed),
     Setting("random.seed", random.getstate, random.setstate),
     Setting("numpy.random.seed", _numpy_seed, _set_numpy_seed),
+    Setting("torch.set_default_device", torch.get_default_device, _set_default_device),
+    Setting(
+        "torch.set_float32_matmul_precision",
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+    ),
+    Setting("torch.set_flush_denormal", _flushes_denormals, torch.set_flush_denormal),
+    Setting("os.environ", lambda: dict(os.environ), _set_environment),
     Setting("os.chdir", os.getcwd, os.chdir),
     Setting("signal.signal", _handlers, _set_handlers),
 )

@@ -35,11 +35,11 @@ class Watch:
     def ended(self) -> str:
         """Why its numbers can't be used, else nothing. Whatever the next cell would find changed is made anew, and so
         is the process, where it is a worker's."""
-        names = loaded.changes()
+        names = [name for plugin in self.plugins for name in imported.get(plugin, ())]
+        names += loaded.changes()
         if self.plugins:
             self.settings.__exit__(None, None, None)
             names += self.snapshot.undo(self.plugins[-1])
-            names += [name for plugin in self.plugins for name in imported.get(plugin, ())]
             if self._left_running():
                 workers.spend()
         if not names:

@@ -250,6 +250,7 @@ class _Worker:
 
 def _may_serve(had: Foreign, wanted: Foreign) -> bool:
     """Whether a process that has run code of these plugins may run that: what it had is the same, or our own."""
+    wanted = wanted or ("",) * len(had)
     return not any(had) or all(mine in ("", theirs) for mine, theirs in zip(had, wanted, strict=True))
 
 
