@@ -184,7 +184,7 @@ def load(kind: str, name: str) -> Plugin:
     if shape is None:
         raise InputError(f"{what} is broken: {_MISSHAPEN.format(point.value)}")
     foreign = "" if _is_builtin(point) else shape[0].partition(".")[0]
-    with _one_line(f"{what} can't be imported"), contextlib.nullcontext() if not foreign else _kept(what, foreign):
+    with _one_line(f"{what} can't be imported"), contextlib.nullcontext() if not foreign else kept(what, foreign):
         module = importlib.import_module(shape[0])
     try:
         factory = functools.reduce(getattr, shape[1].split("."), module)
@@ -235,7 +235,7 @@ def _module_of(file: Path, content: bytes, digest: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with _one_line(f"{file} can't be run"), _kept(str(file), str(file)), _beside(file.parent):
+        with _one_line(f"{file} can't be run"), kept(str(file), str(file)), _beside(file.parent):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -285,7 +285,7 @@ _folders: set[Path] = set()  # of the files that were run
 
 
 @contextlib.contextmanager
-def _kept(what: str, foreign: str) -> Iterator[None]:
+def kept(what: str, foreign: str) -> Iterator[None]:
     """What belongs to the whole process stays as it is while a plugin is imported."""
     from gradebench import patches  # here, because it imports torch
     from gradebench.global_state import ALL, put_back, say

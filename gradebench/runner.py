@@ -44,7 +44,7 @@ from gradebench.plan import Cell, Plan, parse_seeds
 from gradebench.provenance import Rate, tuned_rate
 from gradebench.runs import require_rankable
 from gradebench.task import Task
-from gradebench.text_reward import names_function
+from gradebench.text_reward import code_of, names_function
 from gradebench.tuned import read_choices, records_of
 from gradebench.workers import require_started, usable_cores
 
@@ -401,7 +401,7 @@ def _cell(resolved: registry.Resolved, task: Task, estimator: registry.Resolved,
 def _function_of(task: Task) -> str:
     """The reward function that the user gave a task, whose code runs in its cells."""
     values = (value for value in task.options.values() if isinstance(value, str))
-    return next((value for value in values if names_function(value)), "")
+    return next((code_of(value) for value in values if names_function(value)), "")
 
 
 def _tried(plan: Plan, resolved: registry.Resolved, task: Task, estimators: Sequence[registry.Resolved]) -> _Grid:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gradebench import registry
 from gradebench.errors import InputError
-from gradebench.global_state import ALL, put_back
+from gradebench.global_state import put_back
 from gradebench.hub import first_line, locate_model
 from gradebench.interrupts import is_users
 from gradebench.source_digest import source_digest, with_declared
@@ -140,6 +140,12 @@ def names_function(text: str) -> bool:
     return bool(_FUNCTION.fullmatch(text)) and not os.path.isdir(os.path.expanduser(text))
 
 
+def code_of(text: str) -> str:
+    """Whose code a function's name stands for: the path of its file, or its package."""
+    place = text.rpartition(":")[0]
+    return str(Path(place).expanduser().resolve()) if place.endswith(".py") else place.partition(".")[0]
+
+
 def load_function(text: str) -> RewardFunction:
     """The function that FILE.py:OBJECT or MODULE:OBJECT names; a file runs anew when it has changed.
 
@@ -151,7 +157,7 @@ def load_function(text: str) -> RewardFunction:
         loaded, digest, label = plugin.factory, plugin.digest, plugin.name
     else:
         try:
-            with put_back(f"reward {text}", ALL):
+            with registry.kept(f"reward {text}", code_of(text)):
                 module = importlib.import_module(place)
             loaded, label = getattr(module, name), text
         except BaseException as error:

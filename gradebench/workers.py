@@ -324,7 +324,9 @@ def _end_with_parent() -> None:
     """A parent that was killed can't kill its workers, which must not go on writing into a folder it gave up."""
     parent = parent_process()
     assert parent is not None
+    mark = os.environ.get(descendants.MARK, "")
     connection.wait([parent.sentinel])
+    descendants.end(descendants.of(os.getpid(), mark))
     os._exit(1)
 
 
