@@ -61,6 +61,15 @@ def in_process(monkeypatch, few_draws):
 
 
 @pytest.fixture
+def short(monkeypatch, in_process):
+    """Runs that probe once and write no report."""
+    from gradebench import runner
+
+    monkeypatch.setattr(runner, "Request", partial(runner.Request, checkpoints=1))
+    monkeypatch.setattr("gradebench.report.write_report", lambda *given, **named: None)
+
+
+@pytest.fixture
 def command(monkeypatch, capsys):
     """The command line as the installed script runs it; returns exit status, stdout and stderr."""
     from gradebench import cli

@@ -142,7 +142,7 @@ def test_a_reward_in_a_module_changes_with_all_that_it_imports(tmp_path, monkeyp
     assert load_function("rewards:score").digest != before
 
 
-def test_a_finished_cell_goes_with_what_it_read(command, tiny, in_process, tmp_path):
+def test_a_finished_cell_goes_with_what_it_read(command, tiny, short, tmp_path):
     text = "from pathlib import Path\nfrom gradebench.estimators.score_function import Rloo\nclass Mine(Rloo):\n    def reset(self):\n"
     (tmp_path / "mine.py").write_text(text + "        Path(__file__).with_name('data.txt').read_text()\n")
     (tmp_path / "data.txt").write_text("1")

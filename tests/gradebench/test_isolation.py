@@ -22,7 +22,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def run(command, tiny, in_process, folders):
+def run(command, tiny, short, folders):
     """`gradebench run` with rloo last, in one process, where whatever was left changed would meet it."""
 
     def call(name, *estimators):
