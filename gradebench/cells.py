@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from gradebench import harness, records, sealed, tables
+from gradebench.disk import LOCK
 from gradebench.earlier import Left
 from gradebench.errors import InputError
 from gradebench.facts import Facts, key_of
@@ -20,6 +21,7 @@ from gradebench.workers import Each
 
 # A process that is killed now and then must not cost all cells of a task their probes.
 REFERENCE_TRIES = 3
+CONFIG = "config.json"
 Job = tuple[Plan, Cell, str, Facts]  # the key that the cell is finished under, and what its numbers depend on
 
 
@@ -119,14 +121,32 @@ def carry_out(run: Run, jobs: Sequence[Job], each: Each, resume: bool, progress:
             if status != "ok":
                 lost.append((call, reason))
             progress.advance(None, status)
+            require_folder(run.out)
         waiting = [call for call, _ in lost]
     troubles.unprobed |= {cell.task: reason for (_, cell, _), reason in lost}
+    ended = []
     for (plan, cell, *_), (status, reason) in each(harness.run_cell, _with_probes(run, jobs, troubles)):
         if not run.has_ended(cell):  # its process died or was killed
             _write_status(run, plan, cell, status, reason)
         if reason:
             troubles.reasons[cell.id] = f"{status}: {reason}"
         progress.advance(cell, status)
+        require_folder(run.out)
+        ended.append(cell)
+    troubles.reasons |= {
+        cell.id: "interrupted: its folder was deleted after it had ended; run again for it, without what deletes it"
+        for cell in ended
+        if not run.has_ended(cell)
+    }
+
+
+def require_folder(out: Path) -> None:
+    """Raises InputError where the run's folder has gone, or is another one by now."""
+    if not (out / LOCK).is_file() or not (out / CONFIG).is_file():
+        raise InputError(
+            f"{out} was deleted or emptied while the run went on, by a plugin or from outside, with what was finished; "
+            "see to it that nothing deletes it, and run again"
+        )
 
 
 def _references(jobs: Sequence[Job], resume: bool) -> Iterator[tuple[Plan, Cell, int]]:
@@ -136,7 +156,8 @@ def _references(jobs: Sequence[Job], resume: bool) -> Iterator[tuple[Plan, Cell,
             continue  # each trains its own, and has its truth there
         for number in range(len(harness.checkpoint_steps(plan))):
             if not (resume and harness.checkpoint_file(plan, cell, number).is_file()):
-                yield plan, cell, number
+                # In a process that never runs the code of the cell's estimator.
+                yield plan, replace(cell, foreign=(*cell.foreign[:1], "") if cell.foreign else ()), number
 
 
 def _reference(plan: Plan, cell: Cell, number: int) -> tuple[str, str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradebench import sealed
+from gradebench.followed import stale
 
 _MODULE = set(vars(nn.Module()))  # what torch itself keeps in a module's __dict__
 
@@ -137,8 +138,16 @@ KEPT = 64 * 2**20  # bytes that the last state of a finished training may have, 
 class Checkpoint:
     """The file that a cell's training goes on from; written every so many seconds, and only good for one key."""
 
-    def __init__(self, path: Path, key: str, every: float, device: str):
-        self.path, self.key, self.every, self.device = path, key, every, device
+    def __init__(
+        self,
+        path: Path,
+        key: str,
+        every: float,
+        device: str,
+        read: Callable[[], Mapping[str, str | None]] = dict,
+    ):
+        """`read` gives what code of plugins has read by now: the file is no good once that is otherwise."""
+        self.path, self.key, self.every, self.device, self.read = path, key, every, device, read
         self.last = time.monotonic()
 
     def restored(self, training: Training, fits: Callable[[int, Sequence[Any]], bool] = lambda step, rows: True) -> int:
@@ -150,7 +159,7 @@ class Checkpoint:
             stored = load(self.path, self.device)
         except sealed.Damaged:
             return 0
-        if stored["key"] != self.key:
+        if stored["key"] != self.key or stale(stored.get("read")):
             return 0
         if not fits(stored["step"], stored["training"]["lists"][0]):
             return 0
@@ -162,7 +171,7 @@ class Checkpoint:
         if time.monotonic() - self.last < self.every:
             return
         try:
-            save({"key": self.key, "step": step, "training": training.state()}, self.path)
+            save(self._content(step, training.state()), self.path)
             self.last = time.monotonic()
         except NotPlain:
             self.every = math.inf
@@ -175,7 +184,10 @@ class Checkpoint:
         with contextlib.suppress(NotPlain, OSError):  # the results don't depend on it
             state = training.state()
             if bytes_of(state) <= KEPT:
-                save({"key": self.key, "step": step, "training": state}, self.path)
+                save(self._content(step, state), self.path)
+
+    def _content(self, step: int, state: dict[str, Any]) -> dict[str, Any]:
+        return {"key": self.key, "step": step, "training": state, "read": dict(self.read())}
 
 
 def bytes_of(state: Any) -> int:

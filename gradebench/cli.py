@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradebench.errors import InputError
+from gradebench.interrupts import listening
 from gradebench.shown import one_line
 from gradebench.streams import make_ready, plugins_aside
 
@@ -753,7 +754,8 @@ def main() -> None:
     """Entry point: errors of the user end in one line and exit status 2."""
     make_ready()
     try:
-        _run_app()
+        with listening():
+            _run_app()
     except InputError as error:
         print(f"gradebench: {one_line(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None

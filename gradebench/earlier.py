@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradebench import facts, records
+from gradebench.followed import stale
 from gradebench.plan import Cell
 from gradebench.tables import CONTROL
 
@@ -100,10 +101,13 @@ def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
                 ours["estimator"] if ours else estimators.get((left.task, left.estimator.removesuffix(CONTROL)), {})
             )
             difference = _difference(left, task, estimator)
-            if difference == facts.STEPS and ours is not None and task[facts.STEPS] > left.facts["task"][facts.STEPS]:
+            more = difference == facts.STEPS and not stale(left.ended.get("read"))
+            if more and ours is not None and task[facts.STEPS] > left.facts["task"][facts.STEPS]:
                 found.extended += [left.id] if left.ended["status"] == "ok" else []
             elif difference:
                 _lose(found, left, _words(left, difference, task, estimator, ours is None))
+            elif estimator and (gone := stale(left.ended.get("read"))):
+                _lose(found, left, f"of {left.estimator} that read {', '.join(gone[:_SHOWN])}, changed since")
             elif ours is None:
                 _keep(found, left)
     return found

@@ -51,6 +51,8 @@ class Estimator(nn.Module):
     pathwise: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()  # of NEEDS; a problem that lacks one makes the cell `skipped`
     own_learning_rate: ClassVar[float] = 1e-2  # of Adam on the estimator's own parameters
+    # What else its numbers depend on: files and folders, named from its own, and "$NAME" for variables.
+    depends_on: ClassVar[Sequence[str]] = ()
     n: int = 1  # samples per context; a step's batch of sequences holds batch / n contexts
     period: int = 1  # calls that share one fresh batch (PPO: epochs x minibatches)
 

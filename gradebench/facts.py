@@ -76,12 +76,17 @@ def _of_package(name: str) -> Item:
 _HARNESS = os.path.join(os.path.dirname(__file__), "harness.py")
 
 
+# Variables by which the libraries that torch calls take other kernels.
+_KERNELS = ("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
+
+
 @functools.cache
 def processor(device: str) -> str:
     """What decides which kernels run: a GPU's model, or the instructions of a CPU that torch makes use of."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device)) if torch.cuda.is_available() else "GPU"
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    chosen = [f"{name}={os.environ[name]}" for name in _KERNELS if name in os.environ]
+    return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *chosen])
 
 
 # What all cells of a task in one table share.

@@ -49,6 +49,23 @@ def _set_numpy_seed(state: tuple[Any, ...]) -> None:
     np.random.set_state(state)  # noqa: NPY002
 
 
+def _set_environment(variables: dict[str, str]) -> None:
+    for name in set(os.environ) - set(variables):
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+_DENORMAL = 5e-324
+
+
+def _flushes_denormals() -> bool:
+    return _DENORMAL * 1.0 == 0.0
+
+
+def _set_default_device(device: torch.device) -> None:
+    torch.set_default_device(None if device.type == "cpu" else device)  # where one is set, every call is slower
+
+
 # Each is read in less than a microsecond, so after every call too.
 QUICK = (
     Setting("torch.set_grad_enabled", torch.is_grad_enabled, torch.set_grad_enabled),
@@ -66,9 +83,19 @@ ALL = (
     Setting("torch.manual_seed", _torch_seed, _set_torch_seed),
     Setting("random.seed", random.getstate, random.setstate),
     Setting("numpy.random.seed", _numpy_seed, _set_numpy_seed),
+    Setting("torch.set_default_device", torch.get_default_device, _set_default_device),
+    Setting(
+        "torch.set_float32_matmul_precision",
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+    ),
+    Setting("torch.set_flush_denormal", _flushes_denormals, torch.set_flush_denormal),
+    Setting("os.environ", lambda: dict(os.environ), _set_environment),
     Setting("os.chdir", os.getcwd, os.chdir),
     Setting("signal.signal", _handlers, _set_handlers),
 )
+
+PROCESS = tuple(setting for setting in ALL if not setting.name.endswith("seed"))  # that a cell has no business to set
 
 _said: set[str] = set()  # by this process
 
@@ -79,17 +106,20 @@ class put_back:
     Of `what`, some words that name the code that runs in it.
     """
 
-    __slots__ = ("before", "settings", "what")
+    __slots__ = ("before", "process", "settings", "what")
 
     def __init__(self, what: str, settings: Sequence[Setting] = QUICK):
         self.what, self.settings = what, settings
 
     def __enter__(self) -> None:
+        self.process = os.getpid()
         self.before = [setting.read() for setting in self.settings]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if os.getpid() != self.process:
+            os._exit(0)  # a child that the code forked, and that would go on as if it were this process
         changed = [
             (setting, value)
             for setting, value in zip(self.settings, self.before, strict=True)
@@ -100,9 +130,11 @@ class put_back:
         for setting, value in changed:
             setting.write(value)
         names = ", ".join(setting.name for setting, _ in changed)
-        said = f"gradebench: {self.what} changed settings of the whole process ({names}); they were put back"
-        if self.settings is ALL and multiprocessing.parent_process() is not None:
-            return  # what a worker imports, its parent has imported, and said so
-        if said not in _said:
-            _said.add(said)
-            print(said, file=sys.stderr, flush=True)
+        say(f"{self.what} changed settings of the whole process ({names}); they were put back", self.settings is ALL)
+
+
+def say(what: str, of_import: bool = True) -> None:
+    """On stderr, once a process. What a worker imports, its parent has imported, and said so."""
+    if not (of_import and multiprocessing.parent_process() is not None) and what not in _said:
+        _said.add(what)
+        print(f"gradebench: {what}", file=sys.stderr, flush=True)

@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradebench import facts, parallel, records, registry, sealed
+from gradebench import facts, followed, isolation, parallel, records, registry, sealed
 from gradebench.checkpoints import Checkpoint
 from gradebench.disk import out_of_room, whole
 from gradebench.errors import InputError, Unsupported
 from gradebench.estimator import Estimator
 from gradebench.formats import write_text
 from gradebench.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
+from gradebench.interrupts import is_users
+from gradebench.loaded import first_evaluations, loaded_task, set_parameters
 from gradebench.memory import peak_memory, reset_peak_memory
 from gradebench.moments import Moments, Reference, flatten
 from gradebench.panics import panics_raised
@@ -32,9 +34,11 @@ from gradebench.problem import Ledger
 from gradebench.provenance import GIVEN, TASK, Rate, tuned_rate
 from gradebench.sampling import generator
 from gradebench.sharded import Sharded
+from gradebench.source_digest import known_files
 from gradebench.task import Task
 from gradebench.training import Diverged, Trainer, batches
 from gradebench.warm_up import needs_warm_up, warm_up
+from gradebench.workers import said
 
 # --- the parts of a cell ----------------------------------------------------------------------------------------
 
@@ -94,14 +98,14 @@ def evaluate(task: Task, plan: Plan, seed: int, step: int, record: records.CellR
     for split in task.splits:
         if split == "train" and 0 < step < plan.steps:
             continue
-        known = _first_evaluations.get((id(task), seed, split)) if step == 0 else None
+        known = first_evaluations.get((id(task), seed, split)) if step == 0 else None
         metrics = known[0] if known else evaluated(task, split, generator(plan.device, seed, "evaluation", split))
         record.add("evaluation", split, step, metrics)
         if step in (0, plan.steps):
             samples = known[1] if known else task.samples(split, generator(plan.device, seed, "samples", split))
             record.add_samples(split, step, samples)
         if step == 0:
-            _first_evaluations[id(task), seed, split] = (metrics, samples)
+            first_evaluations[id(task), seed, split] = (metrics, samples)
 
 
 def evaluated(task: Task, split: str, rng: torch.Generator) -> dict[str, float]:
@@ -157,8 +161,8 @@ def _apart(plan: Plan, cell: Cell, what: str, lacking: list[str]) -> Iterator[No
     try:
         with parallel.together():
             yield
-    except (Exception, SystemExit) as error:
-        if isinstance(error, OSError) and out_of_room(error):
+    except BaseException as error:
+        if is_users(error) or (isinstance(error, OSError) and out_of_room(error)):
             raise  # nor could the rest be written down
         lacking.append(f"{what}: {_told(error, cell)}")
         _keep_traceback(plan, cell)
@@ -202,9 +206,9 @@ def _probe_calls(
     what its estimates say of themselves."""
     moments, info = by_call(estimator, source, plan.probe_draws // 2, reference.moments.centre, _sizes(task))
     names = source.problem(source.contexts(0)[:1], None).parameter_names
-    for number, (one, said) in enumerate(zip(moments, info, strict=True), 1):
+    for number, (one, info_of_call) in enumerate(zip(moments, info, strict=True), 1):
         metrics = gradient_metrics(summaries(one, reference, names)[""])
-        metrics |= {f"info_{name}": Interval(value, math.nan, math.nan) for name, value in said.items()}
+        metrics |= {f"info_{name}": Interval(value, math.nan, math.nan) for name, value in info_of_call.items()}
         record.add_probe(dict(place) | {"group": f"call {number}"}, metrics)
 
 
@@ -322,7 +326,7 @@ def _warm(trainer: Trainer, task: Task, plan: Plan, cell: Cell, number: int) -> 
     )
     # The reference's key changes with whatever a number depends on, but for the estimator.
     key = f"{plan.reference_key} {cell.estimator_spec} {cell.params} {cell.digests[1:]} {number}"
-    kept = Checkpoint(warm_file(plan, cell, number), key, 0.0, plan.device)
+    kept = Checkpoint(warm_file(plan, cell, number), key, 0.0, plan.device, lambda: what_was_read(cell))
     alone = parallel.world() == 1  # several processes must do the same, whatever each of them finds
     if not (alone and kept.restored(training)):
         done = warm_up(trainer, source, plan.warm_up)
@@ -403,6 +407,7 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
     """
     folder = Path(plan.out) / "cells" / cell.id
     record = records.CellRecord(identity_of(plan, cell))
+    watch = isolation.Watch(cell.foreign, cell.estimator)
     status, reason, lacking = "ok", "", list[str]()
     try:
         with parallel.together(), panics_raised():
@@ -411,8 +416,8 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
         status, reason = "skipped", str(error)
     except Diverged as error:
         status, reason = "diverged", str(error)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, OSError) and out_of_room(error):
+    except BaseException as error:
+        if is_users(error) or (isinstance(error, OSError) and out_of_room(error)):
             raise  # nor could this be written down
         status, reason = "oom" if is_out_of_memory(error) else "failed", _told(error, cell)
         _keep_traceback(plan, cell)
@@ -420,12 +425,30 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
         reason, key = "; ".join(lacking)[:1000], f"{key} in part"  # so that a later run tries again
     if (status == "oom" or lacking) and torch.cuda.is_available():
         torch.cuda.empty_cache()  # the next cell may have other shapes
+    if changed := watch.ended():
+        status, reason = "failed", f"{changed} ({reason})" if reason else changed
+        record = records.CellRecord(identity_of(plan, cell))
     if parallel.leads():
+        if changed:
+            _discard(plan, cell, folder)
         found = (record.frame(status), status, reason, record.probe_frame(), record.samples)
-        records.write_cell(folder, key, *found, about=about(cell, known))
+        records.write_cell(folder, key, *found, about=about(cell, known) | {"read": what_was_read(cell)})
         if status == "skipped":
             training_file(plan, cell).unlink(missing_ok=True)
     return status, reason
+
+
+def _discard(plan: Plan, cell: Cell, folder: Path) -> None:
+    """What the cell has written besides its rows, that a later one would go on from."""
+    training_file(plan, cell).unlink(missing_ok=True)
+    shutil.rmtree(folder / records.POLICY, ignore_errors=True)
+    for number in range(len(checkpoint_steps(plan))):
+        shutil.rmtree(warm_file(plan, cell, number).parent, ignore_errors=True)
+
+
+def what_was_read(cell: Cell) -> dict[str, str | None]:
+    """Files and variables that code of plugins has read in this process, besides those that the facts have."""
+    return followed.read(known_files()) if any(cell.foreign) else {}
 
 
 def about(cell: Cell, known: facts.Facts | None) -> dict[str, Any]:
@@ -442,7 +465,7 @@ def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, fol
     task = loaded_task(plan, cell)
     if plan.train:
         every = plan.checkpoint_every if parallel.leads() else math.inf
-        checkpoint = Checkpoint(training_file(plan, cell), key, every, plan.device)
+        checkpoint = Checkpoint(training_file(plan, cell), key, every, plan.device, lambda: what_was_read(cell))
         train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record, checkpoint)
         if plan.save_policies and parallel.leads():
             _save_policy(task, folder / records.POLICY)
@@ -547,31 +570,3 @@ def learning_rate_of(task: Task, plan: Plan, estimator_spec: str) -> Rate:
     if tuned is None:
         return Rate(task.learning_rate, TASK)
     return tuned if resolved.label == resolved.name else tuned.borrowed(resolved.name)
-
-
-_tasks: dict[str, tuple[Task, list[Tensor]]] = {}  # of this process, with their initial parameters
-# metrics and samples at those parameters, by task, seed and split
-_first_evaluations: dict[tuple[int, int, str], tuple[dict[str, float], list[dict[str, Any]]]] = {}
-
-
-def loaded_task(plan: Plan, cell: Cell) -> Task:
-    """The cell's task at its initial parameters; loaded once a process."""
-    identity = f"{cell.task_spec} {cell.digests[:1]} {sorted(cell.task_options.items())} {plan.settled} {plan.device}"
-    if identity not in _tasks:
-        _tasks.clear()  # cells come grouped by task, so one at a time is kept
-        _first_evaluations.clear()
-        task = registry.resolve("tasks", cell.task_spec).factory(**cell.task_options)
-        task.settled = plan.settled
-        if task.settled is None:
-            task.prepare(torch.device(plan.device), log=lambda message: None)
-        task.load(torch.device(plan.device))
-        _tasks[identity] = (task, [p.detach().clone() for p in task.params])
-    task, initial = _tasks[identity]
-    set_parameters(task, {f"parameter_{i}": p for i, p in enumerate(initial)})
-    return task
-
-
-@torch.no_grad()
-def set_parameters(task: Task, stored: dict[str, Tensor]) -> None:
-    for i, p in enumerate(task.params):
-        p.copy_(stored[f"parameter_{i}"])

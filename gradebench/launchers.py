@@ -20,7 +20,8 @@ from typing import Any
 from gradebench import parallel
 from gradebench.cache import cache_root
 from gradebench.errors import InputError
-from gradebench.workers import Each, Place, Work, outcome_of, places, usable_cores, visible_gpus, workers
+from gradebench.plan import Cell
+from gradebench.workers import Each, Foreign, Place, Work, outcome_of, places, usable_cores, visible_gpus, workers
 
 TRIES = 3
 Ended = tuple[Any, tuple[str, str]]
@@ -40,9 +41,15 @@ def launched(name: str, jobs: int | None, device: str, timeout: float | None) ->
         yield each
 
 
+def foreign(call: Any) -> Foreign:
+    """The plugins whose code a call for a cell runs."""
+    parts = call if isinstance(call, tuple) else ()
+    return next((one.foreign for one in parts if isinstance(one, Cell)), ())
+
+
 @contextlib.contextmanager
 def local(jobs: int | None, device: str, timeout: float | None) -> Iterator[Each]:
-    with workers(places(jobs or default_jobs(device), device, _gpus(device)), timeout) as each:
+    with workers(places(jobs or default_jobs(device), device, _gpus(device)), timeout, foreign) as each:
         yield each
 
 
@@ -128,7 +135,7 @@ class _Seat:
 
     def __init__(self, timeout: float | None):
         self.stack = contextlib.ExitStack()
-        self.each = self.stack.enter_context(workers([Place()], timeout))
+        self.each = self.stack.enter_context(workers([Place()], timeout, foreign))
 
     def run(self, function: Work, call: Any) -> tuple[str, str] | InputError:
         try:
@@ -141,7 +148,7 @@ def _each_on_ray(
     ray: Any, seat: Callable[[], Any], number: int, function: Work, calls: Iterable[Any]
 ) -> Iterator[Ended]:
     """Keep all actors busy; where one is lost, take another and run its call again."""
-    waiting, again = iter(calls), list[tuple[Any, int]]()
+    waiting, again = iter(sorted(calls, key=foreign)), list[tuple[Any, int]]()  # grouped: fewer processes to start
     idle: list[Any] = []
     busy: dict[Any, tuple[Any, Any, int]] = {}  # reference -> actor, call, earlier losses
     while True:
@@ -236,7 +243,7 @@ def _each_on_slurm(
     calls: Iterable[Any],
 ) -> Iterator[Ended]:
     """Submit all calls, tell of each as it ends, and submit again what was lost with its job."""
-    turns = [(call, 0) for call in calls]
+    turns = [(call, 0) for call in sorted(calls, key=foreign)]  # grouped: fewer processes to start
     while turns or shares:
         size = -(-len(turns) // min(_ARRAY, 4 * jobs))  # several shares a job, so that none waits for a slow one
         new = [_share(turns[i : i + size], folder) for i in range(0, len(turns), size or 1)]
@@ -274,9 +281,10 @@ def _minutes(calls: int, timeout: float | None) -> int:
 
 def _work_off(function: Work, calls: Sequence[Any], path: str, timeout: float | None) -> None:
     """In the job: one call after the other, with a line for each as it ends."""
-    with open(path, "a", encoding="utf-8") as lines, workers([Place()], timeout) as each:
+    with open(path, "a", encoding="utf-8") as lines, workers([Place()], timeout, foreign) as each:
         try:
-            for _, ended in each(function, calls):
+            for call in calls:  # in this order, which is that of the lines
+                _, ended = next(each(function, [call]))
                 lines.write(json.dumps(ended) + "\n")
                 lines.flush()
         except InputError as error:

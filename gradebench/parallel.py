@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gradebench.interrupts import is_users
+
 _PATIENCE = datetime.timedelta(days=7)  # a process may wait for another one's evaluation; one that dies ends all
 
 
@@ -73,8 +75,12 @@ def _follow() -> None:
     while (job := _told()) is not None:
         function, arguments, environment = job
         os.environ.update(environment)  # what the leader's options have set
-        with contextlib.suppress(Exception, SystemExit):  # the leader tells
+        try:
             function(*arguments)
+        except BaseException as error:
+            if is_users(error):
+                raise
+            # the leader tells
 
 
 def _told(job: Any = None) -> Any:
@@ -95,7 +101,9 @@ def together() -> Iterator[None]:
         return
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_users(error):
+            raise
         if not getattr(error, "agreed", False):
             _agree(f"{type(error).__name__}: {' '.join(str(error).split())}")
             vars(error)["agreed"] = True

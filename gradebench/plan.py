@@ -65,6 +65,7 @@ class Cell:
     params: str = "{}"  # of the estimator, all of them, as JSON
     source: str = ""  # where the estimator comes from
     digests: tuple[str, ...] = ()  # of the code of task and estimator; empty: whatever it is now
+    foreign: tuple[str, ...] = ()  # where the code of task and estimator comes from, "" for our own
     checkpoint: int | None = None  # the only one to probe; None: all of them
     twin: str = ""  # names other draws than the seed's own, for an A/A control; it is trained and not probed
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 from gradebench import digests
 from gradebench.disk import whole
 from gradebench.errors import InputError
+from gradebench.followed import stale
 from gradebench.formats import dumps, loads, write_json, write_lines
 from gradebench.shown import utf8
 from gradebench.tables import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS
@@ -137,9 +138,11 @@ def forget_cell(folder: Path) -> None:
 
 
 def is_finished(folder: Path, key: str) -> bool:
-    """Whether a cell ended `ok` or `skipped` under the same key, and every file of it is as it was written."""
+    """Whether a cell ended `ok` or `skipped` under the same key, every file of it is as it was written, and so is what
+    code of plugins read for it."""
     ended = read_ended(folder)
-    return ended.get("key") == key and ended.get("status") in FINISHED and is_whole(folder, ended)
+    finished = ended.get("key") == key and ended.get("status") in FINISHED and is_whole(folder, ended)
+    return finished and not stale(ended.get("read"))
 
 
 def read_ended(folder: Path) -> dict[str, Any]:

@@ -27,9 +27,10 @@ from types import ModuleType
 from typing import Any
 
 from gradebench.errors import InputError
+from gradebench.interrupts import is_users
 from gradebench.options import RATE_LIKE, Option, bind, label, parse_spec
 from gradebench.plugin_source import Facts, read_facts
-from gradebench.source_digest import FILE, source_digest
+from gradebench.source_digest import FILE, source_digest, with_declared
 
 KINDS = ("estimators", "tasks")
 # The class that what a plugin builds must be of. Named, not imported: listing must not wait for torch.
@@ -68,6 +69,7 @@ class Plugin:
     factory: Any
     source: str
     digest: str  # SHA-256 of its module, and of the parents and helpers that this imports, in hexadecimal
+    foreign: str = ""  # whose code it is: the path of its file, or its package; "" for our own
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Resolved:
     digest: str
     factory: Any = field(repr=False)
     rate_like: str = ""  # of an estimator: the label of the one whose learning rate it runs at
+    foreign: str = ""  # whose code it is, as of a Plugin
 
     def create(self) -> Any:
         """A fresh Estimator or Task. Raises InputError where the options are refused or something else is built."""
@@ -153,7 +156,16 @@ def resolve(kind: str, text: str) -> Resolved:
     given = ",".join(f"{key}={value}" for key, value in spec.options.items())
     portable = f"{target}:{given}" if given else target
     return Resolved(
-        kind, portable, canonical, plugin.name, params, plugin.source, plugin.digest, plugin.factory, lender
+        kind,
+        portable,
+        canonical,
+        plugin.name,
+        params,
+        plugin.source,
+        plugin.digest,
+        plugin.factory,
+        lender,
+        plugin.foreign,
     )
 
 
@@ -175,7 +187,8 @@ def load(kind: str, name: str) -> Plugin:
     shape = _shape(point)
     if shape is None:
         raise InputError(f"{what} is broken: {_MISSHAPEN.format(point.value)}")
-    with _one_line(f"{what} can't be imported"), contextlib.nullcontext() if _is_builtin(point) else _kept(what):
+    foreign = "" if _is_builtin(point) else shape[0].partition(".")[0]
+    with _one_line(f"{what} can't be imported"), contextlib.nullcontext() if not foreign else kept(what, foreign):
         module = importlib.import_module(shape[0])
     try:
         factory = functools.reduce(getattr, shape[1].split("."), module)
@@ -183,8 +196,9 @@ def load(kind: str, name: str) -> Plugin:
         raise InputError(f"{what} is broken: module {shape[0]} has no object {shape[1]!r}") from error
     path = getattr(module, "__file__", None)
     if path and path.endswith(".py"):
-        return Plugin(name, factory, _source(point), source_digest(shape[0], path))
-    return Plugin(name, factory, _source(point), hashlib.sha256(_source(point).encode()).hexdigest())
+        digest = with_declared(source_digest(shape[0], path), path, declared(module, factory))
+        return Plugin(name, factory, _source(point), digest, foreign)
+    return Plugin(name, factory, _source(point), hashlib.sha256(_source(point).encode()).hexdigest(), foreign)
 
 
 def load_file(path: str, name: str) -> Plugin:
@@ -203,7 +217,15 @@ def load_file(path: str, name: str) -> Plugin:
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
         raise InputError(f"{path} has no object {name!r}; it defines {', '.join(own) or 'nothing'}")
     source = f"{file.name} sha256:{digest[:12]}"
-    return Plugin(f"{file.name}:{name}", getattr(module, name), source, source_digest(module.__name__, str(file)))
+    factory = getattr(module, name)
+    digest = with_declared(source_digest(module.__name__, str(file)), str(file), declared(module, factory))
+    return Plugin(f"{file.name}:{name}", factory, source, digest, str(file.resolve()))
+
+
+def declared(module: ModuleType, factory: Any) -> list[str]:
+    """What a plugin says it depends on, in `depends_on` of its module and of its class or function."""
+    both = [getattr(module, "depends_on", ()), getattr(factory, "depends_on", ())]
+    return [name for names in both for name in ([names] if isinstance(names, str) else names)]
 
 
 def _module_of(file: Path, content: bytes, digest: str) -> ModuleType:
@@ -217,7 +239,7 @@ def _module_of(file: Path, content: bytes, digest: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with _one_line(f"{file} can't be run"), _kept(str(file)), _beside(file.parent):
+        with _one_line(f"{file} can't be run"), kept(str(file), str(file)), _beside(file.parent):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -266,11 +288,22 @@ def _beside(folder: Path) -> Iterator[None]:
 _folders: set[Path] = set()  # of the files that were run
 
 
-def _kept(what: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def kept(what: str, foreign: str) -> Iterator[None]:
     """What belongs to the whole process stays as it is while a plugin is imported."""
-    from gradebench.global_state import ALL, put_back  # here, because it imports torch
+    from gradebench import patches  # here, because it imports torch
+    from gradebench.global_state import ALL, put_back, say
 
-    return put_back(what, ALL)
+    snapshot = patches.Snapshot()
+    try:
+        with put_back(what, ALL):
+            yield
+    finally:
+        if names := snapshot.undo(foreign):
+            patches.imported[foreign] = names
+            say(
+                f"{what} replaced {', '.join(names)} for the whole process; they were put back, and its cells will fail"
+            )
 
 
 @contextlib.contextmanager
@@ -278,7 +311,9 @@ def _one_line(what: str) -> Iterator[None]:
     """Turn whatever a plugin's code raises into an InputError with the last line of it."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_users(error):
+            raise
         lines = "".join(traceback.format_exception_only(error)).split("\n")
         where = f" ({error.filename}, line {error.lineno})" if isinstance(error, SyntaxError) else ""
         raise InputError(f"{what}: {[line for line in lines if line.strip()][-1].strip()}{where}") from error

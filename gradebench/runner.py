@@ -35,15 +35,19 @@ from gradebench import (
 from gradebench.cells import Progress, Run, Troubles, carry_out, drop_damaged, gather, pending
 from gradebench.design import RATE, Variant, parse_sweep, variants
 from gradebench.errors import InputError, Unsupported
+from gradebench.global_state import PROCESS
 from gradebench.hub import TRUST
+from gradebench.interrupts import is_users
+from gradebench.isolation import unchanged
 from gradebench.launchers import default_jobs, launched
 from gradebench.options import with_values
 from gradebench.plan import Cell, Plan, parse_seeds
 from gradebench.provenance import Rate, tuned_rate
 from gradebench.runs import require_rankable
 from gradebench.task import Task
+from gradebench.text_reward import code_of, names_function
 from gradebench.tuned import read_choices, records_of
-from gradebench.workers import usable_cores
+from gradebench.workers import require_started, usable_cores
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,7 @@ def prepare(request: Request, progress: Progress) -> Run:
 
     Raises InputError for whatever in the request can't be used.
     """
+    require_started()
     _require_numbers(request)
     if request.trust_remote_code:
         os.environ[TRUST] = "1"
@@ -170,7 +175,8 @@ def prepare(request: Request, progress: Progress) -> Run:
     ready: dict[str, Task] = {}  # by spec: learning rates share theirs
     for variant in _varied(request, task_specs, progress):
         resolved = variant.resolved
-        with plugin_errors(f"task {resolved.label}"):
+        what = f"task {resolved.label}"
+        with plugin_errors(what), unchanged(what, resolved.foreign):
             task = ready.get(resolved.spec) or ready_task(resolved, device, request.strict, progress)
             ready[resolved.spec] = task
             same = settled.setdefault((f"{resolved.name} {task.setting} {task.options}", variant.rate), resolved.label)
@@ -309,7 +315,9 @@ def plugin_errors(what: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_users(error):
+            raise
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}, line {place.lineno}"
         message = " ".join(str(error).split())
@@ -387,8 +395,15 @@ class _Grid:
 
 def _cell(resolved: registry.Resolved, task: Task, estimator: registry.Resolved, seed: int) -> Cell:
     params, digests = json.dumps(estimator.params, sort_keys=True), (resolved.digest, estimator.digest)
-    names = (estimator.label, estimator.spec, seed, params, estimator.source, digests)
+    foreign = (resolved.foreign or _function_of(task), estimator.foreign)
+    names = (estimator.label, estimator.spec, seed, params, estimator.source, digests, foreign)
     return Cell(resolved.label, resolved.spec, task.options, *names)
+
+
+def _function_of(task: Task) -> str:
+    """The reward function that the user gave a task, whose code runs in its cells."""
+    values = (value for value in task.options.values() if isinstance(value, str))
+    return next((code_of(value) for value in values if names_function(value)), "")
 
 
 def _tried(plan: Plan, resolved: registry.Resolved, task: Task, estimators: Sequence[registry.Resolved]) -> _Grid:
@@ -396,7 +411,8 @@ def _tried(plan: Plan, resolved: registry.Resolved, task: Task, estimators: Sequ
     reference = registry.resolve("estimators", plan.reference)
     unsupported: dict[str, str] = {}
     for estimator in [*estimators, reference]:
-        with plugin_errors(f"estimator {estimator.label}"):
+        what = f"estimator {estimator.label}"
+        with plugin_errors(what), unchanged(what, estimator.foreign, [task], PROCESS):
             try:
                 harness.make_estimator(estimator.spec, task, plan)
             except Unsupported as reason:

@@ -19,9 +19,11 @@ from gradebench.answers import Refused, numbers_of
 from gradebench.classifier_head import AUTO, Head, head_of
 from gradebench.ends import Ends
 from gradebench.errors import InputError
-from gradebench.global_state import ALL, put_back
+from gradebench.global_state import put_back
 from gradebench.hub import first_line, locate_model
+from gradebench.interrupts import is_users
 from gradebench.panics import Panicked, panics_raised
+from gradebench.source_digest import source_digest, with_declared
 
 AT_ONCE = 64  # texts that a classifier reads in one pass
 _FUNCTION = re.compile(r".+\.py:\w+|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -105,7 +107,9 @@ class RewardFunction:
                 return numbers_of(answer, texts)  # here, because a generator runs only when it is read
         except Refused as refused:
             raise InputError(f"reward {self.name} {refused}") from None
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if is_users(error):
+                raise
             raised = error.__cause__ if isinstance(error, Panicked) else None
             raise InputError(f"reward {self.name} {_raised(raised or error)}") from error
 
@@ -146,6 +150,12 @@ def names_function(text: str) -> bool:
     return bool(_FUNCTION.fullmatch(text)) and not os.path.isdir(os.path.expanduser(text))
 
 
+def code_of(text: str) -> str:
+    """Whose code a function's name stands for: the path of its file, or its package."""
+    place = text.rpartition(":")[0]
+    return str(Path(place).expanduser().resolve()) if place.endswith(".py") else place.partition(".")[0]
+
+
 def load_function(text: str) -> RewardFunction:
     """The function that FILE.py:OBJECT or MODULE:OBJECT names; a file runs anew when it has changed.
 
@@ -157,13 +167,16 @@ def load_function(text: str) -> RewardFunction:
         loaded, digest, label = plugin.factory, plugin.digest, plugin.name
     else:
         try:
-            with put_back(f"reward {text}", ALL):
+            with registry.kept(f"reward {text}", code_of(text)):
                 module = importlib.import_module(place)
             loaded, label = getattr(module, name), text
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if is_users(error):
+                raise
             raise InputError(f"reward={text} can't be imported: {first_line(error)}") from error  # type: ignore[arg-type]
-        file = getattr(module, "__file__", None)
-        digest = hashlib.sha256(Path(file).read_bytes() if file else text.encode()).hexdigest()
+        file = getattr(module, "__file__", None) or ""
+        digest = source_digest(place, file) if file.endswith(".py") else hashlib.sha256(text.encode()).hexdigest()
+        digest = with_declared(digest, file, registry.declared(module, loaded))
     if not callable(loaded):
         raise InputError(f"reward={text}: {name} is of type {type(loaded).__name__}, not a function")
     _asked(loaded)

@@ -10,19 +10,31 @@ import signal
 import sys
 import threading
 import time
+import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process, resource_tracker
+from multiprocessing import connection, current_process, get_context, parent_process, resource_tracker
 from pathlib import Path
 from typing import Any
 
+from gradebench import descendants
 from gradebench.disk import out_of_room
 from gradebench.errors import InputError
+from gradebench.interrupts import is_users
 from gradebench.streams import make_ready
 
 Work = Callable[..., tuple[str, str]]  # returns a status, and the reason where that isn't `ok`
 Each = Callable[[Work, Iterable[Any]], Iterator[tuple[Any, tuple[str, str]]]]
-BEGUN = "begun"
+Foreign = tuple[str, ...]  # the plugins whose code a call runs, by their places; "" for our own
+# What a process says: that it can take calls, that it has begun one, and that it must not be given another.
+READY, BEGUN, SPENT = "ready", "begun", "spent"
+STARTS = 3  # that fail one after the other before the run ends
+UNGUARDED = 79  # exit status of a process whose start would run the user's script anew
+_GUARD = (
+    'a script that calls gradebench has to do so below `if __name__ == "__main__":`, because each worker process reads '
+    "the script"
+)
 
 
 @dataclass(frozen=True)
@@ -55,17 +67,27 @@ def visible_gpus() -> list[str]:
 
 
 @contextlib.contextmanager
-def workers(places: Sequence[Place], timeout: float | None) -> Iterator[Each]:
-    """Warm processes: `each(function, calls)` yields the arguments of a call with its status and reason as it ends."""
-    pool = [_Worker(place) for place in places]
+def workers(
+    places: Sequence[Place], timeout: float | None, foreign: Callable[[Any], Foreign] = lambda call: ()
+) -> Iterator[Each]:
+    """Warm processes: `each(function, calls)` yields the arguments of a call with its status and reason as it ends.
+
+    A process that has run the code of a plugin runs no other call than those of the same `foreign(call)`, so calls come
+    grouped by it.
+
+    Raises        InputError where processes don't start.
+    """
+    require_started()
+    starts = _Starts()
+    pool = [_Worker(place, starts) for place in places]
 
     def each(function: Work, calls: Iterable[Any]) -> Iterator[tuple[Any, tuple[str, str]]]:
-        waiting = iter(calls)
+        waiting = _Waiting(calls, foreign)
         busy: list[_Worker] = []
         while True:
             for worker in pool:
-                if worker not in busy and (call := next(waiting, None)) is not None:
-                    worker.take(function, call)
+                if worker not in busy and (turn := waiting.next(worker, busy)) is not None:
+                    worker.take(function, *turn)
                     busy.append(worker)
             if not busy:
                 return
@@ -83,29 +105,85 @@ def workers(places: Sequence[Place], timeout: float | None) -> Iterator[Each]:
             worker.kill()
 
 
-class _Worker:
-    """One place at which a call runs: a process that is started when it is needed, and anew when it was lost."""
+def require_started() -> None:
+    """Ends a worker process that, while it starts, has come to calls of the user's script."""
+    if getattr(current_process(), "_inheriting", False):
+        os._exit(UNGUARDED)
 
-    def __init__(self, place: Place):
-        self.place = place
+
+class _Waiting:
+    """Calls that nobody has taken, grouped by the plugins whose code they run, in order in each group."""
+
+    def __init__(self, calls: Iterable[Any], foreign: Callable[[Any], Foreign]):
+        self.groups: dict[Foreign, deque[Any]] = {}
+        for call in calls:
+            self.groups.setdefault(foreign(call), deque()).append(call)
+
+    def next(self, worker: "_Worker", busy: Sequence["_Worker"]) -> tuple[Any, Foreign] | None:
+        """The call that a worker had best take: of its own group, else of the one with most calls a worker."""
+        if not self.groups:
+            return None
+        served = [other.foreign for other in busy]
+        group = worker.foreign
+        if group not in self.groups:
+            group = max(self.groups, key=lambda one: len(self.groups[one]) / (1 + served.count(one)))
+        call = self.groups[group].popleft()
+        if not self.groups[group]:
+            del self.groups[group]
+        return call, group
+
+
+class _Starts:
+    """How many processes in a row have ended before they could take a call."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+
+    def count(self, code: int) -> None:
+        """Raises InputError where it is no use to start another one."""
+        self.failed += 1
+        if code == UNGUARDED:
+            raise InputError(f"worker processes can't start: {_GUARD}")
+        if self.failed >= STARTS:
+            how = f"killed by signal {-code}" if code < 0 else f"ended with status {code}"
+            raise InputError(
+                f"worker processes don't start ({self.failed} in a row, the last one {how}); what it said stands above. "
+                f"Should it be a script's: {_GUARD}"
+            )
+
+
+class _Worker:
+    """One place at which a call runs: a process that is started when it is needed, and anew when it was lost, or would
+    run a plugin's code after another one's."""
+
+    def __init__(self, place: Place, starts: _Starts):
+        self.place, self.starts = place, starts
         self.process: Any = None
         self.call: Any = None
         self.began: float | None = None
+        self.foreign: Foreign = ()
 
-    def take(self, function: Work, call: Any) -> None:
+    def take(self, function: Work, call: Any, foreign: Foreign = ()) -> None:
         """That a process died meanwhile is told by the outcome."""
-        self.call, self.began = call, None
-        if self.process is None or not self.process.is_alive():
+        if self.process is not None and (not self.process.is_alive() or not _may_serve(self.foreign, foreign)):
+            self.kill()
+        self.function, self.call, self.foreign, self.began = function, call, foreign, None
+        self._send()
+
+    def _send(self) -> None:
+        if self.process is None:
             self._start()
         self.kills = _kills_for_memory()
         with contextlib.suppress(OSError):
-            self.pipe.send((function, call))
+            self.pipe.send((self.function, self.call))
 
     def _start(self) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, self.place))
-        with _interrupts_held():
+        self.ready = self.spent = False
+        self.mark = uuid.uuid4().hex
+        with _interrupts_held(), _in_environment(descendants.MARK, self.mark):
             self.process.start()
         theirs.close()  # so that its end is the end of the pipe
 
@@ -117,16 +195,21 @@ class _Worker:
     def outcome(self, timeout: float | None) -> tuple[str, str] | None:
         """Status and reason of the call once it has ended, also by the end of its process; None while it goes on.
 
-        Raises InputError where no call can go on, for want of room.
+        Raises InputError where no call can go on, for want of room or because processes don't start.
         """
         try:
             while self.pipe.poll():
                 message = self.pipe.recv()
                 if isinstance(message, Exception):
                     raise message
-                if message != BEGUN:
-                    return message
-                self.began = time.monotonic()  # its start, which takes seconds, is no part of the call
+                if message == READY:
+                    self.ready, self.starts.failed = True, 0
+                elif message == SPENT:
+                    self.spent = True
+                elif message == BEGUN:
+                    self.began = time.monotonic()  # its start, which takes seconds, is no part of the call
+                else:
+                    return self._ended(message)
         except (EOFError, OSError):
             return self._died()
         if not self.process.is_alive() and not self.pipe.poll():
@@ -136,10 +219,20 @@ class _Worker:
             return "timeout", f"took longer than --timeout {timeout:g} s"
         return None
 
-    def _died(self) -> tuple[str, str]:
+    def _ended(self, ended: tuple[str, str]) -> tuple[str, str]:
+        """Whatever processes a plugin's call leaves behind end with it."""
+        if self.spent or (any(self.foreign) and descendants.of(self.process.pid, self.mark)):
+            self.kill()
+        return ended
+
+    def _died(self) -> tuple[str, str] | None:
         self.process.join()
         code = self.process.exitcode
         self.kill()
+        if not self.ready:
+            self.starts.count(code)
+            self._send()
+            return None
         if code == -signal.SIGKILL and _kills_for_memory() > self.kills:
             return "oom", "its process was killed by the system for want of memory"
         return "failed", f"its process {f'was killed by signal {-code}' if code < 0 else f'ended with status {code}'}"
@@ -147,18 +240,36 @@ class _Worker:
     def kill(self) -> None:
         """What it writes appears whole or not at all, so nothing has to be waited for."""
         if self.process is not None:
+            left = descendants.of(self.process.pid, self.mark) if any(self.foreign) else []
             self.process.kill()
             self.process.join()
+            descendants.end(left)
             self.process.close()
             self.pipe.close()
-            self.process = None
+            self.process, self.foreign = None, ()
+
+
+def _may_serve(had: Foreign, wanted: Foreign) -> bool:
+    """Whether a process that has run code of these plugins may run that: what it had is the same, or our own."""
+    wanted = wanted or ("",) * len(had)
+    return not any(had) or all(mine in ("", theirs) for mine, theirs in zip(had, wanted, strict=True))
 
 
 def _wait(busy: Sequence[_Worker], timeout: float | None) -> None:
-    """Until there is news of a worker, or one has used up its time."""
+    """Until there is news of a worker, or one has used up its time; a second at most, because a process that a plugin
+    left behind holds what would tell that its worker has died."""
     begun = [worker.began for worker in busy if worker.began is not None]
-    left = None if timeout is None or not begun else max(0.0, min(begun) + timeout - time.monotonic()) + 0.01
-    connection.wait([one for worker in busy for one in worker.signals], left)
+    left = 1.0 if timeout is None or not begun else max(0.0, min(begun) + timeout - time.monotonic()) + 0.01
+    connection.wait([one for worker in busy for one in worker.signals], min(1.0, left))
+
+
+@contextlib.contextmanager
+def _in_environment(name: str, value: str) -> Iterator[None]:
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 @contextlib.contextmanager
@@ -189,30 +300,54 @@ def _serve(pipe: Any, place: Place) -> None:
 
     torch.set_num_threads(place.threads)
     sys.stdout = sys.stderr  # what a plugin prints is no part of the tables
+    process = os.getpid()
     with contextlib.suppress(EOFError, OSError):  # the parent has gone
+        pipe.send(READY)
         while True:
             function, call = pipe.recv()
             pipe.send(BEGUN)
-            pipe.send(outcome_of(function, call))
+            ended = outcome_of(function, call)
+            if os.getpid() != process:
+                os._exit(0)  # a child that a plugin forked, and that went on as if it were the worker
+            if _spent.is_set():
+                pipe.send(SPENT)
+            pipe.send(ended)
+
+
+_spent = threading.Event()
+
+
+def spend() -> None:
+    """This process, if it is a worker, is to be replaced once its call has ended."""
+    _spent.set()
 
 
 def _end_with_parent() -> None:
     """A parent that was killed can't kill its workers, which must not go on writing into a folder it gave up."""
     parent = parent_process()
     assert parent is not None
+    mark = os.environ.get(descendants.MARK, "")
     connection.wait([parent.sentinel])
+    descendants.end(descendants.of(os.getpid(), mark))
     os._exit(1)
 
 
 def outcome_of(function: Work, call: Any) -> tuple[str, str] | InputError:
-    """What the call returned; whatever it raised becomes a status, but for a full disk, which ends the run."""
+    """What the call returned; whatever it raised becomes a status, but for a full disk and Ctrl-C, which end the run."""
     try:
         return function(*call)
-    except (Exception, SystemExit) as error:  # noqa: BLE001
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except BaseException as error:
+        if is_users(error):
+            raise
+        reason = said(error)
         if isinstance(error, OSError) and out_of_room(error):
             return InputError(f"{reason}; make room and run the same command again: what is finished is kept")
         return "oom" if isinstance(error, MemoryError) else "failed", reason
+
+
+def said(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 def _kills_for_memory() -> int:

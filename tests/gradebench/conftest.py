@@ -11,7 +11,7 @@ TINY = Path(__file__).with_name("tiny.py")
 
 
 @contextlib.contextmanager
-def workers_in_this_process(places, timeout):
+def workers_in_this_process(places, timeout, foreign=None):
     """What the workers do, without the seconds that each takes to start."""
     from gradebench.workers import outcome_of
 
@@ -58,6 +58,15 @@ def few_draws(monkeypatch):
 def in_process(monkeypatch, few_draws):
     """Cells run in this process, one after another."""
     monkeypatch.setattr("gradebench.launchers.workers", workers_in_this_process)
+
+
+@pytest.fixture
+def short(monkeypatch, in_process):
+    """Runs that probe once and write no report."""
+    from gradebench import runner
+
+    monkeypatch.setattr(runner, "Request", partial(runner.Request, checkpoints=1))
+    monkeypatch.setattr("gradebench.report.write_report", lambda *given, **named: None)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from gradebench import checkpoints, harness
+from gradebench import checkpoints, harness, loaded
 from gradebench.checkpoints import NotPlain
 from gradebench.plan import Cell, Plan
 from gradebench.records import SAMPLES
@@ -44,7 +44,7 @@ class GlobalNoise(Attributes):
 """
 
 
-class Killed(BaseException):
+class Killed(KeyboardInterrupt):
     """As if the process had ended here."""
 
 
@@ -69,7 +69,7 @@ def run(monkeypatch):
     """Run a cell as a new process would, killed before its step of that number; returns the steps made."""
 
     def call(plan, cell, killed_before=None, key="key"):
-        harness._tasks.clear()
+        loaded.forget()
         made, step = [], Trainer.step
 
         def counted(self, *arguments, **keywords):
@@ -95,7 +95,7 @@ def result(plan, cell):
     folder = harness.training_file(plan, cell).parent
     rows = pd.read_feather(folder / "metrics.arrow")
     rows = rows[~rows["metric"].isin(["seconds", "seconds_per_step", "peak_memory_bytes"])].reset_index(drop=True)
-    params = [p.detach().clone() for p in harness._tasks[next(iter(harness._tasks))][0].params]
+    params = [p.detach().clone() for p in next(iter(loaded._tasks.values())).task.params]
     return rows, (folder / SAMPLES).read_bytes(), params
 
 

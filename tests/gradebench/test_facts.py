@@ -215,3 +215,11 @@ def test_what_was_settled_is_spelled_out(tiny):
     cell = runner.Cell("t", tiny("TinyTask"), {"kl": 0.5}, "rloo", "rloo", 0)
     assert repeat._settled(cell, tiny("TinyTask")) == tiny("TinyTask:kl=0.5")
     assert repeat._settled(replace(cell, task_options={"kl": 0.0}), "spec") == "spec"
+
+
+@pytest.mark.parametrize("variable", ["MKL_CBWR", "ONEDNN_MAX_CPU_ISA"])
+def test_a_variable_that_chooses_other_kernels_is_part_of_the_processor(monkeypatch, variable):
+    monkeypatch.delenv(variable, raising=False)
+    before = facts.processor.__wrapped__("cpu")
+    monkeypatch.setenv(variable, "AVX2")
+    assert facts.processor.__wrapped__("cpu") == f"{before} {variable}=AVX2"

@@ -22,6 +22,10 @@ CHANGES = {
     "torch.manual_seed": "torch.manual_seed(7)",
     "random.seed": "random.seed(7)",
     "numpy.random.seed": "np.random.seed(7)",
+    "torch.set_default_device": "torch.set_default_device('meta')",
+    "torch.set_float32_matmul_precision": "torch.set_float32_matmul_precision('medium')",
+    "torch.set_flush_denormal": "torch.set_flush_denormal(True)",
+    "os.environ": "os.environ['OMP_NUM_THREADS'] = '7'",
     "os.chdir": "os.chdir('/')",
     "signal.signal": "signal.signal(signal.SIGTERM, lambda *_: None)",
 }

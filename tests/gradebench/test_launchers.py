@@ -255,7 +255,7 @@ def test_an_array_of_ten_thousand_cells_is_no_longer_than_clusters_allow(each_sh
 
 
 def test_a_full_disk_ends_a_slurm_run_with_its_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(launchers, "workers", lambda places, timeout: FullDisk())
+    monkeypatch.setattr(launchers, "workers", lambda places, timeout, foreign: FullDisk())
     launchers._work_off(full, ["a", "b"], str(tmp_path / "share"), None)
     share = launchers._Share(["a", "b"], [0, 0], tmp_path / "share")
     with pytest.raises(InputError, match=r"No space left on device.*make room"):

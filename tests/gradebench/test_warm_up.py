@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from gradebench import harness, registry
+from gradebench import harness, loaded, registry
 from gradebench.plan import Cell, Plan
 from gradebench.probes import by_call, calls
 from gradebench.sampling import generator
@@ -72,7 +72,7 @@ def cell_of(tiny):
 
 def probed(plan, cell):
     """The rows of probes.csv of a cell's file, without what a clock says."""
-    harness._tasks.clear()
+    loaded.forget()
     harness.reference_cell(plan, cell, 0)
     assert harness.run_cell(plan, cell, "key") == ("ok", "")
     rows = pd.read_feather(f"{plan.out}/cells/{cell.id}/probes.arrow")

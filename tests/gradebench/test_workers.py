@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -41,9 +42,11 @@ def test_side_by_side_gives_what_one_after_another_gives(run, tmp_path):
     assert written[0] == written[1]
 
 
-def test_a_cell_that_hangs_dies_crashes_or_eats_memory_is_a_row_and_the_others_go_on(run, tiny):
+def test_a_cell_that_hangs_dies_crashes_or_eats_memory_is_a_row_and_the_others_go_on(run, tiny, tmp_path):
     """Also one that ends its process with status 0, as if all were well."""
     bad = [tiny(name) for name in ("Loops", "Allocates", "Dies", "Dies:status=0", "Crashes")]
+    forks = f"Forks:pids={tmp_path / 'pids'}"
+    bad.append(tiny(forks))
     outcome = run(*bad, "reinforce", seeds="0", jobs=2, timeout=15)
     found = outcome.leaderboard.set_index("estimator")["status"].to_dict()
     assert found == {
@@ -52,6 +55,7 @@ def test_a_cell_that_hangs_dies_crashes_or_eats_memory_is_a_row_and_the_others_g
         "tiny.py:Dies": "failed 1",
         "tiny.py:Dies:status=0": "failed 1",
         "tiny.py:Crashes": "failed 1",
+        f"tiny.py:{forks}": "ok",
         "reinforce": "ok",
     }
     reasons = sorted(outcome.reasons.values())
@@ -62,6 +66,16 @@ def test_a_cell_that_hangs_dies_crashes_or_eats_memory_is_a_row_and_the_others_g
         "failed: its process was killed by signal 11",
         "timeout: took longer than --timeout 15 s",
     ]
+    left = (tmp_path / "pids").read_text().split()
+    assert len(left) == 2 and not any(is_running(pid) for pid in left)
+    assert len(list((tmp_path / "run" / "cells").glob("*Forks*/cell.json"))) == 1
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def start(tiny, out, log, *arguments):

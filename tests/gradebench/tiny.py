@@ -5,6 +5,7 @@ import ctypes
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -149,6 +150,22 @@ class Dies(Plain):
 
     def gradient(self, problem, rng):
         os._exit(self.status)
+
+
+class Forks(Plain):
+    """In training each call forks a child that goes on as if it were the worker, and leaves another process behind."""
+
+    def __init__(self, pids: str = ""):
+        super().__init__()
+        self.pids = pids
+
+    def gradient(self, problem, rng):
+        if self.training:
+            left = subprocess.Popen(["sleep", "600"], start_new_session=True)
+            with open(self.pids, "a") as file:
+                file.write(f"{left.pid}\n")
+            os.fork()
+        return super().gradient(problem, rng)
 
 
 class Crashes(Plain):
