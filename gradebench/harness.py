@@ -178,8 +178,8 @@ def _keep_traceback(plan: Plan, cell: Cell) -> None:
 
 def _told(error: BaseException, cell: Cell) -> str:
     """An error in one line, with what to do where memory ran out."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return f"{said[:300]}; {_memory_advice(cell)}" if is_out_of_memory(error) else said
+    line = said(error)
+    return f"{line[:300]}; {_memory_advice(cell)}" if is_out_of_memory(error) else line
 
 
 def _measured(
