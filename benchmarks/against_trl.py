@@ -23,10 +23,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from gradebench import registry
-from gradebench.pretrained import PretrainedPolicy
-from gradebench.sampling import generator
-from gradebench.sequence import SequenceProblem
+from gradebench.core.sampling import generator
+from gradebench.models.pretrained import PretrainedPolicy
+from gradebench.plugins import registry
+from gradebench.problems.sequence import SequenceProblem
 
 SAMPLES = 4  # a prompt
 

@@ -19,11 +19,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from gradebench import registry, runner
-from gradebench.gradient_metrics import gradient_metrics, summaries
-from gradebench.moments import Reference, flatten
-from gradebench.probes import Source, moments_of
-from gradebench.sampling import generator
+from gradebench.core.sampling import generator
+from gradebench.experiment import runner
+from gradebench.measurement.gradient_metrics import gradient_metrics, summaries
+from gradebench.measurement.moments import Reference, flatten
+from gradebench.measurement.probes import Source, moments_of
+from gradebench.plugins import registry
 
 OUT = Path("results/anchors")
 PAIRS = 20_000

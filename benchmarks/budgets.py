@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from gradebench import boards, curves, runs, tables
+from gradebench.analysis import curves, runs, tables
+from gradebench.reporting import boards
 
 
 def main() -> None:

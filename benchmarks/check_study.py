@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from gradebench import registry
-from gradebench.conformance import Finding, check
+from gradebench.checks.conformance import Finding, check
+from gradebench.plugins import registry
 
 LISTS = Path(__file__).parents[1] / "tests" / "estimators" / "twins.py"
 

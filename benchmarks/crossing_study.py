@@ -8,7 +8,7 @@ normal, over two decades of budget. The true difference is 0, or a line in log b
 
 import numpy as np
 
-from gradebench import crossings
+from gradebench.analysis import crossings
 
 DRAWS, GRID, KNOTS = 400, 65, 8
 OFFSET, SLOPE, WANDER = 0.25, 0.25, 0.15  # standard deviations; the line falls from 0.5 to -0.5

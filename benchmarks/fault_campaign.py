@@ -33,8 +33,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from gradebench import boards, cli, harness, merging, report, runner, terminal, tuning, workers  # noqa: F401
-from gradebench.cache import fault_of
+from gradebench import cli
+from gradebench.experiment import harness, runner, workers
+from gradebench.reporting import boards, report, terminal  # noqa: F401
+from gradebench.storage.cache import fault_of
 from gradebench.tasks import grammar
 
 TASK = f"{Path(__file__).with_name('small_task.py')}:Small:corpus=embedded,size=mini"

@@ -18,8 +18,8 @@ import pandas as pd
 import scipy.stats
 from verdict_study import LAWS
 
-from gradebench import nested
-from gradebench.statistics import ALPHA, Floats
+from gradebench.analysis import nested
+from gradebench.analysis.statistics import ALPHA, Floats
 
 CHECKED = 20  # draws of each kind that go through gradebench itself
 INSTANCES, SEEDS, RATIOS, EFFECTS = (3, 5, 8), (3, 5, 7), (0.0, 0.5, 1.0, 2.0), (1.0, 2.0, 3.0)

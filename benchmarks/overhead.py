@@ -14,11 +14,12 @@ from dataclasses import replace
 
 import torch
 
-from gradebench import harness, registry, runner
-from gradebench.plan import Plan
-from gradebench.problem import Ledger
-from gradebench.sampling import generator
-from gradebench.training import Trainer
+from gradebench.core.problem import Ledger
+from gradebench.core.sampling import generator
+from gradebench.experiment import harness, runner
+from gradebench.experiment.plan import Plan
+from gradebench.experiment.training import Trainer
+from gradebench.plugins import registry
 
 
 def main() -> None:

@@ -23,11 +23,14 @@ import pandas as pd
 import scipy.stats
 import torch
 
-from gradebench import harness, provenance, rate_curve, records, registry, runner, tables, tuning
-from gradebench.new import write_page
-from gradebench.plan import Cell, Plan
-from gradebench.task import Task
-from gradebench.terminal import TerminalProgress
+from gradebench.analysis import provenance, rate_curve, tables
+from gradebench.core.task import Task
+from gradebench.experiment import harness, runner, tuning
+from gradebench.experiment.plan import Cell, Plan
+from gradebench.plugins import registry
+from gradebench.plugins.new import write_page
+from gradebench.reporting.terminal import TerminalProgress
+from gradebench.storage import records
 
 NAMES, RATES, TUNING_SEEDS = 6, 6, 5
 TUNED_FROM = 1_000_000  # the first tuning seed, above all of the comparison's

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gradebench import tables
+from gradebench.analysis import tables
 
 METRICS = [
     "gradient_mse_relative",

@@ -2,7 +2,7 @@
 
     python benchmarks/probes.py --csv results/speed/probes.csv
 
-Small models are drawn many at a time in one pass, larger ones one by one (`gradebench.probes` says where it changes). A
+Small models are drawn many at a time in one pass, larger ones one by one (`gradebench.measurement.probes` says where it changes). A
 bare pass differentiates log-probabilities of tokens that are there already; a draw samples its own and scores them.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from gradebench import registry
-from gradebench.probes import FEWEST_COPIES, Source, entries_at_once, moments_of
-from gradebench.sampling import generator
+from gradebench.core.sampling import generator
+from gradebench.measurement.probes import FEWEST_COPIES, Source, entries_at_once, moments_of
+from gradebench.plugins import registry
 
 TASKS = ("enumerable-lm", "imdb:corpus=embedded")
 

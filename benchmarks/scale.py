@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from gradebench import cells, disk, harness, records, runner, tables
-from gradebench.gradient_metrics import Interval
+from gradebench.analysis import tables
+from gradebench.experiment import cells, harness, runner
+from gradebench.measurement.gradient_metrics import Interval
+from gradebench.storage import disk, records
 
 EVALUATED = ("reward", "gold_reward", "kl", "entropy", "distinct_2", "reference_nll")
 PROBED = tuple(name for name in tables.METRIC_UNITS if name.startswith("gradient_"))[:13]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gradebench.sequence import SequenceProblem
-from gradebench.transformer import ScratchClassifier, ScratchPolicy
+from gradebench.models.transformer import ScratchClassifier, ScratchPolicy
+from gradebench.problems.sequence import SequenceProblem
 
 
 class Scorer(ScratchClassifier):

@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 from shapes import Shape, matrix_rate, seconds_of
 
-from gradebench import registry
-from gradebench.sampling import generator
+from gradebench.core.sampling import generator
+from gradebench.plugins import registry
 
 BASE = Shape()
 SHAPES = [

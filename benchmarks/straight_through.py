@@ -18,11 +18,11 @@ import pandas as pd
 import torch
 from shapes import Shape, matrix_rate, seconds_of
 
+from gradebench.core.memory import peak_memory, reset_peak_memory
+from gradebench.core.sampling import generator
 from gradebench.estimators.relaxed import GradeSte
 from gradebench.estimators.score_function import Reinforce
-from gradebench.memory import peak_memory, reset_peak_memory
-from gradebench.sampling import generator
-from gradebench.sequence import SequenceProblem
+from gradebench.problems.sequence import SequenceProblem
 
 ROADS = ("reinforce", "plain", "recorded", "parallel")
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench import runner, tables, tuning
-from gradebench.boards import print_tuning
-from gradebench.terminal import TerminalProgress
+from gradebench.analysis import tables
+from gradebench.experiment import runner, tuning
+from gradebench.reporting.boards import print_tuning
+from gradebench.reporting.terminal import TerminalProgress
 
 GRID = [1e-4, 2.2e-4, 4.6e-4, 1e-3, 2.2e-3, 4.6e-3]
 SEEDS = "1000-1004"  # the comparison's start at 0

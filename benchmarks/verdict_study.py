@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gradebench import power, statistics, tables
-from gradebench.statistics import Floats
+from gradebench.analysis import power, statistics, tables
+from gradebench.analysis.statistics import Floats
 
 LAWS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Floats]] = {
     "normal": lambda rng, size: rng.normal(size=size),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gradebench import Estimate, Estimator, Problem, Range, generator, gumbel_given
-from gradebench.sampling import exponential
+from gradebench.core.sampling import exponential
 
 
 class Rebar(Estimator):

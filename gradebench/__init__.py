@@ -17,13 +17,13 @@ if (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
 
 _HOMES = {
-    "errors": ("InputError", "Unsupported"),
-    "estimator": ("Estimate", "Estimator", "score"),
-    "options": ("Range",),
-    "problem": ("Ledger", "Problem"),
-    "sampling": ("exponential", "gumbel", "gumbel_given", "harden", "straight_through", "generator"),
-    "sequence": ("SequenceProblem",),
-    "task": ("Task",),
+    "core.errors": ("InputError", "Unsupported"),
+    "core.estimator": ("Estimate", "Estimator", "score"),
+    "core.options": ("Range",),
+    "core.problem": ("Ledger", "Problem"),
+    "core.sampling": ("exponential", "gumbel", "gumbel_given", "harden", "straight_through", "generator"),
+    "problems.sequence": ("SequenceProblem",),
+    "core.task": ("Task",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
@@ -46,13 +46,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from gradebench.errors import InputError, Unsupported
-    from gradebench.estimator import Estimate, Estimator, score
-    from gradebench.options import Range
-    from gradebench.problem import Ledger, Problem
-    from gradebench.sampling import exponential, generator, gumbel, gumbel_given, harden, straight_through
-    from gradebench.sequence import SequenceProblem
-    from gradebench.task import Task
+    from gradebench.core.errors import InputError, Unsupported
+    from gradebench.core.estimator import Estimate, Estimator, score
+    from gradebench.core.options import Range
+    from gradebench.core.problem import Ledger, Problem
+    from gradebench.core.sampling import exponential, generator, gumbel, gumbel_given, harden, straight_through
+    from gradebench.core.task import Task
+    from gradebench.problems.sequence import SequenceProblem
 
 
 def __getattr__(name: str) -> Any:

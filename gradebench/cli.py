@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradebench.errors import InputError
-from gradebench.interrupts import listening
-from gradebench.shown import one_line
-from gradebench.streams import make_ready, plugins_aside
+from gradebench.core.errors import InputError
+from gradebench.core.interrupts import listening
+from gradebench.core.shown import one_line
+from gradebench.core.streams import make_ready, plugins_aside
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from gradebench.runner import Outcome, Request
-    from gradebench.task import Task
+    from gradebench.core.task import Task
+    from gradebench.experiment.runner import Outcome, Request
 
 app = typer.Typer(
     help="The referee for gradient estimators of language-model rewards.",
@@ -150,9 +150,10 @@ def run(
     ] = None,
 ) -> None:
     """Train and probe estimators on tasks, and write the leaderboard with its tests."""
-    from gradebench import newcomers, runner, terminal
-    from gradebench.report import write_report
-    from gradebench.tuned import keep_curves
+    from gradebench.experiment import newcomers, runner
+    from gradebench.reporting import terminal
+    from gradebench.reporting.report import write_report
+    from gradebench.storage.tuned import keep_curves
 
     request = runner.Request(
         estimators=estimator or ["all"],
@@ -246,7 +247,9 @@ def tune(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Choose a learning rate, and options if asked, for each estimator, with equal effort, for `run --tuned`."""
-    from gradebench import boards, rate_curve, runner, terminal, tuning
+    from gradebench.analysis import rate_curve
+    from gradebench.experiment import runner, tuning
+    from gradebench.reporting import boards, terminal
 
     tasks = task or ["imdb"]
     request = runner.Request(
@@ -299,8 +302,10 @@ def _rates(text: str | None) -> tuple[list[float], float | None, float | None]:
 
 def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
     """What `run --plan` says: nothing is run, and no task is loaded."""
-    from gradebench import boards, planning, runner
-    from gradebench import runs as folders
+    from gradebench.analysis import planning
+    from gradebench.analysis import runs as folders
+    from gradebench.experiment import runner
+    from gradebench.reporting import boards
 
     if not difference > 0:
         raise InputError(f"--difference {difference:g}: a number above 0 is needed")
@@ -350,7 +355,8 @@ def probe(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure gradients only: variance, bias and cost of each estimator at frozen parameters, with intervals."""
-    from gradebench import runner, terminal
+    from gradebench.experiment import runner
+    from gradebench.reporting import terminal
 
     request = runner.Request(
         estimators=estimator or ["all"],
@@ -373,7 +379,7 @@ def probe(
         along=along.value,
     )
     if plots:
-        from gradebench.plots import require_matplotlib
+        from gradebench.reporting.plots import require_matplotlib
 
         require_matplotlib()
     progress = terminal.TerminalProgress()
@@ -383,7 +389,7 @@ def probe(
         outcome = runner.execute(request, prepared, progress)
     drawn = []
     if plots:
-        from gradebench.plots import draw_probes
+        from gradebench.reporting.plots import draw_probes
 
         drawn = draw_probes(outcome.probes, prepared.out / "plots")
     terminal.print_probes(prepared, outcome, drawn, progress)
@@ -413,9 +419,10 @@ def leaderboard(
     against: AgainstAgainOption = None,
 ) -> None:
     """Rank the estimators of one run, or of several as if they had been one."""
-    from gradebench import across, boards, instances, tables
-    from gradebench import runs as folders
-    from gradebench.design import read_design
+    from gradebench.analysis import across, instances, tables
+    from gradebench.analysis import runs as folders
+    from gradebench.analysis.design import read_design
+    from gradebench.reporting import boards
 
     metrics = folders.read_metrics(runs, apart)
     by, against = folders.family_of(runs, by, against or ())
@@ -443,9 +450,10 @@ def frontier(
     csv: CsvOption = None,
 ) -> None:
     """Show the reward that each estimator reaches within budgets of KL, over a run's sweep, and who leads where."""
-    from gradebench import boards, frontier
-    from gradebench import runs as folders
-    from gradebench.design import read_design
+    from gradebench.analysis import frontier
+    from gradebench.analysis import runs as folders
+    from gradebench.analysis.design import read_design
+    from gradebench.reporting import boards
 
     metrics = folders.read_metrics([run])
     _tested(metrics)  # what can't be compared is refused in its words
@@ -478,9 +486,10 @@ def merge(
     out: Annotated[Path, typer.Option(help="a new folder", show_default=False)],
 ) -> None:
     """Put shards of one run, made apart, into one folder with its own tables and report."""
-    from gradebench import boards, tables
-    from gradebench import runs as folders
-    from gradebench.merging import merge as merged
+    from gradebench.analysis import runs as folders
+    from gradebench.analysis import tables
+    from gradebench.experiment.merging import merge as merged
+    from gradebench.reporting import boards
 
     try:
         merged(runs, out)
@@ -507,8 +516,9 @@ def compare(
     against: AgainstAgainOption = None,
 ) -> None:
     """Compare two estimators of a run by every metric; without names, each with the baselines, else with the best."""
-    from gradebench import boards, tables
-    from gradebench import runs as folders
+    from gradebench.analysis import runs as folders
+    from gradebench.analysis import tables
+    from gradebench.reporting import boards
 
     if a and not b:
         raise InputError(f"{a} is to be compared with nothing; give two estimators, or none")
@@ -545,9 +555,9 @@ def curves(
     csv: CsvOption = None,
 ) -> None:
     """Who leads at which budget, and where the lead changes: between two estimators, or between all that lead somewhere."""
-    from gradebench import boards
-    from gradebench import curves as at_budgets
-    from gradebench import runs as folders
+    from gradebench.analysis import curves as at_budgets
+    from gradebench.analysis import runs as folders
+    from gradebench.reporting import boards
 
     for name, value, known in (("axis", axis, tuple(at_budgets.AXES)), ("by", by, (*at_budgets.METRICS, None))):
         if value not in known:
@@ -585,9 +595,9 @@ def claims(
     ] = None,
 ) -> None:
     """Test published claims on runs: supported, contradicted, not distinguishable, underpowered or untested."""
-    from gradebench import boards
-    from gradebench import claims as published
-    from gradebench import runs as folders
+    from gradebench.analysis import claims as published
+    from gradebench.analysis import runs as folders
+    from gradebench.reporting import boards
 
     listed = published.about(published.read_claims(file or published.BUILT_IN), against or ())
     metrics = folders.read_metrics(runs, mend="give them one by one")
@@ -616,8 +626,8 @@ def report(
     against: AgainstAgainOption = None,
 ) -> None:
     """Write report.html: one file to look at, send or print, with every number behind its figures."""
-    from gradebench import png
-    from gradebench.report import write_report
+    from gradebench.reporting import png
+    from gradebench.reporting.report import write_report
 
     if len(runs) > 1 and out is None:
         raise InputError("a report of several runs is nobody's own; give it a folder with --out")
@@ -634,8 +644,8 @@ def report(
 @app.command()
 def status(run: RunArgument) -> None:
     """What became of every cell of a run, also while it goes on; exit status 1 unless all are ok or skipped."""
-    from gradebench import boards
-    from gradebench import runs as folders
+    from gradebench.analysis import runs as folders
+    from gradebench.reporting import boards
 
     statuses = folders.cell_statuses(run)
     boards.print_statuses(statuses)
@@ -653,7 +663,7 @@ def _say_ranking(ranked_by: dict[tuple[str, str], str], by: str | None) -> None:
 
 def _say_unlisted(runs: list[Path]) -> None:
     """On stderr, which runs could be compared only in part."""
-    from gradebench.runs import unlisted
+    from gradebench.analysis.runs import unlisted
 
     if said := unlisted(runs):
         typer.echo(said, err=True)
@@ -661,7 +671,7 @@ def _say_unlisted(runs: list[Path]) -> None:
 
 def _say_left_out(runs: list[Path]) -> None:
     """On stderr, which damaged files were left out."""
-    from gradebench.runs import left_out
+    from gradebench.analysis.runs import left_out
 
     for line in left_out(runs):
         typer.echo(line, err=True)
@@ -669,7 +679,7 @@ def _say_left_out(runs: list[Path]) -> None:
 
 def _tested(metrics: "DataFrame", against: Sequence[str] = ()) -> "DataFrame":
     """The tests of merged metrics; what they can't be made of is the user's input here."""
-    from gradebench import tables
+    from gradebench.analysis import tables
 
     try:
         return tables.comparisons(metrics, against)
@@ -680,7 +690,7 @@ def _tested(metrics: "DataFrame", against: Sequence[str] = ()) -> "DataFrame":
 def _write(table: "DataFrame", path: Path | None) -> None:
     if path is None:
         return
-    from gradebench.tables import write_csv
+    from gradebench.analysis.tables import write_csv
 
     try:
         write_csv(table, path)
@@ -695,7 +705,8 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="a JSON document")] = False,
 ) -> None:
     """Hold an estimator to its contract: reproducible, without side effects, and unbiased where it says so."""
-    from gradebench import conformance, terminal
+    from gradebench.checks import conformance
+    from gradebench.reporting import terminal
 
     with plugins_aside():
         report = conformance.report(estimator, seed)
@@ -712,7 +723,7 @@ def new(
     name: Annotated[str, typer.Argument(help="such as my-estimator, for my_estimator.py", show_default=False)],
 ) -> None:
     """Write an estimator to start from into this folder: a page that works, with three holes to fill."""
-    from gradebench.new import write_page
+    from gradebench.plugins.new import write_page
 
     file, cls = write_page(name, Path())
     spec = f"./{file.name}:{cls}"
@@ -745,7 +756,7 @@ def list_plugins(
     ] = False,
 ) -> None:
     """List the registered estimators and tasks, without importing them."""
-    from gradebench.listing import print_listing
+    from gradebench.reporting.listing import print_listing
 
     print_listing(kind.value if kind else None, as_json, verbose)
 
@@ -773,7 +784,7 @@ def _run_app() -> None:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         app(standalone_mode=True)
         return
-    from gradebench import parallel
+    from gradebench.core import parallel
 
     if parallel.launched():
         parallel.run(lambda: app(standalone_mode=True))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gradebench.cache import cache_root
-from gradebench.errors import InputError
-from gradebench.hub import hub_refusal
-from gradebench.listing import imported
-from gradebench.records import environment, require_writable
-from gradebench.registry import INSTALL_HINT, KINDS, collisions, entries, installed
+from gradebench.core.errors import InputError
+from gradebench.plugins.registry import INSTALL_HINT, KINDS, collisions, entries, installed
+from gradebench.reporting.listing import imported
+from gradebench.storage.cache import cache_root
+from gradebench.storage.hub import hub_refusal
+from gradebench.storage.records import environment, require_writable
 
 PROBED = "datasets/stanfordnlp/imdb/resolve/main/README.md"  # what the default task asks the hub for
 HUB_SECONDS = 8.0

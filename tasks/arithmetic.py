@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradebench import InputError, Ledger, Range, SequenceProblem, Task, generator
-from gradebench.cache import cached_folder, digests_of, require_whole
-from gradebench.hub import is_here, locate_model
-from gradebench.saving import is_scratch, load_scratch, save_policy
-from gradebench.sequence_metrics import evaluate_sequences
-from gradebench.task import Log
-from gradebench.text_reward import TextReward
-from gradebench.transformer import ScratchPolicy
+from gradebench.core.task import Log
+from gradebench.measurement.sequence_metrics import evaluate_sequences
+from gradebench.models.saving import is_scratch, load_scratch, save_policy
+from gradebench.models.transformer import ScratchPolicy
+from gradebench.rewards.text_reward import TextReward
+from gradebench.storage.cache import cached_folder, digests_of, require_whole
+from gradebench.storage.hub import is_here, locate_model
 
 SEED = 0  # of instance 0's problems, splits and pretraining; the others count on from it
 PROBLEMS = 20_000  # at most, of all that there are
@@ -219,7 +219,7 @@ class Arithmetic(Task):
             name = str(self.folder) if self._made else self.options["policy"]
             self.policy: Any = load_scratch(name, length)
         else:
-            from gradebench.pretrained import load_policy  # the library of models takes seconds to load
+            from gradebench.models.pretrained import load_policy  # the library of models takes seconds to load
 
             self.policy, self.vocabulary = load_policy(
                 self.options["policy"], 2 * length, self._half, self.options["lora"]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench.errors import InputError
-from gradebench.hub import HubUnreachable, first_line, hub_refusal, seconds_to_ask, silent_hub
+from gradebench.core.errors import InputError
+from gradebench.storage.hub import HubUnreachable, first_line, hub_refusal, seconds_to_ask, silent_hub
 
 HUB_DATASET = "stanfordnlp/imdb"
 FEWEST_TEXTS = 100

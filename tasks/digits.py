@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradebench import Ledger, Problem, Range, Task
-from gradebench.options import text_of
-from gradebench.problem import ENUMERABLE, Choose, Relax, independent_draws, independent_tokens
-from gradebench.replicas import Replicas
-from gradebench.sampling import categorical
-from gradebench.task import Log
+from gradebench.core.options import text_of
+from gradebench.core.problem import ENUMERABLE, Choose, Relax, independent_draws, independent_tokens
+from gradebench.core.sampling import categorical
+from gradebench.core.task import Log
+from gradebench.models.replicas import Replicas
 
 SPLITS = {"train": 1000, "validation": 250, "test": 500}  # images
 START_SEED = 0  # of the split and of the initial weights

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from gradebench import InputError, Ledger, Range, SequenceProblem, Task
-from gradebench.enumerable import random_sequence_problem
-from gradebench.problem import ENUMERABLE
-from gradebench.task import Log
+from gradebench.core.problem import ENUMERABLE
+from gradebench.core.task import Log
+from gradebench.problems.enumerable import random_sequence_problem
 
 PROMPT = 4  # tokens
 CONTEXTS = 128  # in all splits, at most

@@ -12,26 +12,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gradebench import Ledger, Range, SequenceProblem, Task
-from gradebench.cache import cached_folder, digests_of, require_whole
-from gradebench.classifier_head import AUTO, Activation, Head
-from gradebench.errors import InputError
-from gradebench.hub import is_here, locate_model
-from gradebench.plan import parse_seeds
-from gradebench.pretraining import TokenRows, accuracy, pretrain_policy, token_rows, train_classifier
-from gradebench.saving import is_scratch, load_saved_vocabulary, load_scratch, save_policy
-from gradebench.sequence_metrics import evaluate_sequences
-from gradebench.task import Log
+from gradebench.core.errors import InputError
+from gradebench.core.task import Log
+from gradebench.experiment.plan import parse_seeds
+from gradebench.measurement.sequence_metrics import evaluate_sequences
+from gradebench.models.classifier_head import AUTO, Activation, Head
+from gradebench.models.pretraining import TokenRows, accuracy, pretrain_policy, token_rows, train_classifier
+from gradebench.models.saving import is_scratch, load_saved_vocabulary, load_scratch, save_policy
+from gradebench.models.transformer import ScratchClassifier, ScratchPolicy
+from gradebench.models.vocabulary import Vocabulary, load_vocabulary, train_vocabulary
+from gradebench.rewards.text_reward import (
+    TextReward,
+    load_function,
+    load_text_classifier,
+    names_function,
+    shares_tokens,
+)
+from gradebench.storage.cache import cached_folder, digests_of, require_whole
+from gradebench.storage.hub import is_here, locate_model
+from gradebench.storage.tuned import trials_in_words
 from gradebench.tasks import grammar
 from gradebench.tasks.corpora import EMBEDDED, Corpus, HubUnreachable, hub_corpus, read_corpus, split_corpus
 from gradebench.tasks.judge import load_judge, train_judge
 from gradebench.tasks.presets import GPT2, MINI, PAPER
-from gradebench.text_reward import TextReward, load_function, load_text_classifier, names_function, shares_tokens
-from gradebench.transformer import ScratchClassifier, ScratchPolicy
-from gradebench.tuned import trials_in_words
-from gradebench.vocabulary import Vocabulary, load_vocabulary, train_vocabulary
 
 if TYPE_CHECKING:
-    from gradebench.pretrained import PretrainedVocabulary
+    from gradebench.models.pretrained import PretrainedVocabulary
 
 AnyVocabulary: TypeAlias = "Vocabulary | PretrainedVocabulary"
 
@@ -316,7 +322,7 @@ class Imdb(Task):
         length = self.size.prompt + self.size.horizon
         if is_scratch(self.options["policy"]):
             return load_scratch(self.options["policy"], length), load_saved_vocabulary(self.options["policy"])
-        from gradebench.pretrained import load_policy  # the library of models takes seconds to load
+        from gradebench.models.pretrained import load_policy  # the library of models takes seconds to load
 
         return load_policy(self.options["policy"], length, self._half, self.options["lora"])
 
@@ -334,7 +340,7 @@ class Imdb(Task):
         if not shares_tokens(name, vocabulary):
             classifier = load_text_classifier(name, **self._chosen)
             return TextReward(classifier, vocabulary.decode, self.size.prompt, vocabulary.end)
-        from gradebench.pretrained import load_reward
+        from gradebench.models.pretrained import load_reward
 
         return load_reward(name, vocabulary, self.size.prompt + self.size.horizon, self._half, **self._chosen)
 

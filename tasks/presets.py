@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradebench.hub import is_here
+from gradebench.storage.hub import is_here
 
 BYTES_A_PARAMETER = 20  # in float32: weights, reference, gradient, two averages of Adam
 PASSES = 8  # tensors of the shape (batch, time, vocab) that a relaxed step holds, about

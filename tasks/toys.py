@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from gradebench import Ledger, Range, Task
-from gradebench.factorised import FactorisedProblem
-from gradebench.options import text_of
-from gradebench.task import Log
+from gradebench.core.options import text_of
+from gradebench.core.task import Log
+from gradebench.problems.factorised import FactorisedProblem
 
 CONTEXTS = 1024  # of each split; they are interchangeable, so this only bounds a batch
 START_SEED = 0

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from gradebench import Problem
-from gradebench.enumerable import random_sequence_problem
-from gradebench.problem import independent_draws
+from gradebench.core.problem import independent_draws
+from gradebench.problems.enumerable import random_sequence_problem
 
 torch.set_num_threads(1)  # one test process a core; the tensors are tiny
 

@@ -56,7 +56,7 @@ class PlainProblem(Problem):
         return self.certain() if self.has_ended(tokens) else self.next(policy, b, tokens)[0]
 
     def sample(self, n, rng):
-        from gradebench.sampling import categorical
+        from gradebench.core.sampling import categorical
 
         return self.draw(lambda logits: categorical(logits, rng), n)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gradebench.registry import entries
+from gradebench.plugins.registry import entries
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "gradients.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from gradebench import Estimator, generator
-from gradebench.registry import entries
+from gradebench.plugins.registry import entries
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

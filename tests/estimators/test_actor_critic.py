@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gradebench import Unsupported
+from gradebench.core.sampling import generator
 from gradebench.estimators.actor_critic import A2c, Ppo, generalised_advantage
-from gradebench.plugin_source import read_facts
-from gradebench.sampling import generator
+from gradebench.plugins.plugin_source import read_facts
 
 WIDE = 1e6  # a clip that never binds
 

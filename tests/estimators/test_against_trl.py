@@ -13,10 +13,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradebench import Problem
+from gradebench.core.sampling import generator
 from gradebench.estimators.actor_critic import Ppo
 from gradebench.estimators.group_relative import Cispo, Dapo, DrGrpo, Grpo, Gspo, ReinforcePp
 from gradebench.estimators.score_function import Rloo
-from gradebench.sampling import generator
 
 trl = pytest.importorskip("trl")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gradebench import registry
-from gradebench.conformance import check
+from gradebench.checks.conformance import check
+from gradebench.plugins import registry
 
 SEED = 0
 TRUE, MUTANTS = (

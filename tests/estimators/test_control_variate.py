@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gradebench.core.sampling import generator
 from gradebench.estimators import control_variate
 from gradebench.estimators.control_variate import MuProp, Rebar, Relax
 from gradebench.estimators.score_function import Reinforce
-from gradebench.factorised import FactorisedProblem
-from gradebench.plan import Plan
-from gradebench.probes import one_estimate
-from gradebench.sampling import generator
-from gradebench.training import Trainer
+from gradebench.experiment.plan import Plan
+from gradebench.experiment.training import Trainer
+from gradebench.measurement.probes import one_estimate
+from gradebench.problems.factorised import FactorisedProblem
 
 
 def flat(gradient):

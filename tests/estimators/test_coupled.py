@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 import torch
 
+from gradebench.core.sampling import generator
 from gradebench.estimators.coupled import Carms, Disarm
-from gradebench.sampling import generator
 
 SEED = 9  # of policies whose decisions are open and heed their prefix, at two tokens and at three
 

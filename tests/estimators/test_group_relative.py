@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gradebench import Unsupported
+from gradebench.core.sampling import generator
 from gradebench.estimators.group_relative import Cispo, Dapo, DrGrpo, Grpo, Gspo, ReinforcePp
 from gradebench.estimators.score_function import Rloo
-from gradebench.sampling import generator
 
 ALL = [Grpo, DrGrpo, Dapo, Gspo, Cispo, ReinforcePp]
 NORMALISING = [Grpo, Dapo, Gspo, Cispo, ReinforcePp]

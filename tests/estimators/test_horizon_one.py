@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gradebench import registry
-from gradebench.sampling import generator
+from gradebench.core.sampling import generator
+from gradebench.plugins import registry
 
 BUILT_IN = [name for name, entry in registry.entries("estimators").items() if entry.builtin]
 

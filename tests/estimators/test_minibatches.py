@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gradebench import Unsupported
+from gradebench.core.sampling import generator
 from gradebench.estimators.minibatches import shuffled
-from gradebench.sampling import generator
 
 
 def test_every_epoch_reads_every_context_once(tiny_problem):

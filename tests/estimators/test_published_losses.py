@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from gradebench.core.sampling import generator
 from gradebench.estimators.actor_critic import Ppo
 from gradebench.estimators.group_relative import Cispo, Dapo, DrGrpo, Grpo, Gspo, ReinforcePp, k3
-from gradebench.sampling import generator
 
 N, BETA, EPS, END = 4, 0.3, 1e-4, 2
 KINDS = {

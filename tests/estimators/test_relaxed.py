@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gradebench import exponential, gumbel, gumbel_given, harden, registry, straight_through
+from gradebench import exponential, gumbel, gumbel_given, harden, straight_through
+from gradebench.core.problem import Guarded
+from gradebench.core.sampling import generator
 from gradebench.estimators import relaxed
 from gradebench.estimators.relaxed import DecoupledSt, GappedSt, Grade, GradeSte, GumbelRao, ReinMax, StraightThrough
-from gradebench.problem import Guarded
-from gradebench.sampling import generator
+from gradebench.plugins import registry
 
 TAU = 0.7
 ESTIMATORS = [Grade, GradeSte]

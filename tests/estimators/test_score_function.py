@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gradebench import Estimate, score
+from gradebench.core.sampling import generator
 from gradebench.estimators.score_function import Reinforce, Rloo
-from gradebench.sampling import generator
 
 
 def fixed(problem, z):

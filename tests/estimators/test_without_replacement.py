@@ -7,9 +7,9 @@ import scipy.stats
 import torch
 
 from gradebench import Unsupported
+from gradebench.core.sampling import generator
 from gradebench.estimators.score_function import Rloo
 from gradebench.estimators.without_replacement import UnorderedSet, distinct_draws, set_weights
-from gradebench.sampling import generator
 
 
 def in_order(p, order):

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from gradebench import Estimate, generator
+from gradebench.core.problem import Guarded
 from gradebench.estimators import zeroth_order
 from gradebench.estimators.zeroth_order import Es
-from gradebench.factorised import FactorisedProblem
-from gradebench.probes import Source, entries_at_once
-from gradebench.problem import Guarded
+from gradebench.measurement.probes import Source, entries_at_once
+from gradebench.problems.factorised import FactorisedProblem
 
 
 def flat(gradient):

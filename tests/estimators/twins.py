@@ -7,7 +7,7 @@ parameters, WITHOUT_GRAD_F: names of TRUE, and the check that must notice when g
 
 from pathlib import Path
 
-from gradebench import registry
+from gradebench.plugins import registry
 
 TRUE = {}
 MUTANTS = {}

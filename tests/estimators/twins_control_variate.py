@@ -5,9 +5,9 @@ from unittest import mock
 import torch
 
 from gradebench import Estimate, gumbel_given, harden
+from gradebench.core.sampling import exponential
 from gradebench.estimators import control_variate
 from gradebench.estimators.control_variate import MuProp, Rebar, Relax
-from gradebench.sampling import exponential
 
 TRUE = {
     "rebar": Rebar,

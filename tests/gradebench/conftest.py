@@ -13,7 +13,7 @@ TINY = Path(__file__).with_name("tiny.py")
 @contextlib.contextmanager
 def workers_in_this_process(places, timeout, foreign=None):
     """What the workers do, without the seconds that each takes to start."""
-    from gradebench.workers import outcome_of
+    from gradebench.experiment.workers import outcome_of
 
     def each(function, calls):
         for call in calls:
@@ -46,7 +46,7 @@ def tiny():
 @pytest.fixture
 def few_draws(monkeypatch):
     """As few evaluations and probes as still give every kind of row."""
-    from gradebench import runner
+    from gradebench.experiment import runner
 
     plan = partial(runner.Plan, evaluations=1, warm_up=1)
     plan.probe_draws, plan.reference_draws = 4, 2  # what the runner reads from the class
@@ -57,16 +57,16 @@ def few_draws(monkeypatch):
 @pytest.fixture
 def in_process(monkeypatch, few_draws):
     """Cells run in this process, one after another."""
-    monkeypatch.setattr("gradebench.launchers.workers", workers_in_this_process)
+    monkeypatch.setattr("gradebench.experiment.launchers.workers", workers_in_this_process)
 
 
 @pytest.fixture
 def short(monkeypatch, in_process):
     """Runs that probe once and write no report."""
-    from gradebench import runner
+    from gradebench.experiment import runner
 
     monkeypatch.setattr(runner, "Request", partial(runner.Request, checkpoints=1))
-    monkeypatch.setattr("gradebench.report.write_report", lambda *given, **named: None)
+    monkeypatch.setattr("gradebench.reporting.report.write_report", lambda *given, **named: None)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gradebench.tables import PROBES_COLUMNS
+from gradebench.analysis.tables import PROBES_COLUMNS
 
 NAN_REVIEW = "a film of many words "
 
@@ -16,7 +16,7 @@ NAN_REVIEW = "a film of many words "
 @pytest.fixture
 def in_process(in_process, monkeypatch):
     """As everywhere, with few draws in `run`, which has no option for them."""
-    from gradebench import runner
+    from gradebench.experiment import runner
 
     monkeypatch.setattr(runner.Plan, "probe_draws", 4, raising=False)
 
@@ -431,7 +431,7 @@ def test_a_task_that_keeps_no_policies_runs_without(command, tiny, tmp_path, in_
 def test_a_dry_run_downloads_nothing_and_says_what_would_be(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("gradebench.hub._downloaded", None)  # calling it would raise
+    monkeypatch.setattr("gradebench.storage.hub._downloaded", None)  # calling it would raise
     status, out, said = command("run", "-t", "imdb:preset=paper", "-e", "grade-ste", "--dry-run")
     assert (status, out) == (0, "")
     assert "Qwen/Qwen3-4B, 4,022 million parameters" in said and "8,045 MB of weights" in said

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gradebench import doctor
-from gradebench.registry import entries
+from gradebench.plugins.registry import entries
 
 
 @pytest.fixture(autouse=True)

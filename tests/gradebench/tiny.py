@@ -14,8 +14,8 @@ from typing import Annotated
 import torch
 
 from gradebench import Estimate, Estimator, Range, SequenceProblem, Task, score
-from gradebench.sequence_metrics import evaluate_sequences
-from gradebench.transformer import ScratchClassifier, ScratchPolicy
+from gradebench.measurement.sequence_metrics import evaluate_sequences
+from gradebench.models.transformer import ScratchClassifier, ScratchPolicy
 
 CATEGORIES, PROMPT, HORIZON = 4, 3, 3
 

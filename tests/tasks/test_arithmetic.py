@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gradebench import InputError, Unsupported, harness
-from gradebench.plan import Plan
-from gradebench.sampling import generator
+from gradebench import InputError, Unsupported
+from gradebench.core.sampling import generator
+from gradebench.experiment import harness
+from gradebench.experiment.plan import Plan
+from gradebench.experiment.training import Trainer
 from gradebench.tasks import arithmetic
 from gradebench.tasks.arithmetic import Arithmetic, Characters, Pretraining, answer_of, right
-from gradebench.training import Trainer
 
 # The tests' folders are no packages to import from.
 tiny_models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "tiny_models.py")))

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gradebench.errors import InputError
+from gradebench.core.errors import InputError
 from gradebench.tasks import corpora
 from gradebench.tasks.corpora import Corpus, HubUnreachable, hub_corpus, read_corpus, split_corpus
 

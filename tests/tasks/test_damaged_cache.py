@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradebench import InputError
-from gradebench.cache import cache_root, fault_of
-from gradebench.sampling import generator
+from gradebench.core.sampling import generator
+from gradebench.storage.cache import cache_root, fault_of
 from gradebench.tasks import arithmetic, grammar, imdb
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from gradebench import Ledger, score
-from gradebench.sampling import generator
+from gradebench.core.sampling import generator
 from gradebench.tasks.digits import SPLITS, Decoder, DigitsVae, Encoder, LatentProblem, binary_digits
 
 CPU = torch.device("cpu")

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from gradebench import InputError, harness
-from gradebench.plan import Cell, Plan
-from gradebench.sampling import generator
+from gradebench import InputError
+from gradebench.core.sampling import generator
+from gradebench.experiment import harness
+from gradebench.experiment.plan import Cell, Plan
 from gradebench.tasks import grammar, imdb
 from gradebench.tasks.corpora import HubUnreachable, read_corpus, split_corpus
 

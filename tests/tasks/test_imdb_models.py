@@ -14,10 +14,12 @@ import pandas as pd
 import pytest
 import torch
 
-from gradebench import InputError, Unsupported, harness, registry
-from gradebench.estimator import Estimator
-from gradebench.plan import Cell, Plan
-from gradebench.sampling import generator
+from gradebench import InputError, Unsupported
+from gradebench.core.estimator import Estimator
+from gradebench.core.sampling import generator
+from gradebench.experiment import harness
+from gradebench.experiment.plan import Cell, Plan
+from gradebench.plugins import registry
 from gradebench.tasks import imdb
 from gradebench.tasks.grammar import generate_reviews
 from gradebench.tasks.imdb import Imdb, Size
@@ -164,7 +166,7 @@ def test_defaults_keep_their_key_and_setting(corpus, monkeypatch):
         return plain(name, facts, build, log)
 
     monkeypatch.setattr(imdb, "cached_folder", recording)
-    monkeypatch.setitem(sys.modules, "gradebench.pretrained", None)  # importing it raises
+    monkeypatch.setitem(sys.modules, "gradebench.models.pretrained", None)  # importing it raises
     task = loaded(corpus)
     assert keyed == [("imdb", ["corpus", "size", "splits", "version"])]
     assert task.setting.endswith(" policy=scratch-mini reward=trained kl=0.05")

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from gradebench import InputError
+from gradebench.core.options import bind, parse_spec
+from gradebench.core.sampling import generator
 from gradebench.estimators.relaxed import GradeSte
-from gradebench.hub import HubUnreachable
-from gradebench.options import bind, parse_spec
-from gradebench.sampling import generator
+from gradebench.storage.hub import HubUnreachable
 from gradebench.tasks import imdb
 from gradebench.tasks.grammar import generate_reviews
 from gradebench.tasks.imdb import Imdb

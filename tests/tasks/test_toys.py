@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from gradebench import InputError
+from gradebench.core.options import bind
+from gradebench.core.sampling import generator
 from gradebench.estimators.score_function import Rloo
-from gradebench.factorised import FactorisedProblem
-from gradebench.options import bind
-from gradebench.sampling import generator
+from gradebench.problems.factorised import FactorisedProblem
 from gradebench.tasks.toys import CONTEXTS, BernoulliToy, Polynomial
 
 CPU = torch.device("cpu")

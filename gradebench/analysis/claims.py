@@ -1,0 +1,273 @@
+"""Published claims as data: each a hypothesis on two estimators of a run, tested seed by seed."""
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradebench.analysis import power, provenance, statistics, tables
+from gradebench.core.errors import InputError
+
+BUILT_IN = Path(__file__).with_name("claims.toml")
+OUT_OF_REACH = "cannot be decided: the bound is out of reach"
+SEEDS = "0-9"  # of the commands that would test a claim
+COLUMNS = [
+    "claim", "task", "setting", "verdict", "measured", "ci_low", "ci_high", "effect_size", "claimed", "n_pairs", "p_value",
+    "p_holm", "power", "detectable", "seeds_needed", "reason", "says", "source", "steps",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The ratio or difference of `a` and `b` in a metric is at least, or at most, a bound. See claims.toml.
+
+    `margin` loosens the bound, for a claim that one is no worse than the other; `highest` is the most that the metric
+    can be, and tells whether a claim could be true at all.
+    """
+
+    id: str
+    says: str
+    source: str
+    task: str
+    a: str
+    b: str
+    metric: str
+    form: str
+    split: str = "test"
+    at_least: float | None = None
+    at_most: float | None = None
+    margin: float = 0.0
+    highest: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.form not in ("difference", "ratio"):
+            raise InputError(f"claim {self.id}: form {self.form!r} is none of difference and ratio")
+        if (self.at_least is None) == (self.at_most is None):
+            raise InputError(f"claim {self.id}: give one of at_least and at_most")
+        if not 0 <= self.margin < math.inf:
+            raise InputError(f"claim {self.id}: a margin is 0 or above, not {self.margin:g}")
+        if self.form == "ratio" and not self.bound > 0:
+            raise InputError(f"claim {self.id}: a ratio's bound is above 0, not {self.bound:g}")
+
+    @property
+    def bound(self) -> float:
+        """That is tested: as claimed, loosened by the margin."""
+        if self.at_least is not None:
+            return self.at_least - self.margin
+        assert self.at_most is not None
+        return self.at_most + self.margin
+
+    @property
+    def claimed(self) -> str:
+        """Such as "rloo / ppo >= 1.5"."""
+        sides = f"{self.a} {'/' if self.form == 'ratio' else '-'} {self.b}"
+        margin = f" (with a margin of {self.margin:.4g})" if self.margin else ""
+        return f"{sides} {'>=' if self.at_least is not None else '<='} {self.bound:.4g}{margin}"
+
+    def out_of_reach(self, b: statistics.Floats) -> str:
+        """Why no value of `a` could be at the bound, beside these of `b`; "" where one could."""
+        if self.at_least is None or self.highest is None or not len(b):
+            return ""
+        mean = float(b.mean())
+        most = self.highest / mean if self.form == "ratio" and mean else self.highest - mean
+        if (self.form == "ratio" and mean <= 0) or most >= self.bound:
+            return ""
+        sign = "/" if self.form == "ratio" else "-"
+        return (
+            f"{self.b} has {mean:.3g} and the metric ends at {self.highest:g}, so that {self.a} {sign} {self.b} is at most "
+            f"{most:.3g}"
+        )
+
+    @property
+    def command(self) -> str:
+        """A run that would test it."""
+        return f"gradebench run -e {self.a} -e {self.b} -t {self.task} --seeds {SEEDS}"
+
+
+def read_claims(path: Path = BUILT_IN) -> list[Claim]:
+    """The claims of a TOML file.
+
+    Raises        InputError for what isn't one, for unknown, missing and mistyped entries, and an id that comes twice.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no TOML: {error}") from error
+    entries = content.get("claim")
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path} has no [[claim]]")
+    claims = [_claim(entry, number) for number, entry in enumerate(entries, 1)]
+    twice = {claim.id for claim in claims if sum(other.id == claim.id for other in claims) > 1}
+    if twice:
+        raise InputError(f"{path} has the claim {min(twice)} twice")
+    return claims
+
+
+def _claim(entry: Mapping[str, Any], number: int) -> Claim:
+    name = f"claim {entry.get('id', number)}"
+    numbers = ("at_least", "at_most", "margin", "highest")
+    types = {field.name: (int, float) if field.name in numbers else str for field in fields(Claim)}
+    for key, value in entry.items():
+        if key not in types:
+            raise InputError(f"{name}: unknown entry {key!r}; there are {', '.join(types)}")
+        if (
+            not isinstance(value, types[key])
+            or isinstance(value, bool)
+            or (isinstance(value, float) and math.isnan(value))
+        ):
+            raise InputError(f"{name}: {key} = {value!r} is no {'number' if key in numbers else 'text'}")
+    required = [field.name for field in fields(Claim) if field.name not in ("split", *numbers)]
+    lacking = [key for key in required if key not in entry]
+    if lacking:
+        raise InputError(f"{name}: lacks {', '.join(lacking)}")
+    return Claim(**entry)
+
+
+def about(claims: Sequence[Claim], names: Sequence[str]) -> list[Claim]:
+    """The claims that have one of the names on a side; all without any names.
+
+    Raises        InputError for a name that no claim has.
+    """
+    known = sorted({side for claim in claims for side in (claim.a, claim.b)})
+    for name in names:
+        if name not in known:
+            raise InputError(f"--against {name}: no claim is about it; there are claims about {', '.join(known)}")
+    return [claim for claim in claims if not names or {claim.a, claim.b} & set(names)]
+
+
+def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row a claim and setting of its task, COLUMNS; claims that the run says nothing on come last, `untested`.
+
+    With          d_s = a_s - bound - b_s for a difference, a_s - bound b_s for a ratio, ln a_s - ln b_s - ln bound for
+                  a ratio of variances, one a seed; the paired sign-flip test of mean d = 0, Holm over the file
+    verdict       supported or contradicted where p_holm < 0.05, by the side that d is on; underpowered where no outcome
+                  could have been, or one seed or none has both; else not distinguishable. Where even the highest value of
+                  the metric wouldn't reach the bound beside b: OUT_OF_REACH, with the reason, and not contradicted
+    measured      the difference or ratio itself, with its 95 % interval, of a ratio of means by Fieller
+    effect_size   of d: standardised, paired (`statistics.effect_size`); 0 is at the bound
+    power         of the test at these seeds, if the truth is what was measured, under Bonferroni's share of the level
+    detectable    how far from the claimed bound the truth must be to be seen with a power of 0.8 at these seeds: in units
+                  of the difference, as a factor for a ratio of variances; infinite where nothing could be seen
+    seeds_needed  for claims that are not decided: so many, for that power if the truth is what was measured
+    steps         the budget: at which test prompts were last evaluated
+    reason        of untested ones, with a command that would test them; and why a bound is out of reach
+    """
+    rows = [row for claim in claims for row in _rows(claim, metrics)]
+    adjusted = statistics.holm([row["p_value"] for row in rows])
+    family = int(np.count_nonzero(~np.isnan(adjusted)))
+    for row, p_holm in zip(rows, adjusted, strict=True):
+        contrast = row.pop("contrast")
+        row["p_holm"] = float(p_holm)
+        if contrast is not None:
+            row |= _verdict(row, contrast, family)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.sort_values("verdict", key=lambda verdicts: verdicts == "untested", kind="stable", ignore_index=True)
+
+
+def _rows(claim: Claim, metrics: pd.DataFrame) -> list[dict[str, Any]]:
+    """One row for each setting of the task, with the `contrast` of its seeds; without any, one that says why."""
+    named = {"claim": claim.id, "claimed": claim.claimed, "says": claim.says, "source": claim.source}
+    empty = {"task": claim.task, "verdict": "untested", "p_value": math.nan, "n_pairs": 0, "contrast": None}
+    mine = metrics[metrics["task"].str.partition(":")[0] == claim.task]
+    if mine.empty:
+        reason = f"the run has no task {claim.task}; this would test it: {claim.command}"
+        return [named | empty | {"reason": reason}]
+    rows = []
+    last = _last_steps(mine)
+    by_place = dict(iter(mine.groupby(["task", "setting"])))
+    for (task, setting), values in tables.per_seed(mine, claim.metric, claim.split):
+        place = {"task": task, "setting": setting, "steps": last.get(setting, math.nan)}
+        lacking = [name for name in (claim.a, claim.b) if name not in values.columns]
+        if lacking:
+            reason = f"the run has no {claim.metric} of {' and '.join(lacking)}; this would test it: {claim.command}"
+            rows.append(named | empty | place | {"reason": reason})
+            continue
+        here = by_place[task, setting]
+        if claim.metric != "gradient_variance" and (unfair := _unfair(claim, here)):
+            rows.append(named | empty | place | {"reason": unfair})
+            continue
+        both = values[[claim.a, claim.b]].replace([math.inf, -math.inf], math.nan).dropna()
+        rows.append(named | place | {"verdict": ""} | _measured(claim, both, f"{task} {setting}"))
+    return rows
+
+
+def _unfair(claim: Claim, rows: pd.DataFrame) -> str:
+    """Why the rates of the two keep them from being compared; "" where they don't."""
+    rates = provenance.ran(rows)
+    a, b = rates[claim.a], rates[claim.b]
+    return (
+        "" if provenance.comparable(a, b) else f"{provenance.verdict(a, b)}; this would test it: {claim.command} --tune"
+    )
+
+
+def _last_steps(metrics: pd.DataFrame) -> dict[Any, float]:
+    """The budget of each setting: at which test prompts were last evaluated there."""
+    tested = metrics[(metrics["phase"] == "evaluation") & (metrics["split"] == "test")]
+    return {setting: float(step) for setting, step in tested.groupby("setting")["step"].max().items()}
+
+
+def _measured(claim: Claim, both: pd.DataFrame, place: str) -> dict[str, Any]:
+    a, b = both[claim.a].to_numpy(), both[claim.b].to_numpy()
+    log = claim.metric == "gradient_variance" and claim.form == "ratio"
+    if log:
+        a, b = np.log(a), np.log(b)
+
+    if claim.form == "difference":
+        contrast = a - b - claim.bound
+    else:
+        contrast = a - b - math.log(claim.bound) if log else a - claim.bound * b
+    generator = tables.named_generator("claims", claim.id, place)
+    measured, low, high = math.nan, math.nan, math.nan
+    if len(a):
+        mean = float((a - b).mean())
+        measured, (low, high) = mean, statistics.difference_interval(a - b, generator)
+        if log:
+            measured, low, high = math.exp(mean), math.exp(low), math.exp(high)
+        elif claim.form == "ratio":
+            measured, (low, high) = float(a.mean() / b.mean()), statistics.ratio_interval(a, b)
+    return {
+        "measured": measured,
+        "ci_low": low,
+        "ci_high": high,
+        "n_pairs": len(a),
+        "p_value": statistics.paired_permutation_p(contrast, generator),
+        "contrast": contrast,
+        "log": log,
+        "at_least": claim.at_least is not None,
+        "reason": claim.out_of_reach(both[claim.b].to_numpy()),
+    }
+
+
+def _verdict(row: dict[str, Any], contrast: statistics.Floats, family: int) -> dict[str, Any]:
+    """The verdict, and what it would take."""
+    n = len(contrast)
+    side = float(contrast.mean()) if n else math.nan
+    outcome = statistics.verdict(row["p_holm"], family * statistics.smallest_attainable_p(n), side)
+    above, below = ("supported", "contradicted") if row.pop("at_least") else ("contradicted", "supported")
+    answer: dict[str, Any] = {"verdict": {"a higher": above, "b higher": below}.get(outcome, outcome)}
+    if row["reason"] and answer["verdict"] != "supported":
+        answer["verdict"] = OUT_OF_REACH
+    log = row.pop("log")
+    if n < 2:
+        return answer
+    spread = float(contrast.std(ddof=1))
+    effect = abs(side) / spread if spread else math.inf if side else 0.0
+    answer["effect_size"] = statistics.effect_size(contrast)
+    answer["power"] = power.power_of(n, effect, statistics.ALPHA / family)
+    distance = power.detectable_at(n, family) * spread if spread else 0.0
+    answer["detectable"] = _exp(distance) if log else distance
+    if answer["verdict"] in ("underpowered", "not distinguishable"):
+        answer["seeds_needed"] = power.seeds_for(effect, family)
+    return answer
+
+
+def _exp(value: float) -> float:
+    """The exponential, infinite where it is too large to be a number."""
+    return math.exp(value) if value < 700 else math.inf

@@ -1,0 +1,1 @@
+"""The contract of an estimator, executable: what `gradebench check` runs."""

@@ -1,0 +1,1 @@
+"""What an author's page imports: problem, estimator, task, sampling, options, errors."""

@@ -1,0 +1,201 @@
+"""One list of what a number depends on: for the key that a cell is finished under, for pooling runs, and for the command
+that repeats them. Seeds are not in it: cells of other seeds are what is pooled.
+
+A cell's facts are plain data: {"task": {item: value}, "estimator": {item: value}}.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+import gradebench
+from gradebench.core.task import Task
+from gradebench.experiment.plan import Cell, Plan
+from gradebench.plugins import registry
+from gradebench.plugins.source_digest import source_digest
+from gradebench.storage import records
+
+Facts = dict[str, dict[str, Any]]
+STEPS = "steps"  # the one item that a training can be extended in
+# Fields of a plan that are no items: no number depends on them, or an item says better what it comes to.
+NOT_LISTED = {
+    "run_id": "a name",
+    "out": "a place",
+    "device": "its kind is listed",
+    "learning_rate": "listed for each estimator",
+    "tuned": "listed for each estimator",
+    "settled": "names folders of this machine's cache; what is in them is listed",
+    "checkpoint_every": "a training that goes on ends as one in one piece",
+    "save_policies": "adds a file",
+    "reference_key": "made of the items",
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the facts of a cell are read from."""
+
+    plan: Plan
+    cell: Cell
+    task: Task  # loaded, at its initial parameters
+    rate: float
+    reference: tuple[float, str]  # rate and source of the estimator whose trajectory and long run the probes share
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that numbers depend on."""
+
+    name: str
+    value: Callable[[Known], Any]  # as JSON
+    option: str = ""  # of the command line, that gives it
+    default: Any = None  # at which the option can be left out; None: it is always given
+    training: bool = True  # False: gradient probes alone depend on it
+
+
+def _planned(field: str, name: str = "", option: str = "", default: Any = None) -> Item:
+    return Item(name or field.replace("_", " "), lambda known: getattr(known.plan, field), option, default)
+
+
+def _probed(name: str, value: Callable[[Known], Any], option: str = "") -> Item:
+    """An item of the gradient probes, None where there are none."""
+    return Item(name, lambda known: value(known) if known.plan.checkpoints else None, option, training=False)
+
+
+def _of_package(name: str) -> Item:
+    return Item(f"version of {name}", lambda known: records.version(name))
+
+
+_HARNESS = os.path.join(os.path.dirname(__file__), "harness.py")
+
+
+# Variables by which the libraries that torch calls take other kernels.
+_KERNELS = ("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
+
+
+@functools.cache
+def processor(device: str) -> str:
+    """What decides which kernels run: a GPU's model, or the instructions of a CPU that torch makes use of."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device)) if torch.cuda.is_available() else "GPU"
+    chosen = [f"{name}={os.environ[name]}" for name in _KERNELS if name in os.environ]
+    return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *chosen])
+
+
+# What all cells of a task in one table share.
+TASK = (
+    Item("task", lambda known: registry.resolve("tasks", known.cell.task_spec).name),
+    _planned("setting"),
+    Item("options", lambda known: {name: _by_name(value) for name, value in known.cell.task_options.items()}),
+    _planned("steps", option="--steps"),
+    _planned("batch", option="--batch"),
+    _planned("clip", option="--clip", default=1.0),
+    _planned("evaluations"),
+    _planned("shards", option="--shards", default=1),
+    _planned("patience"),
+    _planned("train", name="training"),
+    _probed("checkpoints", lambda known: known.plan.checkpoints, "--checkpoints"),
+    _probed("draws of a probe", lambda known: known.plan.probe_draws, "--draws"),
+    _probed("trajectory of the probes", lambda known: known.plan.along, "--along"),
+    _probed("details of the probes", lambda known: known.plan.details),
+    _probed("warm-up of the probes", lambda known: known.plan.warm_up),
+    _probed("reference", lambda known: known.plan.reference),
+    _probed("draws of the reference", lambda known: known.plan.reference_draws),
+    _probed("learning rate of the reference", lambda known: known.reference[0]),
+    _probed("source of the reference", lambda known: known.reference[1]),
+    Item("version of gradebench", lambda known: gradebench.__version__),
+    Item("version of torch", lambda known: str(torch.__version__)),  # which says how it was built, too
+    *map(_of_package, ("transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn", "safetensors")),
+    Item("device", lambda known: known.plan.device.partition(":")[0], "--device"),
+    Item("processor", lambda known: processor(known.plan.device)),
+    Item("dtype", lambda known: str(torch.get_default_dtype())),
+    Item("source of the task", lambda known: known.cell.digests[0] if known.cell.digests else ""),
+    Item("source of the harness", lambda known: source_digest("gradebench.experiment.harness", _HARNESS)),
+    Item("data", lambda known: _data(known.task)),
+)
+# What all cells of an estimator on a task share.
+ESTIMATOR = (
+    Item("learning rate", lambda known: known.rate),
+    Item("options", lambda known: json.loads(known.cell.params)),
+    Item("source", lambda known: known.cell.digests[1] if known.cell.digests else ""),
+)
+
+
+def facts_of(known: Known) -> Facts:
+    """The list, filled in."""
+    return {
+        "task": {item.name: item.value(known) for item in TASK},
+        "estimator": {item.name: item.value(known) for item in ESTIMATOR},
+    }
+
+
+def key_of(facts: Facts, cell: Cell) -> str:
+    """What a finished cell can be told by: changes with any fact, and with which cell it is."""
+    return _digest([facts, [cell.task, cell.estimator, cell.seed, cell.checkpoint, cell.twin]])
+
+
+def training_key_of(facts: Facts, cell: Cell) -> str:
+    """What a training can be told by, however far it has come: without its steps and what only probes depend on."""
+    probes = {item.name for item in TASK if not item.training}
+    trained = {name: value for name, value in facts["task"].items() if name not in probes | {STEPS}}
+    return _digest([trained, facts["estimator"], [cell.task, cell.estimator, cell.seed, cell.twin]])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The items in which facts of two tasks, or of two estimators, differ, of those that both have."""
+    return [name for name, value in ours.items() if name in theirs and _plain(theirs[name]) != _plain(value)]
+
+
+def said(value: Any, other: Any) -> str:
+    """A value in few words: of a table, what is otherwise in the other one; of a digest, its beginning."""
+    if isinstance(value, Mapping) and isinstance(other, Mapping):
+        mine = {key: one for key, one in value.items() if key not in other or _plain(other[key]) != _plain(one)}
+        return ", ".join(f"{key}={said(one, None)}" for key, one in sorted(mine.items())) or "none"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text[:12] if len(text) == 64 and " " not in text else text
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(value, sort_keys=True, default=str))
+
+
+def _by_name(value: Any) -> Any:
+    """A file or folder by its name, wherever it lies: the setting and the data tell what is in it."""
+    if not isinstance(value, str) or os.sep not in value:
+        return value
+    path, colon, _ = value.partition(".py:")
+    return value.rpartition(os.sep)[2] if os.path.exists(os.path.expanduser(f"{path}.py" if colon else path)) else value
+
+
+_known_data: WeakKeyDictionary[Task, dict[str, Any]] = WeakKeyDictionary()  # as it was at the initial parameters
+
+
+def _data(task: Task) -> dict[str, Any]:
+    """Digests of the task's own data and of its initial parameters, and the sizes of its splits."""
+    if task not in _known_data:
+        sizes = {f"{split} prompts": size for split, size in task.sizes.items()}
+        _known_data[task] = task.digests() | sizes | {"initial parameters": _digest_of_parameters(task)}
+    return _known_data[task]
+
+
+def _digest_of_parameters(task: Task) -> str:
+    """Over their shapes, and some thousand numbers of each, evenly spread: another training changes all of them."""
+    sha = hashlib.sha256()
+    for p in task.params:
+        flat = p.detach().flatten()
+        some = flat[:: max(1, len(flat) // 4096)].cpu().contiguous()
+        sha.update(f"{tuple(p.shape)} {p.dtype}".encode() + some.view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -1,0 +1,91 @@
+"""No cell of one plugin changes another's: what code of a plugin changed for others is found, put back and named."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gradebench.core.errors import InputError
+from gradebench.core.global_state import PROCESS, Setting, put_back
+from gradebench.core.task import Task
+from gradebench.experiment import loaded, workers
+from gradebench.experiment.fingerprint import changed, fingerprint
+from gradebench.plugins.patches import Snapshot, imported
+from gradebench.storage import followed
+
+_SHOWN = 5  # things that were changed
+_FILES = 32  # that a cell may leave open
+
+
+class Watch:
+    """Around a cell that may run code of plugins."""
+
+    def __init__(self, foreign: Sequence[str], name: str):
+        """`foreign`: where the code of its task and its estimator comes from; `name`: the estimator's label."""
+        self.plugins = [one for one in foreign if one]
+        self.name = name
+        if self.plugins:
+            followed.follow(self.plugins)
+            self.settings = put_back(name, PROCESS)
+            self.settings.__enter__()
+            self.snapshot = Snapshot()
+            self.threads, self.files = set(threading.enumerate()), _open_files()
+
+    def ended(self) -> str:
+        """Why its numbers can't be used, else nothing. Whatever the next cell would find changed is made anew, and so
+        is the process, where it is a worker's."""
+        names = [name for plugin in self.plugins for name in imported.get(plugin, ())]
+        names += loaded.changes()
+        if self.plugins:
+            self.settings.__exit__(None, None, None)
+            names += self.snapshot.undo(self.plugins[-1])
+            if self._left_running():
+                workers.spend()
+        if not names:
+            return ""
+        loaded.forget()
+        workers.spend()
+        return f"{_said(self.plugins, self.name)} changed what other cells use too: {_few(names)}; its numbers are discarded"
+
+    def _left_running(self) -> bool:
+        """Whether the cell left threads, a timer or many open files behind."""
+        threads = [one for one in threading.enumerate() if one not in self.threads and one.is_alive()]
+        timer = hasattr(signal, "getitimer") and any(signal.getitimer(signal.ITIMER_REAL))
+        return bool(threads) or timer or _open_files() > self.files + _FILES
+
+
+@contextlib.contextmanager
+def unchanged(what: str, foreign: str, tasks: Sequence[Task] = (), settings: Sequence[Setting] = ()) -> Iterator[None]:
+    """Code of a plugin, in the process that prepares for all; the settings are put back.
+
+    Raises        InputError where it changes the tasks, or what every process has once.
+    """
+    if not foreign:
+        yield
+        return
+    before = [fingerprint(task, ()) for task in tasks]
+    snapshot = Snapshot()
+    with put_back(what, settings):
+        yield
+    names = [name for one, task in zip(before, tasks, strict=True) for name in changed(one, fingerprint(task, ()))]
+    names += snapshot.undo(foreign)
+    if names:
+        raise InputError(f"{what} can't be used: it changed what others use too, {_few(names)}")
+
+
+def _said(plugins: Sequence[str], name: str) -> str:
+    return f"code of {' or '.join(Path(one).name for one in plugins)}" if plugins else name
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
+
+
+def _open_files() -> int:
+    """How many files this process has open; 0 where the system doesn't tell."""
+    with contextlib.suppress(OSError):
+        return len(os.listdir("/proc/self/fd"))
+    return 0

@@ -1,0 +1,143 @@
+"""Shards of one run, made apart, as the run they would have been."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gradebench.analysis import curves, runs, tables
+from gradebench.analysis.design import read_design
+from gradebench.core.errors import InputError
+from gradebench.core.shown import utf8
+from gradebench.experiment.earlier import joined
+from gradebench.reporting.report import write_report
+from gradebench.storage import digests, formats, records
+from gradebench.storage.disk import LOCK, held, is_draft
+
+_UNITED = ("estimators", "tasks")  # entries of requests
+_UNFINISHED = ".merging"  # in a folder whose merge hasn't come to its end
+
+
+def merge(folders: Sequence[Path], out: Path) -> Path:
+    """Writes the tables, samples, config.json and report of all shards into a new folder; returns it.
+
+    Cells themselves stay where they are. What differs between machines stands in the first shard's environment.json.
+
+    A merge that was cut off begins anew in the same folder.
+
+    Raises        InputError for shards that differ in setting, budget or version, cells that come twice, and a folder
+                  that is no new one.
+    """
+    if out.exists() and not _is_new(out):
+        raise InputError(f"{out} isn't empty; give a new folder")
+    metrics = runs.read_metrics(
+        folders, mend="merge runs that agree; `gradebench leaderboard --apart` ranks the others"
+    )
+    names = runs.task_names(folders)
+    try:
+        by, against = runs.family_of(folders, None, ())
+        comparisons = tables.comparisons(metrics, against)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    board = tables.leaderboard(metrics, comparisons, by, against)
+    records.require_writable(out)
+    with held(out):
+        for left in out.iterdir():
+            if left.name not in (LOCK, _UNFINISHED):
+                left.unlink()
+        (out / _UNFINISHED).touch()
+        _write(folders, names, out, metrics, comparisons, board, by, against)
+        (out / _UNFINISHED).unlink()
+    return out
+
+
+def _is_new(out: Path) -> bool:
+    """Whether a folder has nothing in it but what a merge that was cut off has left."""
+    left = {path.name for path in out.iterdir() if not is_draft(path.name)}
+    return _UNFINISHED in left or left <= {LOCK}
+
+
+def _write(
+    folders: Sequence[Path],
+    names: Sequence[Mapping[str, str]],
+    out: Path,
+    metrics: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    board: pd.DataFrame,
+    by: str | None,
+    against: Sequence[str],
+) -> None:
+    name = utf8(out.resolve().name)
+    metrics = metrics.assign(run_id=name)
+    written = {"metrics": metrics, "tests": comparisons, "leaderboard": board}
+    written |= curves.written(metrics, by)
+    controls = tables.controls(metrics)
+    if len(controls):
+        written["controls"] = controls
+    probes = [
+        _probes(folder / "probes.csv").replace({"task": called})
+        for folder, called in zip(folders, names, strict=True)
+        if (folder / "probes.csv").is_file()
+    ]
+    if probes:
+        written["probes"] = pd.concat(probes, ignore_index=True).assign(run_id=name)
+    for table, frame in written.items():
+        tables.write_csv(frame, out / f"{table}.csv")
+    samples = [
+        row | {"task": called.get(row.get("task", ""), row.get("task"))}
+        for folder, called in zip(folders, names, strict=True)
+        for row in runs.samples_of(folder)
+    ]
+    if samples:
+        formats.write_lines(out / records.SAMPLES, samples)
+    configs = [_called(runs.read_config(folder), called) for folder, called in zip(folders, names, strict=True)]
+    config = _config(configs, [folder.resolve().name for folder in folders])
+    config["request"] |= {"by": by, "against": against}
+    config["design"] = read_design(folders)
+    formats.write_json(out / "config.json", config)
+    formats.write_json(out / "environment.json", runs.read_environment(folders[0]))
+    tables.write_parquet(metrics, out / "metrics.parquet")  # last, as it makes the folder a run
+    digests.seal(out, records.READ_AGAIN)
+    write_report([out], metrics, board)
+
+
+def _probes(path: Path) -> pd.DataFrame:
+    digests.require_as_written(path)
+    frame = formats.read_csv(path, tables.PROBES_NUMBERS)
+    if list(frame) != tables.PROBES_COLUMNS:
+        raise InputError(f"{path} is no table of probes; run again there")
+    return frame
+
+
+def _called(config: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A config.json in which some tasks are called otherwise."""
+    by_task = ("plans", "tasks", "learning_rates", "tuned_options")
+    answer = config | {part: _renamed(config[part], names) for part in by_task if part in config}
+    for part in ("facts", "given"):
+        if part in config:
+            answer[part] = {key: _renamed(one, names) for key, one in config[part].items()}
+    return answer
+
+
+def _renamed(table: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(task, task): one for task, one in table.items()}
+
+
+def _config(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """The first shard's config.json with the cells, seeds, tasks, rates and requests of all."""
+    merged = dict(configs[0])
+    seeds = sorted({seed for config in configs for seed in config.get("seeds", [])})
+    merged |= {"merged": list(names), "seeds": seeds}
+    merged["cells"] = [cell for config in configs for cell in config.get("cells", [])]
+    for part in ("plans", "tasks", "left_out"):
+        merged[part] = {key: value for config in configs for key, value in config.get(part, {}).items()}
+    for part in ("learning_rates", "rate_sources", "tuned_options", "facts", "given"):
+        merged[part] = functools.reduce(joined, (config.get(part, {}) for config in configs))
+    requests = [config.get("request", {}) for config in configs]
+    united = {
+        part: list(dict.fromkeys(one for request in requests for one in request.get(part, []))) for part in _UNITED
+    }
+    merged["request"] = requests[0] | united | {"seeds": ",".join(map(str, seeds)), "out": None}
+    return merged

@@ -1,0 +1,186 @@
+"""Steps of training: the order of the data, the optimizers, and what counts as diverged."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+from gradebench.core.estimator import Estimate, Estimator
+from gradebench.core.global_state import put_back
+from gradebench.core.problem import Guarded, Ledger, Problem
+from gradebench.core.sampling import generator
+from gradebench.core.task import Task
+from gradebench.experiment.plan import Plan
+from gradebench.storage import records
+from gradebench.storage.checkpoints import Training
+
+
+class Diverged(Exception):
+    """The gradient was not finite for too many steps."""
+
+
+@dataclass
+class Clock:
+    """Seconds by what they went to; what a loop's total leaves over is the harness itself."""
+
+    estimator: float = 0.0
+    optimizer: float = 0.0
+
+
+@dataclass
+class Updates:
+    """The updates of the policy that were made, those that clipping shortened, and those that were not made because
+    their gradient was not finite: of the policy, and of the estimator's own parameters."""
+
+    updates: int = 0
+    clipped: int = 0
+    clip_factors: float = 0.0  # their sum: 1 for an update that wasn't clipped
+    updates_refused: int = 0
+    own_updates_refused: int = 0
+    calls: int = 0
+    info: dict[str, float] = field(default_factory=dict)  # sums over calls of what estimates say of themselves
+
+    def summary(self) -> dict[str, float]:
+        """Metrics of a whole training: the share of clipped updates, the mean factor, the mean over calls of what
+        estimates say of themselves (`Estimate.info`), and refusals if there are any."""
+        made = max(1, self.updates)
+        figures = {"clipped_updates": self.clipped / made, "clip_factor": self.clip_factors / made}
+        figures |= {f"info_{name}": total / self.calls for name, total in self.info.items()}
+        refused = {"updates_refused": self.updates_refused, "own_updates_refused": self.own_updates_refused}
+        return figures | {name: float(count) for name, count in refused.items() if count}
+
+
+class Trainer:
+    """The optimizers of policy and estimator, and the order in which they step."""
+
+    def __init__(self, estimator: Estimator, task: Task, plan: Plan, learning_rate: float):
+        self.estimator, self.task, self.plan = estimator, task, plan
+        self.optimizer = torch.optim.Adam(task.params, lr=learning_rate, fused=True)
+        own = [p for p in estimator.parameters() if p.requires_grad]
+        self.own_optimizer = torch.optim.Adam(own, lr=estimator.own_learning_rate) if own else None
+        self.updates = Updates()
+        self.clock = Clock()
+
+    def step(self, problem: Problem, rng: torch.Generator, update_policy: bool = True) -> list[Tensor]:
+        """All calls that share one fresh batch, with an update after each; returns the estimator's own losses, if any."""
+        guarded = Guarded(problem, self.estimator.needs)
+        losses = []
+        for _ in range(self.estimator.period):
+            start = time.perf_counter()
+            with put_back(type(self.estimator).__name__):
+                estimate = self.estimator.gradient(guarded, rng)  # type: ignore[arg-type]
+            middle = time.perf_counter()
+            self._descend_own_loss(estimate)
+            if update_policy:
+                self._ascend(estimate, problem)
+            self.clock.estimator += middle - start
+            self.clock.optimizer += time.perf_counter() - middle
+            if estimate.own_loss is not None:
+                losses.append(estimate.own_loss.detach())
+        return losses
+
+    def _descend_own_loss(self, estimate: Estimate) -> None:
+        """First, because its graph reads the policy's parameters."""
+        if estimate.own_loss is None or self.own_optimizer is None:
+            return
+        own = self.own_optimizer.param_groups[0]["params"]
+        gradients = torch.autograd.grad(estimate.own_loss, own, allow_unused=True)
+        if all(g is None or bool(g.isfinite().all()) for g in gradients):
+            for p, g in zip(own, gradients, strict=True):
+                p.grad = g
+            self.own_optimizer.step()
+        else:
+            self.updates.own_updates_refused += 1
+
+    def _ascend(self, estimate: Estimate, problem: Problem) -> None:
+        self.updates.calls += 1
+        for name, value in estimate.info.items():
+            self.updates.info[name] = self.updates.info.get(name, 0.0) + float(value)
+        factor = self._update(estimate.grad)
+        if factor is None:
+            self.updates.updates_refused += 1
+            refused = self.updates.updates_refused
+            if refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
+                raise Diverged(f"the gradient was not finite in {refused} updates{cause_in(problem)}")
+            return
+        self.updates.updates += 1
+        self.updates.clipped += factor < 1
+        self.updates.clip_factors += factor
+
+    def _update(self, gradient: Sequence[Tensor]) -> float | None:
+        """One step of the policy's optimizer along a gradient (ascent), clipped; returns the factor of the clipping, and
+        None where the gradient isn't finite and nothing was done."""
+        norm = nn.utils.get_total_norm(gradient)
+        if not bool(norm.isfinite()):  # the squares of single precision end at 1e38
+            norm = nn.utils.get_total_norm([g.double() for g in gradient])
+            if not bool(norm.isfinite()):
+                return None
+        factor = self.plan.clip / norm.clamp_min(self.plan.clip)
+        for p, g in zip(self.task.params, gradient, strict=True):
+            p.grad = g * -factor  # optimizers descend
+        self.optimizer.step()
+        increment_version(self.task.params)  # the fused step leaves that out, and problems tell by it what is stale
+        return float(factor)
+
+    @contextmanager
+    def moving(self, learning_rate: float) -> Iterator[Callable[[Sequence[Tensor]], object]]:
+        """Gives a function that updates the policy along a gradient as training does, from the optimizer's present
+        moments; at the end, the policy and the optimizer are what they were."""
+        params = [p.detach().clone() for p in self.task.params]
+        state = copy.deepcopy(self.optimizer.state_dict())
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        try:
+            yield self._update
+        finally:
+            self.optimizer.load_state_dict(state)
+            with torch.no_grad():
+                for p, before in zip(self.task.params, params, strict=True):
+                    p.copy_(before)
+
+    def costs(self, ledger: Ledger) -> dict[str, float]:
+        """What the training has taken so far: seconds of estimator and optimizer, updates, and what the ledger counts."""
+        spent = {"seconds": self.clock.estimator + self.clock.optimizer, "updates": self.updates.updates}
+        return {name: float(count) for name, count in (spent | asdict(ledger)).items()}
+
+    def training(self, rng: torch.Generator, ledger: Ledger, record: records.CellRecord) -> Training:
+        """All that moves while this trainer trains, for a checkpoint."""
+        optimizers = [optimizer for optimizer in (self.optimizer, self.own_optimizer) if optimizer is not None]
+        counters = (self.clock, self.updates, ledger)
+        return Training(self.task.params, self.estimator, optimizers, rng, counters, (record.rows, record.samples))
+
+
+@torch.no_grad()
+def cause_in(problem: Problem) -> str:
+    """What is wrong with the rewards of fresh draws, in words that follow those of a gradient that isn't finite."""
+    try:
+        rewards = problem.raw_reward(problem.sample(4, generator(problem.params[0].device, "cause")))
+    except Exception as error:  # noqa: BLE001 - it only adds to what is reported
+        return f"; asked again, the reward {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    odd, largest = int((~rewards.isfinite()).sum()), float(rewards.abs().max())
+    if odd:
+        return f"; neither was the reward of {odd} in {rewards.numel()} draws"
+    if largest > math.sqrt(torch.finfo(rewards.dtype).max):
+        return f"; rewards as large as {largest:.3g} have no square in {str(rewards.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def batches(task: Task, plan: Plan, n: int, seed: int) -> Iterator[Tensor]:
+    """Indices (B,) of the train prompts of each step, B = batch / n: the same order for every estimator of a seed.
+
+    A step has a window of `batch` prompts; one with n samples a prompt takes the first B of them.
+    """
+    size = task.sizes["train"]
+    rng = generator("cpu", seed, "data")
+    order = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(order) < plan.batch:
+            order = torch.cat([order, torch.randperm(size, generator=rng)])
+        window, order = order[: plan.batch], order[plan.batch :]
+        yield window[: plan.batch // n].to(plan.device)

@@ -1,0 +1,337 @@
+"""Equal tuning: as many trials for every estimator, at the same learning rates, on seeds that no comparison uses."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from gradebench.analysis import rate_curve, tables
+from gradebench.core import options
+from gradebench.core.errors import InputError
+from gradebench.core.task import Task
+from gradebench.experiment import runner
+from gradebench.experiment.plan import Cell
+from gradebench.plugins import registry
+from gradebench.storage import digests, disk, records
+from gradebench.storage.tuned import CURVES, CURVES_COLUMNS
+
+EXTENSIONS = 2  # rates beyond either end that an estimator may try where its best is at that end
+_AT = " @ "  # between the estimator and the trial in the names of a tuning's cells
+
+
+@dataclass
+class Tuned:
+    """What a tuning found: its curves, CURVES_COLUMNS, and what `run --tuned` reads."""
+
+    curves: pd.DataFrame
+    choices: dict[str, Any]
+    run: runner.Run
+    outcome: runner.Outcome
+
+
+@dataclass(frozen=True)
+class Varied:
+    """An option of an estimator that is tuned along with the learning rate: two ends, or choices."""
+
+    name: str
+    low: float | int = 0
+    high: float | int = 0
+    choices: tuple[str, ...] = ()
+
+    def at(self, share: float) -> str:
+        """What it is that far, 0 to 1, along its range; even in the logarithm where both ends are above 0."""
+        if self.choices:
+            return self.choices[int(share * len(self.choices))]
+        whole = isinstance(self.low, int)
+        low, high = (self.low - 0.5, self.high + 0.5) if whole else (self.low, self.high)
+        value = low * (high / low) ** share if low > 0 else low + (high - low) * share
+        return str(min(max(round(value), self.low), self.high)) if whole else f"{value:.3g}"
+
+
+def parse_varied(text: str) -> tuple[str, list[Varied]]:
+    """ "gumbel-rao:tau=0.1..2,k=2..64" or "ppo:whiten=true|false": the estimator's label, and what varies of it.
+
+    Raises        InputError for another form, and for ends and choices that the estimator's options don't take.
+    """
+    spec = options.parse_spec(text)
+    if not spec.options:
+        raise InputError(f"--vary {text}: it names no option; write NAME:option=LOW..HIGH or NAME:option=a|b|c")
+    varied = []
+    for name, value in spec.options.items():
+        given = value.split("..") if ".." in value else value.split("|")
+        found = [registry.resolve("estimators", f"{spec.target}:{name}={one}").params[name] for one in given]
+        if len(set(found)) < max(2, len(found)):
+            raise InputError(f"--vary {text}: {name}={value} has nothing to choose from")
+        if "|" in value or ".." not in value:
+            varied.append(Varied(name, choices=tuple(given)))
+            continue
+        low, high = (found[0], found[-1])
+        numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in found)
+        if len(found) != 2 or not numbers or low >= high:
+            raise InputError(f"--vary {text}: {name}={value} is no LOW..HIGH of numbers")
+        varied.append(Varied(name, low, high))
+    return registry.resolve("estimators", spec.target).label, varied
+
+
+def quasi_random(trials: int, dimensions: int) -> np.ndarray:
+    """Points (trials, dimensions) that fill the unit cube evenly: the first few of them as well as all.
+
+    Each column is the same, however many there are: learning rates, the first, don't depend on what else varies.
+
+    Source        Halton 1960, without its first point, the origin.
+    """
+    return np.asarray(scipy.stats.qmc.Halton(dimensions, scramble=False).random(trials + 1)[1:])
+
+
+def quasi_random_rates(low: float, high: float, trials: int) -> list[float]:
+    """Learning rates between low and high, even in the logarithm."""
+    return [float(f"{low * (high / low) ** share:.3g}") for share in quasi_random(trials, 1)[:, 0]]
+
+
+def tune(
+    request: runner.Request,
+    rates_for: Callable[[Task], Sequence[float]],
+    progress: runner.Progress,
+    vary: Mapping[str, Sequence[Varied]] | None = None,
+    extensions: int = EXTENSIONS,
+) -> Tuned:
+    """Train every estimator at the same rates and seeds, and choose the rate at which a smooth fit of the objective is
+    highest (`rate_curve.choose`), for the last step and for each earlier one that was evaluated.
+
+    Where that is at an end of the rates, and nothing beyond it failed, the estimator's rates go on there by the same
+    factor, `extensions` times at most. The objective is the task's own, reward - beta KL on validation prompts. `vary`
+    names options, by estimator, that go along: as many trials, each at its rate and at a quasi-random point of the
+    options; the best trial is chosen, as there is no curve. Cells that an earlier tuning in the folder finished are
+    kept; what is done when it is interrupted is written.
+
+    Raises        InputError for what varies of an estimator that isn't tuned.
+    """
+    vary = vary or {}
+    run = runner.prepare(request, progress)
+    if unknown := set(vary) - {cell.estimator for _, cell in run.cells}:
+        raise InputError(f"--vary {min(unknown)}: it isn't among the estimators that are tuned")
+    rates = {label: list(rates_for(task)) for label, task in run.tasks.items()}
+    for label, task in run.tasks.items():
+        tried = ", ".join(f"{rate:g}" for rate in sorted(rates[label]))
+        progress.note(f"{label} [{task.setting}]: learning rates {tried} for every estimator, on seeds {request.seeds}")
+    asked = [(replace(plan, checkpoints=0), cell) for plan, cell in run.cells]
+    steps = {cell.task: plan.steps for plan, cell in asked}
+    budgets = {cell.task: [step for step in plan.evaluation_steps if step] for plan, cell in asked}
+    betas = {label: task.beta for label, task in run.tasks.items()}
+    run.cells = [
+        (replace(plan, learning_rate=rate), trial)
+        for plan, cell in asked
+        for rate, trial in _trials(cell, rates[cell.task], vary.get(cell.estimator, ()))
+    ]
+
+    def mine(metrics: pd.DataFrame) -> pd.DataFrame:
+        """Trials of earlier commands in the folder count; tasks that this one doesn't tune have tables of their own."""
+        return metrics[metrics["task"].isin(list(steps))]
+
+    extended: set[float] = set()
+    with disk.held(run.out):
+        outcome = runner.measure(request, run, progress)
+        rows = trials_of(mine(outcome.metrics), budgets, betas)
+        for _ in range(extensions if not outcome.interrupted else 0):
+            more = {place: rate for place, rate in beyond(rows, steps).items() if place[1] not in vary}
+            if not more:
+                break
+            extended |= set(more.values())
+            run.cells += [
+                (replace(plan, learning_rate=more[place]), trial)
+                for plan, cell in asked
+                if (place := (cell.task, cell.estimator)) in more
+                for _, trial in _trials(cell, [more[place]], ())
+            ]
+            progress.note(
+                "best at an end: " + ", ".join(f"{name} goes on at {rate:g}" for (_, name), rate in more.items())
+            )
+            again = runner.measure(replace(request, resume=True), run, progress)
+            outcome = replace(again, reused=outcome.reused)
+            rows = trials_of(mine(outcome.metrics), budgets, betas)
+            if outcome.interrupted:
+                break
+    beyond_ends = {rate for rate in extended if not any(rate in asked_for for asked_for in rates.values())}
+    rates = {label: sorted(set(rows.loc[rows["task"] == label, "learning_rate"]) - beyond_ends) for label in rates}
+    curves = curves_of(rows)
+    choices = {
+        "protocol": {
+            "criterion": "reward - beta * KL on validation prompts at the last step, mean over seeds",
+            "choice": "the maximum of a local quadratic along the logarithm of the rate",
+            "extensions": extensions,
+            "seeds": sorted(map(int, rows["seed"].unique())),
+        },
+        "tasks": {
+            label: {
+                "setting": task.setting,
+                "steps": steps[label],
+                "beta": betas[label],
+                "rates": sorted(rates[label]),
+                "estimators": chosen(rows[rows["task"] == label], steps[label]),
+                "budgets": {
+                    str(budget): chosen(rows[rows["task"] == label], budget, final=False) for budget in budgets[label]
+                },
+            }
+            for label, task in run.tasks.items()
+        },
+    }
+    tables.write_csv(rows, run.out / "trials.csv")
+    tables.write_csv(curves, run.out / CURVES)
+    records.write_json(run.out / "tuned.json", choices)
+    digests.seal(run.out, records.READ_AGAIN)
+    return Tuned(curves, choices, run, outcome)
+
+
+def _trials(cell: Cell, rates: Sequence[float], varied: Sequence[Varied]) -> list[tuple[float, Cell]]:
+    """The cell at each rate, and at a point of what varies, named by both."""
+    if not varied:
+        return [(rate, replace(cell, estimator=f"{cell.estimator}{_AT}{rate:g}")) for rate in rates]
+    found = []
+    for rate, (_, *shares) in zip(rates, quasi_random(len(rates), 1 + len(varied)), strict=True):
+        values = {one.name: one.at(float(share)) for one, share in zip(varied, shares, strict=True)}
+        resolved = registry.resolve("estimators", options.with_values(cell.estimator_spec, values))
+        said = ",".join(f"{name}={value}" for name, value in values.items())
+        trial = replace(
+            cell,
+            estimator=f"{cell.estimator}{_AT}{rate:g} {said}",
+            estimator_spec=resolved.spec,
+            params=json.dumps(resolved.params, sort_keys=True),
+        )
+        found.append((rate, trial))
+    return found
+
+
+def trials_of(metrics: pd.DataFrame, budgets: Mapping[str, Sequence[int]], betas: Mapping[str, float]) -> pd.DataFrame:
+    """One row a trial and budget, a number of steps: the cell's status, its validation reward, KL and objective there."""
+    cells = metrics.groupby(["task", "setting", "estimator", "seed"], sort=False)["status"].first().reset_index()
+    cells["step"] = cells["task"].map(budgets)
+    cells = cells.explode("step", ignore_index=True).astype({"step": int})
+    index = ["task", "setting", "estimator", "seed", "step"]
+    found = metrics[(metrics["split"] == "validation") & metrics["metric"].isin(["reward", "kl"])]
+    wide = found.pivot_table(index=index, columns="metric", values="value").reindex(columns=["reward", "kl"])
+    rows = cells.join(wide, on=index)
+    rows["objective"] = rows["reward"] - rows["task"].map(betas) * rows["kl"].fillna(0.0)
+    rows[["estimator", "trial"]] = rows["estimator"].str.rsplit(_AT, n=1, expand=True)
+    rows[["learning_rate", "options"]] = rows["trial"].str.partition(" ")[[0, 2]]
+    rows["learning_rate"] = rows["learning_rate"].astype(float)
+    order = ["task", "setting", "estimator", "learning_rate", "options", "seed", "step"]
+    return rows[[*order, "status", "reward", "kl", "objective"]].sort_values(order, ignore_index=True)
+
+
+def whole_trials(trials: pd.DataFrame) -> pd.DataFrame:
+    """Objectives of one estimator at one budget, (seed x (learning_rate, options)), of the trials that no seed lost.
+
+    A trial that failed or diverged in any seed, at whatever step, can't be chosen: it bounds the rates.
+    """
+    trial = ["learning_rate", "options"]
+    wide = trials.set_index(["seed", *trial])["objective"].unstack(trial).sort_index(axis=1)
+    ok = (trials["status"] == "ok").groupby([trials["learning_rate"], trials["options"]]).all()
+    return wide[[one for one in wide.columns if ok[one] and wide[one].notna().all()]]
+
+
+def _places(whole: pd.DataFrame) -> list[tuple[float, str]]:
+    """Rate and options of its trials."""
+    levels = (whole.columns.get_level_values(level).tolist() for level in (0, 1))
+    return [(float(rate), str(said)) for rate, said in zip(*levels, strict=True)]
+
+
+def _best(trials: pd.DataFrame) -> tuple[pd.DataFrame, rate_curve.Choice, str] | None:
+    """Of one estimator at one budget: its whole trials, the choice from them, and its options; None without any.
+
+    Where options vary along, the best trial, whose neighbours along the rate are none.
+    """
+    whole = whole_trials(trials)
+    if whole.empty or not len(whole.columns):
+        return None
+    rates = [rate for rate, _ in _places(whole)]
+    if len(set(rates)) == len(rates) and not any(options for _, options in _places(whole)):
+        return whole, rate_curve.choose(rates, whole.to_numpy()), ""
+    rate, said = _places(whole)[int(whole.mean().to_numpy().argmax())]
+    alone = rate_curve.choose([rate], whole[[(rate, said)]].to_numpy())
+    end = {min(rates): "low", max(rates): "high"}.get(rate, "") if len(rates) > 1 else ""
+    return whole, replace(alone, rate=rate, end=end), said
+
+
+def beyond(trials: pd.DataFrame, steps: Mapping[str, int]) -> dict[tuple[str, str], float]:
+    """By task and estimator, the rate to try next where the best one at the last step is the end of what was tried."""
+    last = trials[trials["step"] == trials["task"].map(steps)]
+    more = {}
+    for (task, estimator), mine in last.groupby(["task", "estimator"]):
+        tried = sorted(mine["learning_rate"].unique())
+        found = _best(mine)
+        if found is None or len(tried) < 3 or mine["options"].any():
+            continue
+        good = [rate for rate, _ in _places(found[0])]
+        end = found[1].end
+        if (end == "high" and max(good) == tried[-1]) or (end == "low" and min(good) == tried[0]):
+            more[str(task), str(estimator)] = rate_curve.extended(tried, end)
+    return more
+
+
+def curves_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """The mean objective by trial and budget, CURVES_COLUMNS, with the fit there. One that lost a seed has none.
+
+    `chosen` is the trial nearest to the chosen rate, `tied` those between the rates that can't be told from it.
+    Estimators that were skipped have no curve.
+    """
+    points: list[tuple[Any, ...]] = []
+    ran = rows[rows["status"] != "skipped"]
+    for (task, setting, estimator, steps), mine in ran.groupby(["task", "setting", "estimator", "step"], sort=True):
+        found = _best(mine)
+        whole = found[0] if found else pd.DataFrame()
+        fitted = _fitted(*found) if found else {}
+        for trial, seeds in mine.groupby(["learning_rate", "options"], sort=True):
+            rate, said = float(seeds["learning_rate"].iloc[0]), str(seeds["options"].iloc[0])
+            statuses = "+".join(sorted(set(seeds["status"]) - {"ok"})) or "ok"
+            here = whole[trial] if trial in whole.columns else pd.Series(dtype=float)
+            place = (task, setting, estimator, rate, said)
+            facts = (here.mean(), here.sem(), len(seeds), statuses)
+            is_chosen, *curve = fitted.get((rate, said), (False, math.nan, math.nan, False))
+            points.append((*place, *facts, is_chosen, steps, *curve))
+    return pd.DataFrame(points, columns=CURVES_COLUMNS)
+
+
+def _fitted(whole: pd.DataFrame, best: rate_curve.Choice, said: str) -> dict[tuple[float, str], tuple[Any, ...]]:
+    """By trial: whether it is chosen, the fit, its error, and whether it is tied with the best."""
+    trials = _places(whole)
+    rates = np.array([rate for rate, _ in trials])
+    varied = any(options for _, options in trials)
+    nearest = trials.index((best.rate, said)) if varied else int(np.argmin(np.abs(np.log(rates / best.rate))))
+    curve = whole.to_numpy() if varied else rate_curve.fit(rates, whole.to_numpy(), rates)
+    error = scipy.stats.sem(curve, axis=0) if len(curve) > 1 else np.full(len(rates), math.nan)
+    return {
+        trial: (i == nearest, curve[:, i].mean(), error[i], i == nearest or best.rate_low <= rates[i] <= best.rate_high)
+        for i, trial in enumerate(trials)
+    }
+
+
+def chosen(rows: pd.DataFrame, steps: int, final: bool = True) -> dict[str, dict[str, Any]]:
+    """By estimator of one task, at one budget: the rate and the fitted objective, the rates that can't be told from it,
+    and whether the rate is the least or largest, so that a better one may lie beyond; at the `final` one the options."""
+    answer = {}
+    at = rows[(rows["step"] == steps) & (rows["status"] != "skipped")]
+    for estimator, mine in at.groupby("estimator"):
+        if (found := _best(mine)) is None:
+            continue
+        whole, best, said = found
+        if not final and said:
+            continue  # of options that vary along, those of the last step are used
+        answer[str(estimator)] = {
+            "learning_rate": best.rate,
+            "objective": best.objective,
+            **{
+                name: None if math.isnan(value) else value  # JSON has no NaN
+                for name, value in vars(best).items()
+                if name in ("standard_error", "rate_low", "rate_high")
+            },
+            "at_the_end": bool(best.end),
+            "rates": sorted({rate for rate, _ in _places(whole)}),
+        }
+        if final:
+            answer[str(estimator)]["options"] = dict(item.split("=", 1) for item in said.split(",") if item)
+    return answer

@@ -1,0 +1,320 @@
+"""From moments to metrics: variance, bias and what follows from them, each with an interval.
+
+Every quantity is a smooth function of the Gram matrix of the blocks that draws were summed in, and leaving out one
+block at a time (the jackknife) gives its interval.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import scipy.stats
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradebench.measurement.gradient_columns import LEVEL, WIDEST_COSINE, WIDEST_RATIO
+from gradebench.measurement.moments import Moments, Reference
+
+Floats = NDArray[np.float64]
+
+
+ROUNDING = 1e-13  # of the sum of squares: what draws that are all alike may seem to vary by
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with the ends of its 95 % interval; NaN where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The few numbers that all metrics are functions of: one group of parameters, K blocks of draws, R of reference.
+
+    gram  (K + R + 1, K + R + 1): products of the blocks' sums, and last of the centre they are measured from.
+    """
+
+    gram: Floats
+    counts: Floats  # (K,)
+    squares: Floats  # (K,)
+    halves: Floats | None  # (K,); None where units are no pairs
+    reference_counts: Floats  # (R,)
+    reference_squares: Floats  # (R,)
+    exact: bool
+
+
+def group_of(name: str) -> str:
+    """The part of the model that a parameter belongs to: "blocks.0.query.weight" to "blocks.0", "norm.bias" to "norm"."""
+    numbered = re.match(r".*?\.\d+(?=\.)", name)
+    return numbered[0] if numbered else name.rpartition(".")[0] or name
+
+
+def summaries(moments: Moments, reference: Reference, names: Sequence[str]) -> dict[str, Summary]:
+    """The summary of all parameters, under "", and of every group of them."""
+    run = reference.moments
+    if not torch.equal(run.centre.nan_to_num(), moments.centre.nan_to_num()):
+        raise ValueError("draws and reference must be measured from the same centre")
+    rows = torch.cat([moments.sums, run.sums, moments.centre[None]])
+    grams = torch.stack([part @ part.T for part in rows.split(moments.sizes, 1)]).cpu().numpy()  # (parameters, ., .)
+    groups = [group_of(name) for name in names]
+    chosen = {"": np.ones(len(groups), bool)}
+    chosen |= {group: np.array([g == group for g in groups]) for group in dict.fromkeys(groups)}
+
+    def total(by_parameter: Tensor, which: NDArray[np.bool_]) -> Floats:
+        return np.asarray(by_parameter.cpu().numpy()[:, which].sum(1))
+
+    return {
+        group: Summary(
+            gram=grams[which].sum(0),
+            counts=moments.counts.cpu().numpy(),
+            squares=total(moments.squares, which),
+            halves=total(moments.halves, which) if moments.paired else None,
+            reference_counts=run.counts.cpu().numpy(),
+            reference_squares=total(run.squares, which),
+            exact=reference.exact,
+        )
+        for group, which in chosen.items()
+    }
+
+
+def _metrics(summary: Summary, kept: Floats, reference_kept: Floats) -> dict[str, np.float64]:
+    """All metrics from the blocks that are kept: weights 1 or 0, (K,) and (R,)."""
+    n, m = float(summary.counts @ kept), float(summary.reference_counts @ reference_kept)
+    draws = np.concatenate([kept / n, np.zeros(len(reference_kept)), [0.0]])  # the mean draw, from the centre
+    truth = np.concatenate([np.zeros(len(kept)), reference_kept / m, [0.0]])  # the mean reference
+    centre = np.eye(len(draws))[-1]
+
+    # np.float64 throughout: beyond its range it gives nan or inf, and doesn't raise as Python's own numbers do.
+    def product(a: Floats, b: Floats) -> np.float64:
+        return np.float64(a @ summary.gram @ b)
+
+    squares = np.float64(summary.squares @ kept)
+    spread = squares - n * product(draws, draws)
+    spread = np.float64(0.0) if abs(spread) < ROUNDING * squares else spread
+    unit_variance = spread / (n - 1 if n > 1 else math.nan)
+    halves = np.float64(0.0 if summary.halves is None else summary.halves @ kept) / n
+    variance = unit_variance + halves
+    reference_error = np.float64(0.0)
+    if not summary.exact:
+        spread = np.float64(summary.reference_squares @ reference_kept - m * product(truth, truth))
+        reference_error = spread / (m - 1 if m > 1 else math.nan) / m
+    norm_squared = product(draws + centre, draws + centre) - unit_variance / n
+    reference_norm_squared = np.float64(product(truth + centre, truth + centre) - reference_error)
+    dot = product(draws + centre, truth + centre)
+    bias_squared = product(draws - truth, draws - truth) - unit_variance / n - reference_error
+    resolved = norm_squared > 0 and reference_norm_squared > 0
+    known = reference_norm_squared if reference_norm_squared > 0 else math.nan
+    answer = {
+        "gradient_variance": variance,
+        "gradient_variance_relative": variance / known,
+        "gradient_variance_relative_own": variance / norm_squared if norm_squared > 0 else math.nan,
+        "gradient_snr": known / variance if variance > 0 else math.nan,
+        "gradient_cosine": dot / np.sqrt(norm_squared * reference_norm_squared) if resolved else math.nan,
+        "gradient_bias_squared": bias_squared,
+        "gradient_bias_relative": bias_squared / known,
+        "gradient_mse": variance + bias_squared,
+        "gradient_mse_relative": (variance + bias_squared) / known,
+        "gradient_direction_error": _direction_error(
+            _squared_dot(summary, kept, reference_kept), norm_squared + variance, known
+        ),
+        "gradient_norm_squared": norm_squared,
+        "gradient_reference_dot": dot,
+        "gradient_reference_norm_squared": reference_norm_squared,
+    }
+    if summary.halves is not None:
+        answer["gradient_variance_sampling"] = 2 * halves
+        answer["gradient_variance_prompts"] = unit_variance - halves
+    return {name: np.float64(value) for name, value in answer.items()}
+
+
+def _direction_error(squared_dot: np.float64, square: np.float64, reference_norm_squared: float) -> float:
+    """1 - (E g . grad J)^2 / (E |g|^2 |grad J|^2), where it has a value."""
+    return 1 - squared_dot / (square * reference_norm_squared) if square > 0 else math.nan
+
+
+def _squared_dot(summary: Summary, kept: Floats, reference_kept: Floats) -> np.float64:
+    """(E g . grad J)^2 without bias: the mean over products of two blocks of draws and two of reference, all others.
+
+    NaN with fewer than two blocks of draws, or of a reference that isn't exact.
+    """
+    blocks, runs = np.flatnonzero(kept), np.flatnonzero(reference_kept)
+    means = np.zeros((len(blocks), len(summary.gram)))
+    truths = np.zeros((len(runs), len(summary.gram)))
+    means[np.arange(len(blocks)), blocks] = 1 / summary.counts[blocks]
+    truths[np.arange(len(runs)), len(kept) + runs] = 1 / summary.reference_counts[runs]
+    means[:, -1] = truths[:, -1] = 1.0  # from zero, no longer from the centre
+    dots = means @ summary.gram @ truths.T  # (blocks, runs)
+    own = summary.counts[blocks] / summary.counts[blocks].sum()
+    weights = summary.reference_counts[runs] / summary.reference_counts[runs].sum()
+    by_block, by_run = np.square(own * (dots @ weights)).sum(), np.square(weights * (own @ dots)).sum()
+    total, pairs = np.square(own @ dots @ weights) - by_block, 1 - np.square(own).sum()
+    if not summary.exact:
+        total += np.square(np.outer(own, weights) * dots).sum() - by_run
+        pairs *= 1 - np.square(weights).sum()
+    return np.float64(total / pairs if pairs > ROUNDING else math.nan)
+
+
+_POSITIVE = {
+    "gradient_variance",
+    "gradient_variance_relative",
+    "gradient_variance_relative_own",
+    "gradient_snr",
+    "gradient_variance_sampling",
+}
+_LIMITS = {"gradient_cosine": (-1.0, 1.0), "gradient_direction_error": (0.0, 1.0)}  # that debiased values may leave
+_RELATIVE = {
+    "gradient_variance_relative",
+    "gradient_snr",
+    "gradient_bias_relative",
+    "gradient_mse_relative",
+    "gradient_cosine",
+    "gradient_direction_error",
+}
+
+
+@np.errstate(all="ignore")
+def gradient_metrics(summary: Summary) -> dict[str, Interval]:
+    """The metrics of one group, each with its interval. Whatever the draws are, it raises nothing.
+
+    Squared quantities are debiased, so noise may turn a small one negative; variances are those of one draw.
+
+    gradient_variance           trace of the covariance
+    gradient_variance_sampling, _prompts   its parts: prompts fixed, and what the choice of prompts adds
+    gradient_variance_relative, gradient_snr   that over |grad J|^2, and |grad J|^2 over that
+    gradient_variance_relative_own             that over |E g|^2, which differs by estimator
+    gradient_cosine             between E g and the reference, both norms debiased
+    gradient_bias_squared       |E g - grad J|^2, less what the noise of both means adds
+    gradient_bias_relative      that over |grad J|^2
+    gradient_mse, _relative     E |g - grad J|^2, and that over |grad J|^2
+    gradient_direction_error    1 - (E g . grad J)^2 / (E |g|^2 |grad J|^2): the least relative mean squared error that
+                                g times any constant can have; for a g of constant length the mean of 1 - cos^2
+
+    Intervals     delete-one-block jackknife over draws and over reference, t quantiles with Satterthwaite's degrees
+                  of freedom; on the logarithm for what is positive. Near a bias of zero they are too wide, not too
+                  narrow. NaN with fewer than two blocks.
+    Unresolved    NaN. What isn't finite, as where draws aren't or their squares have no number; all that is relative to |grad J|^2 where its interval reaches zero; a cosine or a direction
+                  error where its own is longer than WIDEST_COSINE, a relative variance where it spans more than a
+                  factor of WIDEST_RATIO.
+    """
+    kept, reference_kept = np.ones(len(summary.counts)), np.ones(len(summary.reference_counts))
+    values = _metrics(summary, kept, reference_kept)
+    without = [_metrics(summary, row, reference_kept) for row in kept - np.eye(len(kept))] if len(kept) > 1 else []
+    varies = not summary.exact and len(reference_kept) > 1
+    without_reference = (
+        [_metrics(summary, kept, row) for row in reference_kept - np.eye(len(reference_kept))] if varies else []
+    )
+    own, truth = values["gradient_norm_squared"], values["gradient_reference_norm_squared"]
+    noise = _variance_of_squared_noise(summary)
+    floors = {"gradient_bias_squared": noise, "gradient_mse": noise}
+    if values["gradient_variance"] > 0:
+        # What the mean's own noise takes from it, on its logarithm: all there is where draws are equally far from it.
+        floors["gradient_variance"] = _variance_of_squared_noise(summary, 1.0, 0.0) / values["gradient_variance"] ** 2
+    if truth > 0:
+        floors["gradient_bias_relative"] = floors["gradient_mse_relative"] = noise / truth**2
+    if own > 0 and truth > 0:  # 1 - cosine is half the squared distance between the unit vectors
+        floors["gradient_cosine"] = _variance_of_squared_noise(summary, own**-0.5, truth**-0.5) / 4
+    found = {
+        name: _jackknife(
+            name, value, [[w[name] for w in without], [w[name] for w in without_reference]], floors.get(name, 0.0)
+        )
+        for name, value in values.items()
+    }
+    told = summary.exact or found["gradient_reference_norm_squared"].low > 0
+    return {name: _resolved(name, interval, told) for name, interval in found.items()}
+
+
+def _resolved(name: str, interval: Interval, told: bool) -> Interval:
+    """The interval, or none where it says nothing; `told`: whether |grad J|^2 can be told from zero."""
+    width, ratio = interval.high - interval.low, interval.high / interval.low if interval.low > 0 else 1.0
+    narrow = name not in ("gradient_cosine", "gradient_direction_error") or not width > WIDEST_COSINE
+    narrow &= name not in ("gradient_variance_relative", "gradient_snr") or not ratio > WIDEST_RATIO
+    return interval if narrow and (told or name not in _RELATIVE) else Interval(math.nan, math.nan, math.nan)
+
+
+def _variance_of_squared_noise(summary: Summary, scale: float = 1.0, reference_scale: float = 1.0) -> np.float64:
+    """2 tr S^2, S the covariance of mean draw less reference: the variance of |noise|^2, which is all that a squared
+    bias of zero has. The jackknife sees only how the noise found moves it, and next to nothing where that is small.
+
+    tr S^2 comes from products of Helmert contrasts of the blocks' means, which are independent of each other.
+    """
+    parts = [scale * _contrasts(summary.counts)]
+    if not summary.exact:
+        parts.append(reference_scale * _contrasts(summary.reference_counts))
+    total, offset = np.float64(0.0), 0
+    placed = []
+    for part in parts:
+        place = np.zeros((len(part), len(summary.gram)))
+        place[:, offset : offset + part.shape[1]] = part
+        placed.append(place)
+        offset += part.shape[1]
+    for i, a in enumerate(placed):
+        for j, b in enumerate(placed):
+            products = np.square(a @ summary.gram @ b.T)
+            if i == j:
+                products = products[~np.eye(len(products), dtype=bool)]
+            total += products.mean() if products.size else 0.0
+    return np.float64(2 * total)
+
+
+def _contrasts(counts: Floats) -> Floats:
+    """(K - 1, K): of the blocks' sums, vectors with mean zero and the covariance of the overall mean."""
+    blocks = len(counts)
+    return np.asarray(scipy.linalg.helmert(blocks) / counts / math.sqrt(blocks))
+
+
+def _jackknife(name: str, value: np.float64, parts: Sequence[Sequence[float]], floor: float) -> Interval:
+    """The interval from the values without each block, one list an independent source of noise, and a variance that
+    they don't show."""
+    if not math.isfinite(value):
+        return Interval(math.nan, math.nan, math.nan)
+    logarithmic = name in _POSITIVE
+    least, most = _LIMITS.get(name, (-math.inf, math.inf))
+    variance, shares = np.float64(floor), list[tuple[np.float64, int]]()
+    for part in parts:
+        left = np.asarray(part, dtype=np.float64)
+        if len(left) < 2 or np.ptp(left) == 0:  # no block matters; all may be zero, which has no logarithm
+            continue
+        left = np.log(left) if logarithmic else left
+        share = np.float64((len(left) - 1) / len(left) * np.square(left - left.mean()).sum())
+        variance += share
+        shares.append((share, len(left) - 1))
+    shown = max(least, min(most, float(value)))
+    if not math.isfinite(variance) or len(parts[0]) < 2:
+        return Interval(shown, math.nan, math.nan)
+    if variance == 0:
+        return Interval(shown, shown, shown)
+    # Of shares of the variance, not of squares, which may have no number.
+    freedom = sum((share / variance) ** 2 / count for share, count in shares)
+    degrees = 1 / freedom if freedom else len(parts[0]) - 1.0
+    width = np.float64(scipy.stats.t.isf((1 - LEVEL) / 2, degrees)) * np.sqrt(variance)
+    if logarithmic:
+        return Interval(shown, float(value * np.exp(-width)), float(value * np.exp(width)))
+    return Interval(shown, float(max(least, min(most, value - width))), float(max(least, min(most, value + width))))
+
+
+def slope_of_log_variance(samples: Sequence[int], variances: Sequence[Interval]) -> Interval:
+    """Slope of ln variance against ln samples by least squares, weighted with the intervals; -1 for a plain mean.
+
+    The variances come from separate draws. NaN with fewer than two positive ones with an interval of some length.
+    """
+    paired = [(k, v) for k, v in zip(samples, variances, strict=True) if v.value > 0 and v.high > v.low > 0]
+    points = [(k, v, math.log(v.high) - math.log(v.low)) for k, v in paired if math.isfinite(v.high)]
+    points = [(k, v, length) for k, v, length in points if length > 0]
+    if len({k for k, *_ in points}) < 2:
+        return Interval(math.nan, math.nan, math.nan)
+    x = np.log([k for k, *_ in points])
+    y = np.log([v.value for _, v, _ in points])
+    normal = float(scipy.stats.norm.isf((1 - LEVEL) / 2))
+    weights = np.array([(2 * normal / length) ** 2 for *_, length in points])
+    x = x - np.average(x, weights=weights)
+    information = float(weights @ x**2)
+    slope = float(weights @ (x * y)) / information
+    width = normal / math.sqrt(information)
+    return Interval(slope, slope - width, slope + width)

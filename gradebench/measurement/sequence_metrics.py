@@ -1,0 +1,37 @@
+"""What is measured of a language model's hard samples."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from gradebench.problems.sequence import SequenceProblem
+
+
+def distinct_bigrams(tokens: Sequence[Sequence[int]]) -> float:
+    """Distinct bigrams over all bigrams of a set of texts (Li et al. 2016), in [0, 1]."""
+    pairs = [pair for text in tokens for pair in pairwise(text)]
+    return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+@torch.no_grad()
+def evaluate_sequences(problem: SequenceProblem, rng: torch.Generator) -> tuple[dict[str, float], Tensor]:
+    """Metrics of hard samples, one a prompt, and the samples (B, T): reward, kl, entropy, distinct_2, reference_nll.
+
+    kl in nats a sequence; entropy and reference_nll in nats a token.
+    """
+    z = problem.sample(1, rng)  # (1, B, T)
+    alive = problem.alive(z)
+    log_p = problem.logits(z).log_softmax(-1)
+    p = log_p.exp()
+    metrics = {
+        "reward": float(problem.raw_reward(z).mean()),
+        "entropy": float(-(p * log_p).sum(-1)[alive].mean()),
+        "distinct_2": distinct_bigrams([row[counts].tolist() for row, counts in zip(z[0], alive[0], strict=True)]),
+    }
+    if problem.reference is not None:
+        log_q = problem._forward(problem.reference, z)[0].log_softmax(-1)
+        metrics["kl"] = float((p * (log_p - log_q)).sum(-1).sum(-1).mean())
+        metrics["reference_nll"] = float(-log_q.gather(-1, z.unsqueeze(-1)).squeeze(-1)[alive].mean())
+    return metrics, z[0]

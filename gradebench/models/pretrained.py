@@ -1,0 +1,473 @@
+"""Policies and rewards in the hub's format: any causal language model, any sequence classifier that shares its tokens.
+
+A model is fed embeddings, so that hard and relaxed tokens take the same way through it, and its attention is the
+library's plain one, which can be differentiated twice (fused kernels can't). What the harness relies on is tried out
+once when a model is loaded, because the families of the library differ in it and don't declare it.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.cache_utils import DynamicCache
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from gradebench.core.errors import InputError
+from gradebench.core.panics import Panicked, panics_raised, panics_silenced
+from gradebench.models.adapter_folders import with_adapter, without_adapter
+from gradebench.models.classifier_head import AUTO, Head, head_of
+from gradebench.models.declared import hold_against_weights, require_counts
+from gradebench.models.ends import Ends
+from gradebench.models.transformer import embed_tokens
+from gradebench.storage.hub import first_line, locate_model, trusts_remote_code
+
+# Noise of two ways through one model, relative to its largest output.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float64: 1e-9}
+_TRIED = 3  # tokens of the trial
+_TRIAL_TEXT = "A film, naïve but good!"
+
+
+class PretrainedVocabulary:
+    """Encodes texts to ids and back with a model's own tokenizer.
+
+    `prefix` is the token that the tokenizer puts before every text if it does (BOS), and a text's ids begin with it.
+    The tokenizer's other special tokens (ends, separators) are left out: the texts are to be continued. `end` is the
+    token that ends a text, or several: the tokenizer's, then those that the model's generation lists; None for none.
+    """
+
+    def __init__(self, tokenizer: Any, listed: Sequence[int] = ()):
+        self.tokenizer = tokenizer
+        self.size = 1 + max(tokenizer.get_vocab().values())  # ids need not be contiguous
+        before, _ = special_tokens_around(tokenizer)
+        self.prefix = before if before == [tokenizer.bos_token_id] else []
+        known = [*filter(lambda end: end is not None, [tokenizer.eos_token_id]), *listed]
+        ends = tuple(end for end in dict.fromkeys(known) if 0 <= end < self.size)  # others are never drawn
+        self.end: Ends | None = ends if len(ends) > 1 else next(iter(ends), None)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        # In parts, because an encoding holds masks and offsets too: gigabytes for a large corpus at once.
+        # Not verbose: it would warn that whole reviews exceed the context, while only their openings are read.
+        plain = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        with panics_raised():
+            return [
+                self.prefix + row
+                for start in range(0, len(texts), 1000)
+                for row in self.tokenizer(list(texts[start : start + 1000]), **plain)["input_ids"]
+            ]
+
+    def decode(self, ids: Iterable[Sequence[int]]) -> list[str]:
+        # No cleaning up: it would join the spaces of "good ." away, and a decoded text is to be judged as it stands.
+        rows = [list(row) for row in ids]
+        with panics_raised():
+            return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class PretrainedPolicy(nn.Module):
+    """A causal language model over the first `categories` ids; any rows that it has beyond are padding, never drawn.
+
+    With `half`, it computes in bfloat16; what is trained stays in float32, where small updates aren't lost.
+    """
+
+    def __init__(self, model: nn.Module, categories: int, half: bool = False):
+        super().__init__()
+        self.model = model.eval()  # no dropout: rollout and log_prob must see one policy
+        self.categories, self.computes_half = categories, half
+        taken = inspect.signature(model.forward).parameters
+        self.skips_logits, self.takes_places = "logits_to_keep" in taken, "position_ids" in taken
+        self.feature_size = trial_features(self)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(N, L) ids or (N, L, V) relaxed one-hots to (N, L, D)."""
+        return embed_as(self.model.get_input_embeddings(), tokens)  # type: ignore[operator]
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        cache: DynamicCache | None = None,
+        last: int | None = None,
+        pads: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, DynamicCache]:
+        """Logits (N, L, V), features (N, L, D) and the cache grown by L positions; `cache` itself stays as it is.
+
+        With `last`, logits and features of so many last positions only. `pads` (N,): how many of the first positions
+        of a text are padding.
+        """
+        last = last or embeddings.shape[1]
+        options: dict[str, Any] = {"logits_to_keep": last} if self.skips_logits else {}
+        if pads is not None:
+            start = cache.get_seq_length() if cache else 0
+            places = torch.arange(start + embeddings.shape[1], device=pads.device) - pads[:, None]
+            options["attention_mask"] = (places >= 0).long()
+            if self.takes_places:
+                options["position_ids"] = places[:, start:].clamp_min(0)
+        with torch.autocast(embeddings.device.type, torch.bfloat16) if self.computes_half else nullcontext():
+            output = self.model(
+                inputs_embeds=embeddings,
+                past_key_values=branch(cache),
+                use_cache=True,
+                output_hidden_states=True,
+                **options,
+            )
+        logits, features = output.logits[:, -last:, : self.categories], output.hidden_states[-1][:, -last:]
+        return logits, features, output.past_key_values
+
+    def reordered(self, cache: DynamicCache, rows: Tensor) -> DynamicCache:
+        """The cache of these rows (M,) of the batch."""
+        grown = branch(cache)
+        assert grown is not None
+        grown.reorder_cache(rows)  # type: ignore[arg-type]  # it says LongTensor, and Tensor is meant
+        return grown
+
+    def frozen(self) -> "PretrainedPolicy":
+        """A copy of what it is now, not to be trained."""
+        answer = copy.deepcopy(self).requires_grad_(False)
+        return answer.to(torch.bfloat16) if self.computes_half else answer
+
+
+class PretrainedReward(nn.Module):
+    """The output (N,) of a sequence classifier that its `head` chooses.
+
+    `before` and `after` are ids of special tokens that the classifier expects around a text.
+    """
+
+    differentiable = True
+    before: Tensor
+    after: Tensor
+
+    def __init__(self, model: nn.Module, head: Head, before: Sequence[int] = (), after: Sequence[int] = ()):
+        super().__init__()
+        self.model = model.eval()
+        self.head = head
+        for name, ids in (("before", before), ("after", after)):
+            self.register_buffer(name, torch.tensor([list(ids)], dtype=torch.int64), persistent=False)
+        # A decoder scores every prefix in one pass, so that the score of a text that has ended gradually is a mixture.
+        self.decoder = hasattr(model, "score")
+        self.weighs = self.decoder and not len(after)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(N, L) ids or (N, L, V) relaxed one-hots to (N, L, D)."""
+        return embed_as(self.model.get_input_embeddings(), tokens)  # type: ignore[operator]
+
+    def forward(self, embeddings: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Of texts (N, L, D), of which the positions count that `keep` (N, L) has: 1 up to their end, and then 0."""
+        before, after = (self.embed(ids).expand(len(embeddings), -1, -1) for ids in (self.before, self.after))
+        texts = torch.cat([before, embeddings, after], 1)
+        if keep is None:
+            return self.head(self.model(inputs_embeds=texts).logits)
+        if self.weighs:
+            ends_here = keep - functional.pad(keep[:, 1:], (0, 1))
+            return (ends_here * self.of_prefixes(texts)[:, -keep.shape[1] :]).sum(1)
+        # Where a text's own end is, its special tokens follow, and whatever is left over doesn't count.
+        rows, places = torch.arange(len(texts), device=texts.device), torch.arange(texts.shape[1], device=texts.device)
+        kept = before.shape[1] + keep.round().long().sum(1, keepdim=True)  # (N, 1)
+        dropped = texts.shape[1] - after.shape[1] - kept
+        texts = texts[rows[:, None], (places + dropped * (places >= kept)).clamp_max(texts.shape[1] - 1)]
+        if self.decoder:
+            return self.of_prefixes(texts)[rows, (kept + after.shape[1])[:, 0] - 1]
+        mask = (places < kept + after.shape[1]).long()
+        return self.head(self.model(inputs_embeds=texts, attention_mask=mask).logits)
+
+    def of_prefixes(self, texts: Tensor) -> Tensor:
+        """A decoder's answer (N, L) to every prefix of the texts (N, L, D)."""
+        return self.head(self.model.score(self.model.base_model(inputs_embeds=texts).last_hidden_state))  # type: ignore[operator]
+
+
+def load_policy(
+    name_or_path: str, length: int = 1, half: bool = False, lora: int = 0
+) -> tuple[PretrainedPolicy, PretrainedVocabulary]:
+    """Returns the causal language model of a local folder or a hub id, and its vocabulary.
+
+    `length` is the number of tokens that it will be read to, prompt and horizon together. `half`: it computes in
+    bfloat16. `lora`: the rank of adapters that are trained in place of its own weights; 0 for none.
+
+    Raises InputError, in one line, for whatever keeps the model from serving as a policy.
+    """
+    folder = locate_model(name_or_path).folder
+    with quiet(), refused(name_or_path, "a policy"):
+        config = _config(folder, name_or_path)
+        named = getattr(config, "architectures", None) or []
+        own_code = getattr(config, "auto_map", None)
+        if named and not set(named) & _causal_architectures() and not own_code:
+            raise InputError(f"{name_or_path}: a {named[0]}, not a causal language model; give one")
+        tokenizer = tokenizer_of(folder, name_or_path)
+        _check_context(name_or_path, config, tokenizer, length)
+        # Weights that are trained stay in float32; frozen ones needn't.
+        dtype = torch.bfloat16 if half and lora else torch.float32
+        model = model_of(AutoModelForCausalLM, folder, name_or_path, "a causal language model", dtype)
+        vocabulary = PretrainedVocabulary(tokenizer, ends_of(name_or_path, model))
+        _check_rows(name_or_path, model, len(vocabulary))
+        policy = PretrainedPolicy(model, len(vocabulary), half)
+        try_policy(policy)
+        if lora:
+            from gradebench.models.adapters import AdaptedPolicy
+
+            policy = AdaptedPolicy(model, len(vocabulary), half, lora)
+    return policy, vocabulary
+
+
+def load_reward(
+    name_or_path: str,
+    vocabulary: Any,
+    length: int = 1,
+    half: bool = False,
+    label: str = AUTO,
+    activation: str = AUTO,
+) -> PretrainedReward:
+    """Returns the sequence classifier of a local folder or a hub id.
+
+    `vocabulary` is the policy's, a PretrainedVocabulary or a Vocabulary; `length` is the number of tokens of the
+    longest text, prompt and horizon together. `half`: in bfloat16. `label`, `activation`: see `head_of`.
+
+    Raises InputError, in one line, for whatever keeps the model from serving as a reward.
+    """
+    folder = locate_model(name_or_path).folder
+    with quiet(), refused(name_or_path, "a reward"):
+        config = _config(folder, name_or_path)
+        tokenizer = tokenizer_of(folder, name_or_path)
+        own = PretrainedVocabulary(tokenizer)
+        check_same_tokens(name_or_path, own, vocabulary)
+        head = head_of(config, name_or_path, label, activation)
+        before, after = special_tokens_around(tokenizer)
+        if before == getattr(vocabulary, "prefix", []):
+            before = []  # the prompts bring it
+        _check_context(name_or_path, config, tokenizer, length + len(before) + len(after))
+        dtype = torch.bfloat16 if half else torch.float32
+        model = model_of(AutoModelForSequenceClassification, folder, name_or_path, "a sequence classifier", dtype)
+        _check_rows(name_or_path, model, len(own))
+        text_config = model.config.get_text_config()
+        text_config.use_cache = False
+        if text_config.pad_token_id is None:
+            # Decoder classifiers refuse batches without one. Fed embeddings they never look for it: texts are equally
+            # long here, and the last position is the one that is read.
+            text_config.pad_token_id = 0
+        elif hasattr(
+            model, "score"
+        ):  # decoder classifiers read the last token that isn't padding, and it may be the end
+            while after and after[-1] == text_config.pad_token_id:
+                after.pop()
+        reward = PretrainedReward(model, head, before, after)
+        try_reward(reward, len(own))
+    return reward
+
+
+def embed_as(table: nn.Embedding, tokens: Tensor) -> Tensor:
+    """Embeddings (..., D) of ids (...) or relaxed one-hots (..., V) as the model's own table embeds ids.
+
+    Unlike the table itself it passes gradients to the row of the padding token: that row is a parameter as any other
+    where the policy may draw the token. Some families scale inside the table; those that scale later need no care.
+    """
+    weight: Tensor = table.weight
+    if tokens.is_floating_point() and tokens.shape[-1] < len(weight):
+        weight = weight[: tokens.shape[-1]]
+    scale = getattr(table, "embed_scale", None)
+    embedded = embed_tokens(weight, tokens)
+    return embedded if scale is None else embedded * scale
+
+
+def branch(cache: DynamicCache | None) -> DynamicCache | None:
+    """A cache that grows on its own: the library's `update` rebinds a layer's tensors without writing to them."""
+    if cache is None:
+        return None
+    grown = copy.copy(cache)
+    grown.layers = [copy.copy(layer) for layer in cache.layers]
+    return grown
+
+
+def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer puts before and after a text."""
+    plain, whole = (tokenizer("good", add_special_tokens=special)["input_ids"] for special in (False, True))
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []
+
+
+def ends_of(name_or_path: str, model: Any) -> list[int]:
+    """The tokens at which the library's own generation stops: one, a list of them, or none."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = named if isinstance(named, list | tuple) else [] if named is None else [named]
+    if not all(isinstance(end, int) for end in ends):
+        raise InputError(
+            f"{name_or_path}: eos_token_id of its generation is {named!r}; give a number or a list of them"
+        )
+    return [int(end) for end in ends]
+
+
+def check_same_tokens(name_or_path: str, own: Any, policy: Any) -> None:
+    """Refuses a reward whose ids don't mean the policy's tokens."""
+    theirs, ours = own.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
+    if theirs == ours:
+        return
+    differing = sum(ours.get(token) != i for token, i in theirs.items())
+    raise InputError(
+        f"{name_or_path}: its vocabulary ({len(theirs):,} tokens, {differing:,} of them other ones) isn't the policy's "
+        f"({len(ours):,} tokens); give a classifier with the policy's tokenizer, or reward=trained"
+    )
+
+
+@torch.no_grad()
+def trial_features(policy: PretrainedPolicy) -> int:
+    """Width D of the features, which configurations don't tell reliably."""
+    first = torch.zeros(1, 1, dtype=torch.int64, device=next(policy.parameters()).device)
+    return int(policy(policy.embed(first))[1].shape[-1])
+
+
+def try_policy(policy: PretrainedPolicy) -> None:
+    """Raises ValueError unless the policy is causal, continues from its cache, doesn't read padding, and can be
+    differentiated twice."""
+    ids = _trial_ids(policy.model, policy.categories)
+    one_hots = _one_hots(policy.model, ids, policy.categories)
+    whole, _, cache = policy(policy.embed(one_hots))
+    if not hasattr(cache, "layers"):
+        raise ValueError("it isn't causal, or keeps no cache of keys and values")
+    by_ids = policy.model(input_ids=ids).logits[..., : policy.categories]
+    _check_close(whole, by_ids, "it reads embeddings in another way than tokens")
+    steps: list[Tensor] = []
+    cache = None
+    for t in range(_TRIED):
+        logits, _, cache = policy(policy.embed(one_hots[:, t : t + 1]), cache)
+        steps.append(logits)
+    _check_close(torch.cat(steps, 1), whole, "it isn't causal, or doesn't continue from its cache")
+    behind = policy.embed(torch.cat([one_hots[:, :1], one_hots], 1))
+    padded, _, _ = policy(behind, pads=torch.ones(1, dtype=torch.int64))
+    _check_close(padded[:, 1:], whole, "it reads the padding before a text")
+    _differentiate_twice(steps[-1], one_hots)
+
+
+def try_reward(reward: PretrainedReward, categories: int) -> None:
+    """Raises ValueError unless the reward reads embeddings as it reads tokens and can be differentiated twice."""
+    ids = _trial_ids(reward.model, categories)
+    one_hots = _one_hots(reward.model, ids, categories)
+    by_embeddings = reward.model(inputs_embeds=reward.embed(one_hots)).logits
+    _check_close(by_embeddings, reward.model(input_ids=ids).logits, "it reads embeddings in another way than tokens")
+    whole = reward(reward.embed(one_hots))
+    keep = torch.ones(1, len(ids[0]) + 1).index_fill_(1, torch.tensor([len(ids[0])]), 0)
+    longer = reward.embed(torch.cat([one_hots, one_hots[:, :1]], 1))
+    _check_close(reward(longer, keep), whole, "it reads what follows the end of a text")
+    _differentiate_twice(whole, one_hots)
+
+
+def _trial_ids(model: nn.Module, categories: int) -> Tensor:
+    """The last ids (1, L) but the padding token's, after which a classifier may look."""
+    padding = model.config.get_text_config().pad_token_id  # type: ignore[union-attr, operator]
+    return torch.tensor([[i for i in range(categories) if i != padding][-_TRIED:]])
+
+
+def _one_hots(model: nn.Module, ids: Tensor, categories: int) -> Tensor:
+    return functional.one_hot(ids, categories).to(next(model.parameters()).dtype).requires_grad_()
+
+
+def _check_close(a: Tensor, b: Tensor, otherwise: str) -> None:
+    tolerance = max(_TOLERANCE[a.dtype], _TOLERANCE[b.dtype])
+    if not (a - b).abs().max() <= tolerance * max(1.0, float(b.detach().abs().max())):  # so that NaN is refused
+        raise ValueError(otherwise)
+
+
+def _differentiate_twice(value: Tensor, by: Tensor) -> None:
+    """Raises RuntimeError where a kernel has no second derivative, or writes over what the first one needs."""
+    (first,) = torch.autograd.grad(value.square().sum(), by, create_graph=True)
+    torch.autograd.grad(first.square().sum(), by)
+
+
+def _config(folder: Path, name_or_path: str) -> Any:
+    require_counts(folder, name_or_path)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
+
+
+def tokenizer_of(folder: Path, name_or_path: str) -> Any:
+    """The folder's tokenizer, tried out: a broken one may panic when it is loaded or when it is used."""
+    require_counts(folder, name_or_path)  # the library reads the configuration here too
+    with panics_silenced():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
+        tokenizer.batch_decode([tokenizer(_TRIAL_TEXT)["input_ids"]])
+    return tokenizer
+
+
+def model_of(auto: Any, folder: Path, name_or_path: str, kind: str, dtype: torch.dtype) -> Any:
+    """The model with the folder's weights, none left out; refuses weights that aren't those of its configuration.
+
+    A LoRA adapter of a language model that lies beside them is added to them.
+    """
+    config = _config(folder, name_or_path)
+    if not getattr(config, "auto_map", None):  # code of its own says more than a configuration
+        hold_against_weights(auto, config, folder, name_or_path, kind)
+    with without_adapter(folder) as bare:
+        model, report = auto.from_pretrained(
+            bare,
+            trust_remote_code=trusts_remote_code(),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(f"{name_or_path}: not {kind}, its weights lack {missing[0]}; give one")
+    return with_adapter(model, folder, name_or_path, "CAUSAL_LM" if auto is AutoModelForCausalLM else "SEQ_CLS")
+
+
+def _causal_architectures() -> set[str]:
+    names: set[str] = set()
+    for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        names.update([value] if isinstance(value, str) else value)
+    return names
+
+
+def _check_context(name_or_path: str, config: Any, tokenizer: Any, length: int) -> None:
+    """Refuses a model that can't read `length` tokens; learned positions end, and others weren't trained beyond."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit > 0]
+    if limits and min(limits) < length:
+        raise InputError(
+            f"{name_or_path}: its context of {min(limits):,} tokens is shorter than prompt and horizon together "
+            f"({length}, special tokens included); give a model with a longer one, or a smaller size"
+        )
+
+
+def _check_rows(name_or_path: str, model: Any, tokens: int) -> None:
+    rows = len(model.get_input_embeddings().weight)
+    if rows < tokens:
+        raise InputError(f"{name_or_path}: its tokenizer has {tokens:,} ids and its model embeds {rows:,}; mend one")
+
+
+@contextmanager
+def refused(name_or_path: str, role: str) -> Iterator[None]:
+    """Turns whatever a library raises about a model into one line."""
+    try:
+        with panics_raised():
+            yield
+    except Panicked as error:
+        raise InputError(f"{name_or_path}: can't serve as {role}: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # configurations, tokenizers and weights each fail with kinds of their own
+        if "trust_remote_code" in str(error):
+            advice = "read it, and give --trust-remote-code if you trust it"
+            raise InputError(f"{name_or_path}: {role} that needs code of its own to be run; {advice}") from error
+        raise InputError(f"{name_or_path}: can't serve as {role}: {first_line(error)}; give another model") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps bars and reports of the library off the terminal; what matters in them is checked here."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        restore: Callable[[], None] = logging.enable_progress_bar if bars else logging.disable_progress_bar
+        restore()

@@ -1,0 +1,1 @@
+"""Estimators and tasks by name: where they come from, what their source says, and that one can't touch another."""

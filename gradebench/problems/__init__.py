@@ -1,0 +1,1 @@
+"""The objective J and its gradients: language models, factorised decisions, enumerable test beds."""

@@ -1,0 +1,52 @@
+"""Language models so small that all of their sequences can be listed, with random weights: the exact test bed."""
+
+import torch
+from torch import Tensor, nn
+
+from gradebench.models.transformer import ScratchClassifier, ScratchPolicy
+from gradebench.problems.sequence import SequenceProblem
+
+
+class RandomReward(ScratchClassifier):
+    """A bidirectional classifier as the reward: neither a sum over tokens nor quadratic in them."""
+
+    differentiable = True
+
+
+def random_sequence_problem(
+    vocabulary: int = 3,
+    horizon: int = 3,
+    contexts: int = 4,
+    beta: float = 0.0,
+    seed: int = 0,
+    layers: int = 1,
+    width: int = 4,
+    prompt: int = 2,
+    device: torch.device | str = "cpu",
+) -> SequenceProblem:
+    """A SequenceProblem in float64 on a small causal transformer, on `contexts` different prompts.
+
+    Its policy and reference differ. The weights are of order one: near the uniform start of a fresh model, an
+    estimator that ignores the prefix would pass for a right one.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    shape = vocabulary, width, layers, 2, prompt + horizon
+    policy, reference = ScratchPolicy(*shape).double(), ScratchPolicy(*shape).double()
+    reward = RandomReward(*shape).double()
+    for module, scale in ((policy, 0.6), (reference, 0.6), (reward, 1.0)):
+        _scatter(module, scale, rng)
+    for module in (reference, reward):
+        module.requires_grad_(False)
+    for module in (policy, reference, reward):
+        module.to(device)
+    every = torch.cartesian_prod(*[torch.arange(vocabulary)] * prompt).view(-1, prompt)
+    prompts = every[torch.randperm(len(every), generator=rng)[:contexts]].to(device)
+    return SequenceProblem(policy, reward, prompts, horizon, vocabulary, reference, beta)
+
+
+@torch.no_grad()
+def _scatter(module: nn.Module, scale: float, rng: torch.Generator) -> None:
+    """Every weight normal(scale), the norms' scales around 1."""
+    for name, p in module.named_parameters():
+        noise: Tensor = torch.randn(p.shape, generator=rng)
+        p.copy_(noise * scale + ("norm.weight" in name))

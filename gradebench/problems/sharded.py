@@ -1,0 +1,108 @@
+"""A batch in parts, each with random numbers of its own: by one process after another part, or by several at once."""
+
+import copy
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from gradebench.core import parallel
+from gradebench.core.estimator import Estimate, Estimator
+from gradebench.core.problem import Problem
+from gradebench.core.sampling import generator
+
+
+class Sharded(Estimator):
+    """The mean of an estimator's gradients on `shards` parts of the contexts, weighted by their sizes.
+
+    Processes share the parts and end up with the same gradient, so that their number changes nothing but rounding;
+    that of the parts does: each has a generator of its own, seeded from the one that is handed in, and what reads a
+    whole batch (whitening, a batch-mean baseline) reads a part. One process alone needs the memory of one part.
+
+    Parameters are shared between the parts, running state is averaged after each call.
+    """
+
+    def __init__(self, inner: Estimator, shards: int):
+        super().__init__()
+        self.inner, self.shards = inner, shards
+        self.n, self.period = inner.n, inner.period
+        # As of the class of `inner`: the harness reads them from the estimator that it holds.
+        for name in ("family", "unbiased", "unbiased_if", "pathwise", "needs", "own_learning_rate"):
+            vars(self)[name] = getattr(inner, name)
+        self._copies: dict[int, Estimator] = {}  # by part: the cached rollouts of one are no other's
+
+    def init(self, problem: Problem) -> None:
+        self.inner.init(problem.select(self._parts(problem)[0]))
+
+    def reset(self) -> None:
+        for estimator in (self.inner, *self._copies.values()):
+            estimator.reset()
+
+    def train(self, mode: bool = True) -> "Sharded":
+        for estimator in self._copies.values():
+            estimator.train(mode)
+        return super().train(mode)
+
+    def expected_scale(self, problem: Problem) -> float:
+        return self.inner.expected_scale(problem)
+
+    def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
+        parts = self._parts(problem)
+        seeds = torch.randint(2**62, (len(parts),), generator=rng, device=rng.device).tolist()
+        before = asdict(problem.ledger)
+        grad = [torch.zeros_like(p) for p in problem.params]
+        own = [p for p in self.inner.parameters() if p.requires_grad] if self.training else []
+        own_grad, learns = [torch.zeros_like(p) for p in own], False
+        state = [torch.zeros_like(b) for b in self._state(self.inner)]
+        info: dict[str, float] = {}
+        with parallel.together():
+            for i in self._mine(len(parts)):
+                weight = len(parts[i]) / problem.contexts
+                estimator = self._copy(i)
+                part_rng = generator(rng.device, seeds[i])
+                estimate = estimator.gradient(problem.select(parts[i]), part_rng)
+                _add(grad, estimate.grad, weight)
+                if own and estimate.own_loss is not None:
+                    _add(own_grad, torch.autograd.grad(estimate.own_loss, own, allow_unused=True), weight)
+                    learns = True
+                _add(state, self._state(estimator), weight)
+                info |= {name: info.get(name, 0.0) + weight * value for name, value in estimate.info.items()}
+        counts = torch.tensor([count - before[name] for name, count in asdict(problem.ledger).items()])
+        parallel.add_up([*grad, *own_grad, *state, counts])
+        for name, count in zip(before, counts.tolist(), strict=True):
+            setattr(problem.ledger, name, before[name] + count)
+        if self.training:
+            for buffer, mean in zip(self._state(self.inner), state, strict=True):
+                buffer.copy_(mean)
+        # Linear in the parameters, with the gradient that all parts have together.
+        linear = [(p * g).sum() for p, g in zip(own, own_grad, strict=True)]
+        return Estimate(grad, torch.stack(linear).sum() if learns else None, parallel.added_by_name(info))
+
+    def _parts(self, problem: Problem) -> tuple[Tensor, ...]:
+        """Indices of contexts; fewer parts where there are fewer contexts."""
+        index = torch.arange(problem.contexts, device=problem.params[0].device)
+        return index.tensor_split(min(self.shards, problem.contexts))
+
+    def _mine(self, parts: int) -> range:
+        """The parts that this process does."""
+        first, last = (parts * i // parallel.world() for i in (parallel.rank(), parallel.rank() + 1))
+        return range(first, last)
+
+    def _copy(self, part: int) -> Estimator:
+        """The estimator of a part: it shares parameters, and begins with the running state of all."""
+        if part not in self._copies:
+            shared = {id(p): p for p in self.inner.parameters()}
+            self._copies[part] = copy.deepcopy(self.inner, shared)
+        for own, mean in zip(self._copies[part].buffers(), self.inner.buffers(), strict=True):
+            own.copy_(mean)
+        return self._copies[part]
+
+    def _state(self, estimator: Estimator) -> list[Tensor]:
+        """Running state that has a mean."""
+        return [buffer for buffer in estimator.buffers() if buffer.is_floating_point()]
+
+
+def _add(total: list[Tensor], tensors, weight: float) -> None:
+    for sum_, tensor in zip(total, tensors, strict=True):
+        if tensor is not None:
+            sum_.add_(tensor.detach(), alpha=weight)

@@ -1,0 +1,1 @@
+"""What people see: the report, its figures, and what the terminal shows."""

@@ -1,0 +1,362 @@
+"""The figures of a report: which there are, what each says in words, and the numbers behind it."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from gradebench.analysis import across, curves, frontier, statistics, tables
+from gradebench.reporting import svg
+
+CURVES = 8  # estimators in a figure of curves: more would hide each other
+_NO_NAME = re.compile(r"[^A-Za-z0-9.=_-]+")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An SVG, its caption, and its numbers: `columns` of `data`."""
+
+    name: str  # of its file
+    picture: str
+    caption: str
+    data: pd.DataFrame
+    columns: Sequence[str]
+
+
+def file_names(by_group: Sequence[tuple[str, Figure]]) -> list[str]:
+    """A name for the file of each figure, without an ending; with its group's where two would be called the same."""
+    plain = [figure.name for _, figure in by_group]
+    named: list[str] = []
+    for group, figure in by_group:
+        name = figure.name if plain.count(figure.name) == 1 else f"{figure.name}-{_NO_NAME.sub('_', group)[:80]}"
+        named.append(name if name not in named else f"{name}-{len(named)}")
+    return named
+
+
+# name, columns of the leaderboard across and up, which axes are logarithmic, what it shows
+_SCATTERS = (
+    (
+        "objective-against-kl",
+        "kl_mean",
+        "test_objective_mean",
+        (False, False),
+        "The objective against the divergence in it, in nats a sequence.",
+    ),
+    (
+        "reward-against-kl",
+        "kl_mean",
+        "test_reward_mean",
+        (False, False),
+        "Reward against the divergence paid for it, in nats a sequence.",
+    ),
+    (
+        "proxy-against-gold",
+        "test_gold_reward_mean",
+        "test_reward_mean",
+        (False, False),
+        "The reward trained on against an independent judge: one far above the others for the same gold reward is gamed.",
+    ),
+    (
+        "bias-against-variance",
+        "gradient_variance_relative",
+        "gradient_bias_squared",
+        (True, False),
+        "Relative variance against relative squared bias: low variance is worth nothing where the gradient points elsewhere.",
+    ),
+    (
+        "variance-against-cost",
+        "seconds_per_step",
+        "gradient_variance",
+        (True, True),
+        "Variance against seconds a step, at the same number of sampled sequences.",
+    ),
+)
+_AXES = {
+    "kl_mean": "KL to the reference, nats",
+    "test_objective_mean": "test objective",
+    "test_reward_mean": "test reward",
+    "test_gold_reward_mean": "gold reward",
+    "gradient_variance_relative": "relative variance",
+    "gradient_bias_squared": "relative squared bias",
+    "seconds_per_step": "seconds a step",
+    "gradient_variance": "variance",
+}
+
+
+def of_task(
+    board: pd.DataFrame,
+    metrics: pd.DataFrame,
+    probes: pd.DataFrame,
+    tuning: pd.DataFrame,
+    against: Sequence[str] = (),
+) -> list[Figure]:
+    """The figures of one task and setting, from its rows of each table; those that have nothing to show are left out."""
+    ranked = board[board["rank"].notna()]
+    found = [_means(ranked, name) for name in ("objective", "reward")]
+    found += [_pairs(ranked, metrics, against), _curves(ranked, metrics)]
+    found += [_scatter(board, *one) for one in _SCATTERS]
+    found += [_scaling(probes), _sensitivity(tuning)]
+    return [figure for figure in found if figure is not None]
+
+
+def at_budgets(board: pd.DataFrame, budgets: pd.DataFrame) -> list[Figure]:
+    """Curves at equal budgets, one figure an axis, of one task's rows of `curves.budgets` and of its leaderboard.
+
+    An axis that costs every estimator the same a step, as samples do where all draw a batch, has the curves of steps: it
+    is named there, and not drawn. A run whose metric is the reward has its curves by step elsewhere.
+    """
+    names = [str(name) for name in board.loc[board["rank"].notna(), "estimator"]][:CURVES]
+    same = curves.proportional(budgets)
+    found = [_at_budgets(rows, str(axis), names, same) for axis, rows in budgets.groupby("axis", sort=False)]
+    return [figure for figure in found if figure is not None]
+
+
+def _at_budgets(rows: pd.DataFrame, axis: str, names: Sequence[str], same: Sequence[str]) -> Figure | None:
+    metric = str(rows["metric"].iloc[0])
+    if axis in same or (axis == "steps" and metric == "reward" and not same):
+        return None
+    columns = ["budget", "mean", "ci_low", "ci_high"]
+    series = {name: _points(rows.loc[rows["estimator"] == name, columns]) for name in names}
+    series = {name: line for name, line in series.items() if line}
+    if rows["budget"].nunique() < 2 or not series:
+        return None
+    shown = rows[rows["estimator"].isin(series)]
+    said = metric.replace("_", " ")
+    caption = (
+        f"Test {said} by {curves.axis_name(axis)}, each seed's own curve read at the same budgets, with 95 % bands, of the "
+        f"{len(series)} highest of the leaderboard."
+    )
+    if axis == "steps" and same:
+        caption += f" The same curves by {' and '.join(same)}, of which each step takes as many for all."
+    if axis == "kl":
+        caption += " A curve is read where its seeds first come to a divergence, at whatever step that is."
+    picture = svg.curves(series, curves.axis_name(axis), f"test {said}", logarithmic=True)
+    return Figure(f"at-equal-{axis}", picture, caption, shown, ["axis", "budget", "estimator", *columns[1:], "n_seeds"])
+
+
+def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
+    """The figures over all tasks; none of one task alone."""
+    table = across.across_tasks(metrics, by)
+    if table.empty:
+        return []
+    means = _named(table, ["estimator", "iqm", "ci_low", "ci_high"])
+    ranking = set(tables.ranked_by(metrics, by).values())
+    gain = f"test {ranking.pop().replace('_', ' ')}" if len(ranking) == 1 else "what ranks on a task"
+    evaluated = metrics[(metrics["phase"] == "evaluation") & (metrics["split"] == "test")]
+    last = evaluated.groupby("task")["step"].max()
+    budgets = ", ".join(f"{task} {step:.0f} steps" for task, step in last.items())
+    found = [
+        Figure(
+            "interquartile-mean",
+            svg.forest(means, f"interquartile mean of the gain in {gain}"),
+            f"The interquartile mean over tasks and seeds of the gain in {gain}, 1 being the best estimator's on a task, "
+            f"with its 95 % interval by a bootstrap of the seeds of each task, each task at its own budget: {budgets}.",
+            table,
+            across.COLUMNS,
+        )
+    ]
+    profiles = across.profiles(metrics, by)
+    first = list(table["estimator"])[:CURVES]
+    points = profiles.assign(low=math.nan, high=math.nan)
+    columns = ["score", "share_above", "low", "high"]
+    series = {name: _points(points.loc[points["estimator"] == name, columns]) for name in first}
+    caption = (
+        f"Performance profiles: the share of runs with a larger gain, of the {len(series)} highest. Higher is better."
+    )
+    picture = svg.curves(series, f"gain in {gain}, of the best estimator's", "share of runs above")
+    found.append(Figure("performance-profiles", picture, caption, profiles, list(profiles.columns)))
+    ranks = across.ranks(metrics, by)
+    if not isinstance(ranks, str):
+        half = ranks.critical_difference / 2
+        bars = [(name, rank, rank - half, rank + half) for name, rank in ranks.mean_ranks.items()]
+        data = pd.DataFrame(bars, columns=["estimator", "mean_rank", "low", "high"])
+        caption = (
+            "Mean ranks over tasks, with half of Nemenyi's critical difference to either side: where two bars don't "
+            "overlap, the estimators differ."
+        )
+        picture = svg.forest(bars, "mean rank")
+        found.append(Figure("critical-difference", picture, caption, data, list(data.columns)))
+    return found
+
+
+def of_frontier(table: pd.DataFrame) -> Figure | None:
+    """The frontiers of one task and metric, from its rows of `frontier.budgets`, with who leads where below."""
+    rows = table[table["rank"].notna()]
+    if rows.empty:
+        return None
+    highest = rows.groupby("estimator")["mean"].mean().sort_values(ascending=False)
+    shown = list(highest.index[:CURVES])
+    columns = ["kl", "mean", "ci_low", "ci_high"]
+    series = {str(name): _points(rows.loc[rows["estimator"] == name, columns].sort_values("kl")) for name in shown}
+    ends = [0.0, *sorted(rows["kl"].unique())]
+    cell = {float(kl): (float(before), float(kl)) for before, kl in pairwise(ends)}
+    strips: dict[str, list[tuple[float, float, bool]]] = {}
+    for name in series:
+        for row in rows[rows["estimator"] == name].to_dict("records"):
+            if row["rank"] == 1 or row["p_vs_leader_holm"] >= statistics.ALPHA:
+                strips.setdefault(name, []).append((*cell[float(row["kl"])], row["rank"] == 1))
+    metric = str(rows["metric"].iloc[0]).replace("_", " ")
+    caption = (
+        f"Test {metric} that is reached within a KL to the reference: the mean over seeds of each seed's own frontier, with "
+        f"its 95 % band, of the {len(series)} highest. Below, for the range of KL up to each budget: solid who leads, pale "
+        "who isn't significantly different from it (paired by seed, Holm over the pairs of a budget)."
+    )
+    picture = svg.curves(series, "KL to the reference, nats a sequence", f"test {metric}", strips=strips)
+    return Figure(f"frontier-{metric.replace(' ', '-')}", picture, caption, table, frontier.COLUMNS[2:])
+
+
+def _named(table: pd.DataFrame, columns: list[str]) -> list[tuple[str, float, float, float]]:
+    """The rows of a name, a value and its interval."""
+    return [(str(name), float(value), float(low), float(high)) for name, value, low, high in table[columns].to_numpy()]
+
+
+def _points(columns: pd.DataFrame) -> list[tuple[float, float, float, float]]:
+    """The rows of four columns."""
+    return [(float(x), float(value), float(low), float(high)) for x, value, low, high in columns.to_numpy()]
+
+
+def _ranking(board: pd.DataFrame) -> tuple[str, str, str]:
+    """The metric that ranks a leaderboard, as it is called, and its budget in words, such as "at 40 steps"."""
+    metric = str(board["ranked_by"].iloc[0])
+    return metric, f"test {metric.replace('_', ' ')}", _budget(board)
+
+
+def _budget(board: pd.DataFrame) -> str:
+    steps = board["steps"].iloc[0]
+    return "" if pd.isna(steps) else f"at {steps:.0f} steps"
+
+
+def _means(ranked: pd.DataFrame, metric: str) -> Figure | None:
+    """The mean of each estimator with its interval."""
+    columns = ["estimator", *(f"test_{metric}_{end}" for end in ("mean", "ci_low", "ci_high"))]
+    known = ranked[ranked[columns[1]].notna()]
+    if known.empty:
+        return None
+    picture = svg.forest(_named(known, columns), f"test {metric} {_budget(known)}")
+    caption = f"Test {metric} {_budget(known)} with its 95 % interval."
+    return Figure(f"test-{metric}", picture, caption, known, columns)
+
+
+def _pairs(ranked: pd.DataFrame, metrics: pd.DataFrame, against: Sequence[str] = ()) -> Figure | None:
+    """Each seed's difference, in what ranks, between the highest estimator and each other; or between each and the first
+    baseline."""
+    if len(ranked) < 2:
+        return None
+    metric, called, budget = _ranking(ranked)
+    ((place, values),) = tables.per_seed(metrics, metric, "test")
+    names = [str(name) for name in ranked["estimator"]]
+    chosen = next((name for name in against if name in names), names[0])
+    sign = -1.0 if chosen in against else 1.0
+    rows, dots, data = [], {}, []
+    for name in (name for name in names if name != chosen):
+        differences = sign * (values[chosen] - values[name]).dropna()
+        if differences.empty:
+            continue
+        generator = tables.named_generator(metric, *place, chosen, name)
+        ends = statistics.difference_interval(differences.to_numpy(), generator)
+        rows.append((name, float(differences.mean()), *ends))
+        dots[name] = differences.tolist()
+        data.append({"estimator": name} | {f"seed {seed}": value for seed, value in differences.items()})
+    if not rows:
+        return None
+    table = pd.DataFrame(data)
+    what = f"of {chosen} less that of each other one" if sign > 0 else f"of each other one less that of {chosen}"
+    caption = (
+        f"{called.capitalize()} {budget} {what}: a small dot each seed, their mean and its 95 % interval. "
+        "Where all lie on one side of 0, every seed agrees."
+    )
+    axis = f"{called} of {chosen} less that of" if sign > 0 else f"{called} less that of {chosen}"
+    return Figure("pairs-by-seed", svg.forest(rows, axis, dots), caption, table, list(table.columns))
+
+
+def _curves(ranked: pd.DataFrame, metrics: pd.DataFrame) -> Figure | None:
+    """What ranks by step, of the highest estimators."""
+    if ranked.empty:
+        return None
+    metric, called, budget = _ranking(ranked)
+    rows = metrics[(metrics["phase"] == "evaluation") & (metrics["split"] == "test") & (metrics["metric"] == metric)]
+    rows = rows[(rows["status"] == "ok") & np.isfinite(rows["value"])]
+    series: dict[str, list[tuple[float, float, float, float]]] = {}
+    for name in list(ranked["estimator"])[:CURVES]:
+        for step, values in rows[rows["estimator"] == name].groupby("step")["value"]:
+            rng = tables.named_generator("report", str(name), str(step))
+            low, high = statistics.mean_interval(values.to_numpy(), rng, resamples=2000)
+            series.setdefault(str(name), []).append((float(step), float(values.mean()), low, high))
+    if not series:
+        return None
+    table = pd.DataFrame(
+        [(name, *point) for name, line in series.items() for point in line],
+        columns=["estimator", "step", f"test_{metric}", "ci_low", "ci_high"],
+    )
+    caption = f"{called.capitalize()} by step, with 95 % bands, of the {len(series)} highest {budget}."
+    picture = svg.curves(series, "step", called)
+    return Figure("learning-curves", picture, caption, table, list(table.columns))
+
+
+def _scatter(board: pd.DataFrame, name: str, x: str, y: str, logs: tuple[bool, bool], caption: str) -> Figure | None:
+    points = {}
+    for estimator, a, b in board[["estimator", x, y]].itertuples(index=False):
+        values = ((a, logs[0]), (b, logs[1]))
+        if all(not pd.isna(v) and math.isfinite(v) and (v > 0 or not log) for v, log in values):
+            points[str(estimator)] = (float(a), float(b))
+    if len(points) < 2:
+        return None
+    if y.startswith("test_"):
+        caption = f"{caption.rstrip('.')}, {_budget(board)}."
+    left_out = [str(estimator) for estimator in board["estimator"] if estimator not in points]
+    if left_out:
+        caption += f" Without a number for it: {', '.join(left_out)}."
+    picture = svg.scatter(points, _AXES[x], _AXES[y], logs)
+    return Figure(name, picture, caption, board[board["estimator"].isin(points)], ["estimator", x, y])
+
+
+def _scaling(probes: pd.DataFrame) -> Figure | None:
+    """Variance against the sequences that a gradient is made of, at the first checkpoint."""
+    rows = probes[(probes["metric"] == "gradient_variance_by_batch") & (probes["value"] > 0)]
+    rows = rows[rows["group"].isna() | (rows["group"] == "")]
+    if rows.empty:
+        return None
+    first = rows[rows["step"] == rows["step"].min()].sort_values(["estimator", "samples"])
+    first = first.drop_duplicates(["estimator", "samples"])
+    columns = ["estimator", "samples", "value", "ci_low", "ci_high"]
+    series = {str(name): _points(mine[columns[1:]]) for name, mine in first.groupby("estimator")}
+    caption = (
+        f"Variance of one gradient by the sequences sampled for it, at step {first['step'].iloc[0]:g}, with 95 % "
+        "intervals. Both axes are logarithmic: independent samples fall on a slope of -1."
+    )
+    picture = svg.panels(series, "sequences a gradient", "variance", (True, True))
+    return Figure("variance-scaling", picture, caption, first, columns)
+
+
+def _sensitivity(tuning: pd.DataFrame) -> Figure | None:
+    """The objective of every trial by its learning rate, the chosen one marked."""
+    if "steps" in tuning.columns and tuning["steps"].notna().any():
+        tuning = tuning[tuning["steps"] == tuning["steps"].max()]
+    rows = tuning[tuning["objective"].notna()].sort_values(["estimator", "learning_rate"])
+    if rows.empty:
+        return None
+    error = rows["standard_error"].astype(float).fillna(0.0)
+    ends = rows.assign(low=rows["objective"] - error, high=rows["objective"] + error)
+    shown = ["learning_rate", "objective", "low", "high"]
+    series = {str(name): _points(mine[shown]) for name, mine in ends.groupby("estimator")}
+    chosen = rows[rows["chosen"].astype(bool)]
+    marked = dict(zip(chosen["estimator"], chosen["learning_rate"], strict=True))
+    alone = not rows["options"].fillna("").any()
+    caption = (
+        f"Sensitivity to the learning rate: the objective on validation prompts after each trial's last step, mean over "
+        f"{rows['seeds'].max():g} tuning seeds with a standard error to either side; the chosen rate is the large dot. Upright axes differ."
+    )
+    if not alone:
+        caption += " Other options varied along with it, so that neighbours aren't joined."
+    if lost := sorted(set(tuning.loc[tuning["objective"].isna(), "estimator"])):
+        caption += f" Trials that didn't end, of {', '.join(lost)}, are left out."
+    columns = ["estimator", "learning_rate", "options", "objective", "standard_error", "seeds", "status", "chosen"]
+    data = tuning.assign(
+        chosen=np.where(tuning["chosen"].astype(bool), "chosen", ""), options=tuning["options"].fillna("")
+    )
+    picture = svg.panels(series, "learning rate", "objective", (True, False), own=True, joined=alone, marked=marked)
+    return Figure("learning-rates", picture, caption, data, columns)

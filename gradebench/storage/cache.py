@@ -1,0 +1,154 @@
+"""Artefacts that take long to make, each in a folder named by the content it was made from.
+
+A folder has a digest of every file in it. One in which a file is not as it was written is made again, and said so.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gradebench.core.errors import InputError
+from gradebench.storage.digests import DIGESTS, of_file
+from gradebench.storage.disk import LOCK, held, require_free
+
+FACTS, REPORT = "facts.json", "report.json"
+_BEGINNING = 60.0  # seconds in which a draft may not have its lock yet
+_DAMAGED = "-damaged"
+_OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}  # what a rename says of a place that is taken
+
+
+def cache_root() -> Path:
+    """$GRADEBENCH_CACHE, else the user's cache folder."""
+    explicit = os.environ.get("GRADEBENCH_CACHE")
+    if explicit:
+        return Path(explicit)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradebench"
+    except RuntimeError:
+        raise InputError("there is no home folder to keep a cache in; set GRADEBENCH_CACHE to a folder") from None
+
+
+def content_key(facts: Mapping[str, Any]) -> str:
+    """16 hex digits that change with any of the facts (JSON-able)."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cached_folder(
+    name: str, facts: Mapping[str, Any], build: Callable[[Path], None], log: Callable[[str], object] = warnings.warn
+) -> Path:
+    """The folder that `build(folder)` fills, built once for these facts; appears whole or not at all.
+
+    One that is damaged is built again, which `log` is told.
+
+    Raises        InputError where the cache can't be written.
+    """
+    folder = cache_root() / f"{name}-{content_key(facts)}"
+    fault = fault_of(folder)
+    if not fault:
+        return folder
+    if folder.exists():
+        log(f"{folder}: {fault}; it is made again")
+    with _draft(name) as draft:
+        build(draft)
+        (draft / FACTS).write_text(_json(facts), encoding="utf-8")
+        (draft / DIGESTS).write_text(_json({path.name: of_file(path) for path in _files(draft)}), encoding="utf-8")
+        with _writing():
+            _publish(draft, folder)
+    return folder
+
+
+def fault_of(folder: Path) -> str:
+    """What is wrong with a cached folder, in words; "" where every file is as it was written."""
+    try:
+        written = (folder / DIGESTS).read_text(encoding="utf-8")
+        digests = dict(json.loads(written))
+    except (OSError, ValueError, TypeError):
+        return f"no {DIGESTS} that can be read (one of an earlier version has none)"
+    for name, digest in digests.items():
+        try:
+            if of_file(folder / name) != digest:
+                return f"{name} isn't as it was written"
+        except (OSError, ValueError):
+            return f"no {name} that can be read"
+    return "" if written == _json(digests) else f"{DIGESTS} isn't as it was written"
+
+
+def require_whole(folder: Path) -> None:
+    """Raises InputError where a cached folder was damaged since the run prepared it."""
+    if fault := fault_of(folder):
+        raise InputError(f"{folder} was damaged while the run went on: {fault}; run again, and it is made again")
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """By name, 16 hex digits of each file that a build has left, but for what it only reports."""
+    return {path.name: of_file(path)[:16] for path in _files(folder) if path.name not in (DIGESTS, REPORT)}
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != LOCK)
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"can't write into the cache {cache_root()}: {error.strerror}; set GRADEBENCH_CACHE"
+        ) from error
+
+
+@contextlib.contextmanager
+def _draft(name: str) -> Iterator[Path]:
+    """A folder to build in, for this process alone, and without those that killed builders left behind."""
+    root = cache_root()
+    draft = root / f".{name}-{uuid.uuid4().hex}"
+    with contextlib.ExitStack() as stack:
+        with _writing():
+            root.mkdir(parents=True, exist_ok=True)
+            for left in root.glob(f".{name}-*"):
+                _sweep(left)
+            stack.enter_context(held(draft))
+        stack.callback(shutil.rmtree, draft, ignore_errors=True)
+        yield draft
+
+
+def _sweep(draft: Path) -> None:
+    """Remove a draft whose builder is dead."""
+    with contextlib.suppress(InputError, OSError):  # it is being built, or has just appeared or gone
+        if time.time() - draft.stat().st_mtime < _BEGINNING:
+            return
+        if not draft.name.endswith(_DAMAGED):
+            require_free(draft)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    """Of two builders at once the second keeps what the first made; what is damaged goes."""
+    while True:
+        try:
+            os.replace(draft, folder)
+            (folder / LOCK).unlink(missing_ok=True)
+            return
+        except OSError as error:
+            if error.errno not in _OCCUPIED:
+                raise
+        if not fault_of(folder):
+            return
+        aside = draft.with_name(draft.name + _DAMAGED)
+        with contextlib.suppress(FileNotFoundError):  # another builder has put it aside
+            os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,61 @@
+"""Digests of the files in a folder, in a file beside them: what tells one that isn't as it was written.
+
+The list has a digest of its own, so that damage to it is no damage to the files.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gradebench.core.errors import InputError
+from gradebench.storage.disk import whole
+
+DIGESTS = "digests.json"
+
+
+def of_file(path: Path) -> str:
+    """SHA-256, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def of_json(content: Any) -> str:
+    """The same of plain data, however its file is laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def seal(folder: Path, names: Iterable[str]) -> None:
+    """Write down the digests of those of the files that are there."""
+    files = {name: of_file(folder / name) for name in sorted(names) if (folder / name).is_file()}
+    with whole(folder / DIGESTS) as draft:
+        draft.write_text(json.dumps({"files": files, "own": of_json(files)}, indent=2) + "\n", encoding="utf-8")
+
+
+def unseal(folder: Path) -> None:
+    """To be called before the files are written anew: whoever reads in between takes them as they are."""
+    (folder / DIGESTS).unlink(missing_ok=True)
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether a file is as its folder's list says; also where that doesn't know it, or is damaged itself."""
+    known = _known(path.parent).get(path.name)
+    return known is None or not path.is_file() or of_file(path) == known
+
+
+def require_as_written(path: Path) -> None:
+    """Raises InputError."""
+    if not is_as_written(path):
+        raise InputError(
+            f"{path} isn't as it was written: damaged, or edited; run again there for a new one, or delete {DIGESTS} "
+            "beside it to take it as it is"
+        )
+
+
+def _known(folder: Path) -> Mapping[str, str]:
+    try:
+        content = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+        files = dict(content["files"])
+        return files if content["own"] == of_json(files) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,190 @@
+"""Models and data of the hub: whether it can be reached, and where the files of a model lie on this machine."""
+
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gradebench.core.errors import InputError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # names the shards of weights in several files
+# Configuration, weights and tokenizer; weights are read in safetensors alone, because other formats can run code.
+_MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+_CODE = "*.py"  # which a model may bring along; fetched and run only for who trusts it
+TRUST = "GRADEBENCH_TRUST_REMOTE_CODE"  # in the environment, so that every worker knows
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def trusts_remote_code() -> bool:
+    """Whether models may run code of their own (`--trust-remote-code`)."""
+    return os.environ.get(TRUST) == "1"
+
+
+def _wanted_files() -> tuple[str, ...]:
+    return (*_MODEL_FILES, _CODE) if trusts_remote_code() else _MODEL_FILES
+
+
+class HubUnreachable(InputError):
+    """The hub can't be reached and no copy of what it has is cached."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model in the hub's format: its name for tables, and the folder with its files."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def digest(self) -> str:
+        """The hub's commit; of a local folder a sha256 over names and contents of its files, in hexadecimal."""
+        if self.folder.parent.name == "snapshots" and _COMMIT.fullmatch(self.folder.name):
+            return self.folder.name
+        sha = hashlib.sha256()
+        files = {file for pattern in _wanted_files() for file in self.folder.glob(pattern) if file.is_file()}
+        for file in sorted(files, key=lambda file: file.name):
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            sha.update(f"{file.name} {content}\n".encode())
+        return sha.hexdigest()
+
+
+def locate_model(name_or_path: str, timeout: float = 10.0) -> ModelFiles:
+    """Returns the files of a local folder or of a hub id, of which a cached copy serves without asking the hub.
+
+    Raises InputError where the files are missing or incomplete, and HubUnreachable within `timeout` seconds where the
+    hub doesn't answer. A download from a hub that does answer takes as long as it takes.
+    """
+    deadline = time.monotonic() + timeout
+    path = Path(os.path.expanduser(name_or_path))
+    if os.path.isdir(path):  # unlike Path.is_dir, doesn't raise in a folder that is closed to us
+        lacking = lacking_in(path)
+        if lacking:
+            raise InputError(f"{name_or_path}: incomplete, {lacking}; give a folder written by save_pretrained")
+        return ModelFiles(path.resolve().name, path)
+    if not _HUB_ID.fullmatch(name_or_path):
+        raise InputError(f"{name_or_path}: no such folder; give a folder with a model, or a hub id such as gpt2")
+    folder = _cached_snapshot(name_or_path) or _downloaded(name_or_path, deadline, timeout)
+    return ModelFiles(name_or_path, folder)
+
+
+def is_here(name_or_path: str) -> bool:
+    """Whether it is a folder, or a whole model of the hub's cache: nothing has to be downloaded for it."""
+    if os.path.isdir(os.path.expanduser(name_or_path)):
+        return True
+    return bool(_HUB_ID.fullmatch(name_or_path)) and _cached_snapshot(name_or_path) is not None
+
+
+def lacking_in(folder: Path) -> str | None:
+    """Returns what keeps a folder from being a whole model, in a few words; None where nothing does."""
+    if not (folder / CONFIG).is_file():
+        alone = (folder / "adapter_config.json").is_file()
+        return f"no {CONFIG}{' (an adapter without the model that it is for: merge them)' if alone else ''}"
+    if (folder / INDEX).is_file():
+        try:
+            shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return f"{INDEX} isn't an index of weights"
+        lost = sorted(name for name in shards if not (folder / name).is_file())
+        return f"no weights {lost[0]}" if lost else None
+    if (folder / WEIGHTS).is_file():
+        return None
+    return "no weights model.safetensors (other formats, such as pytorch_model.bin, aren't read)"
+
+
+def hub_refusal(path: str, seconds: float) -> str | None:
+    """Returns why a file of the hub can't be had, None where it can: one HEAD request without retries.
+
+    `path` follows the endpoint, such as "gpt2/resolve/main/config.json".
+    """
+    from huggingface_hub import constants, get_hf_file_metadata
+
+    url = f"{constants.ENDPOINT}/{path}"
+    answers: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            # Only a hub names a commit; the login page of a hotel or a proxy also answers 200.
+            answers.append(None if get_hf_file_metadata(url).commit_hash else f"{url} isn't a hub's")
+        except Exception as error:  # noqa: BLE001  reported, whatever it is
+            answers.append(f"{constants.ENDPOINT}: {first_line(error)}")
+
+    # No timeout of the client covers the look-up of a name, hence a thread; the interpreter may end while it hangs.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else f"{constants.ENDPOINT}: no answer within {seconds:.1f} s"
+
+
+def seconds_to_ask(deadline: float, timeout: float) -> float:
+    """Seconds that the hub has to answer, until half a second before a time of `time.monotonic`.
+
+    Half of `timeout` is the hub's even where importing its libraries took long.
+    """
+    return max(timeout / 2, deadline - time.monotonic() - 0.5)
+
+
+@contextmanager
+def silent_hub(*others: Any) -> Iterator[None]:
+    """Keeps bars and warnings of the hub's library, and of `others` alike, off the terminal; puts settings back."""
+    import huggingface_hub.utils
+
+    libraries: list[Any] = [*others, huggingface_hub.utils]
+    before = [(library, library.are_progress_bars_disabled(), library.logging.get_verbosity()) for library in libraries]
+    for library in libraries:
+        library.disable_progress_bars()
+        library.logging.set_verbosity(library.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for library, without_bars, level in before:
+            library.logging.set_verbosity(level)
+            if not without_bars:
+                library.enable_progress_bars()
+
+
+def first_line(error: Exception) -> str:
+    """Returns the error's own words on one line, shortened; its kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def _cached_snapshot(hub_id: str) -> Path | None:
+    """Returns the folder of the hub's cache that holds the whole model; None where there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(hub_id, CONFIG)
+    folder = Path(file).parent if isinstance(file, str) else None
+    return folder if folder and not lacking_in(folder) else None
+
+
+def _downloaded(hub_id: str, deadline: float, timeout: float) -> Path:
+    """Returns the folder of the hub's cache after the model's files were fetched into it."""
+    from huggingface_hub import constants, snapshot_download
+
+    refusal = f"{hub_id} is no folder here and can't be had from the hub: {{}}; give a folder with a model"
+    if constants.HF_HUB_OFFLINE:
+        raise HubUnreachable(refusal.format("no copy is cached and HF_HUB_OFFLINE is set"))
+    with silent_hub():
+        reason = hub_refusal(f"{hub_id}/resolve/main/{CONFIG}", seconds_to_ask(deadline, timeout))
+        if reason is not None:
+            raise HubUnreachable(refusal.format(reason))
+        try:
+            # Files in subfolders are other formats or checkpoints of the same model.
+            folder = Path(snapshot_download(hub_id, allow_patterns=list(_wanted_files()), ignore_patterns=["*/*"]))
+        except Exception as error:  # the libraries in between raise kinds of their own
+            raise HubUnreachable(refusal.format(first_line(error))) from error
+    lacking = lacking_in(folder)
+    if lacking:
+        raise InputError(f"{hub_id}: incomplete on the hub, {lacking}; give another model")
+    return folder

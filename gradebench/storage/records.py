@@ -1,0 +1,273 @@
+"""What a run leaves on disk: cell folders, config.json, environment.json."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from gradebench.analysis.tables import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS
+from gradebench.core.errors import InputError
+from gradebench.core.shown import utf8
+from gradebench.storage import digests
+from gradebench.storage.disk import whole
+from gradebench.storage.followed import stale
+from gradebench.storage.formats import dumps, loads, write_json, write_lines
+
+POLICY = "policy"  # folder of a cell with its trained policy, if that was asked for
+ENDED = "cell.json"  # of a cell that has ended, however that was
+FINISHED = ("ok", "skipped")  # statuses of cells that need not be run again
+# Rows of a cell, in Arrow's own format: thousands of them are read together, several times quicker than as parquet.
+METRICS, PROBES = "metrics.arrow", "probes.arrow"
+TRAINING = "training.safetensors"  # of a cell, what its training goes on from
+SAMPLES = "samples.jsonl"  # texts; of cells, and of all of them in the run's folder
+# Files of a run's folder that are read again, and so have digests.
+READ_AGAIN = ("metrics.parquet", "config.json", "environment.json", "probes.csv", "tuned.json", SAMPLES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """The columns that all rows of one cell share."""
+
+    run_id: str
+    cell_id: str
+    task: str
+    setting: str
+    estimator: str
+    estimator_params: str
+    estimator_source: str
+    seed: int
+
+
+class CellRecord:
+    """The rows of one cell, gathered in memory and written once."""
+
+    def __init__(self, identity: Identity):
+        self.identity = {name: _held(value) for name, value in dataclasses.asdict(identity).items()}
+        self.rows: list[dict[str, Any]] = []
+        self.probes: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
+
+    def add(self, phase: str, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        for metric, value in metrics.items():
+            place = {"phase": phase, "split": split, "step": step}
+            unit = METRIC_UNITS.get(metric, "")
+            self.rows.append(self.identity | place | {"metric": utf8(metric), "value": float(value), "unit": unit})
+
+    def add_probe(self, place: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Metrics with intervals (`value`, `low`, `high`), for probes.csv."""
+        for metric, interval in metrics.items():
+            ends = {"value": interval.value, "ci_low": interval.low, "ci_high": interval.high}
+            self.probes.append(self.identity | dict(place) | {"metric": utf8(metric)} | ends)
+
+    def add_samples(self, split: str, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        named = {name: self.identity[name] for name in ("task", "setting", "estimator", "seed")}
+        for number, sample in enumerate(samples):
+            self.samples.append(named | {"split": split, "step": step, "number": number} | dict(sample))
+
+    def probe_frame(self) -> pd.DataFrame:
+        frame = pd.DataFrame(self.probes, columns=PROBES_COLUMNS)
+        return frame.assign(unit=[METRIC_UNITS.get(metric, "") for metric in frame["metric"]])
+
+    def frame(self, status: str) -> pd.DataFrame:
+        """The rows with their status; a cell without any keeps one, so that it never goes missing."""
+        rows = self.rows or [
+            self.identity | {"phase": "train", "split": "train", "step": 0, "metric": "", "value": float("nan")}
+        ]
+        frame = pd.DataFrame(rows, columns=METRICS_COLUMNS)
+        return frame.assign(status=status, unit=frame["unit"].fillna(""))
+
+
+def _held(value: Any) -> Any:
+    return utf8(value) if isinstance(value, str) else value
+
+
+def cell_id(task: str, estimator: str, seed: int) -> str:
+    """A folder name for the cell: readable, safe, and unique by a short digest of the full labels."""
+    digest = hashlib.sha256(f"{task}|{estimator}|{seed}".encode()).hexdigest()[:6]
+    words = [re.sub(r"[^A-Za-z0-9.=-]+", "_", part)[:40].strip("_") for part in (task, estimator)]
+    return f"{words[0]}--{words[1]}--s{seed}-{digest}"
+
+
+def write_cell(
+    folder: Path,
+    key: str,
+    frame: pd.DataFrame,
+    status: str,
+    reason: str,
+    probes: pd.DataFrame | None = None,
+    samples: Sequence[Mapping[str, Any]] = (),
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """The cell's rows, then cell.json, whose presence marks the cell as ended, and which knows the other files, and
+    what it is about."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [METRICS]
+    _write_rows(frame, folder / METRICS)
+    if samples:
+        write_lines(folder / SAMPLES, samples)
+        written.append(SAMPLES)
+    if probes is not None and len(probes):
+        _write_rows(probes, folder / PROBES)
+        written.append(PROBES)
+    ended = {"key": key, "status": status, "reason": reason} | dict(about or {})
+    ended["files"] = {name: digests.of_file(folder / name) for name in written}
+    if (folder / POLICY).is_dir():
+        ended["policy"] = _policy_digests(folder)
+    ended = loads(dumps(ended))  # as it comes back
+    write_json(folder / ENDED, ended | {"digest": digests.of_json(ended)})
+
+
+def forget_cell(folder: Path) -> None:
+    """Drop what an earlier attempt left, so that a worker that dies now doesn't leave it standing."""
+    for name in (ENDED, METRICS, PROBES, SAMPLES, "error.txt"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / POLICY, ignore_errors=True)
+
+
+def is_finished(folder: Path, key: str) -> bool:
+    """Whether a cell ended `ok` or `skipped` under the same key, every file of it is as it was written, and so is what
+    code of plugins read for it."""
+    ended = read_ended(folder)
+    finished = ended.get("key") == key and ended.get("status") in FINISHED and is_whole(folder, ended)
+    return finished and not stale(ended.get("read"))
+
+
+def read_ended(folder: Path) -> dict[str, Any]:
+    """What the cell's cell.json says; empty where there is none that is as it was written."""
+    try:
+        ended = loads((folder / ENDED).read_text(encoding="utf-8"))
+        own = ended.pop("digest", None)  # one of an earlier version has none
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+    return ended if isinstance(ended, dict) and own in (None, digests.of_json(ended)) else {}
+
+
+def is_whole(folder: Path, ended: Mapping[str, Any]) -> bool:
+    """Whether every file of a cell is as it was written."""
+    return damaged_files(folder, ended) == []
+
+
+def damaged_files(folder: Path, ended: Mapping[str, Any]) -> list[str]:
+    """Names of a cell's files that aren't as they were written, METRICS among them where nothing is known of it."""
+    files = ended.get("files")
+    if not isinstance(files, dict) or METRICS not in files:
+        return [METRICS]
+    return [Path(name).name for name, digest in files.items() if not _is(folder / Path(name).name, digest)]
+
+
+def has_policy(folder: Path) -> bool:
+    """Whether a finished cell's trained policy is there, as it was written; also where it was skipped, and has none."""
+    ended = read_ended(folder)
+    if ended.get("status") == "skipped":
+        return True
+    return (folder / POLICY).is_dir() and ended.get("policy") in (None, _policy_digests(folder))
+
+
+def _policy_digests(folder: Path) -> dict[str, str]:
+    return {path.name: digests.of_file(path) for path in sorted((folder / POLICY).iterdir())}
+
+
+def _is(path: Path, digest: Any) -> bool:
+    try:
+        return digests.of_file(path) == digest
+    except OSError:
+        return False
+
+
+def _write_rows(frame: pd.DataFrame, path: Path) -> None:
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    with whole(path) as draft, pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_rows(path: Path) -> pa.Table:
+    """The rows that a cell has written."""
+    return pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
+
+
+def merged(parts: Iterable[Path | pd.DataFrame], run_id: str, columns: list[str]) -> pd.DataFrame:
+    """The rows of many cells as one table, under this run's name, in the order given; of files or of frames."""
+    tables = [
+        read_rows(part) if isinstance(part, Path) else pa.Table.from_pandas(part, preserve_index=False)
+        for part in parts
+    ]
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    return pa.concat_tables(tables, promote_options="permissive").to_pandas().assign(run_id=utf8(run_id))
+
+
+def require_writable(folder: Path) -> None:
+    """Raises InputError where nothing can be written into the folder, or it can't be made; leaves nothing behind."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write.{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"can't write into {folder}: {error.strerror}; choose another folder with --out") from error
+    finally:
+        for made in missing:
+            with contextlib.suppress(OSError):
+                made.rmdir()
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and machine, for environment.json."""
+    import torch
+
+    packages = [
+        "gradebench",
+        "torch",
+        "transformers",
+        "datasets",
+        "tokenizers",
+        "numpy",
+        "pandas",
+        "pyarrow",
+        "scipy",
+        "scikit-learn",
+    ]
+    answer: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "device": device,
+        "packages": {name: version(name) for name in packages},
+    }
+    if device.startswith("cuda"):
+        answer["gpu"] = torch.cuda.get_device_name(torch.device(device))
+        answer["cuda"] = torch.version.cuda
+    return answer
+
+
+@functools.cache
+def version(name: str) -> str | None:
+    """Of an installed package; None where there is none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's model where the system tells (Linux), else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

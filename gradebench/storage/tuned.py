@@ -1,0 +1,69 @@
+"""What `gradebench tune` leaves for `gradebench run --tuned`."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gradebench.core.errors import InputError
+from gradebench.storage.digests import require_as_written
+from gradebench.storage.disk import whole
+
+CURVES = "curves.csv"  # of a tuning, and of the runs that use it
+CURVES_COLUMNS = [
+    "task", "setting", "estimator", "learning_rate", "options", "objective", "standard_error", "seeds", "status",
+    "chosen", "steps", "fit", "fit_error", "tied",
+]  # fmt: skip
+CURVES_NUMBERS = ("learning_rate", "objective", "standard_error", "seeds", "steps", "fit", "fit_error")
+CURVES_TRUTHS = ("chosen", "tied")
+
+
+def read_choices(path: Path) -> dict[str, Any]:
+    """tuned.json. Raises InputError for what isn't one."""
+    try:
+        require_as_written(path)
+        choices = json.loads(path.read_text(encoding="utf-8"))
+        tasks = {label: dict(task["estimators"]) for label, task in choices["tasks"].items()}
+        for one in (one for task in tasks.values() for one in task.values()):
+            if not 0 < one["learning_rate"] < math.inf:
+                raise ValueError("a learning rate is no number above 0")
+            if not all(isinstance(value, str) for value in one.get("options", {}).values()):
+                raise ValueError("the value of an option is no text")
+        for budgets in (task.get("budgets", {}) for task in choices["tasks"].values()):
+            for budget, chosen in budgets.items():
+                if int(budget) < 1 or not all(0 < one["learning_rate"] < math.inf for one in chosen.values()):
+                    raise ValueError(f"the budget {budget} has no rates")
+        return {"seeds": list(choices["protocol"]["seeds"]), "tasks": choices["tasks"]}
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no tuned.json of `gradebench tune` ({error})") from error
+
+
+def records_of(choices: dict[str, Any], label: str) -> dict[str, dict[str, Any]]:
+    """By estimator, what `provenance.tuned_rate` reads, from the `choices` of a tuning for one task."""
+    task = choices["tasks"][label]
+    facts = {"steps": task["steps"], "setting": task["setting"]}
+    facts["trials"] = trials_in_words(len(task.get("rates", [])), len(choices["seeds"]))
+    budgets: dict[str, dict[str, float]] = {}
+    for budget, chosen in task.get("budgets", {}).items():
+        for name, one in chosen.items():
+            budgets.setdefault(name, {})[budget] = one["learning_rate"]
+    return {
+        name: facts | {"learning_rate": one["learning_rate"], "budgets": budgets.get(name, {})}
+        for name, one in task["estimators"].items()
+    }
+
+
+def trials_in_words(rates: int, seeds: int) -> str:
+    """The effort of a tuning, which a comparison asks to be the same for all."""
+    return f"{rates} rates x {seeds} seeds"
+
+
+def keep_curves(choices: Path, out: Path) -> None:
+    """Copies the curves beside a tuned.json, if they are there, into the folder of a run that uses it."""
+    curves = choices.with_name(CURVES)
+    if curves.is_file() and curves.resolve() != (out / CURVES).resolve():
+        with whole(out / CURVES) as draft:
+            shutil.copyfile(curves, draft)

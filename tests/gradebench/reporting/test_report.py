@@ -1,0 +1,356 @@
+"""The report of a run: whole, escaped, offline, and every figure with its numbers."""
+
+import json
+import math
+import re
+import shlex
+import sys
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+
+from gradebench.analysis import tables
+from gradebench.experiment import repeat
+from gradebench.reporting import figures, report, svg
+from gradebench.storage.tuned import CURVES_COLUMNS
+
+NASTY = './m"<b>.py:A&<script>alert(1)</script>'
+
+
+class Page(HTMLParser):
+    """Elements that were opened and not closed are an error, but those that HTML leaves open."""
+
+    VOID = frozenset({"meta", "br", "line", "circle", "polyline", "polygon"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.attributes, self.words = [], [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of three estimators, one of them with a label that is markup, and one skipped."""
+    rows = []
+    for place, estimator in enumerate(("rloo", "ppo", NASTY, "exact")):
+        for seed in range(8):
+            identity = {"run_id": "run", "cell_id": f"{place}-{seed}", "task": "imdb", "setting": "corpus=<i>"}
+            identity |= {"estimator": estimator, "estimator_params": "{}", "estimator_source": "x", "seed": seed}
+            if estimator == "exact":
+                rows.append(
+                    identity | {"phase": "train", "split": "train", "step": 0, "metric": "", "status": "skipped"}
+                )
+                continue
+            values = [
+                ("evaluation", split, step, metric, value + 0.01 * place * step + 0.002 * (seed * 7 % 5))
+                for split in ("train", "test")
+                for step in (0, 20, 40)
+                for metric, value in (("reward", 0.5), ("gold_reward", 0.45), ("kl", 0.1))
+            ]
+            for step in (0, 40):
+                for metric in ("gradient_variance", "gradient_norm_squared", "gradient_bias_squared"):
+                    values.append(("probe", "train", step, metric, 1.0 + place + 0.1 * seed))
+                values.append(("probe", "train", step, "gradient_reference_norm_squared", 2.0))
+            values.append(("train", "train", 40, "seconds_per_step", 0.01 * (1 + place)))
+            names = ("phase", "split", "step", "metric", "value")
+            rows += [identity | dict(zip(names, value, strict=True)) | {"unit": "", "status": "ok"} for value in values]
+    tables.write_parquet(pd.DataFrame(rows, columns=tables.METRICS_COLUMNS), tmp_path / "metrics.parquet")
+    cells = sorted({row["cell_id"] for row in rows})
+    request = {"estimators": ["all", NASTY], "tasks": ["imdb"], "seeds": "0-7", "steps": 40}
+    config = {"cells": cells, "request": request, "plans": {"imdb": {"steps": 40}}, "tasks": {"imdb": {"kl": "<u>"}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2.13.0<"}}))
+    return tmp_path
+
+
+def text_of(run):
+    return report.write_report([run])[0].read_text(encoding="utf-8")
+
+
+def test_the_command_writes_a_whole_page(command, run):
+    status, out, _ = command("report", run)
+    assert status == 0 and out.strip() == str(run / "report.html")
+    text = (run / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.seen.count("svg") == 8  # intervals, pairs, curves, four pairs of quantities, equal KL
+    assert page.seen.count("figure") == page.seen.count("figcaption") == 8
+    assert text.count("<summary>the numbers</summary>") == 8
+    assert len(text) < 3e6
+
+
+def test_nothing_from_the_run_is_markup(run):
+    page = Page(text_of(run))
+    assert "script" not in page.seen and "i" not in page.seen and "u" not in page.seen and "b" not in page.seen
+    assert any(NASTY in word for word in page.words)
+    assert any("corpus=<i>" in word for word in page.words)
+
+
+def test_nothing_is_fetched(run):
+    text = text_of(run)
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.seen)
+    assert not {"src", "href", "onload", "onclick"} & {name for name, _ in page.attributes}
+    assert "url(" not in text and "@import" not in text
+
+
+def test_every_figure_has_words_for_those_who_do_not_see_it(run):
+    page = Page(text_of(run))
+    labels = [value for name, value in page.attributes if name == "aria-label"]
+    assert len(labels) == 8 and all("ppo" in label for label in labels)
+    # at equal divergence rloo has no curve: it moves nowhere in this run
+    assert sum("rloo" in label for label in labels) == 7
+    assert [value for name, value in page.attributes if name == "role"] == ["img"] * len(labels)
+
+
+def test_the_report_says_how_to_repeat_it_and_what_was_skipped(run):
+    words = " ".join(Page(text_of(run)).words)
+    assert "gradebench run -e all -e" in words and "-t imdb --steps 40 --seeds 0-7" in words
+    assert "skipped" in words and "2.13.0<" in words
+
+
+def test_the_command_of_a_probe_and_of_a_control_is_one_that_can_be_given(command, tiny):
+    request = {"estimators": ["rloo"], "tasks": [tiny()], "seeds": "3", "steps": 2, "draws": 8, "checkpoints": 1}
+    words = shlex.split(repeat._of_request(request | {"train": False, "along": "own"}))
+    assert words[:2] == ["gradebench", "probe"] and words[-2:] == ["--seed", "3"]
+    assert {"--draws", "--checkpoints", "--along"} <= set(words) and "--seeds" not in words
+    words = shlex.split(repeat._of_request(request | {"train": True, "control": True}))
+    status, _, err = command(*words[1:], "--dry-run")
+    assert status == 0, err
+    assert "--control" in words and "--draws" not in words
+
+
+def test_claims_and_cards_are_in_it(run):
+    words = " ".join(Page(text_of(run)).words)
+    assert "RLOO ends with a higher reward than PPO" in words and "contradicted" in words
+    assert "Kool et al. 2019" in words
+
+
+@pytest.mark.parametrize(
+    ("p", "letters", "said"),
+    [
+        ([0.01, 0.01], "abb", "a is highest at 40 steps, by objective: significantly above each other"),
+        (
+            [0.2, 0.01],
+            "aab",
+            "a is highest at 40 steps, by objective; not significantly different from it, with 8 seeds: b.",
+        ),
+        ([0.2, 0.2], "aaa", "No difference between 3 estimators is supported at 40 steps, by objective, by 8 seeds"),
+        ([], "", "No estimator has a test reward"),
+    ],
+)
+def test_the_verdict_names_what_is_not_different_from_the_first(p, letters, said):
+    board = pd.DataFrame({"estimator": list("abc")[: len(letters)], "letters": list(letters), "n_seeds": 8})
+    board = board.assign(
+        p_vs_best_holm=[math.nan, *p][: len(letters)], same_as="", steps=40, ranked_by="objective", tier=1
+    )
+    assert said in report.verdict(board)
+
+
+def test_the_verdict_against_a_baseline_groups_the_others():
+    words = ["above b; not significantly different from c", "", "", "below b; below c"]
+    board = pd.DataFrame({"estimator": list("abcd"), "verdict": words, "n_seeds": 8, "steps": 40})
+    said = report.verdict(board.assign(same_as="", ranked_by="reward"), ["b", "c"])
+    assert said == (
+        "At 40 steps, by reward, with 8 seeds: above b: a; below b: d; below c: d; not significantly different from c: a."
+    )
+
+
+def test_a_run_of_one_seed_has_a_report(run):
+    frame = pd.read_parquet(run / "metrics.parquet")
+    tables.write_parquet(frame[frame["seed"] == 0], run / "metrics.parquet")
+    Page(text_of(run))
+
+
+def test_a_run_without_any_reward_has_a_report(run):
+    frame = pd.read_parquet(run / "metrics.parquet")
+    tables.write_parquet(frame[frame["status"] == "skipped"], run / "metrics.parquet")
+    assert "No estimator has a test reward" in text_of(run)
+
+
+def test_a_folder_without_a_run_is_one_line(command, tmp_path):
+    status, _, err = command("report", tmp_path)
+    assert status == 2 and len(err.splitlines()) == 1
+
+
+# --- figures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 1e5), (0.501, 0.502), (5.0, 5.0), (1e-9, 2e-9)])
+def test_ticks_are_round_and_within(low, high):
+    axis = svg.Axis.over([low, high], 0, 100)
+    ticks = axis.ticks()
+    assert 2 <= len(ticks) <= 7
+    assert all(axis.low <= tick <= axis.high for tick in ticks)
+    assert all(float(f"{tick:.4g}") == pytest.approx(tick, rel=1e-6, abs=1e-12 * high) for tick in ticks)
+    assert axis.at(low) < axis.at(high) or low == high
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-6, 1e6), (2.0, 3.0), (1.0, 10.0)])
+def test_logarithmic_ticks_are_powers_of_ten_where_there_are_two(low, high):
+    axis = svg.Axis.over([low, high], 0, 100, logarithmic=True)
+    ticks = axis.ticks()
+    assert len(ticks) >= 2
+    assert all(math.log10(tick) >= axis.low - 1e-9 and math.log10(tick) <= axis.high + 1e-9 for tick in ticks)
+
+
+def test_marks_stay_inside_the_figure(run):
+    text = text_of(run)
+    for name, limit in (("cx", svg.WIDTH), ("x1", svg.WIDTH), ("x2", svg.WIDTH)):
+        found = [float(x) for x in re.findall(rf'{name}="([-0-9.]+)"', text)]
+        assert found and min(found) >= 0 and max(found) <= limit
+
+
+def test_figures_come_as_files_of_their_own(command, run, monkeypatch):
+    monkeypatch.setattr(report.png, "available", lambda: False)
+    status, out, _ = command("report", run, "--plots")
+    assert status == 0
+    files = [line for line in out.splitlines() if line.endswith(".svg")]
+    assert len(files) == 8 and sorted(files) == [str(path) for path in sorted((run / "plots").glob("*.svg"))]
+    for file in files:
+        root = ElementTree.parse(file).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "--ink" in root[0].text and root.get("aria-label")
+
+
+def test_figures_come_as_png_too(run):
+    """In full size, and with ink: a font that isn't found would leave the labels out without a word."""
+    pytest.importorskip("resvg_py")
+    image = pytest.importorskip("PIL.Image")
+    written = [path for path in report.write_report([run], plots=True) if path.suffix == ".png"]
+    assert len(written) == 8
+    for path in written:
+        picture = image.open(path).convert("RGB")
+        assert picture.width == 2 * svg.WIDTH
+        colours = {colour for _, colour in picture.getcolors(1 << 24)}
+        assert {(255, 255, 255), tuple(bytes.fromhex(svg.LIGHT["ink"][1:]))} <= colours  # only words are in ink
+
+
+def test_without_the_extra_there_are_svg_alone_and_one_line(command, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    status, out, err = command("report", run, "--plots")
+    assert status == 0 and out.count(".svg") == 8 and ".png" not in out
+    assert err.splitlines() == ["no PNG beside the SVG: pip install 'gradebench[plots]' for them"]
+
+
+def curves_of(path):
+    """Sensitivity curves as `gradebench tune` leaves them, of two estimators, with one trial lost."""
+    rows = [
+        {"task": "imdb:kl=0.1", "setting": "corpus=<i>", "estimator": name, "learning_rate": rate, "options": ""}
+        | {"objective": 0.5 + 10 * rate, "standard_error": 0.01, "seeds": 2, "status": "ok", "chosen": rate == 0.003}
+        | {"steps": 40, "fit": 0.5 + 10 * rate, "fit_error": 0.01, "tied": rate > 0.0003}
+        for name in ("rloo", "ppo")
+        for rate in (0.0003, 0.001, 0.003)
+    ]
+    rows[0] |= {"objective": math.nan, "status": "diverged"}
+    tables.write_csv(pd.DataFrame(rows)[CURVES_COLUMNS], path / "curves.csv")
+
+
+def test_sensitivity_to_the_learning_rate_is_a_figure_where_it_was_tuned(run):
+    assert "No figure of sensitivity to the learning rate" in text_of(run)
+    curves_of(run)
+    text = text_of(run)
+    assert "No figure of sensitivity" not in text
+    assert "the chosen rate is the large dot" in text and "Trials that didn&#x27;t end, of rloo" in text
+    assert text.count('class="dot c1"') == 2  # the chosen ones
+
+
+def test_probes_of_another_folder_give_the_scaling_of_variance(command, run, tmp_path):
+    folder = tmp_path / "probes"
+    folder.mkdir()
+    frame = pd.read_parquet(run / "metrics.parquet").query("phase == 'probe'")
+    tables.write_parquet(frame, folder / "metrics.parquet")
+    (folder / "config.json").write_text(json.dumps({"cells": [], "request": {"train": False}}))
+    rows = [
+        {"task": "imdb:a=b", "setting": "corpus=<i>", "estimator": name, "step": step, "samples": n, "group": ""}
+        | {"metric": "gradient_variance_by_batch", "value": 8 / n, "ci_low": 4 / n, "ci_high": 16 / n}
+        for name in ("rloo", "ppo")
+        for step in (0, 40)
+        for n in (8, 16, 32)
+    ]
+    tables.write_csv(pd.DataFrame(rows).reindex(columns=tables.PROBES_COLUMNS), folder / "probes.csv")
+    status, out, err = command("report", run, folder)
+    assert (status, out) == (2, "") and "--out" in err
+    status, _, err = command("report", run, folder, "--out", tmp_path / "both")
+    assert status == 0, err
+    text = (tmp_path / "both" / "report.html").read_text()
+    assert "variance by sequences a gradient. ppo: 1 at 8, 0.5 at 16, 0.25 at 32; rloo" in text
+    assert "How probes was made" in text and text.count("<h2>imdb</h2>") == 1
+
+
+def test_pairs_are_differences_of_each_seed_with_their_numbers(run):
+    """Seeds share their luck here, so the differences of an estimator to the best are all the same number."""
+    page = Page(text_of(run))
+    label = next(value for name, value in page.attributes if name == "aria-label" and "less that of" in value)
+    assert label.startswith(f"test reward of {NASTY} less that of: ppo 0.4, rloo 0.8")
+    assert "seed 7" in page.words
+
+
+def test_several_tasks_have_profiles_and_say_why_there_are_no_ranks(run, monkeypatch):
+    monkeypatch.setattr(report.png, "available", lambda: False)
+    frame = pd.read_parquet(run / "metrics.parquet")
+    other = frame.assign(task="toy", cell_id="toy-" + frame["cell_id"])
+    tables.write_parquet(pd.concat([frame, other]), run / "metrics.parquet")
+    files = [path.stem for path in report.write_report([run], plots=True) if path.suffix == ".svg"]
+    assert {"interquartile-mean", "performance-profiles"} <= set(files)
+    assert len(files) == len(set(files)) == 18 and "test-reward-toy_corpus=_i_" in files
+    text = (run / "report.html").read_text()
+    assert "No critical-difference diagram: 2 tasks are too few to compare ranks" in text
+
+
+def test_ten_tasks_have_a_critical_difference(run):
+    frame = pd.read_parquet(run / "metrics.parquet")
+    many = [frame.assign(task=f"t{i}", cell_id=f"{i}-" + frame["cell_id"]) for i in range(10)]
+    found = figures.of_tasks(pd.concat(many))
+    assert [figure.name for figure in found][2:] == ["critical-difference"]
+    assert found[2].data["mean_rank"].tolist() == [1, 2, 3]
+
+
+def test_samples_stand_side_by_side_and_are_escaped(run):
+    rows = [
+        {"task": "imdb", "setting": "corpus=<i>", "estimator": name, "seed": seed, "split": split, "step": step}
+        | {"number": 0, "prompt": "a film", "text": f"a film <script>{name} {seed} {step}", "reward": 0.25}
+        for name in ("rloo", "ppo")
+        for seed in (0, 1)
+        for split in ("train", "test")
+        for step in (0, 40)
+    ]
+    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(text_of(run))
+    words = " ".join(page.words)
+    assert "script" not in page.seen
+    for shown in ("<script>rloo 0 40 (0.25)", "<script>ppo 0 40 (0.25)", "0 0 (0.25)", "before training"):
+        assert shown in words
+    assert "rloo 1 40" not in words  # one seed
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_every_colour_of_words_has_the_contrast_that_the_guidelines_ask_for(theme):
+    """WCAG 2.1 level AA: 4.5 to 1 against the page, and code against its wash; lines of figures are words' colours too."""
+    colours = dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", report._STYLE.split("@media")[theme]))
+    assert svg.COLOURS == 8 and {"ink", "faint", "page", "wash", *(f"c{i}" for i in range(svg.COLOURS))} <= set(colours)
+    for name in ("ink", "faint", *(f"c{i}" for i in range(svg.COLOURS))):
+        for ground in ("page", "wash") if name in ("ink", "faint") else ("page",):
+            light, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)
