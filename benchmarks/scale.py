@@ -20,12 +20,13 @@ from pathlib import Path
 import pandas as pd
 
 from gradebench.analysis import tables
+from gradebench.core import schema
 from gradebench.experiment import cells, harness, runner
 from gradebench.measurement.gradient_metrics import Interval
 from gradebench.storage import disk, records
 
 EVALUATED = ("reward", "gold_reward", "kl", "entropy", "distinct_2", "reference_nll")
-PROBED = tuple(name for name in tables.METRIC_UNITS if name.startswith("gradient_"))[:13]
+PROBED = tuple(name for name in schema.METRIC_UNITS if name.startswith("gradient_"))[:13]
 STEPS = (0, 20, 40)
 SECONDS = "seconds_per_step"  # holds the seconds of the whole simulated cell
 START = 6.0  # seconds that a place takes to start, for `schedule`: Python, torch and the task

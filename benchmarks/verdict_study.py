@@ -20,6 +20,7 @@ import pandas as pd
 
 from gradebench.analysis import power, statistics, tables
 from gradebench.analysis.statistics import Floats
+from gradebench.core import schema
 
 LAWS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Floats]] = {
     "normal": lambda rng, size: rng.normal(size=size),
@@ -212,7 +213,7 @@ def table_of(law: str, seeds: int, draws: int, twins: bool) -> pd.DataFrame:
         for seed, value in enumerate(values)
     )
     cells[["phase", "split", "metric", "status"]] = ["evaluation", "test", "reward", "ok"]
-    return cells.assign(step=0).reindex(columns=tables.METRICS_COLUMNS)
+    return cells.assign(step=0).reindex(columns=schema.METRICS_COLUMNS)
 
 
 def rows_of_tables(law: str, seeds: int, draws: int) -> list[dict[str, object]]:

@@ -490,9 +490,10 @@ def merge(
     from gradebench.analysis import tables
     from gradebench.experiment.merging import merge as merged
     from gradebench.reporting import boards
+    from gradebench.reporting.report import write_report
 
     try:
-        merged(runs, out)
+        merged(runs, out, lambda folder, metrics, board: write_report([folder], metrics, board))
     except OSError as error:
         raise InputError(f"can't write into {out}: {error.strerror}") from error
     _say_unlisted(runs)

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from gradebench.analysis import provenance, statistics, tables
 from gradebench.analysis.design import RATE, Design, families
 from gradebench.analysis.statistics import Floats
+from gradebench.core import schema
 
 NAME, TESTS = "frontier", "frontier_tests"  # of their CSV files
 METRICS = ("reward", "gold_reward")
@@ -27,7 +28,7 @@ BUDGETS = 10
 COLUMNS = [
     "task", "metric", "estimator", "kl", "n_seeds", "mean", "ci_low", "ci_high", "rank", "p_vs_leader_holm",
 ]  # fmt: skip
-TESTS_COLUMNS = [*tables.TESTS_COLUMNS, "kl_from", "kl_to"]
+TESTS_COLUMNS = [*schema.TESTS_COLUMNS, "kl_from", "kl_to"]
 
 _Frontiers = dict[str, dict[int, "Frontier"]]  # by estimator and seed
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench.analysis import tables
+from gradebench.analysis import differences, tables
 from gradebench.analysis.provenance import RATE_COLUMNS
-from gradebench.analysis.tables import METRICS_COLUMNS
 from gradebench.core import shapes
 from gradebench.core.errors import InputError
+from gradebench.core.schema import METRICS_COLUMNS
 from gradebench.core.shown import utf8
-from gradebench.experiment import facts
 from gradebench.storage import digests, formats, records
 
 APART = "give --apart to rank them apart"
@@ -183,8 +182,8 @@ def _first_difference(known: Sequence[tuple[Path, dict[str, Any]]], of: str = ""
     """The first item in which two of them differ that both have, with the values."""
     for i, (folder, mine) in enumerate(known):
         for other, theirs in known[i + 1 :]:
-            for name in facts.differing(mine, theirs):
-                values = facts.said(mine[name], theirs[name]), facts.said(theirs[name], mine[name])
+            for name in differences.differing(mine, theirs):
+                values = differences.said(mine[name], theirs[name]), differences.said(theirs[name], mine[name])
                 return f"{name}{of} ({folder}: {values[0]}; {other}: {values[1]})"
     return ""
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench.analysis import tables
 from gradebench.analysis.provenance import Rate
+from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.task import Task
 from gradebench.experiment import harness
@@ -201,9 +201,9 @@ def gather(run: Run, note: Callable[[str], None]) -> tuple[pd.DataFrame, pd.Data
         run.folder(cell) / records.METRICS if run.has_ended(cell) else _status_rows(plan, cell, "interrupted")
         for plan, cell in run.cells
     ]
-    probes = records.merged(_present(run, records.PROBES), name, tables.PROBES_COLUMNS)
+    probes = records.merged(_present(run, records.PROBES), name, schema.PROBES_COLUMNS)
     samples = [row for path in _present(run, records.SAMPLES) for row in _texts(path, note)]
-    metrics = records.merged(rows, name, tables.METRICS_COLUMNS)
+    metrics = records.merged(rows, name, schema.METRICS_COLUMNS)
     return _with_rates(metrics, run), probes, samples
 
 
@@ -236,7 +236,7 @@ def _interrupted(run: Run) -> list[pd.DataFrame]:
     try:
         earlier = read_parquet(path) if run.interrupted and path.is_file() else pd.DataFrame()
         found = earlier[earlier["cell_id"].isin(run.interrupted) & (earlier["status"] == "interrupted")]
-        return [found[tables.METRICS_COLUMNS]] if len(found) else []
+        return [found[schema.METRICS_COLUMNS]] if len(found) else []
     except (InputError, KeyError):  # no table of ours
         return []
 

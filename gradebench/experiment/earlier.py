@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gradebench.analysis import differences
 from gradebench.analysis.tables import CONTROL
 from gradebench.experiment import facts
 from gradebench.experiment.plan import Cell
@@ -116,7 +117,7 @@ def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
 
 def _is_one(task: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two spellings of a task settled to the same."""
-    return bool(task) and not {"task", "setting", "options"} & set(facts.differing(task, other))
+    return bool(task) and not {"task", "setting", "options"} & set(differences.differing(task, other))
 
 
 def _left(out: Path) -> Iterator[Left]:
@@ -143,8 +144,8 @@ def _lose(found: Earlier, left: Left, kind: str) -> None:
 
 def _difference(left: Left, task: Mapping[str, Any], estimator: Mapping[str, Any]) -> str:
     """The first item in which the cell differs, and the steps only if that is all."""
-    names = facts.differing(left.facts["task"], task)
-    names += [f"{name} of {left.estimator}" for name in facts.differing(left.facts["estimator"], estimator)]
+    names = differences.differing(left.facts["task"], task)
+    names += [f"{name} of {left.estimator}" for name in differences.differing(left.facts["estimator"], estimator)]
     return next((name for name in names if name != facts.STEPS), names[0] if names else "")
 
 
@@ -153,7 +154,7 @@ def _words(left: Left, difference: str, task: Mapping[str, Any], estimator: Mapp
     name = difference.removesuffix(f" of {left.estimator}")
     part, ours = ("task", task) if difference in task else ("estimator", estimator)
     there, here = left.facts[part][name], ours[name]
-    words = f"of {left.task} with {difference} {facts.said(there, here)}, here {facts.said(here, there)}"
+    words = f"of {left.task} with {difference} {differences.said(there, here)}, here {differences.said(here, there)}"
     if unasked and difference == facts.STEPS and here > there:
         words += " (name their estimators and seeds too, and they go on)"
     return words

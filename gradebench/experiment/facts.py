@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -151,25 +151,6 @@ def training_key_of(facts: Facts, cell: Cell) -> str:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """The items in which facts of two tasks, or of two estimators, differ, of those that both have."""
-    return [name for name, value in ours.items() if name in theirs and _plain(theirs[name]) != _plain(value)]
-
-
-def said(value: Any, other: Any) -> str:
-    """A value in few words: of a table, what is otherwise in the other one; of a digest, its beginning."""
-    if isinstance(value, Mapping) and isinstance(other, Mapping):
-        mine = {key: one for key, one in value.items() if key not in other or _plain(other[key]) != _plain(one)}
-        return ", ".join(f"{key}={said(one, None)}" for key, one in sorted(mine.items())) or "none"
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text[:12] if len(text) == 64 and " " not in text else text
-
-
-def _plain(value: Any) -> Any:
-    """As it comes back from a file."""
-    return json.loads(json.dumps(value, sort_keys=True, default=str))
 
 
 def _by_name(value: Any) -> Any:

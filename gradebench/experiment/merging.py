@@ -1,7 +1,7 @@
 """Shards of one run, made apart, as the run they would have been."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,21 @@ import pandas as pd
 
 from gradebench.analysis import curves, runs, tables
 from gradebench.analysis.design import read_design
+from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.shown import utf8
 from gradebench.experiment.earlier import joined
-from gradebench.reporting.report import write_report
 from gradebench.storage import digests, formats, records
 from gradebench.storage.disk import LOCK, held, is_draft
+
+Report = Callable[[Path, pd.DataFrame, pd.DataFrame], object]  # of a folder with these metrics and leaderboard
 
 _UNITED = ("estimators", "tasks")  # entries of requests
 _UNFINISHED = ".merging"  # in a folder whose merge hasn't come to its end
 
 
-def merge(folders: Sequence[Path], out: Path) -> Path:
-    """Writes the tables, samples, config.json and report of all shards into a new folder; returns it.
+def merge(folders: Sequence[Path], out: Path, report: Report = lambda folder, metrics, board: None) -> Path:
+    """Writes the tables, samples and config.json of all shards into a new folder, then its `report`; returns it.
 
     Cells themselves stay where they are. What differs between machines stands in the first shard's environment.json.
 
@@ -49,6 +51,7 @@ def merge(folders: Sequence[Path], out: Path) -> Path:
                 left.unlink()
         (out / _UNFINISHED).touch()
         _write(folders, names, out, metrics, comparisons, board, by, against)
+        report(out, metrics, board)
         (out / _UNFINISHED).unlink()
     return out
 
@@ -100,13 +103,12 @@ def _write(
     formats.write_json(out / "environment.json", runs.read_environment(folders[0]))
     tables.write_parquet(metrics, out / "metrics.parquet")  # last, as it makes the folder a run
     digests.seal(out, records.READ_AGAIN)
-    write_report([out], metrics, board)
 
 
 def _probes(path: Path) -> pd.DataFrame:
     digests.require_as_written(path)
-    frame = formats.read_csv(path, tables.PROBES_NUMBERS)
-    if list(frame) != tables.PROBES_COLUMNS:
+    frame = formats.read_csv(path, schema.PROBES_NUMBERS)
+    if list(frame) != schema.PROBES_COLUMNS:
         raise InputError(f"{path} is no table of probes; run again there")
     return frame
 

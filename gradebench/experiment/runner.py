@@ -21,7 +21,7 @@ from gradebench.analysis import curves, frontier, instances, runs, tables
 from gradebench.analysis.design import RATE, Variant, parse_sweep, variants
 from gradebench.analysis.provenance import Rate, tuned_rate
 from gradebench.analysis.runs import require_rankable
-from gradebench.core import parallel
+from gradebench.core import parallel, schema
 from gradebench.core.errors import InputError, Unsupported
 from gradebench.core.global_state import PROCESS
 from gradebench.core.interrupts import is_users
@@ -85,10 +85,10 @@ class Outcome:
     unprobed: dict[str, str]  # task to why its cells have no gradient probes
     interrupted: bool
     reused: int  # cells that an earlier run had finished
-    comparisons: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=tables.TESTS_COLUMNS))
-    leaderboard: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=tables.LEADERBOARD_COLUMNS))
+    comparisons: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=schema.TESTS_COLUMNS))
+    leaderboard: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=schema.LEADERBOARD_COLUMNS))
     # every estimator against its control twin, if the run has them
-    controls: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=tables.TESTS_COLUMNS))
+    controls: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=schema.TESTS_COLUMNS))
     frontier: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=frontier.COLUMNS))
     areas: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=frontier.TESTS_COLUMNS))
     instances: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=instances.BOARD_COLUMNS))

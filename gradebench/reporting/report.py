@@ -20,6 +20,7 @@ from gradebench.analysis.runs import (
     task_names,
 )
 from gradebench.analysis.statistics import ALPHA
+from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.shapes import SAMPLE
 from gradebench.core.shown import shown
@@ -151,7 +152,7 @@ def page(
     title = f"GradeBench: {out.resolve().name}"
     left_out: list[str] = []
     samples = _samples_of(folders, left_out)
-    probes = _gathered(folders, "probes.csv", tables.PROBES_COLUMNS, (tables.PROBES_NUMBERS,), left_out)
+    probes = _gathered(folders, "probes.csv", schema.PROBES_COLUMNS, (schema.PROBES_NUMBERS,), left_out)
     tuning = _gathered(folders, CURVES, CURVES_COLUMNS, (CURVES_NUMBERS, CURVES_TRUTHS), left_out)
     parts = [f"<h1>{_e(title)}</h1>"]
     drawn: list[tuple[str, Figure]] = []

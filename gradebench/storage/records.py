@@ -18,8 +18,8 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from gradebench.analysis.tables import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS
 from gradebench.core.errors import InputError
+from gradebench.core.schema import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS
 from gradebench.core.shown import utf8
 from gradebench.storage import digests
 from gradebench.storage.disk import whole

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gradebench.analysis.tables import PROBES_COLUMNS
+from gradebench.core.schema import PROBES_COLUMNS
 
 NAN_REVIEW = "a film of many words "
 

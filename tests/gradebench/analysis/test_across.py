@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from gradebench.analysis import across, tables
+from gradebench.analysis import across
+from gradebench.core import schema
 
 
 def metrics(rewards, start=0.5, setting="a"):
@@ -18,7 +19,7 @@ def metrics(rewards, start=0.5, setting="a"):
                 identity |= {"estimator": name, "estimator_params": "{}", "estimator_source": "x", "seed": seed}
                 place = {"phase": "evaluation", "split": "test", "metric": "reward", "unit": "1", "status": "ok"}
                 rows += [identity | place | {"step": step, "value": v} for step, v in ((0, start), (4, value))]
-    return pd.DataFrame(rows)[tables.METRICS_COLUMNS]
+    return pd.DataFrame(rows)[schema.METRICS_COLUMNS]
 
 
 def test_a_score_is_the_share_of_the_best_estimators_gain():

@@ -9,6 +9,7 @@ import scipy.stats
 
 from gradebench.analysis import claims, power, statistics, tables
 from gradebench.analysis.claims import Claim, judge, read_claims
+from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.plugins import registry
 
@@ -30,7 +31,7 @@ def run_of(metric="reward", task="imdb", **values):
     rows = [
         r for name, each in values.items() for seed, v in enumerate(each) for r in rows_of(name, seed, metric, v, task)
     ]
-    return pd.DataFrame(rows, columns=tables.METRICS_COLUMNS)
+    return pd.DataFrame(rows, columns=schema.METRICS_COLUMNS)
 
 
 def claim(**changes):
@@ -258,7 +259,7 @@ def test_the_shipped_claims_are_about_estimators_and_tasks_that_exist():
     for one in read_claims():
         assert {one.a, one.b} <= set(registry.entries("estimators"))
         assert one.task in registry.entries("tasks")
-        assert one.metric in {*tables.METRIC_UNITS, "generalization_gap"}
+        assert one.metric in {*schema.METRIC_UNITS, "generalization_gap"}
         assert any(sign.isdigit() for sign in one.source)
 
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from gradebench.analysis import curves, statistics, tables
+from gradebench.core import schema
 from gradebench.reporting import figures
 
 STEPS = (0, 5, 10, 20, 40)
@@ -25,7 +26,7 @@ def cell(estimator, seed, objective, kl=lambda step: 0.1 * step, costs=True, sec
 
 
 def frame(*cells):
-    return pd.DataFrame([row for rows in cells for row in rows], columns=tables.METRICS_COLUMNS)
+    return pd.DataFrame([row for rows in cells for row in rows], columns=schema.METRICS_COLUMNS)
 
 
 def log_line(level, slope):

@@ -5,7 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from gradebench.analysis import design, frontier, instances, tables
+from gradebench.analysis import design, frontier, instances
+from gradebench.core import schema
 from gradebench.core.options import with_values
 from gradebench.plugins import registry
 from gradebench.storage import formats
@@ -143,7 +144,7 @@ def test_a_run_without_either_has_none_of_their_tables(command, in_process, tiny
     assert not {"frontier.csv", "frontier_tests.csv", "instances.csv"} & {
         path.name for path in (tmp_path / "run").iterdir()
     }
-    assert list(pd.read_csv(tmp_path / "run" / "leaderboard.csv")) == tables.LEADERBOARD_COLUMNS
+    assert list(pd.read_csv(tmp_path / "run" / "leaderboard.csv")) == schema.LEADERBOARD_COLUMNS
     status, out, err = command("frontier", tmp_path / "run")  # over the steps of training
     assert status == 0 and "[reward within KL" in out, err
 

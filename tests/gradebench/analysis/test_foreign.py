@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gradebench import cli
 from gradebench.analysis import tables
+from gradebench.core import schema
 from gradebench.experiment import merging
 from gradebench.storage import formats
 from gradebench.storage.tuned import CURVES_COLUMNS
@@ -76,7 +77,7 @@ def probes():
         for name in NAMES
         for metric in ("gradient_variance", "gradient_variance_relative", "gradient_mse", "gradient_bias_relative")
     ]
-    return pd.DataFrame(rows, columns=tables.PROBES_COLUMNS)
+    return pd.DataFrame(rows, columns=schema.PROBES_COLUMNS)
 
 
 def curves():

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gradebench.analysis import frontier, tables
+from gradebench.analysis import frontier
 from gradebench.analysis.frontier import Frontier, envelope
+from gradebench.core import schema
 
 DESIGN = {
     "lm:kl=0.1": {"task": "lm", "values": {"kl": "0.1"}},
@@ -25,7 +26,7 @@ def metrics_of(points, status="ok"):
             for metric, one in (("kl", kl), ("reward", value), ("gold_reward", value / 2)):
                 rows.append(named | {"step": step, "metric": metric, "value": one})
     frame = pd.DataFrame(rows).assign(phase="evaluation", status=status, estimator_params="{}", unit="1")
-    return frame.reindex(columns=tables.METRICS_COLUMNS).assign(run_id="run", cell_id="c", estimator_source="x")
+    return frame.reindex(columns=schema.METRICS_COLUMNS).assign(run_id="run", cell_id="c", estimator_source="x")
 
 
 def trained(slopes, seeds=8, reach=4.0):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gradebench import cli
 from gradebench.analysis import tables
+from gradebench.core import schema
 
 FEW = {"deadline": None, "database": None, "derandomize": True, "phases": [Phase.explicit, Phase.generate]}
 EASY = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -124,7 +125,7 @@ known_keys = st.sampled_from(["cells", "plans", "tasks", "seeds", "request", "le
 @given(
     st.dictionaries(known_keys, json_values, max_size=4),
     st.one_of(st.none(), st.binary(max_size=100)),
-    st.lists(st.tuples(st.sampled_from(tables.METRICS_COLUMNS), st.one_of(words, st.none(), st.floats())), max_size=3),
+    st.lists(st.tuples(st.sampled_from(schema.METRICS_COLUMNS), st.one_of(words, st.none(), st.floats())), max_size=3),
 )
 def test_folders_of_runs(gradebench, config, samples, changes):
     folder = Path("run")
@@ -133,7 +134,7 @@ def test_folders_of_runs(gradebench, config, samples, changes):
     (folder / "samples.jsonl").unlink(missing_ok=True)
     if samples is not None:
         (folder / "samples.jsonl").write_bytes(samples)
-    row = dict.fromkeys(tables.METRICS_COLUMNS, "x") | {"seed": 0, "step": 1, "value": 0.5, "status": "ok"}
+    row = dict.fromkeys(schema.METRICS_COLUMNS, "x") | {"seed": 0, "step": 1, "value": 0.5, "status": "ok"}
     rows = [row | {"seed": seed, "estimator": name} for seed in (0, 1, 2) for name in "ab"]
     rows = [one | {"phase": "evaluation", "split": "test", "metric": "reward"} for one in rows]
     frame = pd.DataFrame(rows)

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from gradebench.analysis import instances, tables
+from gradebench.analysis import instances
+from gradebench.core import schema
 
 
 def design_of(count):
@@ -22,7 +23,7 @@ def metrics_of(rewards):
                     row = {"task": label, "setting": f"of {label}", "estimator": estimator, "seed": seed}
                     rows.append(row | {"metric": metric, "value": value})
     frame = pd.DataFrame(rows).assign(phase="evaluation", split="test", step=9, status="ok", estimator_params="{}")
-    return frame.reindex(columns=tables.METRICS_COLUMNS)
+    return frame.reindex(columns=schema.METRICS_COLUMNS)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from gradebench.analysis import planning, power, tables
+from gradebench.core import schema
 from gradebench.core.errors import InputError
 
 
@@ -17,7 +18,7 @@ def pilot(rewards):
         for name, values in rewards.items()
         for seed, value in enumerate(values)
     ]
-    return pd.DataFrame(rows)[tables.METRICS_COLUMNS]
+    return pd.DataFrame(rows)[schema.METRICS_COLUMNS]
 
 
 def test_a_plan_reads_the_spread_of_the_pilot():

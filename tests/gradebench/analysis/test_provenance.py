@@ -9,6 +9,7 @@ import pytest
 from gradebench import InputError
 from gradebench.analysis import across, claims, curves, frontier, instances, provenance, tables
 from gradebench.analysis.provenance import Ran, Rate, comparable, together
+from gradebench.core import schema
 from gradebench.experiment import harness
 from gradebench.experiment.plan import Plan
 from gradebench.plugins import registry
@@ -117,7 +118,7 @@ def metrics(sources, rewards, steps=40, seeds=range(14)):
             probe = {"phase": "probe", "split": "train", "step": 0, "metric": "gradient_variance"}
             value = {"value": 1 + rewards[name] + noise, "learning_rate": rate, "rate_source": source}
             rows.append(place | kept | probe | value)
-    return pd.DataFrame(rows)[tables.METRICS_COLUMNS + provenance.RATE_COLUMNS]
+    return pd.DataFrame(rows)[schema.METRICS_COLUMNS + provenance.RATE_COLUMNS]
 
 
 SOURCES = {"rloo": (3e-4, TUNED), "ppo": (1e-4, TUNED), "st": (2e-4, TUNED), "mine": (1e-3, "task")}
@@ -203,7 +204,7 @@ def trained_by(sources, seeds=8):
                         for metric, value in found.items()
                     ]
     frame = pd.DataFrame(rows).assign(status="ok", estimator_params="{}", learning_rate=0.1)
-    return frame.reindex(columns=[*tables.METRICS_COLUMNS, *provenance.RATE_COLUMNS]).fillna({"run_id": "r"})
+    return frame.reindex(columns=[*schema.METRICS_COLUMNS, *provenance.RATE_COLUMNS]).fillna({"run_id": "r"})
 
 
 def design_by(name):

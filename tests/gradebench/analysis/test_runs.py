@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from gradebench.analysis import tables
+from gradebench.core import schema
 
 REWARDS = {"rloo": 0.7, "grpo": 0.6, "ppo": 0.5}
 
@@ -18,7 +19,7 @@ def rows_of(estimator, seed, task, setting, status):
     if status != "ok":
         values = [("train", "train", 0, "", float("nan"))]
     for phase, split, step, metric, value in values:
-        unit = tables.METRIC_UNITS.get(metric, "")
+        unit = schema.METRIC_UNITS.get(metric, "")
         fact = {"phase": phase, "split": split, "step": step, "metric": metric, "value": value, "unit": unit}
         yield identity | fact | {"status": status}
 
@@ -32,7 +33,7 @@ def run_of(tmp_path):
         folder.mkdir()
         cells = [(estimator, seed) for estimator in estimators for seed in seeds]
         frame = pd.DataFrame([row for cell in cells for row in rows_of(*cell, task, setting, status)])
-        tables.write_parquet(frame[tables.METRICS_COLUMNS], folder / "metrics.parquet")
+        tables.write_parquet(frame[schema.METRICS_COLUMNS], folder / "metrics.parquet")
         config = {"cells": [f"{task}-{e}-{s}" for e, s in cells], "plans": {task: {"steps": steps, "batch": 32}}}
         (folder / "config.json").write_text(json.dumps(config))
         versions = {"packages": {"gradebench": "0.1.0", "torch": torch}}
@@ -57,7 +58,7 @@ def test_runs_merge_into_the_board_of_one_run(command, run_of, tmp_path):
     assert status == 0
     assert one.read_bytes() == two.read_bytes()
     assert list(table(two)["estimator"]) == ["rloo", "grpo", "ppo"]
-    assert list(table(two).columns) == tables.LEADERBOARD_COLUMNS
+    assert list(table(two).columns) == schema.LEADERBOARD_COLUMNS
     assert "rloo" in out and "underpowered" not in out
 
 

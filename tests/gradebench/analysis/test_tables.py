@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 
 from gradebench.analysis import statistics, tables
+from gradebench.core import schema
 from gradebench.measurement.gradient_columns import COLUMNS
 
 SEEDS = range(8)
@@ -37,7 +38,7 @@ def row(estimator, seed, phase="", split="", step=np.nan, metric="", value=np.na
     names = {"run_id": "run", "cell_id": f"{estimator}-{seed}", "task": "imdb", "setting": "embedded"}
     measured = {"phase": phase, "split": split, "step": step, "metric": metric, "value": value}
     source = {"estimator_params": "{}", "estimator_source": "gradebench 0.1.0", "status": "ok"}
-    unit = {"unit": tables.METRIC_UNITS.get(metric, "")}
+    unit = {"unit": schema.METRIC_UNITS.get(metric, "")}
     return {**names, "estimator": estimator, "seed": seed, **source, **measured, **unit, **other}
 
 
@@ -61,7 +62,7 @@ def broken(estimator, seed, status, **other):
 
 
 def frame(*cells):
-    return pd.DataFrame([line for rows in cells for line in rows], columns=tables.METRICS_COLUMNS)
+    return pd.DataFrame([line for rows in cells for line in rows], columns=schema.METRICS_COLUMNS)
 
 
 def simulated(shifts, seeds=SEEDS, noise=0.05, spread=0.2, stream=0, **other):
@@ -98,11 +99,11 @@ def with_probe(values_of):
 def test_columns_are_the_contract():
     metrics = simulated({"a": 1.0, "b": 0.0})
     tests = tables.comparisons(metrics)
-    assert list(tests.columns) == tables.TESTS_COLUMNS
-    assert list(tables.leaderboard(metrics, tests).columns) == tables.LEADERBOARD_COLUMNS
-    assert len(tables.METRICS_COLUMNS) == 15
-    assert len(tables.TESTS_COLUMNS) == 17
-    assert len(tables.LEADERBOARD_COLUMNS) == 48
+    assert list(tests.columns) == schema.TESTS_COLUMNS
+    assert list(tables.leaderboard(metrics, tests).columns) == schema.LEADERBOARD_COLUMNS
+    assert len(schema.METRICS_COLUMNS) == 15
+    assert len(schema.TESTS_COLUMNS) == 17
+    assert len(schema.LEADERBOARD_COLUMNS) == 48
 
 
 def test_every_metric_that_is_simulated_has_a_unit():
@@ -389,7 +390,7 @@ def test_all_failed():
     metrics = frame(*(broken(name, seed, "failed") for name in ("b", "a") for seed in range(3)))
     tests = tables.comparisons(metrics)
     assert tests.empty
-    assert list(tests.columns) == tables.TESTS_COLUMNS
+    assert list(tests.columns) == schema.TESTS_COLUMNS
     board = tables.leaderboard(metrics, tests)
     assert board["estimator"].tolist() == ["a", "b"]
     assert board["status"].tolist() == ["failed 3", "failed 3"]
@@ -401,13 +402,13 @@ def test_no_rows_at_all():
     tests = tables.comparisons(metrics)
     board = tables.leaderboard(metrics, tests)
     assert (len(tests), len(board)) == (0, 0)
-    assert list(board.columns) == tables.LEADERBOARD_COLUMNS
+    assert list(board.columns) == schema.LEADERBOARD_COLUMNS
 
 
 def test_one_estimator_has_an_empty_table_of_tests():
     tests = tables.comparisons(simulated({"a": 1.0}))
     assert tests.empty
-    assert list(tests.columns) == tables.TESTS_COLUMNS
+    assert list(tests.columns) == schema.TESTS_COLUMNS
 
 
 def test_one_seed_is_underpowered_and_has_no_interval():
@@ -697,7 +698,7 @@ def test_updates_and_clipping_are_columns():
         for metric, value in (("updates", count), ("clipped_updates", share), ("clip_factor", factor)):
             rows.append(row("a", seed, "train", "train", LAST_STEP, metric, value))
         rows.append(row("a", seed, "train", "train", 30, "updates", 100.0))
-    board = board_of(pd.concat([metrics, pd.DataFrame(rows, columns=tables.METRICS_COLUMNS)], ignore_index=True))
+    board = board_of(pd.concat([metrics, pd.DataFrame(rows, columns=schema.METRICS_COLUMNS)], ignore_index=True))
     found = board.loc["a", ["updates_per_step", "clipped_updates", "clip_factor"]].astype(float)
     np.testing.assert_allclose(found, [4.0, 0.25, 2.6 / 3])
     assert board.loc["b", ["updates_per_step", "clipped_updates", "clip_factor"]].isna().all()

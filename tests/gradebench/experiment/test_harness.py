@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gradebench import Estimate
-from gradebench.analysis import tables
+from gradebench.core import schema
 from gradebench.core.problem import Ledger
 from gradebench.core.sampling import generator
 from gradebench.experiment import facts, harness, loaded
@@ -192,7 +192,7 @@ def test_probes_measure_at_every_checkpoint(plan, cell_of):
     assert (probes["gradient_variance"] > 0).all() and (probes["gradient_cosine"] > 0.5).all()
     assert probes["gradient_snr"].mul(probes["gradient_variance_relative"]).tolist() == pytest.approx([1, 1, 1])
     kept = pd.read_feather(f"{plan.out}/cells/{cell.id}/probes.arrow")
-    assert list(kept) == tables.PROBES_COLUMNS and set(kept["draws"]) == {200} and set(kept["group"]) == {""}
+    assert list(kept) == schema.PROBES_COLUMNS and set(kept["draws"]) == {200} and set(kept["group"]) == {""}
     assert kept.pivot(index="step", columns="metric", values="value").equals(probes)  # the same numbers in both files
     assert ((kept["ci_low"] <= kept["value"]) & (kept["value"] <= kept["ci_high"])).all()
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from gradebench.analysis import tables
+from gradebench.core import schema
 
 CLAIMS = """
 [[claim]]
@@ -47,7 +48,7 @@ def run_of(rewards, status="ok", rewards_only=False):
             places += [("train", "train", 4, "seconds_per_step", 0.1)]
             names = ("phase", "split", "step", "metric", "value")
             rows += [cell | dict(zip(names, place, strict=True)) for place in places]
-    return pd.DataFrame(rows, columns=tables.METRICS_COLUMNS)
+    return pd.DataFrame(rows, columns=schema.METRICS_COLUMNS)
 
 
 def rewards_of(*names, seeds=range(8), gap=0.1, spread=0.01):

@@ -7,6 +7,7 @@ import pytest
 
 from gradebench.analysis import tables
 from gradebench.analysis.provenance import RATE_COLUMNS
+from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.experiment import cells, runner
 from gradebench.storage.formats import read_lines
@@ -63,13 +64,13 @@ def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(run, tmp_path):
     assert written == files | {"probes.csv", "budgets.csv", "crossings.csv", SAMPLES, "cells"}
     metrics = pd.read_csv(out / "metrics.csv")
     assert list(metrics) == METRICS_COLUMNS + RATE_COLUMNS == list(pd.read_parquet(out / "metrics.parquet"))
-    assert list(pd.read_csv(out / "tests.csv")) == tables.TESTS_COLUMNS
+    assert list(pd.read_csv(out / "tests.csv")) == schema.TESTS_COLUMNS
     probes = pd.read_csv(out / "probes.csv")
-    assert list(probes) == tables.PROBES_COLUMNS and set(probes["run_id"]) == {"run"}
+    assert list(probes) == schema.PROBES_COLUMNS and set(probes["run_id"]) == {"run"}
     assert set(probes["step"]) == {0, 2} and set(probes["draws"]) == {4} and set(probes["along"]) == {"reference"}
     assert len(probes) == 2 * 2 * 2 * probes["metric"].nunique() == len(outcome.probes)
     board = pd.read_csv(out / "leaderboard.csv")
-    assert list(board) == tables.LEADERBOARD_COLUMNS
+    assert list(board) == schema.LEADERBOARD_COLUMNS
     assert set(board["estimator"]) == {"reinforce", "rloo"} and set(board["status"]) == {"ok"}
     assert outcome.complete and set(metrics["run_id"]) == {"run"}
 
@@ -244,7 +245,7 @@ def test_cells_train_without_probes_where_the_reference_fails_and_are_computed_a
     assert outcome.unprobed == {"tiny.py:TinyTask": "too steep"} and not outcome.complete
     assert set(statuses(outcome).values()) == {"ok"}
     assert set(outcome.metrics["phase"]) == {"train", "evaluation"}
-    assert list(outcome.probes) == tables.PROBES_COLUMNS and outcome.probes.empty
+    assert list(outcome.probes) == schema.PROBES_COLUMNS and outcome.probes.empty
     later = run()
     assert later.reused == 0 and later.complete
     assert "probe" in set(later.metrics["phase"])
@@ -336,7 +337,7 @@ def test_a_control_trains_every_estimator_twice_with_other_draws_and_ranks_it_on
     assert (rewards["mean_difference"] != 0).all()
     assert not outcome.metrics.query("phase == 'probe'")["estimator"].str.endswith(tables.CONTROL).any()
     written = pd.read_csv(tmp_path / "control" / "controls.csv")
-    assert list(written.columns) == tables.TESTS_COLUMNS
+    assert list(written.columns) == schema.TESTS_COLUMNS
     assert len(written) == len(outcome.controls)
 
 

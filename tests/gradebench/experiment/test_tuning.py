@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from gradebench.analysis import rate_curve
-from gradebench.analysis.tables import METRICS_COLUMNS
+from gradebench.core.schema import METRICS_COLUMNS
 from gradebench.experiment import tuning
 
 

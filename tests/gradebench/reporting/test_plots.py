@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from gradebench.analysis.tables import PROBES_COLUMNS
 from gradebench.core.errors import InputError
+from gradebench.core.schema import PROBES_COLUMNS
 from gradebench.reporting import plots
 
 # estimator -> relative variance and relative squared bias, each with its interval

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from gradebench.analysis import tables
+from gradebench.core import schema
 from gradebench.experiment import repeat
 from gradebench.reporting import figures, report, svg
 from gradebench.storage.tuned import CURVES_COLUMNS
@@ -70,7 +71,7 @@ def run(tmp_path):
             values.append(("train", "train", 40, "seconds_per_step", 0.01 * (1 + place)))
             names = ("phase", "split", "step", "metric", "value")
             rows += [identity | dict(zip(names, value, strict=True)) | {"unit": "", "status": "ok"} for value in values]
-    tables.write_parquet(pd.DataFrame(rows, columns=tables.METRICS_COLUMNS), tmp_path / "metrics.parquet")
+    tables.write_parquet(pd.DataFrame(rows, columns=schema.METRICS_COLUMNS), tmp_path / "metrics.parquet")
     cells = sorted({row["cell_id"] for row in rows})
     request = {"estimators": ["all", NASTY], "tasks": ["imdb"], "seeds": "0-7", "steps": 40}
     config = {"cells": cells, "request": request, "plans": {"imdb": {"steps": 40}}, "tasks": {"imdb": {"kl": "<u>"}}}
@@ -283,7 +284,7 @@ def test_probes_of_another_folder_give_the_scaling_of_variance(command, run, tmp
         for step in (0, 40)
         for n in (8, 16, 32)
     ]
-    tables.write_csv(pd.DataFrame(rows).reindex(columns=tables.PROBES_COLUMNS), folder / "probes.csv")
+    tables.write_csv(pd.DataFrame(rows).reindex(columns=schema.PROBES_COLUMNS), folder / "probes.csv")
     status, out, err = command("report", run, folder)
     assert (status, out) == (2, "") and "--out" in err
     status, _, err = command("report", run, folder, "--out", tmp_path / "both")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from gradebench.analysis import tables
+from gradebench.core import schema
 from gradebench.experiment.plan import Cell
 from gradebench.experiment.runner import Outcome, Run
 from gradebench.reporting import terminal
@@ -17,7 +17,7 @@ CELL = Cell("imdb", "imdb", {}, "rloo", "rloo", 3)
 
 
 def board(*rows):
-    return pd.DataFrame(list(rows), columns=tables.LEADERBOARD_COLUMNS)
+    return pd.DataFrame(list(rows), columns=schema.LEADERBOARD_COLUMNS)
 
 
 def ranked(**changes):
@@ -28,7 +28,7 @@ def ranked(**changes):
 def outcome(leaderboard, reasons=(), **changes):
     facts = {"reasons": dict(reasons), "unprobed": {}, "interrupted": False, "reused": 0} | changes
     facts = {"metrics": pd.DataFrame({"status": ["ok"]}), "probes": probed()} | facts
-    comparisons = pd.DataFrame(columns=tables.TESTS_COLUMNS)
+    comparisons = pd.DataFrame(columns=schema.TESTS_COLUMNS)
     return Outcome(comparisons=comparisons, leaderboard=leaderboard, **facts)
 
 
@@ -45,7 +45,7 @@ def probed(*rows):
     }
     names = ("estimator", "metric", "value", "ci_low", "ci_high")
     found = [facts | dict(zip(names, row[:5], strict=True)) | dict(*row[5:]) for row in rows]
-    return pd.DataFrame(found, columns=tables.PROBES_COLUMNS)
+    return pd.DataFrame(found, columns=schema.PROBES_COLUMNS)
 
 
 def estimates(estimator, **changes):

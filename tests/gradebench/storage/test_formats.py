@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
 from gradebench.analysis import tables
-from gradebench.core import options, shapes
+from gradebench.core import options, schema, shapes
 from gradebench.core.errors import InputError
 from gradebench.core.shown import one_line, shown, utf8
 from gradebench.experiment import repeat
@@ -168,7 +168,7 @@ def test_the_terminal_shows_names_as_they_are_in_any_encoding_and_width(name, en
     shown_on = console.PlainConsole(file=stream, width=width, force_terminal=False)
     row = {"estimator": utf8(name), "task": utf8(name), "setting": "s", "rank": 1, "steps": 4, "status": "ok"}
     row |= {"ranked_by": "objective", "test_objective_mean": 0.5, "gradient_bias_squared": 0.25}
-    board = pd.DataFrame([row], columns=tables.LEADERBOARD_COLUMNS)
+    board = pd.DataFrame([row], columns=schema.LEADERBOARD_COLUMNS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(boards, "stdout_console", lambda: shown_on)
         boards.print_leaderboard(board)

@@ -6,8 +6,8 @@ import math
 import pandas as pd
 import pytest
 
-from gradebench.analysis.tables import METRICS_COLUMNS, PROBES_COLUMNS
 from gradebench.core.errors import InputError
+from gradebench.core.schema import METRICS_COLUMNS, PROBES_COLUMNS
 from gradebench.measurement.gradient_metrics import Interval
 from gradebench.storage import formats, records
 from gradebench.storage.records import SAMPLES
