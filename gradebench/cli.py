@@ -304,6 +304,7 @@ def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
     """What `run --plan` says: nothing is run, and no task is loaded."""
     from gradebench.analysis import planning
     from gradebench.analysis import runs as folders
+    from gradebench.core.seeds import parse_seeds
     from gradebench.experiment import runner
     from gradebench.reporting import boards
 
@@ -318,7 +319,7 @@ def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
         raise InputError(f"{pilot} has no {' or '.join(sorted(wanted))}; give a run of the same task as the pilot")
     skipped = set(metrics.loc[metrics["status"] == "skipped", "estimator"])
     runner.require_family(request, sorted(labels))
-    seeds = len(runner.parse_seeds(request.seeds)) if request.seeds else None
+    seeds = len(parse_seeds(request.seeds)) if request.seeds else None
     try:
         against = [name for name in request.against if name not in skipped]
         needed = planning.plan(metrics, labels - skipped, difference, seeds, request.by, against)

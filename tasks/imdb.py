@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from gradebench import Ledger, Range, SequenceProblem, Task
 from gradebench.core.errors import InputError
+from gradebench.core.seeds import parse_seeds
 from gradebench.core.task import Log
-from gradebench.experiment.plan import parse_seeds
 from gradebench.measurement.sequence_metrics import evaluate_sequences
 from gradebench.models.classifier_head import AUTO, Activation, Head
 from gradebench.models.pretraining import TokenRows, accuracy, pretrain_policy, token_rows, train_classifier

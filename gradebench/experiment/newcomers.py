@@ -10,10 +10,10 @@ import pandas as pd
 from gradebench.analysis import rate_curve, tables
 from gradebench.analysis.provenance import TUNED
 from gradebench.core.errors import InputError
+from gradebench.core.seeds import parse_seeds
 from gradebench.core.task import Task
 from gradebench.experiment import runner, tuning
 from gradebench.experiment.cells import Progress, Run
-from gradebench.experiment.plan import parse_seeds
 from gradebench.plugins import registry
 from gradebench.storage import digests, records
 from gradebench.storage.tuned import CURVES

@@ -26,12 +26,13 @@ from gradebench.core.errors import InputError, Unsupported
 from gradebench.core.global_state import PROCESS
 from gradebench.core.interrupts import is_users
 from gradebench.core.options import with_values
+from gradebench.core.seeds import parse_seeds
 from gradebench.core.task import Task
 from gradebench.experiment import earlier, harness, repeat
 from gradebench.experiment.cells import Progress, Run, Troubles, carry_out, drop_damaged, gather, pending
 from gradebench.experiment.isolation import unchanged
 from gradebench.experiment.launchers import default_jobs, launched
-from gradebench.experiment.plan import Cell, Plan, parse_seeds
+from gradebench.experiment.plan import Cell, Plan
 from gradebench.experiment.workers import require_started, usable_cores
 from gradebench.plugins import registry
 from gradebench.rewards.text_reward import code_of, names_function
