@@ -1,6 +1,7 @@
 """The tables of docs/gradients.md are those of the committed results."""
 
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -173,3 +174,28 @@ def catalogue() -> str:
 
 def test_the_catalogue_page_says_what_the_docstrings_say():
     assert catalogue() in (ROOT / "docs" / "estimators.md").read_text(encoding="utf-8")
+
+
+# --- the map of the house ---------------------------------------------------------------------------------------
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_the_package_or_the_tests_that_a_page_names_is_there(page):
+    named = re.findall(
+        r"`((?:gradebench|estimators|tasks|tests|benchmarks)/[\w/.-]+\.\w+)`", page.read_text(encoding="utf-8")
+    )
+    assert [name for name in named if name == name.lower() and not (ROOT / name).is_file()] == []
+
+
+def test_every_room_and_every_module_on_a_cells_way_is_on_the_map():
+    rooms = {path.parent.name for path in (ROOT / "gradebench").glob("*/__init__.py")}
+    table = ARCHITECTURE.partition("## Rooms")[2].partition("##")[0]
+    assert set(re.findall(r"`(\w+)/`", table)) - {"gradebench", "estimators", "tasks"} == rooms
+    way = ARCHITECTURE.partition("## The way of one cell")[2].partition("## To add")[0]
+    missing = [
+        name for name in re.findall(r"`([a-z_]+/[a-z_]+\.py)`", way) if not (ROOT / "gradebench" / name).is_file()
+    ]
+    assert missing == []
