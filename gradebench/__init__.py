@@ -17,6 +17,7 @@ if (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
 
 _HOMES = {
+    "api": ("Results", "check", "load", "probe", "run", "tune"),
     "core.errors": ("InputError", "Unsupported"),
     "core.estimator": ("Estimate", "Estimator", "score"),
     "core.options": ("Range",),
@@ -33,19 +34,26 @@ __all__ = [
     "Ledger",
     "Problem",
     "Range",
+    "Results",
     "SequenceProblem",
     "Task",
     "Unsupported",
+    "check",
     "exponential",
     "generator",
     "gumbel",
     "gumbel_given",
     "harden",
+    "load",
+    "probe",
+    "run",
     "score",
     "straight_through",
+    "tune",
 ]
 
 if TYPE_CHECKING:
+    from gradebench.api import Results, check, load, probe, run, tune
     from gradebench.core.errors import InputError, Unsupported
     from gradebench.core.estimator import Estimate, Estimator, score
     from gradebench.core.options import Range
@@ -59,3 +67,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME_OF:
         return getattr(importlib.import_module(f"gradebench.{_HOME_OF[name]}"), name)
     raise AttributeError(f"module 'gradebench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
