@@ -26,7 +26,7 @@ _HOMES = {
     "problems.sequence": ("SequenceProblem",),
     "core.task": ("Task",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Estimate",
     "Estimator",
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(f"gradebench.{_HOME_OF[name]}"), name)
+    if name in HOME_OF:
+        return getattr(importlib.import_module(f"gradebench.{HOME_OF[name]}"), name)
     raise AttributeError(f"module 'gradebench' has no attribute {name!r}")
 
 

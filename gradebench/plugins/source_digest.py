@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+import gradebench
 from gradebench.core.errors import InputError
 from gradebench.plugins.plugin_source import locate
 from gradebench.storage.followed import Stamp, file_digest, stamp_of
@@ -83,7 +84,7 @@ def _imports(content: bytes, name: str, is_package: bool) -> Iterator[str]:
     """The names of modules that a text imports, in order; those of things imported from one too, as they may be modules."""
     package = name if is_package else name.rpartition(".")[0]
     try:
-        nodes = list(ast.walk(ast.parse(content)))
+        nodes = list(_run(ast.parse(content)))
     except (SyntaxError, ValueError):  # it can't be run either
         return
     for node in nodes:
@@ -99,7 +100,22 @@ def _imports(content: bytes, name: str, is_package: bool) -> Iterator[str]:
             except ImportError:  # beyond the top: it fails when it is run
                 continue
             yield from _with_parents(base)
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                yield f"{base}.{alias.name}"
+                if base == "gradebench" and (home := gradebench.HOME_OF.get(alias.name)):  # which it loads on first use
+                    yield from _with_parents(f"gradebench.{home}")
+
+
+def _run(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below, but for those that are there for a checker of types alone."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop(0)
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
 
 
 def _named(call: ast.Call) -> str | None:

@@ -71,10 +71,15 @@ def test_a_loop_of_imports_and_a_text_that_cannot_be_parsed_have_digests(folder)
     assert of(folder) != looped
 
 
-def test_a_built_in_depends_on_its_helpers_and_on_the_problem_but_not_on_other_families():
-    resolved = registry.resolve("estimators", "ppo")
-    (files,) = [files for (module, _), (files, _) in source_digest._known.items() if module.endswith("actor_critic")]
-    names = {path.rpartition("/")[2] for path in files}
-    assert {"actor_critic.py", "minibatches.py", "estimator.py", "problem.py", "sampling.py"} <= names
-    assert not {"group_relative.py", "runner.py", "report.py", "cli.py"} & names
-    assert len(resolved.digest) == 64
+def test_a_built_in_depends_on_its_helpers_and_on_what_it_takes_from_gradebench_but_not_on_other_families():
+    digests = [registry.resolve("estimators", name).digest for name in ("ppo", "relax")]
+    critic, variate = (
+        {path.rpartition("/")[2] for path in files}
+        for family in ("actor_critic", "control_variate")
+        for (module, _), (files, _) in source_digest._known.items()
+        if module.endswith(family)
+    )
+    assert {"actor_critic.py", "minibatches.py", "estimator.py", "problem.py"} <= critic
+    assert {"control_variate.py", "estimator.py", "problem.py", "sampling.py"} <= variate  # gumbel_given
+    assert not {"group_relative.py", "runner.py", "report.py", "cli.py", "api.py"} & (critic | variate)
+    assert {len(digest) for digest in digests} == {64}
