@@ -37,6 +37,16 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADEBENCH_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def nothing_read_before(monkeypatch):
+    """What code of plugins has read in earlier tests, whose process this is, counts for no cell here."""
+    from gradebench.storage import followed
+
+    for name in ("opened", "variables", "loaded"):
+        monkeypatch.setattr(followed._following, name, {})
+    monkeypatch.setattr(followed._following, "written", set())
+
+
 @pytest.fixture
 def tiny():
     """The spec of an object in the file of the tiny task."""
