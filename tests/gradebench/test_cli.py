@@ -243,7 +243,15 @@ def test_probing_writes_one_row_a_metric_with_ends_around_its_value(probe, task,
     status, _, _, rows = probe("rloo", "grade", task=task, draws=12)
     assert status == 0
     written = {path.name for path in (tmp_path / "probes").iterdir()}
-    assert written == {"cells", "config.json", "digests.json", "environment.json", "metrics.csv", "metrics.parquet", "probes.csv"}
+    assert written == {
+        "cells",
+        "config.json",
+        "digests.json",
+        "environment.json",
+        "metrics.csv",
+        "metrics.parquet",
+        "probes.csv",
+    }
     assert list(rows) == PROBES_COLUMNS
     assert not rows.duplicated(PLACE).any() and set(rows["run_id"]) == {"probes"}
     assert set(rows["estimator"]) == {"rloo", "grade"} and set(rows["step"]) == {0, 2}

@@ -242,7 +242,7 @@ def test_a_run_of_one_step_has_two_checkpoints(plan, cell_of):
 
 def stored_reference(plan, cell, task, number=0):
     """The reference of a checkpoint as a cell reads it, its parameters in the task."""
-    stored = harness.load_file(harness.checkpoint_file(plan, cell, number))
+    stored = harness.sealed.read(harness.checkpoint_file(plan, cell, number))[0]
     harness.set_parameters(task, stored)
     return harness.Reference.of_tensors(stored, harness._sizes(task))
 
@@ -264,7 +264,7 @@ def test_seeds_share_the_parameters_of_a_checkpoint_and_not_the_noise_of_its_gra
     write_references(plan, cell_of(seed=6))
     for number in range(3):
         one, *others = (
-            harness.load_file(harness.checkpoint_file(plan, cell_of(seed=seed), number)) for seed in (0, 5, 6)
+            harness.sealed.read(harness.checkpoint_file(plan, cell_of(seed=seed), number))[0] for seed in (0, 5, 6)
         )
         for other in others:
             assert all(torch.equal(one[name], other[name]) for name in one if name.startswith("parameter_"))

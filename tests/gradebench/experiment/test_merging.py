@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from gradebench.experiment.merging import merge
+from gradebench.reporting.report import write_report
 from gradebench.storage.formats import read_lines
 from gradebench.storage.records import SAMPLES
 
@@ -77,7 +78,7 @@ def test_nothing_is_merged_into_a_folder_that_holds_something(command, shard):
 def test_a_merge_that_was_killed_ends_as_one_in_peace(shard, tmp_path):
     """By itself, ahead of a file: one of the first, and the one that makes the folder a run."""
     first = shard("a", ["rloo", "reinforce"])
-    merge([first], tmp_path / "peace" / "whole")
+    merge([first], tmp_path / "peace" / "whole", reported)
     peace = contents(tmp_path / "peace" / "whole")
     order = sorted(peace, key=lambda name: (tmp_path / "peace" / "whole" / name).stat().st_mtime_ns)
     assert order[-3:] == ["metrics.parquet", "digests.json", "report.html"]
@@ -92,11 +93,15 @@ def test_a_merge_that_was_killed_ends_as_one_in_peace(shard, tmp_path):
                 replace(draft, path)
 
             os.replace = killed
-            merge([first], out)
+            merge([first], out, reported)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL and contents(out) != peace
-        merge([first], out)
+        merge([first], out, reported)
         assert contents(out) == peace
+
+
+def reported(folder, metrics, board):
+    write_report([folder], metrics, board)
 
 
 def contents(folder):

@@ -60,7 +60,8 @@ def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(run, tmp_path):
     outcome = run("reinforce", "rloo")
     out = tmp_path / "run"
     written = {path.name for path in out.iterdir()}
-    files = {"config.json", "environment.json", "metrics.parquet", "metrics.csv", "tests.csv", "leaderboard.csv"}
+    files = {"config.json", "digests.json", "environment.json"}
+    files |= {"metrics.parquet", "metrics.csv", "tests.csv", "leaderboard.csv"}
     assert written == files | {"probes.csv", "budgets.csv", "crossings.csv", SAMPLES, "cells"}
     metrics = pd.read_csv(out / "metrics.csv")
     assert list(metrics) == METRICS_COLUMNS + RATE_COLUMNS == list(pd.read_parquet(out / "metrics.parquet"))

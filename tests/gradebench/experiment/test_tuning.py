@@ -185,6 +185,7 @@ def test_rates_of_something_else_are_refused(tuned, command, tiny, tmp_path, cha
         (label,) = content["tasks"]
         content["tasks"] = {"tiny.py:TinyTask:kl=0.5": content["tasks"][label]}
         (out / "tuned.json").write_text(json.dumps(content))
+        (out / "digests.json").unlink()  # it is edited
     arguments = ("-e", "rloo", "-t", tiny(change.get("task", "TinyTask")), "--seeds", change.get("seeds", "0-1"))
     file = change.get("file", out / "tuned.json")
     status, shown, err = command("run", *arguments, "--steps", "2", "--out", tmp_path / "run", "--tuned", file)
