@@ -9,6 +9,7 @@ from gradebench.analysis import tables
 from gradebench.analysis.provenance import RATE_COLUMNS
 from gradebench.core import schema
 from gradebench.core.errors import InputError
+from gradebench.core.interrupts import Interrupted
 from gradebench.experiment import cells, runner
 from gradebench.storage.formats import read_lines
 from gradebench.storage.records import METRICS_COLUMNS, SAMPLES
@@ -212,7 +213,7 @@ def interrupting(after):
         def advance(self, cell, status):
             self.ended += cell is not None
             if self.ended == after:
-                raise KeyboardInterrupt
+                raise Interrupted
 
     return Interrupting()
 
@@ -231,7 +232,7 @@ def test_cells_of_an_earlier_run_do_not_pose_as_those_of_an_interrupted_one(run,
     run(steps=2)
 
     def interrupt(*arguments):
-        raise KeyboardInterrupt
+        raise Interrupted
 
     monkeypatch.setattr(cells, "_reference", interrupt)
     outcome = run(steps=3)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from gradebench.core.interrupts import Interrupted
 from gradebench.experiment import harness, loaded
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.experiment.training import Trainer
@@ -45,7 +46,7 @@ class GlobalNoise(Attributes):
 """
 
 
-class Killed(KeyboardInterrupt):
+class Killed(Interrupted):
     """As if the process had ended here."""
 
 
