@@ -17,7 +17,8 @@ if (_checkout / "pyproject.toml").is_file():
     __path__.append(str(_checkout))
 
 _HOMES = {
-    "api": ("Results", "check", "load", "probe", "run", "tune"),
+    "api": ("check", "load", "probe", "run", "tune"),
+    "results": ("Results",),
     "core.errors": ("InputError", "Unsupported"),
     "core.estimator": ("Estimate", "Estimator", "score"),
     "core.options": ("Range",),
@@ -53,7 +54,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from gradebench.api import Results, check, load, probe, run, tune
+    from gradebench.api import check, load, probe, run, tune
     from gradebench.core.errors import InputError, Unsupported
     from gradebench.core.estimator import Estimate, Estimator, score
     from gradebench.core.options import Range
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from gradebench.core.sampling import exponential, generator, gumbel, gumbel_given, harden, straight_through
     from gradebench.core.task import Task
     from gradebench.problems.sequence import SequenceProblem
+    from gradebench.results import Results
 
 
 def __getattr__(name: str) -> Any:

@@ -7,28 +7,25 @@ Whatever can't be used raises `InputError` in one line. Scripts that call `run`,
 `if __name__ == "__main__":`, because worker processes import the script.
 """
 
-import functools
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import pandas as pd
 
-from gradebench.analysis import claims as published
-from gradebench.analysis import curves, rate_curve, runs, tables
+from gradebench.analysis import rate_curve
 from gradebench.checks import conformance
 from gradebench.core.errors import InputError
-from gradebench.core.schema import PROBES_COLUMNS, PROBES_NUMBERS
 from gradebench.core.task import Task
 from gradebench.experiment import newcomers, runner, tuning
-from gradebench.reporting import report, terminal
-from gradebench.storage.digests import require_as_written
-from gradebench.storage.formats import read_csv
+from gradebench.reporting import terminal
+from gradebench.reporting.report import write_report
+from gradebench.results import Results
 from gradebench.storage.tuned import keep_curves
 
-Plugin = str | type | Any  # a name or spec, or a class or function that is defined in a file
+Plugin = str | Callable[..., Any]  # a name or spec, or a class or function that is defined in a file
 Some = Plugin | Sequence[Plugin]
 _OF_PROBES = ("draws", "checkpoints", "along", "learning_rate", "train")
 
@@ -65,117 +62,6 @@ class Training(Budget, total=False):
     instances: int
 
 
-class Results:
-    """Runs read back from their folders, several as if they had been one.
-
-    `apart` ranks runs apart that differ in what numbers depend on, instead of refusing them; `by` is the metric that
-    ranks, and `against` the baselines that all others are compared with (default: as the runs were asked for).
-
-    Raises        InputError for folders that hold no run, and runs that can't be pooled.
-    """
-
-    def __init__(self, *folders: str | Path, apart: bool = False, by: str | None = None, against: Sequence[str] = ()):
-        if not folders:
-            raise InputError("give the folder of a run")
-        self.folders = [Path(folder) for folder in folders]
-        self.apart = apart
-        self.metrics: pd.DataFrame = runs.read_metrics(self.folders, apart)
-        self.by, self.against = runs.family_of(self.folders, by, against)
-        runs.require_family(self.metrics, self.by, self.against)
-
-    @functools.cached_property
-    def tests(self) -> pd.DataFrame:
-        """Paired tests of every metric, corrected for their family (tests.csv)."""
-        try:
-            return tables.comparisons(self.metrics, self.against)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-
-    @functools.cached_property
-    def leaderboard(self) -> pd.DataFrame:
-        """One row for each estimator on each task (leaderboard.csv)."""
-        return tables.leaderboard(self.metrics, self.tests, self.by, self.against)
-
-    @functools.cached_property
-    def probes(self) -> pd.DataFrame:
-        """Every probed quantity with its interval (probes.csv)."""
-        paths = [path for folder in self.folders if (path := folder / "probes.csv").is_file()]
-        for path in paths:
-            require_as_written(path)
-        found = [read_csv(path, PROBES_NUMBERS) for path in paths]
-        return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=PROBES_COLUMNS)
-
-    @property
-    def ranked_by(self) -> dict[tuple[str, str], str]:
-        """The metric that ranks on each (task, setting)."""
-        return tables.ranked_by(self.metrics, self.by)
-
-    def compare(self, a: str | None = None, b: str | None = None) -> pd.DataFrame:
-        """The tests of two estimators by every metric, their difference as a less b; without names, what ranks of each
-        estimator and the baselines, or else the best.
-
-        Raises        InputError for estimators that aren't there.
-        """
-        if a and not b:
-            raise InputError(f"{a} is to be compared with nothing; give two estimators, or none")
-        if a and b:
-            return runs.chosen_pair(self.tests, a, b)
-        if self.against:
-            return runs.against_baselines(self.tests, self.ranked_by, self.against)
-        return runs.against_best(self.tests, self.ranked_by)
-
-    def curves(self, axis: str = "steps") -> pd.DataFrame:
-        """Means of each estimator at equal budgets along an axis: steps, samples, tokens, updates, seconds or kl."""
-        if axis not in curves.AXES:
-            raise InputError(f"axis {axis!r} is none of {', '.join(curves.AXES)}")
-        return curves.budgets(self.metrics, self.by, [axis])
-
-    def claims(self, file: str | Path | None = None) -> pd.DataFrame:
-        """Published claims, or those of a TOML file, tested on these runs."""
-        try:
-            return published.judge(published.read_claims(Path(file) if file else published.BUILT_IN), self.metrics)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-
-    def report(self, out: str | Path | None = None, plots: bool = False) -> Path:
-        """Writes report.html into `out`, by default the folder of the only run; returns its path."""
-        if out is None and len(self.folders) > 1:
-            raise InputError("a report of several runs is nobody's own; give it a folder")
-        folder = Path(out) if out else None
-        written = report.write_report(
-            self.folders, out=folder, plots=plots, apart=self.apart, by=self.by, against=self.against
-        )
-        return written[0]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every cell ended as ok, or was skipped with a reason."""
-        return all(cell.status in ("ok", "skipped") for folder in self.folders for cell in runs.cell_statuses(folder))
-
-    def __repr__(self) -> str:
-        head, shown = f"Results({', '.join(map(str, self.folders))})", self._short()
-        return head if shown.empty else head + "\n" + shown.to_string(index=False, na_rep="-")
-
-    def _repr_html_(self) -> str:
-        return self._short().to_html(index=False, escape=True, na_rep="-")
-
-    def _short(self) -> pd.DataFrame:
-        """The leaderboard in the columns that decide, to three digits."""
-        board = self.leaderboard
-        columns = [
-            "rank",
-            "letters",
-            "estimator",
-            "task",
-            "steps",
-            "test_objective_mean",
-            "test_reward_mean",
-            "kl_mean",
-        ]
-        columns += ["gradient_variance_relative", "gradient_bias_squared", "status"]
-        return board[[name for name in columns if not board[name].isna().all()]].round(3)
-
-
 def load(*folders: str | Path, apart: bool = False, by: str | None = None, against: Sequence[str] = ()) -> Results:
     """The results of finished runs."""
     return Results(*folders, apart=apart, by=by, against=against)
@@ -205,7 +91,7 @@ def run(
     outcome = runner.execute(request, prepared, progress)
     if request.tuned:
         keep_curves(Path(request.tuned), prepared.out)
-    report.write_report([prepared.out], outcome.metrics, outcome.leaderboard, by=request.by, against=request.against)
+    write_report([prepared.out], outcome.metrics, outcome.leaderboard, by=request.by, against=request.against)
     if outcome.interrupted:
         raise KeyboardInterrupt
     return Results(prepared.out, by=request.by, against=request.against)
@@ -298,7 +184,7 @@ def _request(estimators: Some, tasks: Some, seeds: str | None, options: dict[str
 
 
 def _specs(some: Some) -> list[str]:
-    return [spec_of(one) for one in (some if isinstance(some, list | tuple) else [some])]
+    return [spec_of(one) for one in (some if isinstance(some, Sequence) and not isinstance(some, str) else [some])]
 
 
 def _seeds(seeds: int | str | Iterable[int] | None) -> str | None:

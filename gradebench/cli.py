@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -420,24 +419,22 @@ def leaderboard(
     against: AgainstAgainOption = None,
 ) -> None:
     """Rank the estimators of one run, or of several as if they had been one."""
-    from gradebench.analysis import across, instances, tables
-    from gradebench.analysis import runs as folders
+    from gradebench.analysis import across, instances
     from gradebench.analysis.design import read_design
+    from gradebench.analysis.runs import APART
     from gradebench.reporting import boards
+    from gradebench.results import Results
 
-    metrics = folders.read_metrics(runs, apart)
-    by, against = folders.family_of(runs, by, against or ())
-    folders.require_family(metrics, by, against)
-    comparisons = _tested(metrics, against)
+    results = Results(*runs, apart=apart, by=by, against=against or (), mend=APART)
     _say_unlisted(runs)
-    board = tables.leaderboard(metrics, comparisons, by, against)
+    metrics, board = results.metrics, results.leaderboard
     _write(board, csv)
     boards.print_leaderboard(board)
     boards.print_notices(metrics)
-    boards.print_across(across.across_tasks(metrics, by), across.ranks(metrics, by))
-    boards.print_underpowered(comparisons, board)
+    boards.print_across(across.across_tasks(metrics, results.by), across.ranks(metrics, results.by))
+    boards.print_underpowered(results.tests, board)
     boards.print_instances(instances.written(metrics, read_design(runs)).get(instances.BOARD))
-    _say_ranking(tables.ranked_by(metrics, by), by)
+    _say_ranking(results.ranked_by, results.by)
 
 
 @app.command()
@@ -451,22 +448,16 @@ def frontier(
     csv: CsvOption = None,
 ) -> None:
     """Show the reward that each estimator reaches within budgets of KL, over a run's sweep, and who leads where."""
-    from gradebench.analysis import frontier
-    from gradebench.analysis import runs as folders
-    from gradebench.analysis.design import read_design
     from gradebench.reporting import boards
+    from gradebench.results import Results
 
-    metrics = folders.read_metrics([run])
-    _tested(metrics)  # what can't be compared is refused in its words
-    design = read_design([run])
-    design = design if frontier.swept(design) else frontier.along_training(metrics)
-    table = frontier.budgets(metrics, design, _budgets(kl))
-    table, areas = (one[one["metric"] == metric.value] for one in (table, frontier.areas(metrics, design)))
+    results = Results(run)
+    table, areas = results.frontier(metric.value, _budgets(kl))
     if table.empty:
         raise InputError(f"{run} has no frontier of {metric.value}: no task in it measures that beside a KL")
     _write(table, csv)
     boards.print_frontier(table, areas)
-    boards.print_notices(metrics)
+    boards.print_notices(results.metrics)
 
 
 def _budgets(text: str | None) -> list[float] | None:
@@ -487,21 +478,17 @@ def merge(
     out: Annotated[Path, typer.Option(help="a new folder", show_default=False)],
 ) -> None:
     """Put shards of one run, made apart, into one folder with its own tables and report."""
-    from gradebench.analysis import runs as folders
-    from gradebench.analysis import tables
     from gradebench.experiment.merging import merge as merged
     from gradebench.reporting import boards
     from gradebench.reporting.report import write_report
 
     try:
-        merged(runs, out, lambda folder, metrics, board: write_report([folder], metrics, board))
+        board = merged(runs, out, lambda folder, metrics, board: write_report([folder], metrics, board))
     except OSError as error:
         raise InputError(f"can't write into {out}: {error.strerror}") from error
     _say_unlisted(runs)
     _say_left_out(runs)
-    metrics = folders.read_metrics([out])
-    by, against = folders.family_of([out], None, ())
-    boards.print_leaderboard(tables.leaderboard(metrics, _tested(metrics, against), by, against))
+    boards.print_leaderboard(board)
     typer.echo(out)
 
 
@@ -518,31 +505,19 @@ def compare(
     against: AgainstAgainOption = None,
 ) -> None:
     """Compare two estimators of a run by every metric; without names, each with the baselines, else with the best."""
-    from gradebench.analysis import runs as folders
-    from gradebench.analysis import tables
     from gradebench.reporting import boards
+    from gradebench.results import Results
 
-    if a and not b:
-        raise InputError(f"{a} is to be compared with nothing; give two estimators, or none")
     pooled = [run, *(also or [])]
-    metrics = folders.read_metrics(pooled, mend="give runs that agree")
-    by, against = folders.family_of(pooled, by, against or ())
-    folders.require_family(metrics, by, against)
-    comparisons = _tested(metrics, against)
+    results = Results(*pooled, by=by, against=against or (), mend="give runs that agree")
+    rows = results.compare(a, b)
     _say_unlisted(pooled)
-    ranked_by = tables.ranked_by(metrics, by)
-    if a and b:
-        rows = folders.chosen_pair(comparisons, a, b)
-    elif against:
-        rows = folders.against_baselines(comparisons, ranked_by, against)
-    else:
-        rows = folders.against_best(comparisons, ranked_by)
     if rows.empty:
         raise InputError(f"{run} has nothing to compare: fewer than two estimators, or no rewards")
     _write(rows, csv)
-    boards.print_comparisons(rows, against)
+    boards.print_comparisons(rows, results.against)
     if not a:
-        _say_ranking(ranked_by, by)
+        _say_ranking(results.ranked_by, results.by)
 
 
 @app.command()
@@ -557,27 +532,18 @@ def curves(
     csv: CsvOption = None,
 ) -> None:
     """Who leads at which budget, and where the lead changes: between two estimators, or between all that lead somewhere."""
-    from gradebench.analysis import curves as at_budgets
-    from gradebench.analysis import runs as folders
+    from gradebench.analysis.curves import leaders
     from gradebench.reporting import boards
+    from gradebench.results import Results
 
-    for name, value, known in (("axis", axis, tuple(at_budgets.AXES)), ("by", by, (*at_budgets.METRICS, None))):
-        if value not in known:
-            raise InputError(f"--{name} {value!r} is none of {', '.join(filter(None, known))}")
-    if a and not b:
-        raise InputError(f"{a} is to be compared with nothing; give two estimators, or none")
-    metrics = folders.read_metrics([run])
-    try:
-        rows = at_budgets.budgets(metrics, by, [axis])
-        if rows.empty:
-            raise InputError(f"{run} has no {by or 'objective or reward'} by {axis}: nothing was evaluated along it")
-        pairs = at_budgets.named_pair(rows, a, b) if a and b else at_budgets.leading_pairs(rows)
-        found = at_budgets.crossings_of(metrics, by, [axis], pairs)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    results = Results(run)
+    rows = results.curves(axis, by)
+    if rows.empty:
+        raise InputError(f"{run} has no {by or 'objective or reward'} by {axis}: nothing was evaluated along it")
+    found = results.crossings(a, b, axis, by)
     _write(rows, csv)
-    boards.print_budgets(at_budgets.leaders(rows), found)
-    boards.print_notices(metrics)
+    boards.print_budgets(leaders(rows), found)
+    boards.print_notices(results.metrics)
 
 
 @app.command()
@@ -597,16 +563,10 @@ def claims(
     ] = None,
 ) -> None:
     """Test published claims on runs: supported, contradicted, not distinguishable, underpowered or untested."""
-    from gradebench.analysis import claims as published
-    from gradebench.analysis import runs as folders
     from gradebench.reporting import boards
+    from gradebench.results import Results
 
-    listed = published.about(published.read_claims(file or published.BUILT_IN), against or ())
-    metrics = folders.read_metrics(runs, mend="give them one by one")
-    try:
-        verdicts = published.judge(listed, metrics)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    verdicts = Results(*runs, mend="give them one by one").claims(file, against or ())
     _write(verdicts, csv)
     _say_unlisted(runs)
     boards.print_claims(verdicts)
@@ -677,16 +637,6 @@ def _say_left_out(runs: list[Path]) -> None:
 
     for line in left_out(runs):
         typer.echo(line, err=True)
-
-
-def _tested(metrics: "DataFrame", against: Sequence[str] = ()) -> "DataFrame":
-    """The tests of merged metrics; what they can't be made of is the user's input here."""
-    from gradebench.analysis import tables
-
-    try:
-        return tables.comparisons(metrics, against)
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def _write(table: "DataFrame", path: Path | None) -> None:

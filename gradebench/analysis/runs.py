@@ -10,11 +10,10 @@ import pandas as pd
 
 from gradebench.analysis import differences, tables
 from gradebench.analysis.provenance import RATE_COLUMNS
-from gradebench.core import shapes
 from gradebench.core.errors import InputError
 from gradebench.core.schema import METRICS_COLUMNS
 from gradebench.core.shown import utf8
-from gradebench.storage import digests, formats, records
+from gradebench.storage import digests, formats, records, shapes
 
 APART = "give --apart to rank them apart"
 ALL = "all"  # in place of a baseline: all pairs

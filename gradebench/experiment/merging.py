@@ -22,8 +22,9 @@ _UNITED = ("estimators", "tasks")  # entries of requests
 _UNFINISHED = ".merging"  # in a folder whose merge hasn't come to its end
 
 
-def merge(folders: Sequence[Path], out: Path, report: Report = lambda folder, metrics, board: None) -> Path:
-    """Writes the tables, samples and config.json of all shards into a new folder, then its `report`; returns it.
+def merge(folders: Sequence[Path], out: Path, report: Report = lambda folder, metrics, board: None) -> pd.DataFrame:
+    """Writes the tables, samples and config.json of all shards into a new folder, then its `report`; returns the
+    leaderboard.
 
     Cells themselves stay where they are. What differs between machines stands in the first shard's environment.json.
 
@@ -53,7 +54,7 @@ def merge(folders: Sequence[Path], out: Path, report: Report = lambda folder, me
         _write(folders, names, out, metrics, comparisons, board, by, against)
         report(out, metrics, board)
         (out / _UNFINISHED).unlink()
-    return out
+    return board
 
 
 def _is_new(out: Path) -> bool:

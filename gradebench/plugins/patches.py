@@ -17,14 +17,14 @@ import torch
 from torch.nn.modules import module as torch_modules
 from torch.optim import optimizer as torch_optimizer
 
-_WATCHED = (
-    *("builtins", "copy", "functools", "itertools", "json", "math", "os", "random", "time"),
-    *("numpy", "numpy.random", "torch"),
-)
+# fmt: off
+_MODULES = {
+    "builtins", "copy", "functools", "itertools", "json", "math", "os", "random", "time", "numpy", "numpy.random", "torch",
+}
 _PACKAGES = (
-    *("gradebench", "torch.nn", "torch.autograd", "torch.optim", "torch.distributions", "torch.func"),
-    *("torch.linalg"),
+    "gradebench", "torch.nn", "torch.autograd", "torch.optim", "torch.distributions", "torch.func", "torch.linalg",
 )
+# fmt: on
 _METHODS = (staticmethod, classmethod, property)
 _ABSENT: Any = object()
 
@@ -79,7 +79,7 @@ def _spaces() -> Iterator[tuple[str, Any]]:
 
 @functools.cache
 def _is_watched(name: str) -> bool:
-    return name in (*_WATCHED, "torch") or any(f"{name}.".startswith(f"{package}.") for package in _PACKAGES)
+    return name in _MODULES or any(f"{name}.".startswith(f"{package}.") for package in _PACKAGES)
 
 
 def _changes(space: Any, before: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

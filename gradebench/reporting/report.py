@@ -22,7 +22,6 @@ from gradebench.analysis.runs import (
 from gradebench.analysis.statistics import ALPHA
 from gradebench.core import schema
 from gradebench.core.errors import InputError
-from gradebench.core.shapes import SAMPLE
 from gradebench.core.shown import shown
 from gradebench.experiment.repeat import commands_of
 from gradebench.plugins.registry import entries
@@ -32,6 +31,7 @@ from gradebench.reporting.figures import Figure
 from gradebench.storage import digests
 from gradebench.storage.formats import read_csv, read_lines, write_text
 from gradebench.storage.records import SAMPLES
+from gradebench.storage.shapes import SAMPLE
 from gradebench.storage.tuned import CURVES, CURVES_COLUMNS, CURVES_NUMBERS, CURVES_TRUTHS
 
 WRITERS = 3  # estimators whose texts are shown

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gradebench.core.errors import InputError
-from gradebench.storage.digests import DIGESTS, of_file
+from gradebench.storage.digests import DIGESTS, fault_of, of_file, seal
 from gradebench.storage.disk import LOCK, held, require_free
 
 FACTS, REPORT = "facts.json", "report.json"
@@ -59,27 +59,11 @@ def cached_folder(
         log(f"{folder}: {fault}; it is made again")
     with _draft(name) as draft:
         build(draft)
-        (draft / FACTS).write_text(_json(facts), encoding="utf-8")
-        (draft / DIGESTS).write_text(_json({path.name: of_file(path) for path in _files(draft)}), encoding="utf-8")
+        (draft / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        seal(draft, [path.name for path in _files(draft)])
         with _writing():
             _publish(draft, folder)
     return folder
-
-
-def fault_of(folder: Path) -> str:
-    """What is wrong with a cached folder, in words; "" where every file is as it was written."""
-    try:
-        written = (folder / DIGESTS).read_text(encoding="utf-8")
-        digests = dict(json.loads(written))
-    except (OSError, ValueError, TypeError):
-        return f"no {DIGESTS} that can be read (one of an earlier version has none)"
-    for name, digest in digests.items():
-        try:
-            if of_file(folder / name) != digest:
-                return f"{name} isn't as it was written"
-        except (OSError, ValueError):
-            return f"no {name} that can be read"
-    return "" if written == _json(digests) else f"{DIGESTS} isn't as it was written"
 
 
 def require_whole(folder: Path) -> None:
@@ -95,10 +79,6 @@ def digests_of(folder: Path) -> dict[str, str]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and path.name != LOCK)
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 @contextlib.contextmanager

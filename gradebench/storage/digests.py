@@ -16,8 +16,9 @@ DIGESTS = "digests.json"
 
 
 def of_file(path: Path) -> str:
-    """SHA-256, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256, in hex. Raises OSError for what can't be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def of_json(content: Any) -> str:
@@ -30,6 +31,20 @@ def seal(folder: Path, names: Iterable[str]) -> None:
     files = {name: of_file(folder / name) for name in sorted(names) if (folder / name).is_file()}
     with whole(folder / DIGESTS) as draft:
         draft.write_text(json.dumps({"files": files, "own": of_json(files)}, indent=2) + "\n", encoding="utf-8")
+
+
+def fault_of(folder: Path) -> str:
+    """What is wrong in a sealed folder, in words; "" where the list and every file on it are as they were written."""
+    files = _known(folder)
+    if not files:
+        return f"no {DIGESTS} that can be used (one of an earlier version has none)"
+    for name, digest in files.items():
+        try:
+            if of_file(folder / name) != digest:
+                return f"{name} isn't as it was written"
+        except (OSError, ValueError):
+            return f"no {name} that can be read"
+    return ""
 
 
 def unseal(folder: Path) -> None:

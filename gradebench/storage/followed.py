@@ -17,6 +17,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+from gradebench.storage.digests import of_file
+
 Stamp = tuple[int, int, int]
 _GONE: Stamp = (0, 0, 0)
 _COPY = 8  # different variables read at one place: a copy of all, that depends on none
@@ -99,8 +101,7 @@ def file_digest(path: str) -> str | None:
 @functools.lru_cache(maxsize=4096)
 def _file_digest(path: str, stamp: Stamp) -> str | None:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return of_file(Path(path))
     except OSError:  # a folder, or one that can't be read
         return None
 

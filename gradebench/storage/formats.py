@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradebench.core.errors import InputError
-from gradebench.core.shapes import misfit
 from gradebench.core.shown import SURROGATE, escape, utf8
 from gradebench.storage.disk import whole
+from gradebench.storage.shapes import misfit
 
 # Twelve digits keep a byte count below 1 TB whole, and hide the last bits, in which machines differ.
 _FLOAT_FORMAT = "%.12g"

@@ -40,6 +40,9 @@ def test_a_folder_is_read_back_as_the_run_that_made_it(finished, tmp_path):
     assert set(again.compare()["metric"]) == {"objective"}
     assert set(again.curves()["axis"]) == {"steps"}
     assert set(again.claims()["verdict"]) == {"untested"}
+    assert list(again.crossings("rloo", "reinforce")["estimator_a"]) == ["rloo"]
+    table, areas = again.frontier()
+    assert set(table["metric"]) == {"reward"} and set(areas["metric"]) <= {"reward"}
     assert again.report(tmp_path / "page", plots=True) == tmp_path / "page" / "report.html"
 
 

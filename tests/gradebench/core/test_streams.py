@@ -1,5 +1,7 @@
 """What a command prints arrives, or is dropped, but never ends it: closed descriptors, gone readers, any encoding."""
 
+import gc
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import pytest
 
 from gradebench.checks import conformance
 from gradebench.core.errors import InputError
+from gradebench.core.streams import make_ready
 from gradebench.experiment import cells
 from gradebench.storage import cache
 from gradebench.storage.records import SAMPLES
@@ -84,3 +87,14 @@ def test_texts_of_a_cell_that_cannot_be_read_cost_themselves(tmp_path):
 def test_a_user_whom_nobody_knows_is_a_file_that_is_not_there(command):
     status, _, err = command("run", "-e", "~nobody-here/mine.py:Mine", "-t", "bernoulli-toy", "--dry-run")
     assert status == 2 and len(err.splitlines()) == 1 and "No such file" in err
+
+
+def test_a_stream_that_nobody_else_holds_goes_on_after_it_was_made_ready(tmp_path, monkeypatch):
+    """The wrapper that is replaced would close the file beneath both if it went."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(open(tmp_path / name, "wb")))  # noqa: SIM115
+    make_ready()
+    gc.collect()
+    print("here", flush=True)
+    print("and here", file=sys.stderr, flush=True)
+    assert [(tmp_path / name).read_text() for name in ("stdout", "stderr")] == ["here\n", "and here\n"]

@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
 from gradebench.analysis import tables
-from gradebench.core import options, schema, shapes
+from gradebench.core import options, schema
 from gradebench.core.errors import InputError
 from gradebench.core.shown import one_line, shown, utf8
 from gradebench.experiment import repeat
 from gradebench.reporting import boards, console, svg
 from gradebench.reporting.report import write_report
-from gradebench.storage import formats, records
+from gradebench.storage import formats, records, shapes
 
 FEW = {
     "deadline": None,
