@@ -426,9 +426,9 @@ def leaderboard(
     from gradebench.results import Results
 
     results = Results(*runs, apart=apart, by=by, against=against or (), mend=APART)
-    _say_unlisted(runs)
     metrics, board = results.metrics, results.leaderboard
     _write(board, csv)
+    _say_unlisted(runs)
     boards.print_leaderboard(board)
     boards.print_notices(metrics)
     boards.print_across(across.across_tasks(metrics, results.by), across.ranks(metrics, results.by))
@@ -511,10 +511,10 @@ def compare(
     pooled = [run, *(also or [])]
     results = Results(*pooled, by=by, against=against or (), mend="give runs that agree")
     rows = results.compare(a, b)
-    _say_unlisted(pooled)
     if rows.empty:
         raise InputError(f"{run} has nothing to compare: fewer than two estimators, or no rewards")
     _write(rows, csv)
+    _say_unlisted(pooled)
     boards.print_comparisons(rows, results.against)
     if not a:
         _say_ranking(results.ranked_by, results.by)

@@ -30,7 +30,7 @@ def seal(folder: Path, names: Iterable[str]) -> None:
     """Write down the digests of those of the files that are there."""
     files = {name: of_file(folder / name) for name in sorted(names) if (folder / name).is_file()}
     with whole(folder / DIGESTS) as draft:
-        draft.write_text(json.dumps({"files": files, "own": of_json(files)}, indent=2) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps({"files": files, "own": of_json(files)}, indent=2), encoding="utf-8")
 
 
 def fault_of(folder: Path) -> str:

@@ -218,8 +218,8 @@ def test_the_command_shows_the_table_and_writes_it(command, run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--axis", "epochs"), "--axis 'epochs' is none of steps, samples, tokens, updates, seconds, kl"),
-        (("--by", "loss"), "--by 'loss' is none of objective, reward, gold_reward"),
+        (("--axis", "epochs"), "axis 'epochs' is none of steps, samples, tokens, updates, seconds, kl"),
+        (("--by", "loss"), "by 'loss' is none of objective, reward, gold_reward"),
         (("--by", "gold_reward"), "has no gold_reward by steps"),
         (("--axis", "tokens"), "has no objective or reward by tokens"),
         (("a", "c"), "the run has no estimator 'c' at these budgets; it has a, b"),
