@@ -35,7 +35,7 @@ import torch
 
 from gradebench import cli
 from gradebench.experiment import harness, runner, workers
-from gradebench.reporting import boards, report, terminal  # noqa: F401
+from gradebench.reporting import report, terminal, terminal_tables  # noqa: F401
 from gradebench.storage.cache import fault_of
 from gradebench.tasks import grammar
 

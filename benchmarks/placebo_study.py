@@ -28,7 +28,7 @@ from gradebench.core.task import Task
 from gradebench.experiment import harness, runner, tuning
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.plugins import registry
-from gradebench.plugins.new import write_page
+from gradebench.plugins.scaffold import write_page
 from gradebench.reporting.terminal import TerminalProgress
 from gradebench.storage import records
 

@@ -23,7 +23,7 @@ from gradebench.analysis import tables
 from gradebench.core import schema
 from gradebench.experiment import cells, harness, runner
 from gradebench.measurement.gradient_metrics import Interval
-from gradebench.storage import disk, records
+from gradebench.storage import files, records
 
 EVALUATED = ("reward", "gold_reward", "kl", "entropy", "distinct_2", "reference_nll")
 PROBED = tuple(name for name in schema.METRIC_UNITS if name.startswith("gradient_"))[:13]
@@ -87,9 +87,9 @@ def grid(count: int, jobs: int, statistics: bool) -> dict[str, float]:
         measured["prepare_s"] = time.perf_counter() - began
         progress = Watched(len(run.cells))
         harness.run_cell = simulated_cell  # by name, so that a worker finds it in its own copy of this file
-        with disk.held(run.out):
+        with files.exclusive_lock(run.out):
             began, cpu = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-            todo, troubles = cells.pending(run, resume=True), cells.Troubles()
+            todo, troubles = cells.pending(run, resume=True), cells.Failures()
             measured["keys_s"] = time.perf_counter() - began
             with runner.launched("local", jobs, "cpu", None) as each:
                 list(each(nothing, [(0,)] * jobs))  # the workers have started

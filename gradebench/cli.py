@@ -248,7 +248,7 @@ def tune(
     """Choose a learning rate, and options if asked, for each estimator, with equal effort, for `run --tuned`."""
     from gradebench.analysis import rate_curve
     from gradebench.experiment import runner, tuning
-    from gradebench.reporting import boards, terminal
+    from gradebench.reporting import terminal, terminal_tables
 
     tasks = task or ["imdb"]
     request = runner.Request(
@@ -279,7 +279,7 @@ def tune(
         raise InputError(f"--vary {min(twice)} is given twice; name all of its options in one")
     with plugins_aside():
         found = tuning.tune(request, rates_for, progress, dict(varied), extensions)
-    boards.print_tuning(found.curves, found.choices, found.run.out)
+    terminal_tables.print_tuning(found.curves, found.choices, found.run.out)
     terminal.print_notes(found.run, found.outcome, progress)
     _exit_by(found.outcome)
 
@@ -305,7 +305,7 @@ def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
     from gradebench.analysis import runs as folders
     from gradebench.core.seeds import parse_seeds
     from gradebench.experiment import runner
-    from gradebench.reporting import boards
+    from gradebench.reporting import terminal_tables
 
     if not difference > 0:
         raise InputError(f"--difference {difference:g}: a number above 0 is needed")
@@ -324,7 +324,7 @@ def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
         needed = planning.plan(metrics, labels - skipped, difference, seeds, request.by, against)
     except ValueError as error:
         raise InputError(str(error)) from error
-    boards.print_plan(needed)
+    terminal_tables.print_plan(needed)
     if unknown := sorted(labels - set(metrics["estimator"])):
         typer.echo(f"{pilot} lacks {', '.join(unknown)}: the pairs are counted, their spread isn't known", err=True)
 
@@ -419,21 +419,21 @@ def leaderboard(
     against: AgainstAgainOption = None,
 ) -> None:
     """Rank the estimators of one run, or of several as if they had been one."""
-    from gradebench.analysis import across, instances
+    from gradebench.analysis import instances, multi_task
     from gradebench.analysis.design import read_design
     from gradebench.analysis.runs import APART
-    from gradebench.reporting import boards
+    from gradebench.reporting import terminal_tables
     from gradebench.results import Results
 
     results = Results(*runs, apart=apart, by=by, against=against or (), mend=APART)
     metrics, board = results.metrics, results.leaderboard
     _write(board, csv)
     _say_unlisted(runs)
-    boards.print_leaderboard(board)
-    boards.print_notices(metrics)
-    boards.print_across(across.across_tasks(metrics, results.by), across.ranks(metrics, results.by))
-    boards.print_underpowered(results.tests, board)
-    boards.print_instances(instances.written(metrics, read_design(runs)).get(instances.BOARD))
+    terminal_tables.print_leaderboard(board)
+    terminal_tables.print_notices(metrics)
+    terminal_tables.print_across(multi_task.across_tasks(metrics, results.by), multi_task.ranks(metrics, results.by))
+    terminal_tables.print_underpowered(results.tests, board)
+    terminal_tables.print_instances(instances.written(metrics, read_design(runs)).get(instances.BOARD))
     _say_ranking(results.ranked_by, results.by)
 
 
@@ -448,7 +448,7 @@ def frontier(
     csv: CsvOption = None,
 ) -> None:
     """Show the reward that each estimator reaches within budgets of KL, over a run's sweep, and who leads where."""
-    from gradebench.reporting import boards
+    from gradebench.reporting import terminal_tables
     from gradebench.results import Results
 
     results = Results(run)
@@ -456,8 +456,8 @@ def frontier(
     if table.empty:
         raise InputError(f"{run} has no frontier of {metric.value}: no task in it measures that beside a KL")
     _write(table, csv)
-    boards.print_frontier(table, areas)
-    boards.print_notices(results.metrics)
+    terminal_tables.print_frontier(table, areas)
+    terminal_tables.print_notices(results.metrics)
 
 
 def _budgets(text: str | None) -> list[float] | None:
@@ -479,7 +479,7 @@ def merge(
 ) -> None:
     """Put shards of one run, made apart, into one folder with its own tables and report."""
     from gradebench.experiment.merging import merge as merged
-    from gradebench.reporting import boards
+    from gradebench.reporting import terminal_tables
     from gradebench.reporting.report import write_report
 
     try:
@@ -488,7 +488,7 @@ def merge(
         raise InputError(f"can't write into {out}: {error.strerror}") from error
     _say_unlisted(runs)
     _say_left_out(runs)
-    boards.print_leaderboard(board)
+    terminal_tables.print_leaderboard(board)
     typer.echo(out)
 
 
@@ -505,7 +505,7 @@ def compare(
     against: AgainstAgainOption = None,
 ) -> None:
     """Compare two estimators of a run by every metric; without names, each with the baselines, else with the best."""
-    from gradebench.reporting import boards
+    from gradebench.reporting import terminal_tables
     from gradebench.results import Results
 
     pooled = [run, *(also or [])]
@@ -515,7 +515,7 @@ def compare(
         raise InputError(f"{run} has nothing to compare: fewer than two estimators, or no rewards")
     _write(rows, csv)
     _say_unlisted(pooled)
-    boards.print_comparisons(rows, results.against)
+    terminal_tables.print_comparisons(rows, results.against)
     if not a:
         _say_ranking(results.ranked_by, results.by)
 
@@ -533,7 +533,7 @@ def curves(
 ) -> None:
     """Who leads at which budget, and where the lead changes: between two estimators, or between all that lead somewhere."""
     from gradebench.analysis.curves import leaders
-    from gradebench.reporting import boards
+    from gradebench.reporting import terminal_tables
     from gradebench.results import Results
 
     results = Results(run)
@@ -542,8 +542,8 @@ def curves(
         raise InputError(f"{run} has no {by or 'objective or reward'} by {axis}: nothing was evaluated along it")
     found = results.crossings(a, b, axis, by)
     _write(rows, csv)
-    boards.print_budgets(leaders(rows), found)
-    boards.print_notices(results.metrics)
+    terminal_tables.print_budgets(leaders(rows), found)
+    terminal_tables.print_notices(results.metrics)
 
 
 @app.command()
@@ -563,13 +563,13 @@ def claims(
     ] = None,
 ) -> None:
     """Test published claims on runs: supported, contradicted, not distinguishable, underpowered or untested."""
-    from gradebench.reporting import boards
+    from gradebench.reporting import terminal_tables
     from gradebench.results import Results
 
     verdicts = Results(*runs, mend="give them one by one").claims(file, against or ())
     _write(verdicts, csv)
     _say_unlisted(runs)
-    boards.print_claims(verdicts)
+    terminal_tables.print_claims(verdicts)
 
 
 @app.command()
@@ -607,10 +607,10 @@ def report(
 def status(run: RunArgument) -> None:
     """What became of every cell of a run, also while it goes on; exit status 1 unless all are ok or skipped."""
     from gradebench.analysis import runs as folders
-    from gradebench.reporting import boards
+    from gradebench.reporting import terminal_tables
 
     statuses = folders.cell_statuses(run)
-    boards.print_statuses(statuses)
+    terminal_tables.print_statuses(statuses)
     if any(cell.status not in ("ok", "skipped") for cell in statuses):
         raise SystemExit(1)
 
@@ -675,7 +675,7 @@ def new(
     name: Annotated[str, typer.Argument(help="such as my-estimator, for my_estimator.py", show_default=False)],
 ) -> None:
     """Write an estimator to start from into this folder: a page that works, with three holes to fill."""
-    from gradebench.plugins.new import write_page
+    from gradebench.plugins.scaffold import write_page
 
     file, cls = write_page(name, Path())
     spec = f"./{file.name}:{cls}"

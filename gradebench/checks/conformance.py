@@ -16,29 +16,29 @@ from typing import Any
 
 import torch
 
-from gradebench.checks import conduct, promises
-from gradebench.checks.promises import FALSE_ALARM, MARGIN
+from gradebench.checks import behaviour, statistical
+from gradebench.checks.statistical import FALSE_ALARM, MARGIN
 from gradebench.checks.subject import Failed, Finding, Make, Skipped, Subject
 from gradebench.core.global_state import put_back
 from gradebench.plugins import registry
 
 CHECKS: dict[str, Callable[[Subject], str | Sequence[Finding]]] = {
-    "keeps the shape of its answer": conduct.shape,
-    "deterministic given the generator": conduct.deterministic,
-    "no hidden randomness": conduct.no_hidden_randomness,
-    "leaves the policy alone": conduct.leaves_alone,
-    "frozen by eval()": conduct.frozen,
-    "own loss": conduct.own_loss,
-    "finite at extreme logits": conduct.extreme,
-    "finite under autocast": conduct.autocast,
-    "needs": conduct.needs,
-    "ledger": conduct.ledger,
-    "scale": conduct.scale,
-    "shift": promises.shift,
-    "pathwise": promises.pathwise,
-    "law of the draws": promises.law,
-    "unbiased if": promises.conditions,
-    "unbiased": promises.unbiased,
+    "keeps the shape of its answer": behaviour.shape,
+    "deterministic given the generator": behaviour.deterministic,
+    "no hidden randomness": behaviour.no_hidden_randomness,
+    "leaves the policy alone": behaviour.leaves_alone,
+    "frozen by eval()": behaviour.frozen,
+    "own loss": behaviour.own_loss,
+    "finite at extreme logits": behaviour.extreme,
+    "finite under autocast": behaviour.autocast,
+    "needs": behaviour.needs,
+    "ledger": behaviour.ledger,
+    "scale": behaviour.scale,
+    "shift": statistical.shift,
+    "pathwise": statistical.pathwise,
+    "law of the draws": statistical.law,
+    "unbiased if": statistical.conditions,
+    "unbiased": statistical.unbiased,
 }
 
 
@@ -53,7 +53,7 @@ def check(make: Make, seed: int = 0, only: Sequence[str] = ()) -> list[Finding]:
         if only and name not in only:
             continue
         findings += _found(name, function, subject)
-        if function is conduct.shape and findings[-1].status == "fail":
+        if function is behaviour.shape and findings[-1].status == "fail":
             return findings  # nothing else could be read
     return findings
 

@@ -29,7 +29,7 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def world() -> int:
+def world_size() -> int:
     """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -38,7 +38,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def leads() -> bool:
+def is_main() -> bool:
     """Whether this process is the one that writes."""
     return rank() == 0
 
@@ -53,7 +53,7 @@ def run(command: Callable[[], None]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = devices[local] if len(devices) > local and devices[0] else str(local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     try:
-        if leads():
+        if is_main():
             try:
                 command()
             finally:
@@ -91,12 +91,12 @@ def _told(job: Any = None) -> Any:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def agree_on_failure() -> Iterator[None]:
     """A part that succeeds in all processes or fails in all: none goes on to a sum that another one never reaches.
 
     Raises Elsewhere where it failed in another one, or torch.OutOfMemoryError if that was its failure.
     """
-    if world() == 1:
+    if world_size() == 1:
         yield
         return
     try:
@@ -123,25 +123,25 @@ def _agree(failure: str | None) -> list[str]:
     if not failed:
         return []
     said = []
-    for source in range(world()):  # on the CPU: it may be a GPU that failed
+    for source in range(world_size()):  # on the CPU: it may be a GPU that failed
         box = [failure if source == rank() else None]
         dist.broadcast_object_list(box, src=source, device=torch.device("cpu"))
         said.append(box[0])
     return [f"process {i}: {one}" for i, one in enumerate(said) if one is not None]
 
 
-def add_up(tensors: list[Tensor]) -> None:
+def all_reduce(tensors: list[Tensor]) -> None:
     """Each tensor becomes its sum over all processes."""
-    if world() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
 
 
-def added_by_name(values: dict[str, float]) -> dict[str, float]:
+def all_reduce_by_name(values: dict[str, float]) -> dict[str, float]:
     """The sums over all processes, of which each may have other names."""
-    if world() == 1:
+    if world_size() == 1:
         return values
-    everyone: list[dict[str, float]] = [{}] * world()
+    everyone: list[dict[str, float]] = [{}] * world_size()
     dist.all_gather_object(everyone, values)
     total: dict[str, float] = {}
     for one in everyone:

@@ -18,7 +18,7 @@ from gradebench.experiment.facts import Facts, key_of
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.experiment.workers import Each
 from gradebench.storage import records, sealed
-from gradebench.storage.disk import LOCK
+from gradebench.storage.files import LOCK
 from gradebench.storage.formats import read_lines, read_parquet
 
 # A process that is killed now and then must not cost all cells of a task their probes.
@@ -79,7 +79,7 @@ class Progress:
 
 
 @dataclass
-class Troubles:
+class Failures:
     """What did not go well."""
 
     reasons: dict[str, str] = field(default_factory=dict)  # cell id to why it isn't `ok`, or what it lacks
@@ -114,7 +114,7 @@ def drop_damaged(jobs: Sequence[Job]) -> list[Path]:
     return damaged
 
 
-def carry_out(run: Run, jobs: Sequence[Job], each: Each, resume: bool, progress: Progress, troubles: Troubles) -> None:
+def carry_out(run: Run, jobs: Sequence[Job], each: Each, resume: bool, progress: Progress, troubles: Failures) -> None:
     """The reference trajectories, then the cells; where a task's reference fails, its cells go without probes."""
     waiting = list(_references(jobs, resume))
     for _ in range(REFERENCE_TRIES):
@@ -167,7 +167,7 @@ def _reference(plan: Plan, cell: Cell, number: int) -> tuple[str, str]:
     return "ok", ""
 
 
-def _with_probes(run: Run, jobs: Sequence[Job], troubles: Troubles) -> Iterator[Job]:
+def _with_probes(run: Run, jobs: Sequence[Job], troubles: Failures) -> Iterator[Job]:
     """The jobs as they can run after all: without probes where the reference failed."""
     for plan, cell, key, known in jobs:
         if cell.task not in troubles.unprobed:

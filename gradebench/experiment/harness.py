@@ -40,7 +40,7 @@ from gradebench.plugins.source_digest import known_files
 from gradebench.problems.sharded import Sharded
 from gradebench.storage import followed, records, sealed
 from gradebench.storage.checkpoints import Checkpoint
-from gradebench.storage.disk import out_of_room, whole
+from gradebench.storage.files import atomic_path, out_of_room
 from gradebench.storage.formats import write_text
 
 # --- the parts of a cell ----------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> lis
 def _apart(plan: Plan, cell: Cell, what: str, lacking: list[str]) -> Iterator[None]:
     """A diagnostic that takes nothing else with it where it fails: what it was and why is added to `lacking`."""
     try:
-        with parallel.together():
+        with parallel.agree_on_failure():
             yield
     except BaseException as error:
         if is_users(error) or (isinstance(error, OSError) and out_of_room(error)):
@@ -173,7 +173,7 @@ def _apart(plan: Plan, cell: Cell, what: str, lacking: list[str]) -> Iterator[No
 
 def _keep_traceback(plan: Plan, cell: Cell) -> None:
     """That of the error being handled, into the cell's folder."""
-    if parallel.leads():
+    if parallel.is_main():
         file = Path(plan.out) / "cells" / cell.id / "error.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, traceback.format_exc())
@@ -221,7 +221,7 @@ def _probe_batch_sizes(
     plan: Plan,
     cell: Cell,
     reference: Reference,
-    whole: Interval,
+    atomic_path: Interval,
     record: records.CellRecord,
 ) -> None:
     """The variance at smaller batches beside that of a `whole` one, and the slope of its logarithm: what samples buy."""
@@ -235,9 +235,9 @@ def _probe_batch_sizes(
             measured[size] = overall["gradient_variance"]
             row = {"gradient_variance_by_batch": measured[size]}
             record.add_probe(place | {"samples": size, "draws": draws}, row)
-    measured[plan.batch] = whole
+    measured[plan.batch] = atomic_path
     slope = slope_of_log_variance(list(measured), list(measured.values()))
-    last = {"gradient_variance_by_batch": whole, "gradient_variance_slope": slope}
+    last = {"gradient_variance_by_batch": atomic_path, "gradient_variance_slope": slope}
     record.add_probe(place | {"samples": plan.batch, "draws": plan.probe_draws}, last)
 
 
@@ -330,7 +330,7 @@ def _warm(trainer: Trainer, task: Task, plan: Plan, cell: Cell, number: int) -> 
     # The reference's key changes with whatever a number depends on, but for the estimator.
     key = f"{plan.reference_key} {cell.estimator_spec} {cell.params} {cell.digests[1:]} {number}"
     kept = Checkpoint(warm_file(plan, cell, number), key, 0.0, plan.device, lambda: what_was_read(cell))
-    alone = parallel.world() == 1  # several processes must do the same, whatever each of them finds
+    alone = parallel.world_size() == 1  # several processes must do the same, whatever each of them finds
     if not (alone and kept.restored(training)):
         done = warm_up(trainer, source, plan.warm_up)
         if alone:
@@ -363,7 +363,7 @@ def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
 
     Each worker runs the trajectory up to it, unless the first seed's is there: cheaper than waiting for another one.
     """
-    with parallel.together():
+    with parallel.agree_on_failure():
         _reference_cell(plan, cell, number)
 
 
@@ -371,13 +371,13 @@ def _reference_cell(plan: Plan, cell: Cell, number: int) -> None:
     task, first = loaded_task(plan, cell), replace(cell, seed=0)
     rng = generator(plan.device, first.seed, "reference", "sampling")
     steps, known = checkpoint_steps(plan)[number], checkpoint_file(plan, first, number)
-    if cell.seed != first.seed and parallel.world() == 1 and sealed.is_whole(known):
+    if cell.seed != first.seed and parallel.world_size() == 1 and sealed.is_whole(known):
         set_parameters(task, sealed.read(known)[0])
     else:
         _trajectory(make_estimator(plan.reference, task, plan), task, plan, first, plan.reference, steps, rng)
     tensors = {f"parameter_{i}": p.detach().clone() for i, p in enumerate(task.params)}
     tensors |= reference_gradient(task, plan, cell.seed, number).tensors()
-    if parallel.leads():
+    if parallel.is_main():
         sealed.write(checkpoint_file(plan, cell, number), tensors)
 
 
@@ -385,9 +385,9 @@ def reference_gradient(task: Task, plan: Plan, seed: int, number: int) -> Refere
     """grad J over all train prompts at the task's present parameters: exact where the task knows it, else a long run
     of the (unbiased) reference estimator."""
     everything = torch.arange(task.sizes["train"], device=plan.device)
-    whole = task.problem("train", everything)
-    if "exact" in whole.offers:
-        return Reference.known(flatten(whole.exact_gradient()), _sizes(task))
+    atomic_path = task.problem("train", everything)
+    if "exact" in atomic_path.offers:
+        return Reference.known(flatten(atomic_path.exact_gradient()), _sizes(task))
     estimator = make_estimator(plan.reference, task, plan).eval()
     start = torch.zeros(sum(_sizes(task)), dtype=torch.float64, device=plan.device)
     moments = Moments(start, _sizes(task), min(8, plan.reference_draws))
@@ -413,7 +413,7 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
     watch = isolation.Watch(cell.foreign, cell.estimator)
     status, reason, lacking = "ok", "", list[str]()
     try:
-        with parallel.together(), panics_raised():
+        with parallel.agree_on_failure(), panics_raised():
             lacking = _run_parts(plan, cell, facts.training_key_of(known, cell) if known else key, record, folder)
     except Unsupported as error:
         status, reason = "skipped", str(error)
@@ -431,7 +431,7 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
     if changed := watch.ended():
         status, reason = "failed", f"{changed} ({reason})" if reason else changed
         record = records.CellRecord(identity_of(plan, cell))
-    if parallel.leads():
+    if parallel.is_main():
         if changed:
             _discard(plan, cell, folder)
         found = (record.frame(status), status, reason, record.probe_frame(), record.samples)
@@ -467,10 +467,10 @@ def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, fol
     _require_unchanged(cell)
     task = loaded_task(plan, cell)
     if plan.train:
-        every = plan.checkpoint_every if parallel.leads() else math.inf
+        every = plan.checkpoint_every if parallel.is_main() else math.inf
         checkpoint = Checkpoint(training_file(plan, cell), key, every, plan.device, lambda: what_was_read(cell))
         train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record, checkpoint)
-        if plan.save_policies and parallel.leads():
+        if plan.save_policies and parallel.is_main():
             _save_policy(task, folder / records.POLICY)
     if not plan.checkpoints or cell.twin:
         return []
@@ -485,7 +485,7 @@ def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, fol
 def _save_policy(task: Task, folder: Path) -> None:
     """Whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with whole(folder) as draft:
+    with atomic_path(folder) as draft:
         draft.mkdir()
         task.save_policy(draft)
         shutil.rmtree(folder, ignore_errors=True)

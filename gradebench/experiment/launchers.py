@@ -47,7 +47,7 @@ def launched(name: str, jobs: int | None, device: str, timeout: float | None) ->
 
     Raises        InputError where its package isn't installed, or its cluster can't be reached.
     """
-    with (in_step if parallel.world() > 1 else LAUNCHERS[name])(jobs, device, timeout) as each:
+    with (in_step if parallel.world_size() > 1 else LAUNCHERS[name])(jobs, device, timeout) as each:
         yield each
 
 
@@ -104,7 +104,7 @@ def _quietly(device: str, function: Work, call: Any) -> tuple[str, str]:
     """The call as a worker makes it: with fixed threads, and what a plugin prints out of the tables."""
     import torch
 
-    torch.set_num_threads(max(1, usable_cores() // parallel.world()) if device.startswith("cuda") else 1)
+    torch.set_num_threads(max(1, usable_cores() // parallel.world_size()) if device.startswith("cuda") else 1)
     with contextlib.redirect_stdout(sys.stderr):
         return function(*call)
 

@@ -14,7 +14,7 @@ from gradebench.core.errors import InputError
 from gradebench.core.shown import utf8
 from gradebench.experiment.earlier import joined
 from gradebench.storage import digests, formats, records
-from gradebench.storage.disk import LOCK, held, is_draft
+from gradebench.storage.files import LOCK, exclusive_lock, is_draft
 
 Report = Callable[[Path, pd.DataFrame, pd.DataFrame], object]  # of a folder with these metrics and leaderboard
 
@@ -46,7 +46,7 @@ def merge(folders: Sequence[Path], out: Path, report: Report = lambda folder, me
         raise InputError(str(error)) from error
     board = tables.leaderboard(metrics, comparisons, by, against)
     records.require_writable(out)
-    with held(out):
+    with exclusive_lock(out):
         for left in out.iterdir():
             if left.name not in (LOCK, _UNFINISHED):
                 left.unlink()

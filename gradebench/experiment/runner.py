@@ -29,14 +29,14 @@ from gradebench.core.options import with_values
 from gradebench.core.seeds import parse_seeds
 from gradebench.core.task import Task
 from gradebench.experiment import earlier, harness, repeat
-from gradebench.experiment.cells import Progress, Run, Troubles, carry_out, drop_damaged, gather, pending
+from gradebench.experiment.cells import Failures, Progress, Run, carry_out, drop_damaged, gather, pending
 from gradebench.experiment.isolation import unchanged
 from gradebench.experiment.launchers import default_jobs, launched
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.experiment.workers import require_started, usable_cores
 from gradebench.plugins import registry
 from gradebench.rewards.text_reward import code_of, names_function
-from gradebench.storage import digests, disk, records
+from gradebench.storage import digests, files, records
 from gradebench.storage.hub import TRUST
 from gradebench.storage.tuned import read_choices, records_of
 
@@ -159,7 +159,7 @@ def prepare(request: Request, progress: Progress) -> Run:
     device = choose_device(request.device)
     out = Path(request.out or default_folder(task_specs, "" if request.train else "probe-"))
     records.require_writable(out)
-    disk.require_free(out)
+    files.require_unlocked(out)
     jobs = request.jobs or default_jobs(device)
     run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
     grids, settled = [], dict[tuple[str, float | None], str]()
@@ -281,8 +281,10 @@ def _twin(cell: Cell) -> Cell:
 
 
 def _require_numbers(request: Request) -> None:
-    if (request.shards or parallel.world()) % parallel.world():
-        raise InputError(f"--shards {request.shards}: {parallel.world()} processes can't share them; give a multiple")
+    if (request.shards or parallel.world_size()) % parallel.world_size():
+        raise InputError(
+            f"--shards {request.shards}: {parallel.world_size()} processes can't share them; give a multiple"
+        )
     least = {"steps": 1, "batch": 1, "jobs": 1, "draws": 4, "checkpoints": 1, "shards": 1, "instances": 1}
     for name, minimum in least.items():
         value = getattr(request, name)
@@ -357,7 +359,7 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         probe_draws=draws + draws % 2,
         details=not request.train,
         reference_draws=Plan.reference_draws if request.train else 8 * Plan.reference_draws,
-        shards=request.shards or parallel.world(),
+        shards=request.shards or parallel.world_size(),
         save_policies=request.save_policies and _saves(task),
         setting=task.setting,
         settled=task.settled,
@@ -466,7 +468,7 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
 
     Raises        InputError where another run has the folder, and where nothing more can be written.
     """
-    with disk.held(run.out):
+    with files.exclusive_lock(run.out):
         outcome = measure(request, run, progress)
         written = {"metrics": outcome.metrics, "probes": outcome.probes}
         if request.train:  # without it a cell is one checkpoint, and there is no reward to rank by
@@ -503,7 +505,7 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
     digests.unseal(run.out)
     records.write_json(run.out / "config.json", config)
     records.write_json(run.out / "environment.json", records.environment(run.device))
-    jobs, troubles, interrupted = pending(run, request.resume), Troubles(), False
+    jobs, troubles, interrupted = pending(run, request.resume), Failures(), False
     reused = len(run.cells) - len(jobs)
     if damaged := drop_damaged(jobs):
         progress.note(f"{len(damaged)} files of unfinished cells are damaged, as {damaged[0]}; they are made again")

@@ -17,7 +17,7 @@ from gradebench.core.task import Task
 from gradebench.experiment import runner
 from gradebench.experiment.plan import Cell
 from gradebench.plugins import registry
-from gradebench.storage import digests, disk, records
+from gradebench.storage import digests, files, records
 from gradebench.storage.tuned import CURVES, CURVES_COLUMNS
 
 EXTENSIONS = 2  # rates beyond either end that an estimator may try where its best is at that end
@@ -134,7 +134,7 @@ def tune(
         return metrics[metrics["task"].isin(list(steps))]
 
     extended: set[float] = set()
-    with disk.held(run.out):
+    with files.exclusive_lock(run.out):
         outcome = runner.measure(request, run, progress)
         rows = trials_of(mine(outcome.metrics), budgets, betas)
         for _ in range(extensions if not outcome.interrupted else 0):

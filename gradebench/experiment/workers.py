@@ -22,7 +22,7 @@ from gradebench.core.errors import InputError
 from gradebench.core.interrupts import is_users
 from gradebench.core.streams import make_ready
 from gradebench.plugins import descendants
-from gradebench.storage.disk import out_of_room
+from gradebench.storage.files import out_of_room
 
 Work = Callable[..., tuple[str, str]]  # returns a status, and the reason where that isn't `ok`
 Each = Callable[[Work, Iterable[Any]], Iterator[tuple[Any, tuple[str, str]]]]

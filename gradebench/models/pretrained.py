@@ -25,7 +25,7 @@ from gradebench.core.panics import Panicked, panics_raised, panics_silenced
 from gradebench.models.adapter_folders import with_adapter, without_adapter
 from gradebench.models.classifier_head import AUTO, Head, head_of
 from gradebench.models.declared import hold_against_weights, require_counts
-from gradebench.models.ends import Ends
+from gradebench.models.end_of_text import Ends
 from gradebench.models.transformer import embed_tokens
 from gradebench.storage.hub import first_line, locate_model, trusts_remote_code
 

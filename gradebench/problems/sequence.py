@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradebench.core.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, chosen, continued
 from gradebench.core.sampling import categorical, straight_through
-from gradebench.models.ends import Ends, ended_logits, ending_token, filler, is_end, share_ended, up_to_end
+from gradebench.models.end_of_text import Ends, ended_logits, ending_token, filler, is_end, share_ended, up_to_end
 from gradebench.models.recorded import Recording
 from gradebench.models.replayed import Relaxed, Replayed, Step
 from gradebench.models.replicas import Replicas
@@ -211,7 +211,7 @@ class SequenceProblem(Problem):
         rng: torch.Generator | None = None,
         hard: bool = False,
     ) -> Tensor:
-        road = "plain" if rng is None else self._road(hard)
+        road = "plain" if rng is None else self._rollout_mode(hard)
         if road == "parallel":
             assert rng is not None
             return self._parallel_rollout(relax, n, rng)
@@ -276,7 +276,7 @@ class SequenceProblem(Problem):
             return here, relax(here)
         return here, ending_token(relax(here), share_ended(before, self.end), self.end)
 
-    def _road(self, hard: bool = True) -> str:
+    def _rollout_mode(self, hard: bool = True) -> str:
         """How rollouts are differentiated.
 
         plain     autograd's own graph, step after step

@@ -55,7 +55,7 @@ class Sharded(Estimator):
         own_grad, learns = [torch.zeros_like(p) for p in own], False
         state = [torch.zeros_like(b) for b in self._state(self.inner)]
         info: dict[str, float] = {}
-        with parallel.together():
+        with parallel.agree_on_failure():
             for i in self._mine(len(parts)):
                 weight = len(parts[i]) / problem.contexts
                 estimator = self._copy(i)
@@ -68,7 +68,7 @@ class Sharded(Estimator):
                 _add(state, self._state(estimator), weight)
                 info |= {name: info.get(name, 0.0) + weight * value for name, value in estimate.info.items()}
         counts = torch.tensor([count - before[name] for name, count in asdict(problem.ledger).items()])
-        parallel.add_up([*grad, *own_grad, *state, counts])
+        parallel.all_reduce([*grad, *own_grad, *state, counts])
         for name, count in zip(before, counts.tolist(), strict=True):
             setattr(problem.ledger, name, before[name] + count)
         if self.training:
@@ -76,7 +76,7 @@ class Sharded(Estimator):
                 buffer.copy_(mean)
         # Linear in the parameters, with the gradient that all parts have together.
         linear = [(p * g).sum() for p, g in zip(own, own_grad, strict=True)]
-        return Estimate(grad, torch.stack(linear).sum() if learns else None, parallel.added_by_name(info))
+        return Estimate(grad, torch.stack(linear).sum() if learns else None, parallel.all_reduce_by_name(info))
 
     def _parts(self, problem: Problem) -> tuple[Tensor, ...]:
         """Indices of contexts; fewer parts where there are fewer contexts."""
@@ -85,7 +85,7 @@ class Sharded(Estimator):
 
     def _mine(self, parts: int) -> range:
         """The parts that this process does."""
-        first, last = (parts * i // parallel.world() for i in (parallel.rank(), parallel.rank() + 1))
+        first, last = (parts * i // parallel.world_size() for i in (parallel.rank(), parallel.rank() + 1))
         return range(first, last)
 
     def _copy(self, part: int) -> Estimator:

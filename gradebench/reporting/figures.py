@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from gradebench.analysis import across, curves, frontier, statistics, tables
+from gradebench.analysis import curves, frontier, multi_task, statistics, tables
 from gradebench.reporting import svg
 
 CURVES = 8  # estimators in a figure of curves: more would hide each other
@@ -140,7 +140,7 @@ def _at_budgets(rows: pd.DataFrame, axis: str, names: Sequence[str], same: Seque
 
 def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
     """The figures over all tasks; none of one task alone."""
-    table = across.across_tasks(metrics, by)
+    table = multi_task.across_tasks(metrics, by)
     if table.empty:
         return []
     means = _named(table, ["estimator", "iqm", "ci_low", "ci_high"])
@@ -156,10 +156,10 @@ def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
             f"The interquartile mean over tasks and seeds of the gain in {gain}, 1 being the best estimator's on a task, "
             f"with its 95 % interval by a bootstrap of the seeds of each task, each task at its own budget: {budgets}.",
             table,
-            across.COLUMNS,
+            multi_task.COLUMNS,
         )
     ]
-    profiles = across.profiles(metrics, by)
+    profiles = multi_task.profiles(metrics, by)
     first = list(table["estimator"])[:CURVES]
     points = profiles.assign(low=math.nan, high=math.nan)
     columns = ["score", "share_above", "low", "high"]
@@ -169,7 +169,7 @@ def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
     )
     picture = svg.curves(series, f"gain in {gain}, of the best estimator's", "share of runs above")
     found.append(Figure("performance-profiles", picture, caption, profiles, list(profiles.columns)))
-    ranks = across.ranks(metrics, by)
+    ranks = multi_task.ranks(metrics, by)
     if not isinstance(ranks, str):
         half = ranks.critical_difference / 2
         bars = [(name, rank, rank - half, rank + half) for name, rank in ranks.mean_ranks.items()]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gradebench.reporting import svg
-from gradebench.storage.disk import whole
+from gradebench.storage.files import atomic_path
 
 ZOOM = 2.0  # pixels a unit of the figure: 1,440 across
 ADVICE = "no PNG beside the SVG: pip install 'gradebench[plots]' for them"
@@ -33,5 +33,5 @@ def write_png(picture: str, path: Path) -> None:
         sans_serif_family="DejaVu Sans",
         skip_system_fonts=True,
     )
-    with whole(path) as draft:
+    with atomic_path(path) as draft:
         draft.write_bytes(bytes(drawn))

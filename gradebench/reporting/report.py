@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench.analysis import across, claims, curves, frontier, instances, provenance, tables
+from gradebench.analysis import claims, curves, frontier, instances, multi_task, provenance, tables
 from gradebench.analysis.design import Design, read_design
 from gradebench.analysis.runs import (
     cell_statuses,
@@ -25,7 +25,7 @@ from gradebench.core.errors import InputError
 from gradebench.core.shown import shown
 from gradebench.experiment.repeat import commands_of
 from gradebench.plugins.registry import entries
-from gradebench.reporting import boards, figures, png, svg
+from gradebench.reporting import figures, png, svg, terminal_tables
 from gradebench.reporting.console import track
 from gradebench.reporting.figures import Figure
 from gradebench.storage import digests
@@ -293,7 +293,7 @@ def _of_frontier(title: str, rows: pd.DataFrame, areas: pd.DataFrame, figure: Fi
         "p_holm",
         "verdict",
     )
-    said = "".join(f"<li>{_e(line)}</li>" for line in boards.frontier_in_words(rows))
+    said = "".join(f"<li>{_e(line)}</li>" for line in terminal_tables.frontier_in_words(rows))
     return [
         f"<h2>Frontiers: {_e(title)}</h2>",
         f"<p><code>{_e(tests['setting'].iloc[0] if len(tests) else '')}</code></p>",
@@ -323,9 +323,10 @@ def _of_task(
         *(f"<p>{_e(notice)}.</p>" for notice in notices),
     ]
     shown = board.assign(
-        peak_memory_mb=board["peak_memory_bytes"] / 1e6, named=[boards.named(row) for row in board.to_dict("records")]
+        peak_memory_mb=board["peak_memory_bytes"] / 1e6,
+        named=[terminal_tables.named(row) for row in board.to_dict("records")],
     )
-    parts.append(_table(shown, [one for one in _BOARD if not boards.is_empty(shown[one[1]])], tier=True))
+    parts.append(_table(shown, [one for one in _BOARD if not terminal_tables.is_empty(shown[one[1]])], tier=True))
     apart = (
         f"Each estimator is compared with {_e(' and '.join(against))}: these comparisons are the family that Holm counts."
         if against
@@ -333,7 +334,7 @@ def _of_task(
         "is what isn't significantly different from its first."
     )
     parts.append(
-        f"<p>Ranked {_e(boards.at_budget(board))}. The objective is the reward less the task's weight kl times the KL; means "
+        f"<p>Ranked {_e(terminal_tables.at_budget(board))}. The objective is the reward less the task's weight kl times the KL; means "
         f"over seeds, with 95 % intervals (bootstrap-t). {apart} Tests are paired by seed, by permutation. Variance is that "
         "of one gradient estimate, relative to the squared true gradient, as bias² and MSE are. Clipped: the "
         "share of updates whose gradient clipping shortened, by the clip factor on average. Clipped tokens: those whose ratio the estimator's own clipping held back.</p>"
@@ -404,8 +405,10 @@ def _of_tasks(metrics: pd.DataFrame, found: Sequence[Figure], by: str | None) ->
     """All tasks together, where there are several."""
     if not found:
         return []
-    ranks = across.ranks(metrics, by)
-    words = f"No critical-difference diagram: {ranks}." if isinstance(ranks, str) else boards.ranks_in_words(ranks)
+    ranks = multi_task.ranks(metrics, by)
+    words = (
+        f"No critical-difference diagram: {ranks}." if isinstance(ranks, str) else terminal_tables.ranks_in_words(ranks)
+    )
     return ["<h2>Over all tasks</h2>", *map(_figure, found), f"<p>{_e(words)}</p>"]
 
 
@@ -414,10 +417,10 @@ def verdict(ranked: pd.DataFrame, against: Sequence[str] = ()) -> str:
     if ranked.empty:
         return "No estimator has a test reward here."
     ranked = ranked if against else ranked[ranked["tier"].notna()]  # those whose rates let them be compared
-    where, seeds = boards.at_budget(ranked), int(ranked["n_seeds"].max())
+    where, seeds = terminal_tables.at_budget(ranked), int(ranked["n_seeds"].max())
     if against:
         return f"{where[0].upper()}{where[1:]}, with {seeds} seeds: {_against_in_words(ranked)}."
-    names = [boards.named(row) for row in ranked.to_dict("records")]
+    names = [terminal_tables.named(row) for row in ranked.to_dict("records")]
     p = ranked["p_vs_best_holm"].to_numpy(dtype=float)
     level = [name for name, one in zip(names[1:], p[1:], strict=True) if not one < ALPHA]
     if not level:
@@ -435,7 +438,7 @@ def _against_in_words(ranked: pd.DataFrame) -> str:
     said: dict[str, list[str]] = {}
     for row in ranked.to_dict("records"):
         for one in filter(None, str(row["verdict"]).split("; ")):
-            said.setdefault(one, []).append(boards.named(row))
+            said.setdefault(one, []).append(terminal_tables.named(row))
     return "; ".join(f"{one}: {', '.join(said[one])}" for one in sorted(said)) or "nothing was compared"
 
 

@@ -13,7 +13,8 @@ from gradebench.analysis.provenance import TUNED
 from gradebench.core.shown import one_line
 from gradebench.experiment.plan import Cell
 from gradebench.experiment.runner import Outcome, Progress, Run
-from gradebench.reporting.boards import (
+from gradebench.reporting.console import stderr_console, stdout_console
+from gradebench.reporting.terminal_tables import (
     number,
     print_controls,
     print_frontier,
@@ -22,7 +23,6 @@ from gradebench.reporting.boards import (
     print_notices,
     print_underpowered,
 )
-from gradebench.reporting.console import stderr_console, stdout_console
 
 REASONS_SHOWN = 20
 

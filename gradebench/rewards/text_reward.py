@@ -19,7 +19,7 @@ from gradebench.core.global_state import put_back
 from gradebench.core.interrupts import is_users
 from gradebench.core.panics import Panicked, panics_raised
 from gradebench.models.classifier_head import AUTO, Head, head_of
-from gradebench.models.ends import Ends
+from gradebench.models.end_of_text import Ends
 from gradebench.plugins import registry
 from gradebench.plugins.source_digest import source_digest, with_declared
 from gradebench.rewards.answers import Refused, numbers_of

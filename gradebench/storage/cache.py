@@ -18,7 +18,7 @@ from typing import Any
 
 from gradebench.core.errors import InputError
 from gradebench.storage.digests import DIGESTS, fault_of, of_file, seal
-from gradebench.storage.disk import LOCK, held, require_free
+from gradebench.storage.files import LOCK, exclusive_lock, require_unlocked
 
 FACTS, REPORT = "facts.json", "report.json"
 _BEGINNING = 60.0  # seconds in which a draft may not have its lock yet
@@ -101,7 +101,7 @@ def _draft(name: str) -> Iterator[Path]:
             root.mkdir(parents=True, exist_ok=True)
             for left in root.glob(f".{name}-*"):
                 _sweep(left)
-            stack.enter_context(held(draft))
+            stack.enter_context(exclusive_lock(draft))
         stack.callback(shutil.rmtree, draft, ignore_errors=True)
         yield draft
 
@@ -112,7 +112,7 @@ def _sweep(draft: Path) -> None:
         if time.time() - draft.stat().st_mtime < _BEGINNING:
             return
         if not draft.name.endswith(_DAMAGED):
-            require_free(draft)
+            require_unlocked(draft)
         shutil.rmtree(draft, ignore_errors=True)
 
 

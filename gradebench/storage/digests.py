@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradebench.core.errors import InputError
-from gradebench.storage.disk import whole
+from gradebench.storage.files import atomic_path
 
 DIGESTS = "digests.json"
 
@@ -29,7 +29,7 @@ def of_json(content: Any) -> str:
 def seal(folder: Path, names: Iterable[str]) -> None:
     """Write down the digests of those of the files that are there."""
     files = {name: of_file(folder / name) for name in sorted(names) if (folder / name).is_file()}
-    with whole(folder / DIGESTS) as draft:
+    with atomic_path(folder / DIGESTS) as draft:
         draft.write_text(json.dumps({"files": files, "own": of_json(files)}, indent=2), encoding="utf-8")
 
 

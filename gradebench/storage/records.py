@@ -22,7 +22,7 @@ from gradebench.core.errors import InputError
 from gradebench.core.schema import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS
 from gradebench.core.shown import utf8
 from gradebench.storage import digests
-from gradebench.storage.disk import whole
+from gradebench.storage.files import atomic_path
 from gradebench.storage.followed import stale
 from gradebench.storage.formats import dumps, loads, write_json, write_lines
 
@@ -189,7 +189,7 @@ def _is(path: Path, digest: Any) -> bool:
 
 def _write_rows(frame: pd.DataFrame, path: Path) -> None:
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    with whole(path) as draft, pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    with atomic_path(path) as draft, pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gradebench.core.errors import InputError
-from gradebench.storage.disk import whole
+from gradebench.storage.files import atomic_path
 
 _KEY = "gradebench"  # of the checksum and the text: one, as safetensors keeps several in no order
 _LENGTH = 8  # hex digits
@@ -25,7 +25,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], text: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A file of no tensors can't be told from a damaged one by some readers.
     stored = {name: tensor.cpu() for name, tensor in tensors.items()} or {"0": torch.zeros(())}
-    with whole(path) as draft:
+    with atomic_path(path) as draft:
         save_file(stored, draft, {_KEY: _checksum(stored, text) + text})
 
 

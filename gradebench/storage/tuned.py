@@ -8,7 +8,7 @@ from typing import Any
 
 from gradebench.core.errors import InputError
 from gradebench.storage.digests import require_as_written
-from gradebench.storage.disk import whole
+from gradebench.storage.files import atomic_path
 
 CURVES = "curves.csv"  # of a tuning, and of the runs that use it
 CURVES_COLUMNS = [
@@ -65,5 +65,5 @@ def keep_curves(choices: Path, out: Path) -> None:
     """Copies the curves beside a tuned.json, if they are there, into the folder of a run that uses it."""
     curves = choices.with_name(CURVES)
     if curves.is_file() and curves.resolve() != (out / CURVES).resolve():
-        with whole(out / CURVES) as draft:
+        with atomic_path(out / CURVES) as draft:
             shutil.copyfile(curves, draft)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from gradebench import InputError
-from gradebench.analysis import across, claims, curves, frontier, instances, provenance, tables
+from gradebench.analysis import claims, curves, frontier, instances, multi_task, provenance, tables
 from gradebench.analysis.provenance import Ran, Rate, comparable, together
 from gradebench.core import schema
 from gradebench.experiment import harness
@@ -174,7 +174,7 @@ def test_equal_rates_are_compared_and_rates_for_other_steps_are_said():
 
 def test_scores_over_tasks_and_claims_leave_the_untuned_out():
     rows = metrics(SOURCES | {"grade-ste": (1e-3, "task")}, REWARDS | {"grade-ste": 0.8}).assign(task="imdb")
-    assert set(across.scores(rows)["imdb s"].columns) == {"rloo", "ppo", "st"}
+    assert set(multi_task.scores(rows)["imdb s"].columns) == {"rloo", "ppo", "st"}
     verdicts = claims.judge(claims.read_claims(), rows).set_index("claim")
     unfair = verdicts.loc["grade-ste-reward-over-ppo"]
     assert unfair["verdict"] == "untested"

@@ -125,7 +125,7 @@ def test_damaged_files_are_made_again_and_whole_ones_are_kept(gradebench, tmp_pa
 
 def test_a_run_is_refused_while_another_one_has_the_folder_before_anything_is_prepared(command, tiny, tmp_path):
     out = tmp_path / "run"
-    hold = "import sys, time, pathlib; from gradebench.storage.disk import held\nwith held(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(600)"
+    hold = "import sys, time, pathlib; from gradebench.storage.files import exclusive_lock\nwith exclusive_lock(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", hold, str(out)], stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
         for name, task in (("run", "Careless"), ("probe", "Careless")):

@@ -85,8 +85,8 @@ def test_sums_for_earlier_keys_and_values_may_be_made_at_any_time(build, monkeyp
 
 def test_soft_tokens_are_never_read_in_parallel(build, monkeypatch):
     monkeypatch.setattr(SequenceProblem, "straight_through", "parallel")
-    assert build()._road(hard=False) == "plain"
-    assert build()._road(hard=True) == "parallel"
+    assert build()._rollout_mode(hard=False) == "plain"
+    assert build()._rollout_mode(hard=True) == "parallel"
 
 
 def test_a_second_derivative_is_that_of_the_plain_graph(build):

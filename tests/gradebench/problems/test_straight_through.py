@@ -172,7 +172,7 @@ def test_nothing_is_left_of_a_rollout(tiny_problem, go, how, leaves_nothing):
 
 
 def test_the_road_by_default(tiny_problem):
-    assert tiny_problem()._road() == "recorded"
-    assert tiny_problem(contexts=6).replicated(3)._road() == "recorded"
+    assert tiny_problem()._rollout_mode() == "recorded"
+    assert tiny_problem(contexts=6).replicated(3)._rollout_mode() == "recorded"
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert tiny_problem()._road() == "plain"
+        assert tiny_problem()._rollout_mode() == "plain"

@@ -18,7 +18,7 @@ from gradebench.core import options, schema
 from gradebench.core.errors import InputError
 from gradebench.core.shown import one_line, shown, utf8
 from gradebench.experiment import repeat
-from gradebench.reporting import boards, console, svg
+from gradebench.reporting import console, svg, terminal_tables
 from gradebench.reporting.report import write_report
 from gradebench.storage import formats, records, shapes
 
@@ -170,8 +170,8 @@ def test_the_terminal_shows_names_as_they_are_in_any_encoding_and_width(name, en
     row |= {"ranked_by": "objective", "test_objective_mean": 0.5, "gradient_bias_squared": 0.25}
     board = pd.DataFrame([row], columns=schema.LEADERBOARD_COLUMNS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(boards, "stdout_console", lambda: shown_on)
-        boards.print_leaderboard(board)
+        patch.setattr(terminal_tables, "stdout_console", lambda: shown_on)
+        terminal_tables.print_leaderboard(board)
         shown_on.print(name)
     stream.flush()
     said = stream.buffer.getvalue().decode(encoding)

@@ -12,9 +12,9 @@ import scipy.stats
 from rich.table import Table
 
 from gradebench.analysis import frontier, provenance
-from gradebench.analysis.across import Ranks
 from gradebench.analysis.claims import OUT_OF_REACH
 from gradebench.analysis.curves import amount, axis_name
+from gradebench.analysis.multi_task import Ranks
 from gradebench.analysis.runs import CellStatus
 from gradebench.analysis.statistics import ALPHA
 from gradebench.analysis.tables import pareto_front

@@ -14,7 +14,7 @@ from gradebench.core.sampling import generator
 from gradebench.estimators.actor_critic import generalised_advantage
 from gradebench.measurement.moments import flatten
 from gradebench.measurement.sequence_metrics import evaluate_sequences
-from gradebench.models.ends import ended_logits, up_to_end
+from gradebench.models.end_of_text import ended_logits, up_to_end
 from gradebench.plugins import registry
 from gradebench.problems.sequence import SequenceProblem
 from gradebench.rewards.text_reward import TextReward

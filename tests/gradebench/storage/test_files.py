@@ -8,9 +8,9 @@ import uuid
 import pytest
 
 from gradebench.core.errors import InputError
-from gradebench.storage import disk
+from gradebench.storage import files
 
-HOLD = "import sys, time, pathlib; from gradebench.storage.disk import held\nwith held(pathlib.Path(sys.argv[1])): print('mine', flush=True); time.sleep(600)"
+HOLD = "import sys, time, pathlib; from gradebench.storage.files import exclusive_lock\nwith exclusive_lock(pathlib.Path(sys.argv[1])): print('mine', flush=True); time.sleep(600)"
 
 
 @pytest.fixture
@@ -29,16 +29,16 @@ def names(folder):
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "table.csv"
-    with disk.whole(path) as draft:
+    with files.atomic_path(path) as draft:
         draft.write_text("first")
-    with pytest.raises(RuntimeError), disk.whole(path) as draft:
+    with pytest.raises(RuntimeError), files.atomic_path(path) as draft:
         draft.write_text("half")
         raise RuntimeError
     assert path.read_text() == "first" and names(tmp_path) == ["table.csv"]
 
 
 def test_a_folder_that_another_process_has_is_refused_with_its_number(holder, tmp_path):
-    for attempt in (disk.require_free, lambda folder: disk.held(folder).__enter__()):
+    for attempt in (files.require_unlocked, lambda folder: files.exclusive_lock(folder).__enter__()):
         with pytest.raises(InputError, match=rf"is in use by process {holder.pid} on .*--out"):
             attempt(tmp_path)
     assert names(tmp_path) == [".lock"]
@@ -48,8 +48,8 @@ def test_the_lock_of_a_killed_process_is_no_lock(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert names(tmp_path) == [".lock"]
-    with disk.held(tmp_path), pytest.raises(InputError, match="in use"):
-        disk.require_free(tmp_path)
+    with files.exclusive_lock(tmp_path), pytest.raises(InputError, match="in use"):
+        files.require_unlocked(tmp_path)
     assert names(tmp_path) == []
 
 
@@ -60,13 +60,13 @@ def test_who_takes_a_folder_removes_the_drafts_of_a_killed_one_and_nothing_else(
         (folder / f".metrics.parquet.{uuid.uuid4().hex}").write_text("half")
         (folder / ".hidden").write_text("the user's")
         (folder / "metrics.parquet").write_text("whole")
-    with disk.held(tmp_path):
+    with files.exclusive_lock(tmp_path):
         pass
     assert names(cell) == [".hidden", "metrics.parquet"]
     assert names(tmp_path) == [".hidden", "cells", "metrics.parquet"]
 
 
 def test_looking_whether_a_folder_is_free_makes_nothing(tmp_path):
-    disk.require_free(tmp_path / "nowhere")
-    disk.require_free(tmp_path)
+    files.require_unlocked(tmp_path / "nowhere")
+    files.require_unlocked(tmp_path)
     assert names(tmp_path) == []

@@ -18,7 +18,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """A draft beside the path, renamed to it at the end, so that a reader never meets half a file, or half a folder."""
     # Not tempfile: its files are readable by their owner only, and the rename would keep that.
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -58,7 +58,7 @@ def sweep(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def held(root: Path) -> Iterator[None]:
+def exclusive_lock(root: Path) -> Iterator[None]:
     """The folder for this process alone, made where it isn't there, without what a killed holder left behind.
 
     The lock is the operating system's and ends with its process, however that ends.
@@ -86,10 +86,10 @@ def held(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def require_free(root: Path) -> None:
+def require_unlocked(root: Path) -> None:
     """Raises InputError where another process has the folder; makes and leaves nothing."""
     if (root / LOCK).exists():
-        with held(root):
+        with exclusive_lock(root):
             pass
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from gradebench.analysis import across
+from gradebench.analysis import multi_task
 from gradebench.core import schema
 
 
@@ -23,13 +23,13 @@ def metrics(rewards, start=0.5, setting="a"):
 
 
 def test_a_score_is_the_share_of_the_best_estimators_gain():
-    (found,) = across.scores(metrics({"t": {"a": [0.7, 0.9], "b": [0.6, 0.6]}})).values()
+    (found,) = multi_task.scores(metrics({"t": {"a": [0.7, 0.9], "b": [0.6, 0.6]}})).values()
     assert found["a"].to_list() == pytest.approx([2 / 3, 4 / 3])
     assert found["b"].to_list() == pytest.approx([1 / 3, 1 / 3])
 
 
 def test_a_task_that_nobody_learns_gives_no_scores():
-    assert across.scores(metrics({"t": {"a": [0.4], "b": [0.3]}})) == {}
+    assert multi_task.scores(metrics({"t": {"a": [0.4], "b": [0.3]}})) == {}
 
 
 def test_the_table_is_the_interquartile_mean_over_tasks_and_seeds():
@@ -38,10 +38,10 @@ def test_the_table_is_the_interquartile_mean_over_tasks_and_seeds():
         task: {name: 0.6 + rng.normal(0.1 * place, 0.05, 8) for place, name in enumerate("abc")} for task in "tuv"
     }
     rewards["t"]["only here"] = np.full(8, 0.7)
-    table = across.across_tasks(metrics(rewards))
-    assert list(table.columns) == across.COLUMNS
+    table = multi_task.across_tasks(metrics(rewards))
+    assert list(table.columns) == multi_task.COLUMNS
     assert list(table["estimator"]) == ["c", "b", "a"]
-    scores = across.scores(metrics(rewards))
+    scores = multi_task.scores(metrics(rewards))
     for row in table.to_dict("records"):
         pooled = np.concatenate([frame[row["estimator"]] for frame in scores.values()])
         middle = np.sort(pooled)[6:18]
@@ -54,18 +54,18 @@ def test_the_table_is_the_interquartile_mean_over_tasks_and_seeds():
 def test_the_interval_resamples_the_seeds_of_each_task():
     """Tasks whose seeds agree leave nothing to resample, however much the tasks differ; pooled resampling would."""
     rewards = {task: {"a": [0.5 + gain] * 6, "b": [0.9] * 6} for task, gain in (("t", 0.1), ("u", 0.2), ("v", 0.3))}
-    table = across.across_tasks(metrics(rewards)).set_index("estimator")
+    table = multi_task.across_tasks(metrics(rewards)).set_index("estimator")
     assert table.loc["a", "ci_low"] == pytest.approx(table.loc["a", "ci_high"])
 
 
 def test_one_task_has_no_table():
-    assert across.across_tasks(metrics({"t": {"a": [0.7], "b": [0.6]}})).empty
+    assert multi_task.across_tasks(metrics({"t": {"a": [0.7], "b": [0.6]}})).empty
 
 
 def test_few_tasks_have_no_critical_difference_and_say_why():
-    said = across.ranks(metrics({task: {"a": [0.7], "b": [0.6], "c": [0.6]} for task in "tuvw"}))
+    said = multi_task.ranks(metrics({task: {"a": [0.7], "b": [0.6], "c": [0.6]} for task in "tuvw"}))
     assert said == "4 tasks are too few to compare ranks (Friedman, Nemenyi): 10 are needed"
-    said = across.ranks(metrics({f"t{i}": {"a": [0.7], "b": [0.6]} for i in range(10)}))
+    said = multi_task.ranks(metrics({f"t{i}": {"a": [0.7], "b": [0.6]} for i in range(10)}))
     assert "2 estimators" in said
 
 
@@ -75,7 +75,7 @@ def test_ranks_over_ten_tasks_by_friedman_and_nemenyi():
     rewards = {
         f"t{i}": {name: [0.6 + 0.1 * k + rng.normal(0, 0.03)] for k, name in enumerate("abcd")} for i in range(10)
     }
-    found = across.ranks(metrics(rewards))
+    found = multi_task.ranks(metrics(rewards))
     columns = np.array([[values[0] for values in task.values()] for task in rewards.values()])
     assert found.p == pytest.approx(scipy.stats.friedmanchisquare(*columns.T).pvalue)
     assert found.critical_difference == pytest.approx(2.569 * np.sqrt(4 * 5 / 60), abs=1e-3)
@@ -86,13 +86,13 @@ def test_ranks_over_ten_tasks_by_friedman_and_nemenyi():
 def test_no_pair_differs_where_friedman_sees_nothing():
     rng = np.random.default_rng(2)
     rewards = {f"t{i}": {name: [0.7 + rng.normal(0, 0.03)] for name in "abc"} for i in range(12)}
-    found = across.ranks(metrics(rewards))
+    found = multi_task.ranks(metrics(rewards))
     assert found.p > 0.05 and found.apart == 0
 
 
 def test_profiles_fall_from_one_and_count_tasks_alike():
     """A task of many seeds counts no more than one of few."""
     rewards = {"t": {"a": [0.9] * 8, "b": [0.7] * 8}, "u": {"a": [0.6, 0.6], "b": [0.7, 0.7]}}
-    table = across.profiles(metrics(rewards)).set_index(["estimator", "score"])["share_above"]
+    table = multi_task.profiles(metrics(rewards)).set_index(["estimator", "score"])["share_above"]
     assert table["a"].iloc[0] == 1.0 and table["a"].is_monotonic_decreasing
     assert table["a"][0.7] == pytest.approx(0.5)  # 1 on t and 0.5 on u
