@@ -84,17 +84,35 @@ def run(
     """
     request = _request(estimators, tasks, _seeds(seeds), dict(options))
     progress = _progress(quiet)
-    if request.tune:
-        request = replace(request, out=str(newcomers.folder_of(request)))
-        request = newcomers.tune_newcomers(request, progress, False)
-    prepared = runner.prepare(request, progress)
-    outcome = runner.execute(request, prepared, progress)
-    if request.tuned:
-        keep_curves(Path(request.tuned), prepared.out)
-    write_report([prepared.out], outcome.metrics, outcome.leaderboard, by=request.by, against=request.against)
+    request, prepared = prepare(request, progress)
+    outcome = execute(request, prepared, progress)
     if outcome.interrupted:
         raise KeyboardInterrupt
     return Results(prepared.out, by=request.by, against=request.against)
+
+
+def prepare(
+    request: runner.Request, progress: runner.Progress, dry_run: bool = False
+) -> tuple[runner.Request, runner.Run]:
+    """The first half of a run: newcomers are tuned if that was asked for, tasks are made ready, cells are listed.
+    Returns the request as it was resolved."""
+    if request.tune:
+        request = replace(request, out=str(newcomers.folder_of(request)))
+        request = newcomers.tune_newcomers(request, progress, dry_run)
+    return request, runner.prepare(request, progress)
+
+
+def execute(request: runner.Request, prepared: runner.Run, progress: runner.Progress) -> runner.Outcome:
+    """The second half: cells, tables and report. Without a report where one can't be written: the tables are there, and
+    `gradebench report` can write it later."""
+    outcome = runner.execute(request, prepared, progress)
+    try:
+        if request.tuned:
+            keep_curves(Path(request.tuned), prepared.out)
+        write_report([prepared.out], outcome.metrics, outcome.leaderboard, by=request.by, against=request.against)
+    except (OSError, ValueError, InputError) as error:
+        progress.note(f"no report: {getattr(error, 'strerror', None) or error}")
+    return outcome
 
 
 def probe(

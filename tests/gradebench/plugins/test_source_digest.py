@@ -81,5 +81,5 @@ def test_a_built_in_depends_on_its_helpers_and_on_what_it_takes_from_gradebench_
     )
     assert {"actor_critic.py", "minibatches.py", "estimator.py", "problem.py"} <= critic
     assert {"control_variate.py", "estimator.py", "problem.py", "sampling.py"} <= variate  # gumbel_given
-    assert not {"group_relative.py", "runner.py", "report.py", "cli.py", "api.py"} & (critic | variate)
+    assert not {"group_relative.py", "runner.py", "report.py", "running.py", "api.py"} & (critic | variate)
     assert {len(digest) for digest in digests} == {64}

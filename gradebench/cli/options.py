@@ -1,0 +1,93 @@
+"""Options that several commands have, and how their values are read."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradebench.core.errors import InputError
+
+
+class Kind(StrEnum):
+    estimators = "estimators"
+    tasks = "tasks"
+
+
+class Launcher(StrEnum):
+    local = "local"
+    ray = "ray"
+    slurm = "slurm"
+
+
+class Judged(StrEnum):
+    reward = "reward"
+    gold_reward = "gold_reward"
+
+
+class Along(StrEnum):
+    reference = "reference"
+    own = "own"
+
+
+EstimatorOption = Annotated[
+    list[str] | None,
+    typer.Option("--estimator", "-e", help="NAME[:k=v,...], FILE.py:OBJECT[:k=v,...] or all; repeatable"),
+]
+TaskOption = Annotated[list[str] | None, typer.Option("--task", "-t", help="NAME[:k=v,...] or all; repeatable")]
+BatchOption = Annotated[int | None, typer.Option(help="sampled sequences a step; default: the task's")]
+ClipOption = Annotated[float, typer.Option(help="of the gradient's global norm")]
+RateOption = Annotated[float | None, typer.Option(help="for all estimators; default: the tuned value of each")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+OutOption = Annotated[str | None, typer.Option(help="folder of the results; default: results/<task>-<time>")]
+JobsOption = Annotated[int | None, typer.Option(help="cells side by side, on each GPU if any; default: one a core")]
+TimeoutOption = Annotated[float | None, typer.Option(help="seconds a cell may take")]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--fresh", help="keep what a folder has, or discard what this command does anew or can't go with"
+    ),
+]
+_BY = "what ranks, on test prompts: objective (reward less kl times KL), reward or gold_reward"
+ByOption = Annotated[str | None, typer.Option("--by", metavar="METRIC", help=f"{_BY}; default: objective")]
+ByAgainOption = Annotated[str | None, typer.Option("--by", metavar="METRIC", help=f"{_BY}; default: the run's own")]
+_AGAINST = "a baseline: it is compared with all others, and these are the family of tests, not all pairs; repeatable"
+AgainstOption = Annotated[list[str] | None, typer.Option("--against", metavar="NAME", help=_AGAINST)]
+AgainstAgainOption = Annotated[
+    list[str] | None,
+    typer.Option("--against", metavar="NAME", help=f"{_AGAINST}; default: the run's own; all: all pairs"),
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="no fallback: a hub out of reach is an error")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="let given models run code that they bring along")
+]
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs", show_default=False)]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run", show_default=False)]
+CsvOption = Annotated[Path | None, typer.Option("--csv", help="write the table here too")]
+
+
+def rates_of(text: str | None) -> tuple[list[float], float | None, float | None]:
+    """A list, or the ends of an interval."""
+    if text is None:
+        return [], None, None
+    try:
+        numbers = [float(part) for part in text.replace(":", ",").split(",")]
+    except ValueError:
+        numbers = []
+    interval = ":" in text
+    usable = all(0 < number < float("inf") for number in numbers) and len(set(numbers)) == len(numbers)
+    if not numbers or not usable or (interval and (len(numbers) != 2 or numbers != sorted(numbers))):
+        raise InputError(f"--rates {text}: numbers above 0 are needed, as in 1e-4:1e-2 or 1e-4,1e-3,1e-2")
+    return ([], *numbers) if interval else (numbers, None, None)  # type: ignore[return-value]
+
+
+def budgets_of(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number < float("inf") for number in numbers) or len(set(numbers)) < len(numbers):
+        raise InputError(f"--kl {text}: different numbers above 0 are needed, as in 0.5,1,2")
+    return sorted(numbers)

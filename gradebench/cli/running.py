@@ -1,0 +1,339 @@
+"""Commands that train and measure: run, tune, probe, check."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gradebench.cli.options import (
+    AgainstOption,
+    Along,
+    BatchOption,
+    ByOption,
+    ClipOption,
+    DeviceOption,
+    EstimatorOption,
+    JobsOption,
+    Launcher,
+    OutOption,
+    RateOption,
+    ResumeOption,
+    StrictOption,
+    TaskOption,
+    TimeoutOption,
+    TrustOption,
+    rates_of,
+)
+from gradebench.core.errors import InputError
+from gradebench.core.streams import plugins_aside
+
+if TYPE_CHECKING:
+    from gradebench.core.task import Task
+    from gradebench.experiment.runner import Outcome, Request
+
+
+def run(
+    estimator: EstimatorOption = None,
+    task: TaskOption = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="0-9 or 0,2,5-7; default: as many as the tests need for p < 0.05 after Holm")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
+    batch: BatchOption = None,
+    learning_rate: RateOption = None,
+    clip: ClipOption = 1.0,
+    tuned: Annotated[
+        str | None, typer.Option(metavar="FILE", help="tuned.json of `gradebench tune`, for its learning rates")
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="tune those first that have no rate tuned for this, as the others were")
+    ] = False,
+    by: ByOption = None,
+    against: AgainstOption = None,
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    jobs: JobsOption = None,
+    timeout: TimeoutOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run, and stop")] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="PILOT", help="say how many seeds it takes, by the spread in this earlier run, and stop"),
+    ] = None,
+    difference: Annotated[float, typer.Option(help="of what ranks, that --plan is to make visible")] = 0.02,
+    control: Annotated[
+        bool, typer.Option("--control", help="train every estimator twice, to see how often it is told from itself")
+    ] = False,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            help="parts that a batch is cut into, each with random numbers of its own: one after another, in less "
+            "memory, or by the processes of torchrun; default: one a process"
+        ),
+    ] = None,
+    save_policies: Annotated[
+        bool,
+        typer.Option("--save-policies", help="keep each trained policy in its cell's folder, to load with policy="),
+    ] = False,
+    resume: ResumeOption = True,
+    strict: StrictOption = False,
+    trust_remote_code: TrustOption = False,
+    launcher: Annotated[
+        Launcher, typer.Option(help="where cells run: here, on a Ray cluster, as Slurm jobs; see docs/scale.md")
+    ] = Launcher.local,
+    checkpoint_every: Annotated[
+        float, typer.Option(metavar="SECONDS", help="of a cell's training, between checkpoints to resume from")
+    ] = 60.0,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTION=VALUES",
+            help="every estimator at each value of a task's option, as kl=0.02,0.05,0.15, or of learning-rate; repeatable",
+        ),
+    ] = None,
+    instances: Annotated[
+        int | None,
+        typer.Option(help="of each task: policy, reward, corpus and splits made anew, for a verdict about its kind"),
+    ] = None,
+) -> None:
+    """Train and probe estimators on tasks, and write the leaderboard with its tests."""
+    from gradebench import api
+    from gradebench.experiment import runner
+    from gradebench.reporting import terminal
+
+    request = runner.Request(
+        estimators=estimator or ["all"],
+        tasks=task or ["imdb"],
+        seeds=seeds,
+        steps=steps,
+        batch=batch,
+        clip=clip,
+        learning_rate=learning_rate,
+        device=device,
+        out=out,
+        jobs=jobs,
+        timeout=timeout,
+        resume=resume,
+        strict=strict,
+        trust_remote_code=trust_remote_code,
+        control=control,
+        tuned=tuned,
+        by=by,
+        against=against or [],
+        tune=tune,
+        shards=shards,
+        save_policies=save_policies,
+        launcher=launcher.value,
+        checkpoint_every=checkpoint_every,
+        sweep=sweep or [],
+        instances=instances,
+    )
+    if plan:
+        _print_plan(plan, request, difference)
+        return
+    progress = terminal.TerminalProgress()
+    if dry_run and (missing := runner.missing(request, progress)):
+        progress.note(f"dry run: {', '.join(missing)} would be downloaded first; cells can be listed once it is here")
+        return
+    with plugins_aside():
+        request, prepared = api.prepare(request, progress, dry_run)
+        terminal.announce(prepared, runner.config_of(request, prepared), progress)
+    if dry_run:
+        for _, cell in prepared.cells:
+            typer.echo(cell.id)
+        progress.note(f"dry run: {len(prepared.cells)} cells")
+        return
+    with plugins_aside():
+        outcome = api.execute(request, prepared, progress)
+    terminal.print_outcome(prepared, outcome, progress)
+    _exit_by(outcome)
+
+
+def tune(
+    estimator: EstimatorOption = None,
+    task: TaskOption = None,
+    trials: Annotated[int, typer.Option(min=1, help="learning rates for each estimator, the same for all")] = 6,
+    rates: Annotated[
+        str | None,
+        typer.Option(help="LOW:HIGH between which, or a list, 1e-4,1e-3; default: a tenth to ten times the task's"),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME:option=LOW..HIGH[,option=a|b]: options of NAME to tune along, in as many trials; repeatable"
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="0-9 or 0,2,5-7; a comparison has to use others")] = "1000-1004",
+    extensions: Annotated[
+        int, typer.Option(min=0, help="rates beyond an end that an estimator tries where its best is at that end")
+    ] = 2,
+    steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
+    batch: BatchOption = None,
+    clip: ClipOption = 1.0,
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    jobs: JobsOption = None,
+    timeout: TimeoutOption = None,
+    resume: ResumeOption = True,
+    strict: StrictOption = False,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Choose a learning rate, and options if asked, for each estimator, with equal effort, for `run --tuned`."""
+    from gradebench.analysis import rate_curve
+    from gradebench.experiment import runner, tuning
+    from gradebench.reporting import terminal, terminal_tables
+
+    tasks = task or ["imdb"]
+    request = runner.Request(
+        estimators=estimator or ["all"],
+        tasks=tasks,
+        seeds=seeds,
+        steps=steps,
+        batch=batch,
+        clip=clip,
+        device=device,
+        out=out or str(runner.default_folder(runner.expand("tasks", tasks)[0], "tuning-")),
+        jobs=jobs,
+        timeout=timeout,
+        resume=resume,
+        strict=strict,
+        trust_remote_code=trust_remote_code,
+    )
+    given, low, high = rates_of(rates)
+
+    def rates_for(task: "Task") -> list[float]:
+        ends = (low or task.learning_rate / 10, high or task.learning_rate * 10)
+        return given or (tuning.quasi_random_rates if vary else rate_curve.even_rates)(*ends, trials)
+
+    progress = terminal.TerminalProgress()
+    with plugins_aside():
+        varied = [tuning.parse_varied(text) for text in vary or []]
+    if twice := {label for label, _ in varied if sum(label == other for other, _ in varied) > 1}:
+        raise InputError(f"--vary {min(twice)} is given twice; name all of its options in one")
+    with plugins_aside():
+        found = tuning.tune(request, rates_for, progress, dict(varied), extensions)
+    terminal_tables.print_tuning(found.curves, found.choices, found.run.out)
+    terminal.print_notes(found.run, found.outcome, progress)
+    _exit_by(found.outcome)
+
+
+def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
+    """What `run --plan` says: nothing is run, and no task is loaded."""
+    from gradebench.analysis import planning
+    from gradebench.analysis import runs as folders
+    from gradebench.core.seeds import parse_seeds
+    from gradebench.experiment import runner
+    from gradebench.reporting import terminal_tables
+
+    if not difference > 0:
+        raise InputError(f"--difference {difference:g}: a number above 0 is needed")
+    metrics = folders.read_metrics([pilot])
+    with plugins_aside():
+        wanted = {task.name for task in runner.expand("tasks", request.tasks)[0]}
+        labels = {one.label for one in runner.expand("estimators", request.estimators)[0]}
+    metrics = metrics[metrics["task"].str.partition(":")[0].isin(wanted)]
+    if metrics.empty:
+        raise InputError(f"{pilot} has no {' or '.join(sorted(wanted))}; give a run of the same task as the pilot")
+    skipped = set(metrics.loc[metrics["status"] == "skipped", "estimator"])
+    runner.require_family(request, sorted(labels))
+    seeds = len(parse_seeds(request.seeds)) if request.seeds else None
+    try:
+        against = [name for name in request.against if name not in skipped]
+        needed = planning.plan(metrics, labels - skipped, difference, seeds, request.by, against)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    terminal_tables.print_plan(needed)
+    if unknown := sorted(labels - set(metrics["estimator"])):
+        typer.echo(f"{pilot} lacks {', '.join(unknown)}: the pairs are counted, their spread isn't known", err=True)
+
+
+def probe(
+    estimator: EstimatorOption = None,
+    task: TaskOption = None,
+    draws: Annotated[
+        int | None, typer.Option(help="gradients of each estimator at each checkpoint; default: the task's")
+    ] = None,
+    checkpoints: Annotated[int, typer.Option(help="points of the trajectory, its start and end included")] = 3,
+    along: Annotated[
+        Along, typer.Option(help="reference: one trajectory for all; own: each estimator's own training")
+    ] = Along.reference,
+    seed: Annotated[int, typer.Option(min=0, help="of prompts and noise")] = 0,
+    steps: Annotated[int | None, typer.Option(help="steps of the trajectory; default: the task's")] = None,
+    batch: BatchOption = None,
+    learning_rate: RateOption = None,
+    clip: ClipOption = 1.0,
+    device: DeviceOption = "auto",
+    out: OutOption = None,
+    jobs: JobsOption = None,
+    timeout: TimeoutOption = None,
+    plots: Annotated[bool, typer.Option("--plots", help="draw SVG figures too (needs the extra `plots`)")] = False,
+    resume: ResumeOption = True,
+    strict: StrictOption = False,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Measure gradients only: variance, bias and cost of each estimator at frozen parameters, with intervals."""
+    from gradebench.experiment import runner
+    from gradebench.reporting import terminal
+
+    request = runner.Request(
+        estimators=estimator or ["all"],
+        tasks=task or ["enumerable-lm"],
+        seeds=str(seed),
+        steps=steps,
+        batch=batch,
+        clip=clip,
+        learning_rate=learning_rate,
+        device=device,
+        out=out,
+        jobs=jobs,
+        timeout=timeout,
+        resume=resume,
+        strict=strict,
+        trust_remote_code=trust_remote_code,
+        train=False,
+        draws=draws,
+        checkpoints=checkpoints,
+        along=along.value,
+    )
+    if plots:
+        from gradebench.reporting.plots import require_matplotlib
+
+        require_matplotlib()
+    progress = terminal.TerminalProgress()
+    with plugins_aside():
+        prepared = runner.prepare(request, progress)
+        terminal.announce(prepared, runner.config_of(request, prepared), progress)
+        outcome = runner.execute(request, prepared, progress)
+    drawn = []
+    if plots:
+        from gradebench.reporting.plots import draw_probes
+
+        drawn = draw_probes(outcome.probes, prepared.out / "plots")
+    terminal.print_probes(prepared, outcome, drawn, progress)
+    _exit_by(outcome)
+
+
+def check(
+    estimator: Annotated[str, typer.Argument(help="NAME[:k=v,...] or FILE.py:OBJECT[:k=v,...]")],
+    seed: Annotated[int, typer.Option(min=0, help="of all random numbers")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON document")] = False,
+) -> None:
+    """Hold an estimator to its contract: reproducible, without side effects, and unbiased where it says so."""
+    from gradebench.checks import conformance
+    from gradebench.reporting import terminal
+
+    with plugins_aside():
+        report = conformance.report(estimator, seed)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        terminal.print_check(report)
+    if not report["passed"]:
+        raise SystemExit(1)
+
+
+def _exit_by(outcome: "Outcome") -> None:
+    if outcome.interrupted:
+        raise SystemExit(130)
+    if not outcome.complete:
+        raise SystemExit(1)
