@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gradebench.analysis import power, statistics, tables
+from gradebench.analysis import power, statistics, tables, tiers
 from gradebench.analysis.statistics import Floats
 from gradebench.core import schema
 
@@ -85,7 +85,7 @@ def a_tier(law: str, rng: np.random.Generator, seeds: int) -> bool:
     pairs = list(combinations(order, 2))
     p = statistics.holm([statistics.paired_permutation_p(runs[a] - runs[b]) for a, b in pairs])
     supported = {(str(a), str(b)) for (a, b), one in zip(pairs, p, strict=True) if one < statistics.ALPHA}
-    return max(statistics.tiers([str(name) for name in order], supported).values()) > 1
+    return max(tiers.tiers([str(name) for name in order], supported).values()) > 1
 
 
 def a_supported_claim(law: str, rng: np.random.Generator, seeds: int) -> bool:

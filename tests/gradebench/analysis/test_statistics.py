@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gradebench.analysis import statistics
+from gradebench.analysis import statistics, tiers
 
 
 @pytest.fixture(autouse=True)
@@ -390,22 +390,22 @@ def test_verdict(p_holm, smallest, mean_difference, expected):
 
 def test_tiers_open_at_the_first_supported_difference_from_the_leader():
     supported = {("a", "c"), ("a", "d"), ("a", "e"), ("b", "d"), ("c", "e")}
-    assert statistics.tiers(["a", "b", "c", "d", "e"], supported) == {"a": 1, "b": 1, "c": 2, "d": 2, "e": 3}
+    assert tiers.tiers(["a", "b", "c", "d", "e"], supported) == {"a": 1, "b": 1, "c": 2, "d": 2, "e": 3}
 
 
 def test_tiers_ask_the_leader_and_not_the_neighbour():
     """Each step is small, the sum of steps is not: c opens a tier although b and c can't be told apart."""
     score = {"a": 10, "b": 8, "c": 6, "d": 4}
-    ranked = statistics.tiers(list(score), lambda leader, name: score[leader] - score[name] > 3)
+    ranked = tiers.tiers(list(score), lambda leader, name: score[leader] - score[name] > 3)
     assert ranked == {"a": 1, "b": 1, "c": 2, "d": 2}
 
 
 def test_tiers_without_support_are_one_and_the_direction_matters():
-    assert statistics.tiers(["a", "b"], set()) == {"a": 1, "b": 1}
-    assert statistics.tiers(["a", "b"], {("b", "a")}) == {"a": 1, "b": 1}
-    assert statistics.tiers([], set()) == {}
+    assert tiers.tiers(["a", "b"], set()) == {"a": 1, "b": 1}
+    assert tiers.tiers(["a", "b"], {("b", "a")}) == {"a": 1, "b": 1}
+    assert tiers.tiers([], set()) == {}
     with pytest.raises(ValueError, match="distinct"):
-        statistics.tiers(["a", "a"], set())
+        tiers.tiers(["a", "a"], set())
 
 
 def letters_of(shown):
@@ -421,7 +421,7 @@ def test_names_share_a_letter_exactly_where_they_are_not_different(share):
         names = [f"n{i}" for i in range(rng.integers(1, 14))]
         pairs = list(itertools.combinations(names, 2))
         different = {pair[::-1] if rng.random() < 0.5 else pair for pair in pairs if rng.random() < share}
-        found = {name: letters_of(shown) for name, shown in statistics.letters(names, different).items()}
+        found = {name: letters_of(shown) for name, shown in tiers.letters(names, different).items()}
         assert all(found.values()) and "a" in found[names[0]]
         for a, b in pairs:
             assert bool(found[a] & found[b]) == ((a, b) not in different and (b, a) not in different)
@@ -434,13 +434,13 @@ def test_names_share_a_letter_exactly_where_they_are_not_different(share):
 
 
 def test_letters_go_by_rank_and_never_run_out():
-    assert statistics.letters(["a", "b", "c"], {("a", "c")}) == {"a": "a", "b": "ab", "c": "b"}
+    assert tiers.letters(["a", "b", "c"], {("a", "c")}) == {"a": "a", "b": "ab", "c": "b"}
     names = [f"n{i}" for i in range(60)]
-    shown = list(statistics.letters(names, set(itertools.combinations(names, 2))).values())
+    shown = list(tiers.letters(names, set(itertools.combinations(names, 2))).values())
     assert (shown[0], shown[25], shown[26], shown[59]) == ("a", "z", "a2", "h3")
-    assert statistics.letters([], set()) == {}
+    assert tiers.letters([], set()) == {}
     with pytest.raises(ValueError, match="distinct"):
-        statistics.letters(["a", "a"], set())
+        tiers.letters(["a", "a"], set())
 
 
 # --- several tasks

@@ -1,0 +1,204 @@
+"""The leaderboard: one row a task, setting and estimator, from the metrics and their table of tests."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from gradebench.analysis import provenance, statistics, tiers
+from gradebench.analysis.groups import (
+    RANKABLE,
+    Group,
+    by_mean,
+    column_of,
+    complete,
+    finite_mean,
+    first_of_equals,
+    groups_of,
+    log_variance,
+    named_generator,
+    ranking_metric,
+    text_column,
+)
+from gradebench.core.schema import LEADERBOARD_COLUMNS, TESTS_COLUMNS
+from gradebench.measurement.gradient_columns import gradient_columns
+
+
+def leaderboard(
+    metrics: pd.DataFrame, comparisons: pd.DataFrame, by: str | None = None, against: Sequence[str] = ()
+) -> pd.DataFrame:
+    """One row a task, setting and estimator, LEADERBOARD_COLUMNS; `comparisons` is the table of the same metrics, with
+    the same baselines.
+
+    Means are over ok seeds, at the last step at which the group evaluated test prompts: `steps`.
+    ranked_by                    the metric of rank, tier, letters, p and verdict: `by`, one of RANKABLE; where that was
+                                 not measured, and by default, the objective, or the reward where cells lack it.
+    rank, tier                   ties by name; empty without the metric. A tier: its first, and what isn't significantly
+                                 different from that: `tiers.tiers`. Empty where baselines are given.
+    letters                      shared by two exactly where they aren't significantly different: `tiers.letters`.
+    same_as                      the estimator whose evaluations these are, bit by bit; both count once in the family.
+    n_seeds, status              ok seeds that gave the metric; "ok", else counts such as "ok 8, failed 2".
+                                 An ok cell without it is counted as "no test reward".
+    gradient_variance            geometric mean over seeds and checkpoints.
+    gradient_mse_relative, gradient_direction_error, gradient_variance_relative, gradient_bias_squared (relative, too)
+    and gradient_cosine, with their intervals: see `gradient_columns`; empty where they aren't resolved.
+    p_vs_best_holm               p_holm against the first of those that have a tier.
+    p_vs_baseline_holm, verdict  against the baselines: the largest p_holm of them; and for each in words "above NAME",
+                                 "below NAME" or "not significantly different from NAME". Empty without baselines.
+    updates_per_step             of the policy, a batch having one to several.
+    clipped_updates, clip_factor share of updates whose gradient clipping shortened; mean factor, 1 being not at all.
+    clipped_tokens               share of tokens, over all calls, whose ratio the estimator's own clipping held back.
+    learning_rate, rate_source   see `provenance`; only estimators that may be compared by it have a tier.
+
+    Raises        ValueError as `comparisons` does, and where its table lacks columns.
+    """
+    missing = [name for name in TESTS_COLUMNS if name not in comparisons.columns]
+    if missing:
+        raise ValueError(f"comparisons lack the columns {missing}")
+    tests = comparisons[comparisons["split"] == "test"]
+    boards = [_board(group, _tests_of(tests, group), by, against) for group in groups_of(metrics)]
+    if not boards:
+        return pd.DataFrame(columns=LEADERBOARD_COLUMNS)
+    return pd.concat(boards, ignore_index=True)
+
+
+def _board(group: Group, tests: pd.DataFrame, by: str | None, against: Sequence[str]) -> pd.DataFrame:
+    """The leaderboard of one group, best first."""
+    metric = ranking_metric(group, by)
+    tests = tests[tests["metric"] == metric]
+    board = _summary(group)
+    order = by_mean(board[f"test_{metric}_mean"])
+    board = board.loc[order]
+    ranked = list(board.index[board[f"test_{metric}_mean"].notna()])
+    pairs = list(zip(tests["estimator_a"], tests["estimator_b"], strict=True))
+    supported = {
+        pair[:: 1 if outcome == "a higher" else -1]
+        for pair, outcome in zip(pairs, tests["verdict"], strict=True)
+        if outcome in ("a higher", "b higher")
+    }  # (higher, lower)
+    p_of = {frozenset(pair): p_holm for pair, p_holm in zip(pairs, tests["p_holm"], strict=True)}
+    fair = provenance.together(group.rates[name] for name in ranked)
+    tier_of = {} if against else tiers.tiers(fair, supported)
+    letters = {} if against else tiers.letters(fair, supported)
+    counts = _status_counts(group, metric)
+    firsts = first_of_equals(group, against)
+    board["rank"] = pd.array([ranked.index(n) + 1 if n in ranked else pd.NA for n in order], dtype="Int64")
+    board["tier"] = pd.array([tier_of.get(name, pd.NA) for name in order], dtype="Int64")
+    board["letters"] = [letters.get(name, "") for name in order]
+    board["same_as"] = [firsts.get(name, "") for name in order]
+    board["steps"] = pd.array([pd.NA if math.isnan(group.last_step) else group.last_step] * len(order), dtype="Int64")
+    board["ranked_by"] = metric
+    board["n_seeds"] = [counts[name]["ok"] for name in order]
+    board["status"] = [_status_text(counts[name]) for name in order]
+    board["p_vs_best_holm"] = [p_of.get(frozenset((fair[0], n)), math.nan) if fair else math.nan for n in order]
+    baselines = [name for name in against if name in ranked]
+    held = {name: [p_of[pair] for b in baselines if (pair := frozenset((name, b))) in p_of] for name in order}
+    board["p_vs_baseline_holm"] = [max(held[name], default=math.nan) for name in order]
+    board["verdict"] = [_against(name, baselines, p_of, supported) for name in order]
+    board["learning_rate"] = [group.rates[name].rate for name in order]
+    board["rate_source"] = [group.rates[name].source for name in order]
+    board["task"], board["setting"], board["estimator"] = group.task, group.setting, order
+    return board[LEADERBOARD_COLUMNS].reset_index(drop=True)
+
+
+def _tests_of(tests: pd.DataFrame, group: Group) -> pd.DataFrame:
+    """The tests of one group."""
+    return tests[(text_column(tests["task"]) == group.task) & (text_column(tests["setting"]) == group.setting)]
+
+
+def _summary(group: Group) -> pd.DataFrame:
+    """One row an estimator: the columns of the leaderboard that need no comparison."""
+    reward, gold = column_of(group.final, ("test", "reward")), column_of(group.final, ("test", "gold_reward"))
+    log_variances = log_variance(group)
+    updates = complete(group.train, "updates")["updates"]
+    columns: dict[str, pd.Series] = {
+        **_with_interval(group, "objective"),
+        **_with_interval(group, "reward"),
+        "test_gold_reward_mean": finite_mean(gold),
+        "generalization_gap": finite_mean(column_of(group.final, ("train", "reward")) - reward),
+        "gold_gap": finite_mean(reward - gold),
+        "kl_mean": finite_mean(column_of(group.final, ("test", "kl"))),
+        "gradient_variance": np.exp(finite_mean(log_variances)),
+        **{str(name): column for name, column in gradient_columns(group.probe).items()},
+        "seconds_per_step": finite_mean(_last_cost(group, "seconds_per_step")),
+        "peak_memory_bytes": column_of(group.train, "peak_memory_bytes").groupby("estimator").max(),
+        "updates_per_step": finite_mean(
+            (updates / updates.index.get_level_values("step")).groupby(["estimator", "seed"]).last()
+        ),
+        "clipped_updates": finite_mean(_last_cost(group, "clipped_updates")),
+        "clip_factor": finite_mean(_last_cost(group, "clip_factor")),
+        "clipped_tokens": finite_mean(_last_cost(group, "info_clipped_tokens")),
+    }
+    return pd.DataFrame({name: column.reindex(group.estimators) for name, column in columns.items()})
+
+
+def _with_interval(group: Group, metric: str) -> dict[str, pd.Series]:
+    """The mean over seeds of a metric on test prompts, and its 95 % interval: columns of the leaderboard."""
+    values = column_of(group.final, ("test", metric))
+    ends = {
+        str(name): statistics.mean_interval(
+            seeds.to_numpy(), named_generator(f"test_{metric}", group.task, group.setting, str(name))
+        )
+        for name, seeds in values.dropna().groupby("estimator")
+    }
+    low, high = (pd.Series({name: pair[i] for name, pair in ends.items()}, dtype=float) for i in (0, 1))
+    return {f"test_{metric}_mean": finite_mean(values), f"test_{metric}_ci_low": low, f"test_{metric}_ci_high": high}
+
+
+def _last_cost(group: Group, metric: str) -> pd.Series:
+    """(estimator, seed) -> the cost at the cell's last step that has it, where the figure for the cell stands."""
+    return complete(group.train, metric)[metric].groupby(["estimator", "seed"]).last()
+
+
+def _against(
+    name: str, baselines: Sequence[str], p_of: dict[frozenset[str], float], supported: set[tuple[str, str]]
+) -> str:
+    """Where an estimator stands to each baseline, in words; "" for a baseline and for what wasn't compared."""
+    found = []
+    for baseline in baselines:
+        if math.isnan(p_of.get(frozenset((name, baseline)), math.nan)):
+            continue
+        above, below = (name, baseline) in supported, (baseline, name) in supported
+        found.append(f"{'above' if above else 'below' if below else 'not significantly different from'} {baseline}")
+    return "; ".join(found)
+
+
+def _status_counts(group: Group, metric: str) -> dict[str, Counter[str]]:
+    """estimator -> status -> number of cells. In a group that has the metric, an ok cell without it is not ok."""
+    values = column_of(group.final, ("test", metric)).reindex(group.status.index)
+    status = group.status
+    if values.notna().any():
+        lacking = f"no test {'reward' if metric == 'objective' else metric}"
+        status = status.mask((status == "ok") & values.isna(), lacking)
+    return {str(name): Counter(cells) for name, cells in status.groupby("estimator")}
+
+
+def _status_text(counts: Counter[str]) -> str:
+    """ "ok", or the counts with ok first."""
+    if set(counts) == {"ok"}:
+        return "ok"
+    return ", ".join(f"{status} {counts[status]}" for status in sorted(counts, key=lambda name: (name != "ok", name)))
+
+
+def ranked_column(board: pd.DataFrame) -> str:
+    """The column of one group's leaderboard that ranks it."""
+    return f"test_{board['ranked_by'].iloc[0] if len(board) else RANKABLE[0]}_mean"
+
+
+def pareto_front(board: pd.DataFrame) -> list[str]:
+    """The estimators of one group's leaderboard that no other one dominates, in its order.
+
+    One dominates another that is at least as good in what ranks (more), relative variance and seconds a step (less),
+    and better in one of them. Those without a number for each take no part.
+    """
+    columns = [ranked_column(board), "gradient_variance_relative", "seconds_per_step"]
+    costs = board[columns].to_numpy(dtype=float) * [-1.0, 1.0, 1.0]
+    known = np.isfinite(costs).all(axis=1)
+    others = costs[known]
+    return [
+        str(name)
+        for name, mine in zip(board["estimator"][known], others, strict=True)
+        if not ((others <= mine).all(axis=1) & (others < mine).any(axis=1)).any()
+    ]

@@ -1,0 +1,127 @@
+"""The table of tests: pairs of estimators by every metric, paired by seed, corrected for their family."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+
+from gradebench.analysis import provenance, statistics
+from gradebench.analysis.groups import (
+    CONTROL,
+    Group,
+    by_mean,
+    column_of,
+    finite_mean,
+    first_of_equals,
+    groups_of,
+    log_variance,
+    named_generator,
+)
+from gradebench.core.schema import TESTS_COLUMNS
+
+MINIMUM_SEEDS = 3  # below three pairs there is no effect size
+SAME = "same draws"  # the verdict on two names of one estimator
+
+
+def family_size(n_estimators: int, n_baselines: int = 0) -> int:
+    """How many comparisons Holm counts: all pairs, or those of the baselines with all others."""
+    return n_baselines * (n_estimators - n_baselines) if n_baselines else math.comb(n_estimators, 2)
+
+
+def default_seed_count(n_estimators: int, n_baselines: int = 0) -> int:
+    """The number of seeds at which every comparison of the family can be decided under Holm; at least 3."""
+    return max(MINIMUM_SEEDS, statistics.seeds_needed(family_size(n_estimators, n_baselines)))
+
+
+# (metric, split, what is compared by (estimator, seed), what the name of the test adds)
+_FAMILIES: tuple[tuple[str, str, Callable[[Group], pd.Series], str], ...] = (
+    ("objective", "test", lambda group: column_of(group.final, ("test", "objective")), ""),
+    ("reward", "test", lambda group: column_of(group.final, ("test", "reward")), ""),
+    ("gold_reward", "test", lambda group: column_of(group.final, ("test", "gold_reward")), ""),
+    ("gradient_variance", "train", log_variance, " of ln gradient_variance"),
+)
+
+
+def comparisons(metrics: pd.DataFrame, against: Sequence[str] = ()) -> pd.DataFrame:
+    """The table of tests: pairs of estimators within each task and setting, TESTS_COLUMNS.
+
+    One Holm family is one metric in one task and setting: all pairs, or, `against` baselines, each of these with each
+    estimator that is none; `family` is its size. Estimators that drew the same count once in it, and their own pair,
+    with the verdict "same draws", not at all. Seeds are paired by their id. `gradient_variance` is
+    compared by the mean over checkpoints of its natural logarithm, so its differences and intervals are in nats of
+    ratio: exp(mean_difference) is a ratio of variances. estimator_a has the larger mean (ties by name). A metric
+    that nobody measured has no rows; an estimator without ok cells has rows with n_pairs 0.
+
+    Raises        ValueError for missing columns, rows that come twice, and one label with two sets of parameters.
+    """
+    rows = [row for group in groups_of(metrics) for family in _FAMILIES for row in _family(group, against, *family)]
+    return pd.DataFrame(rows, columns=TESTS_COLUMNS)
+
+
+def controls(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The tests of every estimator against its control twin, which differs from it in nothing but what it drew.
+
+    TESTS_COLUMNS; the verdict is "false alarm" where p < 0.05, as it should be in 5 % of the rows of a metric, else
+    "not distinguishable". Not adjusted: each row is a test of the test.
+
+    Raises        ValueError as `comparisons` does.
+    """
+    rows = []
+    for group in groups_of(metrics, controls=True):
+        for metric, split, per_seed_of, suffix in _FAMILIES:
+            values = per_seed_of(group).dropna().unstack("estimator")
+            for twin in [name for name in values.columns if name.endswith(CONTROL)]:
+                a = twin.removesuffix(CONTROL)
+                if a in values.columns:
+                    row = _compared(group, metric, split, suffix, values, a, twin)
+                    alarm = row["p_value"] < statistics.ALPHA
+                    rows.append(row | {"verdict": "false alarm" if alarm else "not distinguishable"})
+    return pd.DataFrame(rows, columns=TESTS_COLUMNS)
+
+
+def _family(
+    group: Group,
+    against: Sequence[str],
+    metric: str,
+    split: str,
+    per_seed_of: Callable[[Group], pd.Series],
+    suffix: str,
+) -> list[dict[str, Any]]:
+    """The rows of one Holm family."""
+    per_seed = per_seed_of(group)
+    if not per_seed.notna().any():
+        return []
+    values = per_seed.unstack("estimator").reindex(columns=group.estimators)  # (seed, estimator)
+    ranked = by_mean(finite_mean(per_seed).reindex(group.estimators))
+    firsts = first_of_equals(group, against)
+    stands_for = {n: firsts[n] if n in firsts and values[n].equals(values[firsts[n]]) else n for n in ranked}
+    rows, hypotheses = [], []
+    for a, b in combinations(ranked, 2):
+        if not against or (a in against) != (b in against):
+            row = _compared(group, metric, split, suffix, values, a, b)
+            # Gradients are probed on a trajectory that all share, whatever their rates.
+            rows.append(row if metric == "gradient_variance" else provenance.unless_unfair(row, group.unfair))
+            hypotheses.append(frozenset((stands_for[a], stands_for[b])))
+    p_values = {pair: row["p_value"] for pair, row in zip(hypotheses, rows, strict=True) if len(pair) == 2}
+    adjusted = dict(zip(p_values, statistics.holm(list(p_values.values())).tolist(), strict=True))
+    size = sum(not math.isnan(p_holm) for p_holm in adjusted.values())
+    for pair, row in zip(hypotheses, rows, strict=True):
+        row["p_holm"], row["family"] = adjusted.get(pair, math.nan), size
+        least, difference = size * row["smallest_attainable_p"], row["mean_difference"]
+        if pair not in adjusted:
+            row["verdict"] = SAME
+        elif "verdict" not in row:
+            row["verdict"] = statistics.verdict(row["p_holm"], least, difference, statistics.ALPHA)
+    return rows
+
+
+def _compared(
+    group: Group, metric: str, split: str, suffix: str, values: pd.DataFrame, a: str, b: str
+) -> dict[str, Any]:
+    """The row of two columns of values (seed, estimator), without p_holm and verdict."""
+    generator = named_generator(metric, group.task, group.setting, a, b)
+    result = vars(statistics.compare(values[a].to_numpy(), values[b].to_numpy(), generator))
+    names = {"task": group.task, "setting": group.setting, "metric": metric, "split": split}
+    return {**names, "estimator_a": a, "estimator_b": b, **result, "test": result["test"] + suffix}
