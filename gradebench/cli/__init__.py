@@ -6,6 +6,7 @@ import sys
 import typer
 
 from gradebench.cli import plugins, reading, running
+from gradebench.cli.renamed import current_names
 from gradebench.core.errors import InputError
 from gradebench.core.interrupts import listening
 from gradebench.core.shown import one_line
@@ -41,6 +42,7 @@ app.command("list")(plugins.list_plugins)  # `list` would hide Python's own in i
 def main() -> None:
     """Entry point: errors of the user end in one line and exit status 2."""
     make_ready()
+    sys.argv[1:] = current_names(sys.argv[1:])
     try:
         with listening():
             _run_app()

@@ -35,31 +35,37 @@ EstimatorOption = Annotated[
     typer.Option("--estimator", "-e", help="NAME[:k=v,...], FILE.py:OBJECT[:k=v,...] or all; repeatable"),
 ]
 TaskOption = Annotated[list[str] | None, typer.Option("--task", "-t", help="NAME[:k=v,...] or all; repeatable")]
-BatchOption = Annotated[int | None, typer.Option(help="sampled sequences a step; default: the task's")]
-ClipOption = Annotated[float, typer.Option(help="of the gradient's global norm")]
-RateOption = Annotated[float | None, typer.Option(help="for all estimators; default: the tuned value of each")]
+BatchOption = Annotated[int | None, typer.Option(help="sampled sequences in each step; default: the task's")]
+ClipOption = Annotated[float, typer.Option(help="largest global norm of a gradient; longer ones are scaled down to it")]
+RateOption = Annotated[float | None, typer.Option(help="the same for all estimators; default: the tuned value of each")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 OutOption = Annotated[str | None, typer.Option(help="folder of the results; default: results/<task>-<time>")]
-JobsOption = Annotated[int | None, typer.Option(help="cells side by side, on each GPU if any; default: one a core")]
-TimeoutOption = Annotated[float | None, typer.Option(help="seconds a cell may take")]
+JobsOption = Annotated[
+    int | None,
+    typer.Option(help="cells that run at the same time, on each GPU if there are any; default: one for each core"),
+]
+TimeoutOption = Annotated[float | None, typer.Option(help="seconds after which a cell is stopped")]
 ResumeOption = Annotated[
     bool,
     typer.Option(
-        "--resume/--fresh", help="keep what a folder has, or discard what this command does anew or can't go with"
+        "--resume/--fresh",
+        help="keep what is finished in the folder, or discard what this command would compute again or can't be combined with",
     ),
 ]
-_BY = "what ranks, on test prompts: objective (reward less kl times KL), reward or gold_reward"
+_BY = "the metric that ranks, on test prompts: objective (reward - kl * KL), reward or gold_reward"
 ByOption = Annotated[str | None, typer.Option("--by", metavar="METRIC", help=f"{_BY}; default: objective")]
 ByAgainOption = Annotated[str | None, typer.Option("--by", metavar="METRIC", help=f"{_BY}; default: the run's own")]
-_AGAINST = "a baseline: it is compared with all others, and these are the family of tests, not all pairs; repeatable"
+_AGAINST = "a baseline: only its comparisons with the others are tested, instead of all pairs; repeatable"
 AgainstOption = Annotated[list[str] | None, typer.Option("--against", metavar="NAME", help=_AGAINST)]
 AgainstAgainOption = Annotated[
     list[str] | None,
     typer.Option("--against", metavar="NAME", help=f"{_AGAINST}; default: the run's own; all: all pairs"),
 ]
-StrictOption = Annotated[bool, typer.Option("--strict", help="no fallback: a hub out of reach is an error")]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="fail where the hub can't be reached, instead of taking the embedded corpus")
+]
 TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="let given models run code that they bring along")
+    bool, typer.Option("--trust-remote-code", help="let models from a hub or folder run their own code")
 ]
 RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run", show_default=False)]

@@ -15,7 +15,7 @@ def list_plugins(
         bool, typer.Option("--verbose", "-v", help="import each plugin, and show its card and options")
     ] = False,
 ) -> None:
-    """List the registered estimators and tasks, without importing them."""
+    """List the registered estimators and tasks."""
     from gradebench.reporting.listing import print_listing
 
     print_listing(kind.value if kind else None, as_json, verbose)
@@ -24,7 +24,7 @@ def list_plugins(
 def new(
     name: Annotated[str, typer.Argument(help="such as my-estimator, for my_estimator.py", show_default=False)],
 ) -> None:
-    """Write an estimator to start from into this folder: a page that works, with three holes to fill."""
+    """Write an estimator to start from into this folder."""
     from gradebench.plugins.scaffold import write_page
 
     file, cls = write_page(name, Path())
@@ -37,7 +37,10 @@ def new(
 
 
 def doctor() -> None:
-    """Say what a run will find here: versions, devices, plugins, folders, the hub; exit status 1 where it would fail."""
+    """Check whether a run would work on this machine.
+
+    Versions, devices, plugins, folders, the hub. The exit status is 1 where a run would fail.
+    """
     from gradebench.doctor import findings
 
     bad = False

@@ -29,7 +29,7 @@ def leaderboard(
     by: ByAgainOption = None,
     against: AgainstAgainOption = None,
 ) -> None:
-    """Rank the estimators of one run, or of several as if they had been one."""
+    """Rank the estimators of one run, or of several pooled."""
     from gradebench.analysis import instances, multi_task
     from gradebench.analysis.design import read_design
     from gradebench.analysis.runs import APART
@@ -57,7 +57,10 @@ def frontier(
     ] = None,
     csv: CsvOption = None,
 ) -> None:
-    """Show the reward that each estimator reaches within budgets of KL, over a run's sweep, and who leads where."""
+    """Show the reward that each estimator reaches within a KL.
+
+    Over a run's sweep of the penalty, or else along its trainings; with who leads at which KL.
+    """
     from gradebench.reporting import terminal_tables
     from gradebench.results import Results
 
@@ -74,7 +77,10 @@ def merge(
     runs: RunsArgument,
     out: Annotated[Path, typer.Option(help="a new folder", show_default=False)],
 ) -> None:
-    """Put shards of one run, made apart, into one folder with its own tables and report."""
+    """Join runs that are parts of one into a new folder.
+
+    With tables and a report of their own, as if they had been one run.
+    """
     from gradebench.experiment.merging import merge as merged
     from gradebench.reporting import terminal_tables
     from gradebench.reporting.report import write_report
@@ -100,7 +106,10 @@ def compare(
     by: ByAgainOption = None,
     against: AgainstAgainOption = None,
 ) -> None:
-    """Compare two estimators of a run by every metric; without names, each with the baselines, else with the best."""
+    """Compare two estimators of a run by every metric.
+
+    Without names: each estimator with the baselines, or else with the best.
+    """
     from gradebench.reporting import terminal_tables
     from gradebench.results import Results
 
@@ -126,7 +135,10 @@ def curves(
     ] = None,
     csv: CsvOption = None,
 ) -> None:
-    """Who leads at which budget, and where the lead changes: between two estimators, or between all that lead somewhere."""
+    """Show who leads at which budget, and where the lead changes.
+
+    Between two estimators, or between all that lead at some budget.
+    """
     from gradebench.analysis.curves import leaders
     from gradebench.reporting import terminal_tables
     from gradebench.results import Results
@@ -156,7 +168,10 @@ def claims(
         ),
     ] = None,
 ) -> None:
-    """Test published claims on runs: supported, contradicted, not distinguishable, underpowered or untested."""
+    """Test published claims on runs.
+
+    Each is supported, contradicted, not distinguishable, underpowered or untested.
+    """
     from gradebench.reporting import terminal_tables
     from gradebench.results import Results
 
@@ -180,7 +195,7 @@ def report(
     by: ByAgainOption = None,
     against: AgainstAgainOption = None,
 ) -> None:
-    """Write report.html: one file to look at, send or print, with every number behind its figures."""
+    """Write report.html, one file to look at, send or print."""
     from gradebench.reporting import png
     from gradebench.reporting.report import write_report
 
@@ -197,7 +212,10 @@ def report(
 
 
 def status(run: RunArgument) -> None:
-    """What became of every cell of a run, also while it goes on; exit status 1 unless all are ok or skipped."""
+    """Show the state of every cell, also of a run in progress.
+
+    The exit status is 1 unless all cells are ok or skipped.
+    """
     from gradebench.analysis import runs as folders
     from gradebench.reporting import terminal_tables
 

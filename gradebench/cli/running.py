@@ -39,15 +39,19 @@ def run(
     seeds: Annotated[
         str | None, typer.Option(help="0-9 or 0,2,5-7; default: as many as the tests need for p < 0.05 after Holm")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
+    steps: Annotated[int | None, typer.Option(help="training steps; default: the task's")] = None,
     batch: BatchOption = None,
     learning_rate: RateOption = None,
     clip: ClipOption = 1.0,
     tuned: Annotated[
-        str | None, typer.Option(metavar="FILE", help="tuned.json of `gradebench tune`, for its learning rates")
+        str | None,
+        typer.Option(metavar="FILE", help="take the learning rates of this tuned.json, written by `gradebench tune`"),
     ] = None,
     tune: Annotated[
-        bool, typer.Option("--tune", help="tune those first that have no rate tuned for this, as the others were")
+        bool,
+        typer.Option(
+            "--tune", help="first tune the estimators that have no tuned rate, by the same protocol as the others"
+        ),
     ] = False,
     by: ByOption = None,
     against: AgainstOption = None,
@@ -55,48 +59,63 @@ def run(
     out: OutOption = None,
     jobs: JobsOption = None,
     timeout: TimeoutOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run, and stop")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the cells that would run, and stop")] = False,
     plan: Annotated[
         Path | None,
-        typer.Option(metavar="PILOT", help="say how many seeds it takes, by the spread in this earlier run, and stop"),
+        typer.Option(
+            "--power",
+            metavar="PILOT",
+            help="say how many seeds are needed, from the spread in this earlier run, and stop",
+        ),
     ] = None,
-    difference: Annotated[float, typer.Option(help="of what ranks, that --plan is to make visible")] = 0.02,
+    difference: Annotated[float, typer.Option(help="the difference, of what ranks, that --power is to detect")] = 0.02,
     control: Annotated[
-        bool, typer.Option("--control", help="train every estimator twice, to see how often it is told from itself")
+        bool,
+        typer.Option(
+            "--aa-test", help="train every estimator twice, and count how often it differs significantly from itself"
+        ),
     ] = False,
     shards: Annotated[
         int | None,
         typer.Option(
-            help="parts that a batch is cut into, each with random numbers of its own: one after another, in less "
-            "memory, or by the processes of torchrun; default: one a process"
+            "--micro-batches",
+            help="cut each batch into so many parts, each with its own random numbers: one after another, in less memory, "
+            "or spread over the processes of torchrun; default: one for each process",
         ),
     ] = None,
     save_policies: Annotated[
         bool,
-        typer.Option("--save-policies", help="keep each trained policy in its cell's folder, to load with policy="),
+        typer.Option(
+            "--save-policies", help="save each trained policy in its cell's folder, to be loaded with policy="
+        ),
     ] = False,
     resume: ResumeOption = True,
     strict: StrictOption = False,
     trust_remote_code: TrustOption = False,
     launcher: Annotated[
-        Launcher, typer.Option(help="where cells run: here, on a Ray cluster, as Slurm jobs; see docs/scale.md")
+        Launcher, typer.Option(help="run cells here, on a Ray cluster or as Slurm jobs; see docs/scale.md")
     ] = Launcher.local,
     checkpoint_every: Annotated[
-        float, typer.Option(metavar="SECONDS", help="of a cell's training, between checkpoints to resume from")
+        float, typer.Option(metavar="SECONDS", help="time between the checkpoints that a training resumes from")
     ] = 60.0,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
             metavar="OPTION=VALUES",
-            help="every estimator at each value of a task's option, as kl=0.02,0.05,0.15, or of learning-rate; repeatable",
+            help="run every estimator at each value of a task's option, such as kl=0.02,0.05,0.15, or of learning-rate; repeatable",
         ),
     ] = None,
     instances: Annotated[
         int | None,
-        typer.Option(help="of each task: policy, reward, corpus and splits made anew, for a verdict about its kind"),
+        typer.Option(
+            help="instances of each task, with new policy, reward, corpus and splits, for a verdict about the kind of task"
+        ),
     ] = None,
 ) -> None:
-    """Train and probe estimators on tasks, and write the leaderboard with its tests."""
+    """Train and probe estimators on tasks.
+
+    Writes the leaderboard with its statistical tests, all measurements and a report into one folder.
+    """
     from gradebench import api
     from gradebench.experiment import runner
     from gradebench.reporting import terminal
@@ -152,22 +171,24 @@ def run(
 def tune(
     estimator: EstimatorOption = None,
     task: TaskOption = None,
-    trials: Annotated[int, typer.Option(min=1, help="learning rates for each estimator, the same for all")] = 6,
+    trials: Annotated[int, typer.Option(min=1, help="learning rates tried for each estimator, the same for all")] = 6,
     rates: Annotated[
         str | None,
-        typer.Option(help="LOW:HIGH between which, or a list, 1e-4,1e-3; default: a tenth to ten times the task's"),
+        typer.Option(
+            help="LOW:HIGH, between which they are spread, or a list, 1e-4,1e-3; default: a tenth to ten times the task's"
+        ),
     ] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME:option=LOW..HIGH[,option=a|b]: options of NAME to tune along, in as many trials; repeatable"
+            help="NAME:option=LOW..HIGH[,option=a|b]: tune these options of NAME too, in the same number of trials; repeatable"
         ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="0-9 or 0,2,5-7; a comparison has to use others")] = "1000-1004",
+    seeds: Annotated[str, typer.Option(help="0-9 or 0,2,5-7; comparisons must use other seeds")] = "1000-1004",
     extensions: Annotated[
-        int, typer.Option(min=0, help="rates beyond an end that an estimator tries where its best is at that end")
+        int, typer.Option(min=0, help="further rates to try where an estimator's best is the lowest or highest")
     ] = 2,
-    steps: Annotated[int | None, typer.Option(help="steps of training; default: the task's")] = None,
+    steps: Annotated[int | None, typer.Option(help="training steps; default: the task's")] = None,
     batch: BatchOption = None,
     clip: ClipOption = 1.0,
     device: DeviceOption = "auto",
@@ -178,7 +199,10 @@ def tune(
     strict: StrictOption = False,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Choose a learning rate, and options if asked, for each estimator, with equal effort, for `run --tuned`."""
+    """Tune each estimator's learning rate with the same effort.
+
+    And options, if asked. `gradebench run --tuned FILE` uses what was chosen.
+    """
     from gradebench.analysis import rate_curve
     from gradebench.experiment import runner, tuning
     from gradebench.reporting import terminal, terminal_tables
@@ -218,7 +242,7 @@ def tune(
 
 
 def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
-    """What `run --plan` says: nothing is run, and no task is loaded."""
+    """What `run --power` says: nothing is run, and no task is loaded."""
     from gradebench.analysis import planning
     from gradebench.analysis import runs as folders
     from gradebench.core.seeds import parse_seeds
@@ -251,11 +275,11 @@ def probe(
     estimator: EstimatorOption = None,
     task: TaskOption = None,
     draws: Annotated[
-        int | None, typer.Option(help="gradients of each estimator at each checkpoint; default: the task's")
+        int | None, typer.Option(help="gradient estimates of each estimator at each probe step; default: the task's")
     ] = None,
-    checkpoints: Annotated[int, typer.Option(help="points of the trajectory, its start and end included")] = 3,
+    checkpoints: Annotated[int, typer.Option(help="probe steps along the trajectory, its start and end included")] = 3,
     along: Annotated[
-        Along, typer.Option(help="reference: one trajectory for all; own: each estimator's own training")
+        Along, typer.Option(help="reference: one trajectory for all estimators; own: each one's own training")
     ] = Along.reference,
     seed: Annotated[int, typer.Option(min=0, help="of prompts and noise")] = 0,
     steps: Annotated[int | None, typer.Option(help="steps of the trajectory; default: the task's")] = None,
@@ -271,7 +295,10 @@ def probe(
     strict: StrictOption = False,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Measure gradients only: variance, bias and cost of each estimator at frozen parameters, with intervals."""
+    """Measure the variance, bias and cost of gradients only.
+
+    At frozen parameters of a training trajectory, each quantity with its interval.
+    """
     from gradebench.experiment import runner
     from gradebench.reporting import terminal
 
@@ -318,7 +345,10 @@ def check(
     seed: Annotated[int, typer.Option(min=0, help="of all random numbers")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="a JSON document")] = False,
 ) -> None:
-    """Hold an estimator to its contract: reproducible, without side effects, and unbiased where it says so."""
+    """Test whether an estimator keeps its contract.
+
+    Reproducible, without side effects, honest about what it needs, and unbiased where it says so.
+    """
     from gradebench.checks import conformance
     from gradebench.reporting import terminal
 

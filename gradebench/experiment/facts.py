@@ -99,7 +99,7 @@ TASK = (
     _planned("batch", option="--batch"),
     _planned("clip", option="--clip", default=1.0),
     _planned("evaluations"),
-    _planned("shards", option="--shards", default=1),
+    _planned("shards", option="--micro-batches", default=1),
     _planned("patience"),
     _planned("train", name="training"),
     _probed("checkpoints", lambda known: known.plan.checkpoints, "--checkpoints"),

@@ -499,7 +499,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _memory_advice(cell: Cell) -> str:
     """What to do where memory ran out."""
     advice = getattr(registry.resolve("tasks", cell.task_spec).factory, "memory_advice", "")
-    return f"take a smaller --batch, or --shards 2 or more{f', or {advice}' if advice else ''}"
+    return f"take a smaller --batch, or --micro-batches 2 or more{f', or {advice}' if advice else ''}"
 
 
 def _require_unchanged(cell: Cell) -> None:

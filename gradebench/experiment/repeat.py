@@ -141,7 +141,7 @@ def _own(one: Mapping[str, Any], control: bool) -> tuple[str, ...]:
     flags = (
         ("--tune", one.get("tune")),
         ("--trust-remote-code", one.get("trust_remote_code")),
-        ("--control", control),
+        ("--aa-test", control),
     )
     return (*words, *(flag for flag, wanted in flags if wanted))
 
@@ -171,5 +171,6 @@ def _of_request(request: Mapping[str, Any]) -> str:
     words += [word for value in request.get("sweep") or () for word in ("--sweep", str(value))]
     if request.get("instances") is not None:
         words += ["--instances", str(request["instances"])]
-    words += [f"--{name.replace('_', '-')}" for name in ("tune", "trust_remote_code", "control") if request.get(name)]
+    flags = {"tune": "--tune", "trust_remote_code": "--trust-remote-code", "control": "--aa-test"}
+    words += [flag for name, flag in flags.items() if request.get(name)]
     return shlex.join(words + _ranking(request))

@@ -283,7 +283,7 @@ def _twin(cell: Cell) -> Cell:
 def _require_numbers(request: Request) -> None:
     if (request.shards or parallel.world_size()) % parallel.world_size():
         raise InputError(
-            f"--shards {request.shards}: {parallel.world_size()} processes can't share them; give a multiple"
+            f"--micro-batches {request.shards}: {parallel.world_size()} processes can't share them; give a multiple"
         )
     least = {"steps": 1, "batch": 1, "jobs": 1, "draws": 4, "checkpoints": 1, "shards": 1, "instances": 1}
     for name, minimum in least.items():

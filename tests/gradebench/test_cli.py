@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from gradebench.cli import renamed
 from gradebench.core.schema import PROBES_COLUMNS
 
 NAN_REVIEW = "a film of many words "
@@ -444,3 +445,36 @@ def test_a_dry_run_downloads_nothing_and_says_what_would_be(command, tmp_path, m
     assert (status, out) == (0, "")
     assert "Qwen/Qwen3-4B, 4,022 million parameters" in said and "8,045 MB of weights" in said
     assert "dry run: Qwen/Qwen3-4B would be downloaded first" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "now"),
+    [
+        (["--shards", "2"], ["--micro-batches", "2"]),
+        (["--shards=2"], ["--micro-batches=2"]),
+        (["--plan", "run"], ["--power", "run"]),
+        (["--control"], ["--aa-test"]),
+        (["--out", "--controls", "shards"], ["--out", "--controls", "shards"]),
+    ],
+)
+def test_old_names_of_options_work_and_are_said(words, now, capsys):
+    assert renamed.current_names(words) == now
+    said = capsys.readouterr().err
+    assert said == (
+        f"gradebench: {words[0].partition('=')[0]} is called {now[0].partition('=')[0]} now; the old name goes with the next version\n"
+        if words != now
+        else ""
+    )
+
+
+def test_every_new_name_is_an_option_of_run(command):
+    help_text = command("run", "--help")[1]
+    assert all(name in help_text for name in renamed.RENAMED.values())
+    assert not any(f"{name} " in help_text for name in renamed.RENAMED)
+
+
+def test_an_old_name_runs_as_the_new_one(command, tmp_path):
+    words = ("run", "-e", "rloo", "-t", "bernoulli-toy", "--seeds", "0", "--steps", "1", "--dry-run", "--out")
+    old, new = (command(*words, tmp_path / name, option) for name, option in (("a", "--control"), ("b", "--aa-test")))
+    assert old[:2] == new[:2] and old[0] == 0 and len(old[1].splitlines()) == 2
+    assert "--control is called --aa-test now" in old[2] and "is called" not in new[2]

@@ -65,18 +65,18 @@ def test_the_command_plans_and_runs_nothing(command, tmp_path, monkeypatch):
     rng = np.random.default_rng(2)
     rewards = {name: 0.5 + rng.normal(0, 0.02, 8) for name in ("rloo", "grpo", "ppo")}
     tables.write_parquet(pilot(rewards), tmp_path / "pilot" / "metrics.parquet")
-    status, out, err = command("run", "-e", "rloo", "-e", "grpo", "--plan", "pilot", "--difference", "0.05")
+    status, out, err = command("run", "-e", "rloo", "-e", "grpo", "--power", "pilot", "--difference", "0.05")
     assert status == 0, err
     assert "over 1 pairs" in out and "0.05 between" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pilot"]
-    status, out, err = command("run", "-e", "rloo", "-e", "grpo", "-e", "st", "--plan", "pilot")
+    status, out, err = command("run", "-e", "rloo", "-e", "grpo", "-e", "st", "--power", "pilot")
     assert status == 0 and "over 3 pairs" in out
     assert "pilot lacks st" in err
-    words = ("run", "-e", "rloo", "-e", "grpo", "-e", "ppo", "--plan", "pilot", "--against")
+    words = ("run", "-e", "rloo", "-e", "grpo", "-e", "ppo", "--power", "pilot", "--against")
     status, out, err = command(*words, "ppo")
     assert status == 0 and "over 2 pairs" in out and "difference in test reward" in out
     assert command(*words, "st")[0] == 2
-    status, out, err = command("run", "-t", "polynomial", "--plan", "pilot")
+    status, out, err = command("run", "-t", "polynomial", "--power", "pilot")
     assert (status, out) == (2, "")
     assert err.startswith("gradebench: pilot has no polynomial")
-    assert command("run", "--plan", "pilot", "--difference", "0")[0] == 2
+    assert command("run", "--power", "pilot", "--difference", "0")[0] == 2

@@ -176,8 +176,8 @@ def repeated(command, folder, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        ("--clip", "0.05", "--shards", "2"),
-        ("--batch", "16", "--learning-rate", "0.003", "--control", "--device", "cpu", "--trust-remote-code"),
+        ("--clip", "0.05", "--micro-batches", "2"),
+        ("--batch", "16", "--learning-rate", "0.003", "--aa-test", "--device", "cpu", "--trust-remote-code"),
     ],
 )
 def test_the_printed_command_gives_every_value_again(command, run, tmp_path, options):

@@ -95,7 +95,7 @@ COMMANDS = {
     "compare a b": lambda run, out: ("compare", run, "a", "b", "--csv", out / "table.csv"),
     "claims": lambda run, out: ("claims", run, "--claims", out / "claims.toml", "--csv", out / "table.csv"),
     "report": lambda run, out: ("report", run, "--out", out / "report"),
-    "plan": lambda run, out: ("run", "-e", out / "abc.py:a", "-e", out / "abc.py:b", "--plan", run),
+    "plan": lambda run, out: ("run", "-e", out / "abc.py:a", "-e", out / "abc.py:b", "--power", run),
     "merge": lambda run, out: ("merge", run, "--out", out / "merged"),
 }
 ALONE, NOBODY, NO_PLAN = "fewer than two estimators", "it has none to compare", "test rewards of two seeds or more"

@@ -121,7 +121,7 @@ def test_two_processes_give_the_gradients_of_one(two_processes):
 def test_a_run_of_two_processes_writes_what_one_writes(two_processes, tmp_path, in_process, command):
     folder, ended = two_processes
     assert "ArithmeticError: the third law" in ended.stderr
-    status, _, _ = command(*COMMON, "--shards", "2", "--out", tmp_path / "run")
+    status, _, _ = command(*COMMON, "--micro-batches", "2", "--out", tmp_path / "run")
     assert status == 1  # the broken estimator's cell has failed, and nothing else
     timed = ["seconds", "seconds_per_step", "peak_memory_bytes"]
     frames = [pd.read_csv(place / "run" / "metrics.csv") for place in (tmp_path, folder)]
@@ -133,5 +133,5 @@ def test_a_run_of_two_processes_writes_what_one_writes(two_processes, tmp_path, 
 @pytest.mark.parametrize("shards", [3])
 def test_shards_that_processes_cant_share_are_refused(monkeypatch, shards, command):
     monkeypatch.setattr(parallel, "world", lambda: 2)
-    status, _, said = command("run", "-e", "rloo", "-t", "bernoulli-toy", "--shards", shards)
-    assert status == 2 and "--shards 3: 2 processes can't share them; give a multiple" in said
+    status, _, said = command("run", "-e", "rloo", "-t", "bernoulli-toy", "--micro-batches", shards)
+    assert status == 2 and "--micro-batches 3: 2 processes can't share them; give a multiple" in said

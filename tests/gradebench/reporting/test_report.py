@@ -133,7 +133,7 @@ def test_the_command_of_a_probe_and_of_a_control_is_one_that_can_be_given(comman
     words = shlex.split(repeat._of_request(request | {"train": True, "control": True}))
     status, _, err = command(*words[1:], "--dry-run")
     assert status == 0, err
-    assert "--control" in words and "--draws" not in words
+    assert "--aa-test" in words and "--draws" not in words
 
 
 def test_claims_and_cards_are_in_it(run):
