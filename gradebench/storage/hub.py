@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gradebench.core.errors import InputError
+from gradebench.storage import gguf
+from gradebench.storage.digests import of_file
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -45,10 +47,14 @@ class ModelFiles:
 
     name: str
     folder: Path
+    made_from: Path | None = None  # the GGUF file that the folder was made from
 
     @cached_property
     def digest(self) -> str:
-        """The hub's commit; of a local folder a sha256 over names and contents of its files, in hexadecimal."""
+        """The hub's commit; of a local folder a sha256 over names and contents of its files, in hexadecimal; of a GGUF
+        file its sha256."""
+        if self.made_from:
+            return of_file(self.made_from)
         if self.folder.parent.name == "snapshots" and _COMMIT.fullmatch(self.folder.name):
             return self.folder.name
         sha = hashlib.sha256()
@@ -61,17 +67,22 @@ class ModelFiles:
 
 
 def locate_model(name_or_path: str, timeout: float = 10.0) -> ModelFiles:
-    """Returns the files of a local folder or of a hub id, of which a cached copy serves without asking the hub.
+    """Returns the files of a local folder, of a GGUF file (itself, its folder, or an installed package that carries it),
+    or of a hub id, of which a cached copy serves without asking the hub.
 
     Raises InputError where the files are missing or incomplete, and HubUnreachable within `timeout` seconds where the
     hub doesn't answer. A download from a hub that does answer takes as long as it takes.
     """
     deadline = time.monotonic() + timeout
+    if file := gguf.file_of(name_or_path):
+        return ModelFiles(file.stem, gguf.folder_of(file), file)
     path = Path(os.path.expanduser(name_or_path))
     if os.path.isdir(path):  # unlike Path.is_dir, doesn't raise in a folder that is closed to us
         lacking = lacking_in(path)
         if lacking:
-            raise InputError(f"{name_or_path}: incomplete, {lacking}; give a folder written by save_pretrained")
+            raise InputError(
+                f"{name_or_path}: incomplete, {lacking}; give a folder written by save_pretrained, or a GGUF file"
+            )
         return ModelFiles(path.resolve().name, path)
     if not _HUB_ID.fullmatch(name_or_path):
         raise InputError(f"{name_or_path}: no such folder; give a folder with a model, or a hub id such as gpt2")
@@ -80,8 +91,8 @@ def locate_model(name_or_path: str, timeout: float = 10.0) -> ModelFiles:
 
 
 def is_here(name_or_path: str) -> bool:
-    """Whether it is a folder, or a whole model of the hub's cache: nothing has to be downloaded for it."""
-    if os.path.isdir(os.path.expanduser(name_or_path)):
+    """Whether it is a folder, a GGUF file, or a whole model of the hub's cache: nothing has to be downloaded for it."""
+    if gguf.file_of(name_or_path) or os.path.isdir(os.path.expanduser(name_or_path)):
         return True
     return bool(_HUB_ID.fullmatch(name_or_path)) and _cached_snapshot(name_or_path) is not None
 
