@@ -1,7 +1,7 @@
 """The gradient columns of the leaderboard: moments pooled over seeds, relative to one norm that all estimators share.
 
-Every seed has draws and a reference gradient of its own, so seeds are independent of each other, and leaving out one at
-a time (the jackknife) gives intervals that hold the error of both sides.
+Every seed has its own draws and reference gradient, so seeds are independent, and a jackknife over seeds gives intervals
+that include the error of both.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ import pandas as pd
 import scipy.stats
 from numpy.typing import NDArray
 
-LEVEL = 0.95  # of all intervals
-WIDEST_COSINE = 0.5  # the longest interval of a cosine, or of a direction error, that still says something
-WIDEST_RATIO = 10.0  # the same of a relative variance: its upper end over its lower one
-SHARED = 1e-3  # norms of one reference gradient differ by less than this, relatively: by rounding
-# by the name of the column
+LEVEL = 0.95  # confidence level of all intervals
+WIDEST_COSINE = 0.5  # a cosine or direction error with a longer interval is not reported
+WIDEST_RATIO = 10.0  # the same for a relative variance: the upper end of its interval over the lower one
+SHARED = 1e-3  # norms that differ by less, relatively, are of one reference gradient: rounding
+# names of the columns
 COLUMNS = (
     "gradient_mse_relative",
     "gradient_direction_error",
@@ -30,7 +30,7 @@ _RAW = ("variance", "bias_squared", "norm_squared", "reference_dot", "reference_
 
 @dataclass(frozen=True)
 class _Probes:
-    """What was measured of one estimator, and the squared norms of its reference, (seeds, checkpoints), NaN where not."""
+    """The measurements of one estimator and the squared norms of its reference, (seeds, checkpoints); NaN if missing."""
 
     variance: Floats
     bias_squared: Floats
@@ -43,7 +43,7 @@ class _Probes:
 
     @property
     def measured(self) -> int:
-        """Seeds that have draws."""
+        """The number of seeds that have draws."""
         return int(np.isfinite(self.variance).any(1).sum())
 
     def without(self, seed: int) -> "_Probes":
@@ -51,21 +51,22 @@ class _Probes:
 
 
 def gradient_columns(probe: pd.DataFrame) -> pd.DataFrame:
-    """COLUMNS by estimator, each with `_ci_low` and `_ci_high`, from metrics by (estimator, seed, step).
+    """COLUMNS for each estimator, each with `_ci_low` and `_ci_high`, from metrics by (estimator, seed, step).
 
-    |grad J|^2 is the mean over all seeds of the reference's debiased squared norm at a checkpoint, the same for all
-    estimators; where each was probed along a trajectory of its own, that of its own references.
+    |grad J|^2 is the mean over all seeds of the reference's debiased squared norm at a checkpoint. It is the same for all
+    estimators, unless each was probed along its own trajectory and has its own references.
 
     gradient_mse_relative       (variance + squared bias) / |grad J|^2, geometric mean over checkpoints
-    gradient_variance_relative  variance / |grad J|^2, likewise
+    gradient_variance_relative  variance / |grad J|^2, geometric mean over checkpoints
     gradient_direction_error    1 - (E g . grad J)^2 / (E |g|^2 |grad J|^2), mean over checkpoints; needs three seeds
-    gradient_bias_squared       squared bias / |grad J|^2, likewise; may be negative
-    gradient_cosine             between E g and grad J, likewise
+    gradient_bias_squared       squared bias / |grad J|^2, mean over checkpoints; may be negative
+    gradient_cosine             between E g and grad J, mean over checkpoints
 
-    Intervals     jackknife over seeds, t quantiles; of the first two on the logarithm. None of one seed.
-    Unresolved    NaN: all, where the interval of |grad J|^2 reaches zero at a checkpoint or a checkpoint is missing; an
-                  interval longer than WIDEST_COSINE of a cosine or direction error, one that spans more than a factor
-                  of WIDEST_RATIO, and one of a squared bias to whose sides lies more than 1 and more than its value.
+    Intervals     jackknife over seeds, t quantiles; on a log scale for the first two. None for one seed.
+    Unresolved    NaN. All columns, if the interval of |grad J|^2 contains zero at a checkpoint, or a checkpoint is
+                  missing. A cosine or direction error whose interval is longer than WIDEST_COSINE. A relative variance
+                  or mean squared error whose interval spans more than a factor of WIDEST_RATIO. A squared bias whose
+                  interval has a half-width above 1 and above its value.
     """
     raw = probe.reindex(columns=pd.Index([f"gradient_{name}" for name in _RAW]))
     steps = raw.index.unique("step").sort_values()
@@ -90,7 +91,7 @@ def _aligned(rows: pd.DataFrame, seeds: pd.Index, steps: pd.Index) -> _Probes:
 
 
 def _shared(truths: list[Floats]) -> Floats | None:
-    """The squared norms (seeds, checkpoints) of the references that all estimators share; None where they don't."""
+    """The squared norms (seeds, checkpoints) of the references that all estimators share; None if they don't share them."""
     stacked = np.stack(truths) if truths else np.empty((0, 0, 0))
     known = np.isfinite(stacked)
     first = np.take_along_axis(stacked, known.argmax(0)[None], 0)[0] if len(stacked) else stacked
@@ -99,24 +100,24 @@ def _shared(truths: list[Floats]) -> Floats | None:
 
 
 def _row(one: _Probes) -> list[float]:
-    """Value, low and high of each column."""
+    """The value and both ends of the interval of each column."""
     if not _told(one.truth):
         return [np.nan] * (3 * len(COLUMNS))
     found: list[float] = []
-    for name in COLUMNS:  # what has no number is empty, and no error
+    for name in COLUMNS:  # a value that can't be computed is empty, not an error
         statistic, logarithmic, (least, most) = _STATISTICS[name]
         value, half = _jackknife(one, statistic)
         ends = np.array([value, value - half, value + half])
         with np.errstate(over="ignore"):
             ends = np.exp(ends) if logarithmic else np.clip(ends, least, most)
-        alone = one.measured < 2  # nothing can be said about its error
+        alone = one.measured < 2  # no interval
         shown = np.isfinite(ends[0]) and (alone or _resolved(name, *ends))
         found += ends.tolist() if shown else [np.nan] * 3
     return found
 
 
 def _told(truth: Floats) -> bool:
-    """Whether |grad J|^2 can be told from zero at every checkpoint."""
+    """Whether |grad J|^2 is significantly above zero at every checkpoint."""
     for column in truth.T:
         known = column[np.isfinite(column)]
         low = known.mean() if len(known) else 0.0
@@ -144,20 +145,20 @@ def _resolved(name: str, value: float, low: float, high: float) -> bool:
 
 
 def _jackknife(one: _Probes, statistic: Callable[[_Probes], float]) -> tuple[float, float]:
-    """The statistic, and half of its interval's length; NaN of one seed."""
+    """The statistic, and half the length of its interval, which is NaN for one seed."""
     with np.errstate(divide="ignore", invalid="ignore"):
         value = statistic(one)
         if one.measured < 2:
             return value, np.nan
         left = np.array([statistic(one.without(seed)) for seed in range(len(one))])
-        if (left == value).all():  # also where all are minus infinity, the logarithm of no variance
+        if (left == value).all():  # also if all are minus infinity, the logarithm of a zero variance
             return value, 0.0
         variance = (len(left) - 1) / len(left) * np.square(left - left.mean()).sum()
     return value, float(_quantile(one.measured) * np.sqrt(variance))
 
 
 def _mean(values: Floats) -> Floats:
-    """Over the seeds that have a value, by checkpoint; NaN where none has."""
+    """The mean over the seeds that have a value, at each checkpoint; NaN if none has one."""
     known = np.isfinite(values) | np.isinf(values)
     return np.asarray(np.where(known, values, 0.0).sum(0) / known.sum(0))
 
@@ -181,14 +182,14 @@ def _cosine(one: _Probes) -> float:
 
 
 def _direction_error(one: _Probes) -> float:
-    """The square of the mean product, less what the product's error adds to it."""
+    """Uses the square of the mean of E g . grad J, debiased by the error variance of that mean."""
     count = np.isfinite(one.dot).sum(0)
     error = np.square(one.dot - _mean(one.dot))
     squared = np.square(_mean(one.dot)) - np.nansum(error, 0) / (count - 1) / count
     return float((1 - squared / (_mean(one.variance + one.own) * _mean(one.truth))).mean())
 
 
-# what it computes, whether as a logarithm, and the limits that debiased values may leave
+# the function, whether it returns a logarithm, and the limits that debiased values are clipped to
 _STATISTICS: dict[str, tuple[Callable[[_Probes], float], bool, tuple[float, float]]] = {
     "gradient_mse_relative": (_log_mse, True, (-np.inf, np.inf)),
     "gradient_direction_error": (_direction_error, False, (0.0, 1.0)),

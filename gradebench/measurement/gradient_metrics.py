@@ -1,7 +1,7 @@
-"""From moments to metrics: variance, bias and what follows from them, each with an interval.
+"""From moments to metrics: variance, bias and quantities derived from them, each with an interval.
 
-Every quantity is a smooth function of the Gram matrix of the blocks that draws were summed in, and leaving out one
-block at a time (the jackknife) gives its interval.
+Every quantity is a smooth function of the Gram matrix of the blocks of draws, so a delete-one-block jackknife gives its
+interval.
 """
 
 import math
@@ -22,12 +22,12 @@ from gradebench.measurement.moments import Moments, Reference
 Floats = NDArray[np.float64]
 
 
-ROUNDING = 1e-13  # of the sum of squares: what draws that are all alike may seem to vary by
+ROUNDING = 1e-13  # relative to the sum of squares: the spread that rounding gives to identical draws
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the ends of its 95 % interval; NaN where there is none."""
+    """A value with the ends of its 95 % interval; NaN if there is none."""
 
     value: float
     low: float
@@ -36,15 +36,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Summary:
-    """The few numbers that all metrics are functions of: one group of parameters, K blocks of draws, R of reference.
+    """The numbers that all metrics are computed from, for one group of parameters, K blocks of draws and R of reference.
 
-    gram  (K + R + 1, K + R + 1): products of the blocks' sums, and last of the centre they are measured from.
+    gram  (K + R + 1, K + R + 1): inner products of the blocks' sums and, in the last row and column, of their centre.
     """
 
     gram: Floats
     counts: Floats  # (K,)
     squares: Floats  # (K,)
-    halves: Floats | None  # (K,); None where units are no pairs
+    halves: Floats | None  # (K,); None if units aren't pairs
     reference_counts: Floats  # (R,)
     reference_squares: Floats  # (R,)
     exact: bool
@@ -57,10 +57,10 @@ def group_of(name: str) -> str:
 
 
 def summaries(moments: Moments, reference: Reference, names: Sequence[str]) -> dict[str, Summary]:
-    """The summary of all parameters, under "", and of every group of them."""
+    """The summary of all parameters, under the key "", and of every group of them."""
     run = reference.moments
     if not torch.equal(run.centre.nan_to_num(), moments.centre.nan_to_num()):
-        raise ValueError("draws and reference must be measured from the same centre")
+        raise ValueError("draws and reference must have the same centre")
     rows = torch.cat([moments.sums, run.sums, moments.centre[None]])
     grams = torch.stack([part @ part.T for part in rows.split(moments.sizes, 1)]).cpu().numpy()  # (parameters, ., .)
     groups = [group_of(name) for name in names]
@@ -85,13 +85,13 @@ def summaries(moments: Moments, reference: Reference, names: Sequence[str]) -> d
 
 
 def _metrics(summary: Summary, kept: Floats, reference_kept: Floats) -> dict[str, np.float64]:
-    """All metrics from the blocks that are kept: weights 1 or 0, (K,) and (R,)."""
+    """All metrics from the blocks that are kept; `kept` (K,) and `reference_kept` (R,) are 1 or 0."""
     n, m = float(summary.counts @ kept), float(summary.reference_counts @ reference_kept)
-    draws = np.concatenate([kept / n, np.zeros(len(reference_kept)), [0.0]])  # the mean draw, from the centre
+    draws = np.concatenate([kept / n, np.zeros(len(reference_kept)), [0.0]])  # the mean draw, minus the centre
     truth = np.concatenate([np.zeros(len(kept)), reference_kept / m, [0.0]])  # the mean reference
     centre = np.eye(len(draws))[-1]
 
-    # np.float64 throughout: beyond its range it gives nan or inf, and doesn't raise as Python's own numbers do.
+    # np.float64 throughout: on overflow it gives nan or inf, where Python's floats may raise.
     def product(a: Floats, b: Floats) -> np.float64:
         return np.float64(a @ summary.gram @ b)
 
@@ -135,21 +135,21 @@ def _metrics(summary: Summary, kept: Floats, reference_kept: Floats) -> dict[str
 
 
 def _direction_error(squared_dot: np.float64, square: np.float64, reference_norm_squared: float) -> float:
-    """1 - (E g . grad J)^2 / (E |g|^2 |grad J|^2), where it has a value."""
+    """1 - (E g . grad J)^2 / (E |g|^2 |grad J|^2); NaN if E |g|^2 isn't positive."""
     return 1 - squared_dot / (square * reference_norm_squared) if square > 0 else math.nan
 
 
 def _squared_dot(summary: Summary, kept: Floats, reference_kept: Floats) -> np.float64:
-    """(E g . grad J)^2 without bias: the mean over products of two blocks of draws and two of reference, all others.
+    """(E g . grad J)^2 without bias: the mean of products over two different blocks of draws and two of the reference.
 
-    NaN with fewer than two blocks of draws, or of a reference that isn't exact.
+    NaN with fewer than two blocks of draws, or fewer than two of a reference that isn't exact.
     """
     blocks, runs = np.flatnonzero(kept), np.flatnonzero(reference_kept)
     means = np.zeros((len(blocks), len(summary.gram)))
     truths = np.zeros((len(runs), len(summary.gram)))
     means[np.arange(len(blocks)), blocks] = 1 / summary.counts[blocks]
     truths[np.arange(len(runs)), len(kept) + runs] = 1 / summary.reference_counts[runs]
-    means[:, -1] = truths[:, -1] = 1.0  # from zero, no longer from the centre
+    means[:, -1] = truths[:, -1] = 1.0  # adds the centre back
     dots = means @ summary.gram @ truths.T  # (blocks, runs)
     own = summary.counts[blocks] / summary.counts[blocks].sum()
     weights = summary.reference_counts[runs] / summary.reference_counts[runs].sum()
@@ -168,7 +168,10 @@ _POSITIVE = {
     "gradient_snr",
     "gradient_variance_sampling",
 }
-_LIMITS = {"gradient_cosine": (-1.0, 1.0), "gradient_direction_error": (0.0, 1.0)}  # that debiased values may leave
+_LIMITS = {
+    "gradient_cosine": (-1.0, 1.0),
+    "gradient_direction_error": (0.0, 1.0),
+}  # that debiased values are clipped to
 _RELATIVE = {
     "gradient_variance_relative",
     "gradient_snr",
@@ -181,27 +184,30 @@ _RELATIVE = {
 
 @np.errstate(all="ignore")
 def gradient_metrics(summary: Summary) -> dict[str, Interval]:
-    """The metrics of one group, each with its interval. Whatever the draws are, it raises nothing.
+    """The metrics of one group, each with its interval. It never raises, whatever the draws are.
 
-    Squared quantities are debiased, so noise may turn a small one negative; variances are those of one draw.
+    Squared quantities are debiased, so noise may make a small one negative; variances are those of one draw.
 
     gradient_variance           trace of the covariance
-    gradient_variance_sampling, _prompts   its parts: prompts fixed, and what the choice of prompts adds
-    gradient_variance_relative, gradient_snr   that over |grad J|^2, and |grad J|^2 over that
-    gradient_variance_relative_own             that over |E g|^2, which differs by estimator
+    gradient_variance_sampling  the part of it with prompts fixed
+    gradient_variance_prompts   the part of it from the choice of prompts
+    gradient_variance_relative  variance / |grad J|^2
+    gradient_snr                |grad J|^2 / variance
+    gradient_variance_relative_own  variance / |E g|^2, a denominator that differs between estimators
     gradient_cosine             between E g and the reference, both norms debiased
-    gradient_bias_squared       |E g - grad J|^2, less what the noise of both means adds
-    gradient_bias_relative      that over |grad J|^2
-    gradient_mse, _relative     E |g - grad J|^2, and that over |grad J|^2
-    gradient_direction_error    1 - (E g . grad J)^2 / (E |g|^2 |grad J|^2): the least relative mean squared error that
-                                g times any constant can have; for a g of constant length the mean of 1 - cos^2
+    gradient_bias_squared       |E g - grad J|^2, minus what the noise of both means adds
+    gradient_bias_relative      squared bias / |grad J|^2
+    gradient_mse                E |g - grad J|^2
+    gradient_mse_relative       mean squared error / |grad J|^2
+    gradient_direction_error    1 - (E g . grad J)^2 / (E |g|^2 |grad J|^2): the smallest relative mean squared error
+                                that g times any constant can have; for a g of constant length the mean of 1 - cos^2
 
     Intervals     delete-one-block jackknife over draws and over reference, t quantiles with Satterthwaite's degrees
-                  of freedom; on the logarithm for what is positive. Near a bias of zero they are too wide, not too
+                  of freedom; on a log scale for positive quantities. Near a bias of zero they are too wide, not too
                   narrow. NaN with fewer than two blocks.
-    Unresolved    NaN. What isn't finite, as where draws aren't or their squares have no number; all that is relative to |grad J|^2 where its interval reaches zero; a cosine or a direction
-                  error where its own is longer than WIDEST_COSINE, a relative variance where it spans more than a
-                  factor of WIDEST_RATIO.
+    Unresolved    NaN. Values that aren't finite, because draws aren't or their squares overflow. All quantities relative
+                  to |grad J|^2, if its interval contains zero. A cosine or direction error whose interval is longer than
+                  WIDEST_COSINE, and a relative variance whose interval spans more than a factor of WIDEST_RATIO.
     """
     kept, reference_kept = np.ones(len(summary.counts)), np.ones(len(summary.reference_counts))
     values = _metrics(summary, kept, reference_kept)
@@ -214,7 +220,7 @@ def gradient_metrics(summary: Summary) -> dict[str, Interval]:
     noise = _variance_of_squared_noise(summary)
     floors = {"gradient_bias_squared": noise, "gradient_mse": noise}
     if values["gradient_variance"] > 0:
-        # What the mean's own noise takes from it, on its logarithm: all there is where draws are equally far from it.
+        # Relative error from estimating the mean; the only error if all draws are equally far from it.
         floors["gradient_variance"] = _variance_of_squared_noise(summary, 1.0, 0.0) / values["gradient_variance"] ** 2
     if truth > 0:
         floors["gradient_bias_relative"] = floors["gradient_mse_relative"] = noise / truth**2
@@ -231,7 +237,7 @@ def gradient_metrics(summary: Summary) -> dict[str, Interval]:
 
 
 def _resolved(name: str, interval: Interval, told: bool) -> Interval:
-    """The interval, or none where it says nothing; `told`: whether |grad J|^2 can be told from zero."""
+    """The interval, or NaN if it is too wide to report; `told`: whether |grad J|^2 is significantly above zero."""
     width, ratio = interval.high - interval.low, interval.high / interval.low if interval.low > 0 else 1.0
     narrow = name not in ("gradient_cosine", "gradient_direction_error") or not width > WIDEST_COSINE
     narrow &= name not in ("gradient_variance_relative", "gradient_snr") or not ratio > WIDEST_RATIO
@@ -239,8 +245,10 @@ def _resolved(name: str, interval: Interval, told: bool) -> Interval:
 
 
 def _variance_of_squared_noise(summary: Summary, scale: float = 1.0, reference_scale: float = 1.0) -> np.float64:
-    """2 tr S^2, S the covariance of mean draw less reference: the variance of |noise|^2, which is all that a squared
-    bias of zero has. The jackknife sees only how the noise found moves it, and next to nothing where that is small.
+    """2 tr S^2, where S is the covariance of mean draw minus reference: the variance of |noise|^2.
+
+    If the true bias is zero, this is the whole variance of the squared bias. The jackknife doesn't see it, because it
+    linearizes around the noise that was found, which may be small.
 
     tr S^2 comes from products of Helmert contrasts of the blocks' means, which are independent of each other.
     """
@@ -264,14 +272,16 @@ def _variance_of_squared_noise(summary: Summary, scale: float = 1.0, reference_s
 
 
 def _contrasts(counts: Floats) -> Floats:
-    """(K - 1, K): of the blocks' sums, vectors with mean zero and the covariance of the overall mean."""
+    """(K - 1, K): maps the blocks' sums to vectors with mean zero and the covariance of the overall mean."""
     blocks = len(counts)
     return np.asarray(scipy.linalg.helmert(blocks) / counts / math.sqrt(blocks))
 
 
 def _jackknife(name: str, value: np.float64, parts: Sequence[Sequence[float]], floor: float) -> Interval:
-    """The interval from the values without each block, one list an independent source of noise, and a variance that
-    they don't show."""
+    """The interval from the values without each block, one list for each independent source of noise.
+
+    `floor` is a variance, added because the jackknife doesn't see it.
+    """
     if not math.isfinite(value):
         return Interval(math.nan, math.nan, math.nan)
     logarithmic = name in _POSITIVE
@@ -279,7 +289,7 @@ def _jackknife(name: str, value: np.float64, parts: Sequence[Sequence[float]], f
     variance, shares = np.float64(floor), list[tuple[np.float64, int]]()
     for part in parts:
         left = np.asarray(part, dtype=np.float64)
-        if len(left) < 2 or np.ptp(left) == 0:  # no block matters; all may be zero, which has no logarithm
+        if len(left) < 2 or np.ptp(left) == 0:  # all are equal, perhaps zero, which has no logarithm
             continue
         left = np.log(left) if logarithmic else left
         share = np.float64((len(left) - 1) / len(left) * np.square(left - left.mean()).sum())
@@ -290,7 +300,7 @@ def _jackknife(name: str, value: np.float64, parts: Sequence[Sequence[float]], f
         return Interval(shown, math.nan, math.nan)
     if variance == 0:
         return Interval(shown, shown, shown)
-    # Of shares of the variance, not of squares, which may have no number.
+    # Shares of the variance, because squares of variances may overflow.
     freedom = sum((share / variance) ** 2 / count for share, count in shares)
     degrees = 1 / freedom if freedom else len(parts[0]) - 1.0
     width = np.float64(scipy.stats.t.isf((1 - LEVEL) / 2, degrees)) * np.sqrt(variance)
@@ -300,9 +310,9 @@ def _jackknife(name: str, value: np.float64, parts: Sequence[Sequence[float]], f
 
 
 def slope_of_log_variance(samples: Sequence[int], variances: Sequence[Interval]) -> Interval:
-    """Slope of ln variance against ln samples by least squares, weighted with the intervals; -1 for a plain mean.
+    """Slope of ln variance against ln samples by least squares, weighted by the intervals; -1 for a plain mean.
 
-    The variances come from separate draws. NaN with fewer than two positive ones with an interval of some length.
+    The variances must come from separate draws. NaN with fewer than two positive ones whose interval has a length.
     """
     paired = [(k, v) for k, v in zip(samples, variances, strict=True) if v.value > 0 and v.high > v.low > 0]
     points = [(k, v, math.log(v.high) - math.log(v.low)) for k, v in paired if math.isfinite(v.high)]

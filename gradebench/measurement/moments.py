@@ -1,4 +1,4 @@
-"""Streaming moments of gradients: what variance and bias are computed from, in memory O(parameters)."""
+"""Streaming moments of gradients, from which variance and bias are computed, in memory O(parameters)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCKS = 20  # of draws, for the jackknife
+BLOCKS = 20  # blocks of draws, for the jackknife
 
 
 def flatten(gradient: Sequence[Tensor]) -> Tensor:
@@ -15,11 +15,11 @@ def flatten(gradient: Sequence[Tensor]) -> Tensor:
 
 
 class Moments:
-    """Sums over vectors that stream by, in memory O(blocks x d), float64.
+    """Sums over a stream of vectors, in memory O(blocks x d), float64.
 
-    A unit is a vector, or the mean of a pair that shares its prompts. Units are dealt out to the blocks in turn, and
-    measured from `centre` (d,), near their mean, lest a small variance cancel. `sizes` are the numbers of entries of
-    the parameters, whose sums of squares are kept apart.
+    A unit is a vector, or the mean of a pair that shares its prompts. Units are assigned to the blocks in turn.
+    `centre` (d,), a vector near their mean, is subtracted from each, so that a small variance isn't lost to rounding.
+    `sizes` are the numbers of entries of the parameters, each of which has its own sum of squares.
     """
 
     def __init__(self, centre: Tensor, sizes: Sequence[int], blocks: int = BLOCKS):
@@ -37,13 +37,13 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
-        """(d,). Raises ValueError where nothing was added."""
+        """(d,). Raises ValueError if nothing was added."""
         if not self.count:
             raise ValueError("no vector was added")
         return self.centre + self.sums.sum(0) / self.count
 
     def add(self, vectors: Tensor, twins: Tensor | None = None) -> None:
-        """Vectors (D, d), each a unit of its own, or with its twin of the same prompts."""
+        """Add vectors (D, d), each a unit by itself, or the mean with its twin, a vector from the same prompts."""
         block = (torch.arange(len(vectors), device=vectors.device) + self.count) % len(self.counts)
         units = vectors - self.centre
         if twins is not None:
@@ -55,7 +55,7 @@ class Moments:
         self.counts.index_add_(0, block, torch.ones_like(block, dtype=torch.float64))
 
     def recentred(self) -> "Moments":
-        """The same moments, measured from their own mean."""
+        """The same moments, with their own mean as the centre."""
         shift = self.centre - self.mean
         answer = Moments(self.mean, self.sizes, len(self.counts))
         answer.counts, answer.halves, answer.paired = self.counts, self.halves, self.paired
@@ -65,13 +65,13 @@ class Moments:
         return answer
 
     def _squares(self, vectors: Tensor) -> Tensor:
-        """Squared norm by parameter: (D, d) to (D, parameters)."""
+        """Squared norm of each parameter's part: (D, d) to (D, parameters)."""
         return torch.stack([part.square().sum(1) for part in vectors.split(self.sizes, 1)], 1)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """grad J at some parameters: exact, or the mean of a long unbiased run, whose noise then enters the intervals."""
+    """grad J at given parameters: exact, or the mean of a long unbiased run, whose noise is included in the intervals."""
 
     moments: Moments  # of the long run, or of the one exact vector
     exact: bool
@@ -83,7 +83,7 @@ class Reference:
         return cls(moments, exact=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """For a file."""
+        """What a file stores; `of_tensors` reads it back."""
         moments = self.moments
         return {
             "reference_centre": moments.centre,

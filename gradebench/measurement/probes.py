@@ -1,7 +1,8 @@
-"""Draws of gradients at frozen parameters: many in one pass where they leave each other alone.
+"""Many gradient estimates (draws) at frozen parameters, computed in one pass if they don't affect each other.
 
-Where several calls share a batch, the policy moves between them as in training, and back after the last. Draws come in pairs that share their prompts and nothing else. The spread within pairs is sampling variance, that of
-the pairs' means holds the rest, so both parts of the variance are known.
+If several calls share a batch, the policy is updated between them as in training, and restored after the last.
+Draws come in pairs that share only their prompts. The spread within pairs gives the sampling variance, and the spread of
+the pairs' means the rest, so both parts of the variance can be estimated.
 """
 
 import math
@@ -20,11 +21,11 @@ from gradebench.core.problem import Guarded, Ledger, Problem
 from gradebench.measurement.moments import BLOCKS, Moments, flatten
 
 COPIES = 256  # draws in one pass, at most
-COPIED_ENTRIES = 2**22  # draws in one pass times parameters, at most: larger models gain nothing and fill the memory
-MAPPED_ENTRIES = 2**19  # the same where weights are copied too, not their gradients alone
+COPIED_ENTRIES = 2**22  # draws in one pass times parameters, at most: larger models gain no speed and fill the memory
+MAPPED_ENTRIES = 2**19  # the same if weights are copied too, not only their gradients
 COPIED_ROWS = 2**14  # draws in one pass times sequences of one draw, at most
-FEWEST_COPIES = 8  # below, one pass of many draws isn't quicker than one a draw
-FEWEST_DRAWS = 32  # below, finding out costs more than it saves
+FEWEST_COPIES = 8  # below this, one pass of many draws isn't faster than one pass per draw
+FEWEST_DRAWS = 32  # below this, testing for independence costs more than it saves
 
 
 Moving = Callable[[], AbstractContextManager[Callable[[Sequence[Tensor]], object]]]
@@ -38,11 +39,11 @@ def _at_rest() -> AbstractContextManager[Callable[[Sequence[Tensor]], object]]:
 class Source:
     """Where draws come from: everything that is fixed while an estimator's gradients are measured.
 
-    contexts   number of a pair of draws to the indices (B,) of its contexts
-    problem    indices (N,) and a ledger to the problem on them
-    generator  number of a draw to its generator
-    moving     a context whose function updates the policy along a gradient, between the calls that share a batch; at its
-               end the policy is what it was. Left out, all calls are at the same parameters.
+    contexts   maps the number of a pair of draws to the indices (B,) of its contexts
+    problem    maps indices (N,) and a ledger to the problem on them
+    generator  maps the number of a draw to its generator
+    moving     a context manager that gives a function, which updates the policy along a gradient between the calls that
+               share a batch; on exit the policy is restored. By default all calls use the same parameters.
     """
 
     contexts: Callable[[int], Tensor]
@@ -71,15 +72,15 @@ def calls(estimator: Estimator, problem: Problem, rng: torch.Generator, moving: 
 
 
 def _mean_gradient(estimator: Estimator, problem: Problem, rng: torch.Generator) -> list[Tensor]:
-    """With all calls at the same parameters."""
+    """The mean over calls, all at the same parameters."""
     gradients = [estimate.grad for estimate in calls(estimator, problem, rng)]
     return [torch.stack(parts).mean(0) for parts in zip(*gradients, strict=True)]
 
 
 def moments_of(estimator: Estimator, source: Source, pairs: int, centre: Tensor, sizes: Sequence[int]) -> Moments:
-    """Moments of `pairs` pairs of draws: many in one pass where draws don't read each other, else one by one.
+    """Moments of `pairs` pairs of draws: many in one pass if draws don't affect each other, else one by one.
 
-    An estimate without noise of its own is drawn for BLOCKS choices of prompts, and once each.
+    A deterministic estimate is computed once for each of BLOCKS choices of prompts.
     """
     first, noisy = _first_pair(estimator, source)
     if not noisy:
@@ -97,9 +98,9 @@ def moments_of(estimator: Estimator, source: Source, pairs: int, centre: Tensor,
 
 
 def _first_pair(estimator: Estimator, source: Source) -> tuple[tuple[Tensor, Tensor], bool]:
-    """The two draws (1, d) of pair 0, and whether they took anything from their generators.
+    """The two draws (1, d) of pair 0, and whether they used their generators.
 
-    An estimate that doesn't is the same twice: only the choice of prompts varies it.
+    An estimate that doesn't is deterministic: only the choice of prompts changes it.
     """
     problem, rng = source.problem(source.contexts(0), None), source.generator(0)
     before = rng.get_state()
@@ -119,7 +120,7 @@ def _one_by_one(estimator: Estimator, source: Source, numbers: range) -> tuple[T
 
 
 def _same_twice(estimator: Estimator, source: Source, numbers: range) -> tuple[Tensor, Tensor]:
-    """A pair (1, d) whose draws are equal."""
+    """A pair (1, d) of a deterministic estimate, whose draws are equal."""
     (number,) = numbers
     problem = source.problem(source.contexts(number), None)
     only = one_estimate(estimator, problem, source.generator(2 * number), source.moving)[None]
@@ -137,8 +138,8 @@ def _many_estimates(estimator: Estimator, source: Source, numbers: range) -> tup
 
 
 def _pairs_at_once(estimator: Estimator, source: Source, size: int) -> int:
-    """How many pairs fit into one pass; 0 where draws have to come one by one."""
-    if estimator.period > 1:  # the policy moves in between, each draw's its own way
+    """How many pairs fit into one pass; 0 if draws have to be computed one by one."""
+    if estimator.period > 1:  # the policy moves in between, differently for each draw
         return 0
     rows = len(source.contexts(0)) * estimator.n
     copies = min(COPIES, COPIED_ENTRIES // size, COPIED_ROWS // rows)
@@ -148,11 +149,11 @@ def _pairs_at_once(estimator: Estimator, source: Source, size: int) -> int:
 
 
 def entries_at_once(estimator: Estimator, source: Source) -> int:
-    """Draws in one pass times parameters, at most; 0 where draws have to come one by one.
+    """The largest number of draws in one pass times parameters; 0 if draws have to be computed one by one.
 
-    Copies in one pass must leave each other alone: found by changing the rewards of one and watching the other.
-    Advantages that are whitened over the batch, or contexts that are shuffled, tie draws together, and some problems
-    can't be replicated.
+    Copies in one pass must not affect each other. This is tested by changing the rewards of one and comparing the
+    gradient of the other. Draws do affect each other if advantages are whitened over the batch or contexts are shuffled,
+    and some problems can't be replicated.
     """
     index = source.contexts(0)
     problem = source.problem(index.repeat_interleave(2), None)
@@ -164,14 +165,14 @@ def entries_at_once(estimator: Estimator, source: Source) -> int:
 
     try:
         (plain, mapped), (changed, _) = watched(1.0), watched(3.0)
-    except Exception:  # noqa: BLE001 - models and estimators fail in their own ways when batched; one by one always works
+    except Exception:  # noqa: BLE001 - batched, models and estimators may raise anything; one by one always works
         return 0
     apart = all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(plain, changed, strict=True))
     return 0 if not apart else MAPPED_ENTRIES if mapped else COPIED_ENTRIES
 
 
 class _Rewarded:
-    """A problem whose odd contexts have their reward multiplied."""
+    """A problem in which the rewards of odd contexts are multiplied by a factor."""
 
     def __init__(self, problem: Problem, factor: float):
         self._problem, self._factor = problem, factor
@@ -193,7 +194,7 @@ class _Rewarded:
 def by_call(
     estimator: Estimator, source: Source, pairs: int, centre: Tensor, sizes: Sequence[int]
 ) -> tuple[list[Moments], list[dict[str, float]]]:
-    """Of each call that shares a batch with others, the moments of `pairs` pairs of draws, and the means of `info`."""
+    """For each of the calls that share a batch: the moments of `pairs` pairs of draws, and the means of `info`."""
     moments = [Moments(centre, sizes, min(BLOCKS, pairs)) for _ in range(estimator.period)]
     info: list[dict[str, float]] = [{} for _ in range(estimator.period)]
     for number in range(pairs):
@@ -208,7 +209,7 @@ def by_call(
 
 
 def costs_of(estimator: Estimator, source: Source, repeats: int = 3) -> dict[str, float]:
-    """What one draw uses, by the ledger, and its seconds (the least of a few)."""
+    """The ledger of one draw, and its seconds (the minimum of a few repeats)."""
     ledger = Ledger()
     problem = source.problem(source.contexts(0), ledger)
     seconds = math.inf

@@ -1,4 +1,4 @@
-"""What is measured of a language model's hard samples."""
+"""Metrics of texts sampled from a language model."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,16 +10,16 @@ from gradebench.problems.sequence import SequenceProblem
 
 
 def distinct_bigrams(tokens: Sequence[Sequence[int]]) -> float:
-    """Distinct bigrams over all bigrams of a set of texts (Li et al. 2016), in [0, 1]."""
+    """Distinct bigrams divided by all bigrams of a set of texts (Li et al. 2016), in [0, 1]."""
     pairs = [pair for text in tokens for pair in pairwise(text)]
     return len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 @torch.no_grad()
 def evaluate_sequences(problem: SequenceProblem, rng: torch.Generator) -> tuple[dict[str, float], Tensor]:
-    """Metrics of hard samples, one a prompt, and the samples (B, T): reward, kl, entropy, distinct_2, reference_nll.
+    """Metrics of one hard sample per prompt, and the samples (B, T): reward, kl, entropy, distinct_2, reference_nll.
 
-    kl in nats a sequence; entropy and reference_nll in nats a token.
+    kl in nats per sequence; entropy and reference_nll in nats per token.
     """
     z = problem.sample(1, rng)  # (1, B, T)
     alive = problem.alive(z)
