@@ -56,7 +56,7 @@ class Preset:
         )
         memory = (
             f"memory: {weights:.1f} GB for {kind}, and about {tokens:.1f} GB for a batch of {self.batch} relaxed continuations of {size.horizon} tokens, activations "
-            "aside; less with --batch, --shards or checkpointing=N. Time: not measured"
+            "aside; less with --batch, --micro-batches or checkpointing=N. Time: not measured"
         )
         return [download, memory, *([self.advice] if self.advice else [])]
 
