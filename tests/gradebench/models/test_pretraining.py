@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from gradebench.models import pretraining
 from gradebench.models.pretraining import accuracy, pretrain_policy, token_rows, train_classifier
 from gradebench.models.transformer import ScratchClassifier, ScratchPolicy
 
@@ -53,3 +54,21 @@ def test_the_classifier_learns_a_separable_label():
     train_classifier(classifier, token_rows(TEXTS), LABELS, 8, 60, 32, 1e-2, seed=0)
     assert accuracy(classifier, windows, LABELS) == 1.0
     assert accuracy(classifier, windows, 1 - LABELS) == 0.0
+
+
+def test_a_large_model_is_trained_by_the_fused_update_to_the_same_weights(monkeypatch):
+    def trained(fused_from):
+        monkeypatch.setattr(pretraining, "FUSED_FROM", fused_from)
+        torch.manual_seed(0)
+        policy = ScratchPolicy(20, 16, 1, 2, 8)
+        rows = token_rows(
+            [torch.randint(20, (12,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(9)]
+        )
+        pretraining.pretrain_policy(policy, rows, 8, 20, 4, 1e-2, 0)
+        return torch.cat([p.detach().flatten() for p in policy.parameters()])
+
+    plain, fused = trained(10**9), trained(0)
+    torch.manual_seed(0)
+    moved = plain - torch.cat([p.detach().flatten() for p in ScratchPolicy(20, 16, 1, 2, 8).parameters()])
+    # Where a gradient is nothing but rounding, Adam makes a whole step of it: not every weight is the same.
+    assert 0 < (plain - fused).norm() < 0.01 * moved.norm()
