@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from gradebench.models.transformer import ScratchClassifier, ScratchPolicy
 
-
 FUSED_FROM = 1_000_000  # parameters; below, results stay bit-identical with those of earlier versions
 
 
