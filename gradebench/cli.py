@@ -673,12 +673,34 @@ def check(
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="such as my-estimator, for my_estimator.py", show_default=False)],
+    task: Annotated[bool, typer.Option("--task", help="a text task in place of an estimator")] = False,
+    package: Annotated[
+        bool, typer.Option("--package", help="a project with both, to install: entry points, test, README, CI")
+    ] = False,
 ) -> None:
     """Write an estimator to start from into this folder: a page that works, with three holes to fill."""
-    from gradebench.plugins.scaffold import write_page
+    from gradebench.plugins import scaffold
 
-    file, cls = write_page(name, Path())
+    if task and package:
+        raise InputError("--task and --package: a package has a task; give one of them")
+    if package:
+        project, registered = scaffold.write_package(name, Path())
+        typer.echo(
+            f"{project}/ has the estimator and the task {registered}. Next:\n  cd {project}\n"
+            f"  pip install -e '.[test]' && pytest\n  gradebench check {registered}\n"
+            f"  gradebench run -e rloo -e {registered}:rate-like=rloo -t {registered}"
+        )
+        return
+    file, cls = scaffold.write_page(name, Path(), "task" if task else "estimator")
     spec = f"./{file.name}:{cls}"
+    if task:
+        typer.echo(
+            f"{file.name} has the task {cls}. Next, a look at it:\n  gradebench run -e rloo -t {spec} --seeds 0 --steps 5\n"
+            f"Every estimator, at the task's learning rate:\n  gradebench run -e all -t {spec}\n"
+            f"At a rate of its own for each, tuned with equal effort:\n  gradebench tune -e rloo -e grpo -t {spec}\n"
+            f"With a model of the hub:\n  gradebench run -e rloo -e grpo -t {spec}:policy=gpt2"
+        )
+        return
     typer.echo(
         f"{file.name} has the estimator {cls}. Next:\n  gradebench check {spec}\n"
         f"At the learning rate of rloo, against rloo:\n  gradebench run -e rloo -e {spec}:rate-like=rloo\n"
