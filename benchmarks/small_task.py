@@ -25,7 +25,7 @@ class Small(imdb.Imdb):
     def size(self) -> imdb.Size:
         return SIZE
 
-    def _corpus(self, log, strict) -> Corpus:
-        reviews = generate_reviews(1000, self._seed)
+    def _read_corpus(self, log, strict) -> Corpus:
+        reviews = generate_reviews(1000, self.seed)
         labels = imdb.np.array([review.label for review in reviews], dtype=imdb.np.int8)
         return Corpus("embedded", [review.text for review in reviews], labels, [review.film for review in reviews])

@@ -26,12 +26,16 @@ _HOMES = {
     "core.sampling": ("exponential", "gumbel", "gumbel_given", "harden", "straight_through", "generator"),
     "problems.sequence": ("SequenceProblem",),
     "core.task": ("Task",),
+    "kit.language_model_task": ("LanguageModelTask",),
+    "kit.rewards": ("DifferentiableReward",),
 }
 HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
+    "DifferentiableReward",
     "Estimate",
     "Estimator",
     "InputError",
+    "LanguageModelTask",
     "Ledger",
     "Problem",
     "Range",
@@ -61,6 +65,8 @@ if TYPE_CHECKING:
     from gradebench.core.problem import Ledger, Problem
     from gradebench.core.sampling import exponential, generator, gumbel, gumbel_given, harden, straight_through
     from gradebench.core.task import Task
+    from gradebench.kit.language_model_task import LanguageModelTask
+    from gradebench.kit.rewards import DifferentiableReward
     from gradebench.problems.sequence import SequenceProblem
     from gradebench.results import Results
 

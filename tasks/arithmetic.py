@@ -1,31 +1,26 @@
 """Sums to be answered: a verifiable reward, 1 for the exact answer and else 0."""
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gradebench import InputError, Ledger, Range, SequenceProblem, Task, generator
+from gradebench import InputError, LanguageModelTask, Range, generator
 from gradebench.core.task import Log
-from gradebench.measurement.sequence_metrics import evaluate_sequences
-from gradebench.models.saving import is_scratch, load_scratch, save_policy
+from gradebench.kit.making import parameters_of, write_report
+from gradebench.kit.options import Instance, Kl, Lora, Policy, Precision
+from gradebench.kit.prompts import Prompts
+from gradebench.models.saving import save_policy
 from gradebench.models.transformer import ScratchPolicy
-from gradebench.rewards.text_reward import TextReward
-from gradebench.storage.cache import cached_folder, digests_of, require_whole
-from gradebench.storage.hub import is_here, locate_model
 
-SEED = 0  # of instance 0's problems, splits and pretraining; the others count on from it
 PROBLEMS = 20_000  # at most, of all that there are
 PROMPTS = {"train": 1024, "validation": 256, "test": 256}  # at most
 PRETRAINING = 0.7  # share of the problems that the scratch policy learns from; none of them is a prompt
-SAMPLED = 4  # prompts of each split whose continuations are kept
-PRETRAINED_LEARNING_RATE, ADAPTERS_LEARNING_RATE = 1e-5, 1e-4
 END = "."
 _ALPHABET = " 0123456789+-*=" + END
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
@@ -63,97 +58,60 @@ class Characters:
         return ["".join(_ALPHABET[i] for i in row).partition(END)[0] for row in ids]
 
 
-class Arithmetic(Task):
+class Arithmetic(LanguageModelTask):
     """Sums such as 17+5= continued with the exact answer, which a program checks (verifiable reward)."""
 
     version = 1
     default_steps = 150
     default_batch = 64
     learning_rate = 3e-4
+    no_derivative = "an answer is right or wrong, which has no derivative"
 
     def __init__(
         self,
         digits: Annotated[int, Range(1, 4), "of each operand, at most"] = 2,
         operators: Annotated[str, "those of + - * that occur, such as +-"] = "+",
-        kl: Annotated[float, Range(0), "beta of the KL penalty, in reward per nat"] = 0.01,
-        policy: Annotated[str, "scratch, or a hub id or folder of any causal language model"] = "scratch",
-        lora: Annotated[int, Range(0), "rank of adapters, trained in place of a given policy's weights; 0: none"] = 0,
-        precision: Annotated[
-            Literal["float32", "bfloat16"], "of a given policy's computations; what is trained stays in float32"
-        ] = "float32",
-        instance: Annotated[int, Range(0), "which problems, splits and scratch policy: each has its own"] = 0,
+        kl: Kl = 0.01,
+        policy: Policy = "scratch",
+        lora: Lora = 0,
+        precision: Precision = "float32",
+        instance: Instance = 0,
     ):
         if not operators or set(operators) - set(_OPERATIONS) or len(set(operators)) < len(operators):
             raise InputError(f"arithmetic: operators={operators} won't do; give some of + - *, each once, such as +-")
-        self.options = {"digits": digits, "operators": operators, "kl": kl, "policy": policy}
-        self.options |= {"lora": lora, "precision": precision, "instance": instance}
-        if lora and self._scratch_shaped:
-            raise InputError(f"arithmetic: lora={lora} is for a given model; leave it out, or give policy=")
-        self.lacks = {"soft_reward": "an answer is right or wrong, which has no derivative"}
-
-    @property
-    def _seed(self) -> int:
-        """Of all that the instance has of its own."""
-        return SEED + self.options["instance"]
-
-    @property
-    def _made(self) -> bool:
-        return self.options["policy"] == "scratch"
-
-    @property
-    def _scratch_shaped(self) -> bool:
-        """Whether the policy is one made here, now or by an earlier run that saved it."""
-        return self._made or is_scratch(self.options["policy"])
-
-    def missing(self) -> list[str]:
-        return [] if self._made or is_here(self.options["policy"]) else [self.options["policy"]]
+        super().__init__(
+            kl, policy, lora=lora, precision=precision, instance=instance, digits=digits, operators=operators
+        )
+        self.horizon = self._answer_length
+        length = self._prompt_length + self._answer_length
+        self.longest_prompt = self._prompt_length + (0 if self.small else length)  # tokens may be less than characters
 
     # --- once a run -------------------------------------------------------------------------------------------
 
-    def prepare(self, device: torch.device, log: Log, strict: bool = False) -> None:
+    def prompt_texts(self) -> Mapping[str, list[str]]:
+        problems = self._problems()
+        width = self._prompt_length if self.small else 0
+        return {split: [text.rjust(width) for text in problems[split]] for split in self.splits}
+
+    def facts(self, prompts: Prompts) -> dict[str, Any]:
         kind = f"digits={self.options['digits']} operators={self.options['operators']}"
-        if self._made:
-            facts = {"version": self.version, "kind": kind, "pretraining": asdict(Pretraining())}
-            facts |= {"instance": self.options["instance"]} if self.options["instance"] else {}
-            folder = cached_folder("arithmetic", facts, lambda folder: self._build(folder, device, log), log)
-            policy = "scratch"
-        else:
-            model = locate_model(self.options["policy"])
-            folder, policy = Path(), f"{model.name}:{model.digest[:8]}"
-        setting = f"{kind} policy={policy} kl={self.options['kl']:g}"
-        setting += f" lora={self.options['lora']}" if self.options["lora"] else ""
-        setting += f" precision={self.options['precision']}" if self._half else ""
-        setting += f" instance={self.options['instance']}" if self.options["instance"] else ""
-        self.settled = {"folder": str(folder), "setting": setting}
-        self._adopt()
-
-    def _adopt(self) -> None:
-        """Take over what was settled, here or by the process that prepared."""
-        assert self.settled is not None
-        self.folder, self.setting = Path(self.settled["folder"]), self.settled["setting"]
-        if not self._scratch_shaped:
-            self.learning_rate = ADAPTERS_LEARNING_RATE if self.options["lora"] else PRETRAINED_LEARNING_RATE
-
-    @property
-    def _half(self) -> bool:
-        return self.options["precision"] == "bfloat16"
+        return {"kind": kind, "pretraining": asdict(Pretraining())}
 
     def _build(self, folder: Path, device: torch.device, log: Log) -> None:
         """Pretrain the scratch policy on problems that are no prompts, some of them answered wrongly."""
         shape, problems = Pretraining(), self._problems()["pretraining"]
         log(f"pretraining the policy: {shape.steps:,} steps on {len(problems):,} problems")
-        torch.manual_seed(self._seed)  # initial weights, the one thing that reads the global generator
+        torch.manual_seed(self.seed)  # initial weights, the one thing that reads the global generator
         policy = self._scratch().to(device)
         rows = self._rows(problems).to(device)  # (texts, answers right and off by -9 to 9, P + T)
-        loss = pretrain(policy, rows, self._prompt_length, shape, self._seed)
+        loss = pretrain(policy, rows, self._prompt_length, shape, self.seed)
         save_policy(policy, None, folder)
-        report = {"policy_parameters": sum(p.numel() for p in policy.parameters()), "policy_loss_nats_per_token": loss}
-        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_report(folder, {"policy_parameters": parameters_of(policy), "policy_loss_nats_per_token": loss})
 
     def _problems(self) -> dict[str, list[str]]:
         """Prompts such as 17+5= of each part. 5+17= is in the part of 17+5=."""
         most = 10 ** self.options["digits"]
-        rng = torch.Generator().manual_seed(self._seed)
+        rng = torch.Generator().manual_seed(self.seed)
         groups: dict[tuple[str, int, int], list[str]] = {}
         for operator in self.options["operators"]:
             everything = torch.arange(most * most)
@@ -208,90 +166,21 @@ class Arithmetic(Task):
 
     # --- in every process -------------------------------------------------------------------------------------
 
-    def load(self, device: torch.device) -> None:
-        self._adopt()
-        if self._made:
-            require_whole(self.folder)
-        problems, length = self._problems(), self._prompt_length + self._answer_length
-        width = self._prompt_length
-        if self._scratch_shaped:
-            self.vocabulary: Any = Characters()
-            name = str(self.folder) if self._made else self.options["policy"]
-            self.policy: Any = load_scratch(name, length)
-        else:
-            from gradebench.models.pretrained import load_policy  # the library of models takes seconds to load
+    def load_vocabulary(self, place: str) -> Characters:
+        return Characters()
 
-            self.policy, self.vocabulary = load_policy(
-                self.options["policy"], 2 * length, self._half, self.options["lora"]
-            )
-            width = max(len(ids) for split in self.splits for ids in self.vocabulary.encode(problems[split]))
-        self.horizon = self._answer_length
-        self.policy.eval().to(device)
-        self.reference = self.policy.frozen()
-        self.prompts: dict[str, Tensor] = {}
-        self.pads: dict[str, Tensor] = {}
-        for split in self.splits:
-            texts = [text.rjust(width) for text in problems[split]] if self._scratch_shaped else problems[split]
-            rows = self.vocabulary.encode(texts)
-            self.pads[split] = torch.tensor([width - len(row) for row in rows], device=device)
-            self.prompts[split] = torch.tensor(
-                [[self.padding] * (width - len(row)) + row for row in rows], device=device
-            )
-        self.reward = TextReward(right, self.vocabulary.decode, width, self.vocabulary.end)
-        self.params = [p for p in self.policy.parameters() if p.requires_grad]
-        self.sizes = {split: len(prompts) for split, prompts in self.prompts.items()}
-
-    @property
-    def padding(self) -> int:
-        """An id that is no end: nobody reads it."""
-        end = self.vocabulary.end
-        ends = end if isinstance(end, tuple) else (end,)
-        return next(i for i in range(len(self.vocabulary)) if i not in ends)
-
-    def problem(self, split: str, index: Tensor, ledger: Ledger | None = None) -> SequenceProblem:
-        pads = self.pads[split][index]
-        return SequenceProblem(
-            self.policy,
-            self.reward,
-            self.prompts[split][index],
-            self.horizon,
-            len(self.vocabulary),
-            self.reference,
-            self.options["kl"],
-            ledger,
-            end=self.vocabulary.end,
-            pads=pads if bool(self.pads[split].any()) else None,
-        )
+    def score(self, prompts: list[str], completions: list[str]) -> list[float]:
+        return right(prompts, completions)
 
     def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
         """The gold reward is the reward: there is nothing beyond an exact answer."""
-        metrics, _ = evaluate_sequences(self.problem(split, self._evaluated(split, rng.device)), rng)
+        metrics = super().evaluate(split, rng)
         return metrics | {"gold_reward": metrics["reward"]}
 
-    def _evaluated(self, split: str, device: torch.device) -> Tensor:
-        return torch.arange(min(PROMPTS["test"], self.sizes[split]), device=device)
-
     def samples(self, split: str, rng: torch.Generator) -> list[dict[str, Any]]:
-        problem = self.problem(split, torch.arange(SAMPLED, device=rng.device))
-        z = problem.sample(1, rng)
-        with torch.no_grad():
-            rewards = problem.raw_reward(z)[0].tolist()
-        openings = self.vocabulary.decode(problem.prompts.tolist())
-        texts = self.vocabulary.decode(problem.texts(z[0]))
-        return [
-            {"prompt": prompt.strip(), "text": text.strip(), "reward": reward}
-            for prompt, text, reward in zip(openings, texts, rewards, strict=True)
-        ]
-
-    def save_policy(self, folder: Path) -> None:
-        save_policy(self.policy, self.vocabulary, folder)
-
-    def digests(self) -> dict[str, str]:
-        return digests_of(self.folder) if self._made else {}
-
-    def describe(self) -> dict[str, Any]:
-        report = json.loads((self.folder / "report.json").read_text(encoding="utf-8")) if self._made else {}
-        return {"options": self.options, "prompts": dict(self.sizes), **report}
+        """Without the spaces before a short problem."""
+        found = super().samples(split, rng)
+        return [one | {"prompt": one["prompt"].strip(), "text": one["text"].strip()} for one in found]
 
 
 def answer_of(prompt: str) -> int:
@@ -307,7 +196,7 @@ def right(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     return [float(completion.strip() == str(answer_of(prompt))) for prompt, completion in pairs]
 
 
-def pretrain(policy: ScratchPolicy, rows: Tensor, prompt: int, shape: Pretraining, seed: int = SEED) -> float:
+def pretrain(policy: ScratchPolicy, rows: Tensor, prompt: int, shape: Pretraining, seed: int) -> float:
     """Next-token prediction of the answers in rows (problems, right or off by something, P + T); returns the mean loss
     (nats a token) over the last tenth of the steps."""
     rng = generator("cpu", seed, "arithmetic")

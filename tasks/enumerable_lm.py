@@ -3,18 +3,18 @@
 from typing import Annotated
 
 import torch
-from torch import Tensor
 
-from gradebench import InputError, Ledger, Range, SequenceProblem, Task
+from gradebench import InputError, LanguageModelTask, Range
 from gradebench.core.problem import ENUMERABLE
 from gradebench.core.task import Log
+from gradebench.kit.options import Kl
 from gradebench.problems.enumerable import random_sequence_problem
 
 PROMPT = 4  # tokens
 CONTEXTS = 128  # in all splits, at most
 
 
-class EnumerableLm(Task):
+class EnumerableLm(LanguageModelTask):
     """Align a tiny causal transformer with a random, non-additive reward, all V^T continuations known.
 
     Policy, reference and reward are random transformers (weights of order one) in float64. Evaluations are exact
@@ -32,7 +32,7 @@ class EnumerableLm(Task):
         horizon: Annotated[int, Range(1, 12), "T, new tokens"] = 4,
         layers: Annotated[int, Range(1, 8), "of the policy"] = 2,
         width: Annotated[int, Range(2, 64), "of the policy; even"] = 8,
-        kl: Annotated[float, Range(0), "beta of the KL penalty, in reward per nat"] = 0.05,
+        kl: Kl = 0.05,
         instance: Annotated[int, Range(0), "which random weights"] = 0,
     ):
         if vocabulary**horizon > ENUMERABLE:
@@ -42,14 +42,7 @@ class EnumerableLm(Task):
             )
         if width % 2:
             raise InputError(f"enumerable-lm: width {width} is odd, its two heads need an even one")
-        self.options = {
-            "vocabulary": vocabulary,
-            "horizon": horizon,
-            "layers": layers,
-            "width": width,
-            "kl": kl,
-            "instance": instance,
-        }
+        super().__init__(kl, instance=instance, vocabulary=vocabulary, horizon=horizon, layers=layers, width=width)
 
     def prepare(self, device: torch.device, log: Log, strict: bool = False) -> None:
         self.setting = " ".join(f"{name}={value:g}" for name, value in self.options.items())
@@ -58,18 +51,19 @@ class EnumerableLm(Task):
         o = self.options
         contexts = min(CONTEXTS, o["vocabulary"] ** PROMPT)
         shape = o["layers"], o["width"], PROMPT
-        self.whole = random_sequence_problem(
+        whole = random_sequence_problem(
             o["vocabulary"], o["horizon"], contexts, o["kl"], o["instance"], *shape, device=device
         )
-        parts = torch.arange(contexts, device=device).tensor_split([contexts // 2, 3 * contexts // 4])
-        self.contexts = dict(zip(self.splits, parts, strict=True))
-        self.sizes = {split: len(part) for split, part in self.contexts.items()}
-        self.params = list(self.whole.params)
-
-    def problem(self, split: str, index: Tensor, ledger: Ledger | None = None) -> SequenceProblem:
-        problem = self.whole.select(self.contexts[split][index])
-        problem.ledger = ledger or Ledger()
-        return problem
+        self.policy, self.reference, self.reward, self.params = (
+            whole.policy,
+            whole.reference,
+            whole.reward_model,
+            list(whole.params),
+        )
+        self.horizon, self.categories = o["horizon"], o["vocabulary"]
+        parts = whole.prompts.tensor_split([contexts // 2, 3 * contexts // 4])
+        self.prompts = dict(zip(self.splits, parts, strict=True))
+        self.sizes = {split: len(part) for split, part in self.prompts.items()}
 
     @torch.no_grad()
     def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:

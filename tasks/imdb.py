@@ -1,53 +1,35 @@
 """Continue the opening of a film review so that the reward model finds it positive."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from gradebench import Ledger, Range, SequenceProblem, Task
+from gradebench import LanguageModelTask, Range
 from gradebench.core.errors import InputError
 from gradebench.core.seeds import parse_seeds
 from gradebench.core.task import Log
-from gradebench.measurement.sequence_metrics import evaluate_sequences
+from gradebench.kit.language_model_task import ADAPTERS_LEARNING_RATE
+from gradebench.kit.making import parameters_of, pretrained, with_weights, write_report
 from gradebench.models.classifier_head import AUTO, Activation, Head
-from gradebench.models.pretraining import TokenRows, accuracy, pretrain_policy, token_rows, train_classifier
-from gradebench.models.saving import is_scratch, load_saved_vocabulary, load_scratch, save_policy
+from gradebench.models.pretraining import accuracy, token_rows, train_classifier
 from gradebench.models.transformer import ScratchClassifier, ScratchPolicy
-from gradebench.models.vocabulary import Vocabulary, load_vocabulary, train_vocabulary
-from gradebench.rewards.text_reward import (
-    TextReward,
-    load_function,
-    load_text_classifier,
-    names_function,
-    shares_tokens,
-)
-from gradebench.storage.cache import cached_folder, digests_of, require_whole
-from gradebench.storage.hub import is_here, locate_model
+from gradebench.models.vocabulary import load_vocabulary, train_vocabulary
+from gradebench.storage.cache import cached_folder
 from gradebench.storage.tuned import trials_in_words
 from gradebench.tasks import grammar
 from gradebench.tasks.corpora import EMBEDDED, Corpus, HubUnreachable, hub_corpus, read_corpus, split_corpus
 from gradebench.tasks.judge import load_judge, train_judge
 from gradebench.tasks.presets import GPT2, MINI, PAPER
 
-if TYPE_CHECKING:
-    from gradebench.models.pretrained import PretrainedVocabulary
-
-AnyVocabulary: TypeAlias = "Vocabulary | PretrainedVocabulary"
-
 SPLIT_SEED = 0  # of instance 0's corpus, splits and everything trained before the comparison; others count on from it
-EVALUATED = 256  # prompts of each split that an evaluation reads
-SAMPLED = 4  # prompts of each split whose continuations are kept
-PRETRAINED_LEARNING_RATE = 1e-5  # usual for tuning a whole pretrained model; the base's suits small ones
-ADAPTERS_LEARNING_RATE = 1e-4  # usual for adapters, which start from zero
 _READ = ("train", "reward", "judge")  # parts that vocabulary and policy learn from
-_MADE = {"policy": "scratch", "reward": "trained"}  # the options' values for what is made here
 
 
 @dataclass(frozen=True)
@@ -86,10 +68,11 @@ class ScratchReward(ScratchClassifier):
     differentiable = True
 
 
-class Imdb(Task):
+class Imdb(LanguageModelTask):
     """Film-review openings continued towards positive sentiment (autoregressive language model)."""
 
     version = 1
+    made = {"policy": "scratch", "reward": "trained"}  # noqa: RUF012  never written to
     memory_advice = "imdb:checkpointing=8 (or fewer sequences)"
 
     def __init__(
@@ -139,28 +122,30 @@ class Imdb(Task):
         ] = AUTO,
     ):
         chosen = PRESETS[preset]
-        self.options = {
-            "corpus": chosen.corpus if corpus == "auto" else corpus,
-            "size": chosen.size if size == "auto" else size,
-            "kl": chosen.kl if kl is None else kl,
-            "policy": chosen.policy if policy == "auto" else policy,
-            "reward": reward,
-            "checkpointing": chosen.checkpointing if checkpointing is None else checkpointing,
-            "lora": chosen.lora if lora is None else lora,
-            "precision": chosen.precision if precision == "auto" else precision,
-            "preset": preset,
-            "instance": instance,
-        }
-        # Only where they are given: runs from before there were such options are the same as those without.
-        self.options |= {"label": label} if label != AUTO else {}
-        self.options |= {"activation": activation} if activation != AUTO else {}
-        if self._chosen and (self._made("reward") or self._scored):
-            given = " and ".join(f"{name}={value}" for name, value in self._chosen.items())
-            raise InputError(f"imdb: {given} is for a given classifier; leave it out, or give reward=")
-        if self._made("policy"):  # the preset's are for a given one
-            self.options |= {"lora": lora or 0, "precision": "float32" if precision == "auto" else precision}
-        if lora and self._made("policy"):
+        policy = chosen.policy if policy == "auto" else policy
+        made = policy == self.made["policy"]  # the preset's adapters and precision are for a given one
+        if made and lora:
             raise InputError(f"imdb: lora={lora} is for a given policy; leave it out, or give policy=")
+        super().__init__(
+            chosen.kl if kl is None else kl,
+            policy,
+            reward,
+            precision=("float32" if made else chosen.precision) if precision == "auto" else precision,
+            instance=instance,
+            corpus=chosen.corpus if corpus == "auto" else corpus,
+            size=chosen.size if size == "auto" else size,
+            checkpointing=chosen.checkpointing if checkpointing is None else checkpointing,
+            preset=preset,
+            label=label,
+            activation=activation,
+        )
+        self.options["lora"] = 0 if made else chosen.lora if lora is None else lora
+        for name in ("label", "activation"):  # only where given: runs from before there were such options have neither
+            if self.options[name] == AUTO:
+                del self.options[name]
+        if self.head and (self.is_made("reward") or self.reward_reads):
+            given = " and ".join(f"{name}={value}" for name, value in self.head.items())
+            raise InputError(f"imdb: {given} is for a given classifier; leave it out, or give reward=")
         self.notices: list[str] = []
 
     # --- once a run -------------------------------------------------------------------------------------------
@@ -168,61 +153,44 @@ class Imdb(Task):
     def needs(self) -> list[str]:
         return PRESETS[self.options["preset"]].needs(self.options, SIZES.get(self.options["size"]))
 
-    def missing(self) -> list[str]:
-        """Hub ids of given models that would be downloaded."""
-        names = [self.options[part] for part in _MADE if not (self._made(part) or (part == "reward" and self._scored))]
-        return [name for name in names if not is_here(name)]
-
     def prepare(self, device: torch.device, log: Log, strict: bool = False) -> None:
-        # First, so that a misspelt one is refused at once.
-        given: dict[str, Any] = {part: self._given(part) for part in _MADE if not self._made(part)}
-        corpus = self._corpus(log, strict)
+        given = self.given_parts()  # first, so that a misspelt one is refused at once
+        corpus = self._read_corpus(log, strict)
         if corpus.reading:
             log(corpus.reading)
         if self.options["size"] == "auto":
             self.options["size"] = "mini" if corpus.name == EMBEDDED else "small"
+        self._fit()
         # Two copies of the same texts may differ in films and official split, so in our splits.
         facts = {"version": self.version, "corpus": [corpus.name, corpus.digest], "size": asdict(self.size)}
         facts |= {"splits": corpus.split_digest} if corpus.name != EMBEDDED else {}  # films go with its texts
-        facts |= {"instance": self.options["instance"]} if self.options["instance"] else {}
-        facts |= self._chosen
+        facts |= {"instance": self.seed} if self.seed else {}
+        facts |= self.head
         # What is made here doesn't depend on a function, so editing one makes nothing anew.
-        facts |= {part: "function" if part == "reward" and self._scored else one.digest for part, one in given.items()}
-        folder = cached_folder("imdb", facts, lambda folder: self._build(folder, corpus, device, log), log)
-        names = {"policy": f"scratch-{self.options['size']}", "reward": "trained"}
-        names |= {part: f"{one.name}:{one.digest[:8]}" for part, one in given.items()}
-        setting = f"corpus={corpus.name}:{corpus.digest[:8]} policy={names['policy']} reward={names['reward']} "
-        setting += f"kl={self.options['kl']:g}"
-        setting += "".join(f" {name}={value}" for name, value in self._chosen.items())
-        setting += f" lora={self.options['lora']}" if self.options["lora"] else ""
-        setting += f" precision={self.options['precision']}" if self._half else ""
-        setting += f" instance={self.options['instance']}" if self.options["instance"] else ""
-        self.settled = {"folder": str(folder), "setting": setting}
-        if self._scored:
-            self.settled["function"] = given["reward"].digest
-        self._adopt()
+        facts |= {
+            part: "function" if part == "reward" and self.reward_reads else one.digest for part, one in given.items()
+        }
+        folder = cached_folder("imdb", facts, lambda folder: self._build(folder, device, log, corpus), log)
+        words = [f"corpus={corpus.name}:{corpus.digest[:8]}"]
+        self.settle(folder, words, given, f"scratch-{self.options['size']}")
 
     @property
     def size(self) -> Size:
         return SIZES[self.options["size"]]
 
-    @property
-    def _seed(self) -> int:
-        """Of all that the instance has of its own."""
-        return SPLIT_SEED + self.options["instance"]
+    def _fit(self) -> None:
+        """Take over what the size says."""
+        self.longest_prompt, self.horizon, self.default_steps = self.size.prompt, self.size.horizon, self.size.steps
 
-    def _adopt(self) -> None:
-        """Take over what was settled, here or by the process that prepared."""
-        assert self.settled is not None
-        self.folder, self.setting = Path(self.settled["folder"]), self.settled["setting"]
+    def _restore(self) -> None:
+        super()._restore()
+        self._fit()
         preset = PRESETS[self.options["preset"]]
-        self.default_steps, self.default_batch = self.size.steps, preset.batch
+        self.default_batch = preset.batch
         if self.options["lora"]:
             self.learning_rate = preset.learning_rate or ADAPTERS_LEARNING_RATE
-        elif not self._made("policy") and not is_scratch(self.options["policy"]):
-            self.learning_rate = PRETRAINED_LEARNING_RATE
 
-    def _corpus(self, log: Log, strict: bool) -> Corpus:
+    def _read_corpus(self, log: Log, strict: bool) -> Corpus:
         """The corpus asked for; `auto` falls back to the embedded one, and `options` then names that."""
         wanted = self.options["corpus"]
         if wanted in ("auto", "hub"):
@@ -237,39 +205,42 @@ class Imdb(Task):
                 self.notices.append(notice)
                 log(notice)
                 self.options["corpus"] = wanted = "embedded"
-        return embedded_corpus(self._seed) if wanted == "embedded" else read_corpus(wanted)
+        return embedded_corpus(self.seed) if wanted == "embedded" else read_corpus(wanted)
 
-    def _build(self, folder: Path, corpus: Corpus, device: torch.device, log: Log) -> None:
+    def _build(self, folder: Path, device: torch.device, log: Log, corpus: Corpus) -> None:  # type: ignore[override]
         """Make what isn't given of vocabulary, policy and reward, and the judge, and choose the prompts."""
-        size, window = self.size, self.size.prompt + self.size.horizon
-        if self._made("policy") and (took := MADE_HERE.get(self.options["size"])):
+        size, window = self.size, self.window
+        if self.is_made("policy") and (took := MADE_HERE.get(self.options["size"])):
             which = f", instance {self.options['instance']}" if self.options["instance"] else ""
             log(f"preset {self.options['preset']}{which}: models are trained here, once, and cached; measured: {took}")
-        parts = split_corpus(corpus, self._seed)
-        policy, vocabulary = self._given_policy()
+        parts = split_corpus(corpus, self.seed)
+        policy, vocabulary = (None, None) if self.is_made("policy") else self.load_policy()
         if vocabulary is None:
             learned = np.concatenate([parts[name] for name in _READ])
             log(f"training a vocabulary on {len(learned):,} reviews")
             vocabulary = train_vocabulary([corpus.texts[i] for i in learned], size.vocabulary)
             vocabulary.save(folder / "tokenizer.json")
-        reward = self._given_reward(vocabulary)  # ahead of the training, so that a refusal comes at once
+        reward = (
+            None if self.is_made("reward") else self.given_reward(vocabulary, size.prompt)
+        )  # first, as it may be refused
         ids = vocabulary.encode(corpus.texts)
         parts = {name: rows[[len(ids[i]) >= window for i in rows]] for name, rows in parts.items()}
         prompts = choose_prompts(ids, parts, size)
         save_file(prompts, folder / "prompts.safetensors")
 
-        torch.manual_seed(self._seed)  # initial weights, the one thing that reads the global generator
+        torch.manual_seed(self.seed)  # initial weights, the one thing that reads the global generator
         shape = self._shape(vocabulary)
         report: dict[str, Any] = {"vocabulary": len(vocabulary)}
         if policy is None:
-            text = token_rows([ids[i] for name in _READ for i in parts[name]])
-            report |= build_policy(folder, ScratchPolicy(*shape).to(device), text, size, log, self._seed)
+            policy, text = ScratchPolicy(*shape).to(device), token_rows([ids[i] for name in _READ for i in parts[name]])
+            report |= pretrained(policy, text, window, size.policy_steps, self.seed, log)
+            save_file(policy.state_dict(), folder / "policy.safetensors")
         else:
             report["policy_parameters"] = parameters_of(policy)
         labels = torch.from_numpy(corpus.labels.astype(np.int64))
         if reward is None:
             reward, rows = ScratchReward(*shape).to(device), parts["reward"]
-            build_reward(folder, reward, token_rows([ids[i] for i in rows]), labels[rows], size, log, self._seed)
+            build_reward(folder, reward, token_rows([ids[i] for i in rows]), labels[rows], size, log, self.seed)
 
         held_out = torch.tensor([ids[i][:window] for i in parts["validation"]], device=device)
         truth = labels[parts["validation"]]
@@ -282,145 +253,49 @@ class Imdb(Task):
             gold = np.array([grammar.sentiment(text) for text in openings])
         else:
             log(f"training the gold judge on {len(parts['judge']):,} other reviews")
-            judge = train_judge(*judged_windows(vocabulary, ids, parts["judge"], labels, window, self._seed))
+            judge = train_judge(*judged_windows(vocabulary, ids, parts["judge"], labels, window, self.seed))
             judge.save(folder / "judge.safetensors")
             gold = judge(openings)
         report["judge_accuracy_on_openings"] = float(((gold > 0.5) == truth.numpy()).mean())
-        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-    # --- given parts ------------------------------------------------------------------------------------------
-
-    def _made(self, part: str) -> bool:
-        """Whether a part is made here, and not given by a hub id, a folder or a function."""
-        return self.options[part] == _MADE[part]
-
-    @property
-    def _chosen(self) -> dict[str, str]:
-        """What the options say of a given classifier's outputs."""
-        return {name: self.options[name] for name in ("label", "activation") if name in self.options}
-
-    @property
-    def _half(self) -> bool:
-        """Whether given models compute in bfloat16."""
-        return self.options["precision"] == "bfloat16"
-
-    @property
-    def _scored(self) -> bool:
-        """Whether the reward is a function."""
-        return names_function(self.options["reward"])
-
-    def _given(self, part: str) -> Any:
-        """Name and digest of a given part."""
-        return (
-            load_function(self.options[part]) if part == "reward" and self._scored else locate_model(self.options[part])
-        )
-
-    def _given_policy(self) -> tuple[Any, Any]:
-        """The given policy and its vocabulary; None and None where they are made here."""
-        if self._made("policy"):
-            return None, None
-        length = self.size.prompt + self.size.horizon
-        if is_scratch(self.options["policy"]):
-            return load_scratch(self.options["policy"], length), load_saved_vocabulary(self.options["policy"])
-        from gradebench.models.pretrained import load_policy  # the library of models takes seconds to load
-
-        return load_policy(self.options["policy"], length, self._half, self.options["lora"])
-
-    def _given_reward(self, vocabulary: AnyVocabulary) -> Any:
-        """The given reward; None where it is made here."""
-        if self._made("reward"):
-            return None
-        name = self.options["reward"]
-        if self._scored:
-            function = load_function(name)
-            if self.settled is not None and self.settled["function"] != function.digest:
-                raise InputError(f"the file of reward={name} was changed after the run had started; run again")
-            function(["A film"], [" that I saw"])
-            return TextReward(function, vocabulary.decode, self.size.prompt, vocabulary.end)
-        if not shares_tokens(name, vocabulary):
-            classifier = load_text_classifier(name, **self._chosen)
-            return TextReward(classifier, vocabulary.decode, self.size.prompt, vocabulary.end)
-        from gradebench.models.pretrained import load_reward
-
-        return load_reward(name, vocabulary, self.size.prompt + self.size.horizon, self._half, **self._chosen)
-
-    def _shape(self, vocabulary: AnyVocabulary) -> tuple[int, int, int, int, int]:
-        """Arguments of a model made here."""
-        size = self.size
-        return len(vocabulary), size.width, size.layers, size.heads, size.prompt + size.horizon
+        write_report(folder, report)
 
     # --- in every process -------------------------------------------------------------------------------------
 
+    def _shape(self, vocabulary: Any) -> tuple[int, int, int, int, int]:
+        """Arguments of a model made here."""
+        return len(vocabulary), self.size.width, self.size.layers, self.size.heads, self.window
+
     def load(self, device: torch.device) -> None:
-        self._adopt()
-        require_whole(self.folder)
-        policy, vocabulary = self._given_policy()
-        self.vocabulary = vocabulary or load_vocabulary(self.folder / "tokenizer.json")
-        shape = self._shape(self.vocabulary)
-        self.policy = policy or _loaded(ScratchPolicy(*shape), self.folder / "policy.safetensors")
-        self.policy.to(device)
-        self.reference = self.policy.frozen()
-        reward = self._given_reward(self.vocabulary)
-        self.reward = reward or _loaded(ScratchReward(*shape), self.folder / "reward.safetensors")
-        self.reward.to(device).requires_grad_(False)
-        if not self.reward.differentiable:
-            self.lacks = {"soft_reward": f"reward={self.options['reward']} reads texts, which have no derivative"}
-        self.judge = None if self.options["corpus"] == "embedded" else load_judge(self.folder / "judge.safetensors")
-        self.prompts = {k: v.to(device) for k, v in load_file(self.folder / "prompts.safetensors").items()}
-        self.params = [p for p in self.policy.parameters() if p.requires_grad]
-        self.sizes = {split: len(prompts) for split, prompts in self.prompts.items()}
+        super().load(device)
+        self.judge = None if self.options["corpus"] == "embedded" else load_judge(self._made_file("judge"))
 
-    def problem(self, split: str, index: Tensor, ledger: Ledger | None = None) -> SequenceProblem:
-        return SequenceProblem(
-            self.policy,
-            self.reward,
-            self.prompts[split][index],
-            self.size.horizon,
-            len(self.vocabulary),
-            self.reference,
-            self.options["kl"],
-            ledger,
-            self.options["checkpointing"] or None,
-            self.vocabulary.end,
-        )
+    def _made_file(self, part: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{part}.safetensors"
 
-    def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
-        index = torch.arange(min(EVALUATED, self.sizes[split]), device=rng.device)
-        problem = self.problem(split, index)
-        metrics, z = evaluate_sequences(problem, rng)
-        texts = self.vocabulary.decode(problem.texts(z))
-        gold = self.judge(texts) if self.judge else [grammar.sentiment(text) for text in texts]
-        return metrics | {"gold_reward": float(np.mean(gold))}
+    def load_policy(self) -> tuple[Any, Any]:
+        if not self.is_made("policy"):
+            return super().load_policy()
+        vocabulary = load_vocabulary(self._made_file("policy").with_name("tokenizer.json"))
+        return with_weights(ScratchPolicy(*self._shape(vocabulary)), self._made_file("policy")), vocabulary
 
-    def samples(self, split: str, rng: torch.Generator) -> list[dict[str, Any]]:
-        problem = self.problem(split, torch.arange(SAMPLED, device=rng.device))
-        z = problem.sample(1, rng)
-        with torch.no_grad():
-            rewards = problem.raw_reward(z)[0].tolist()
-        openings = self.vocabulary.decode(problem.prompts.tolist())
-        texts = self.vocabulary.decode(problem.texts(z[0]))
-        return [
-            {"prompt": prompt, "text": text, "reward": reward}
-            for prompt, text, reward in zip(openings, texts, rewards, strict=True)
-        ]
+    def make_reward(self) -> Any:
+        return with_weights(ScratchReward(*self._shape(self.vocabulary)), self._made_file("reward"))
 
-    def save_policy(self, folder: Path) -> None:
-        save_policy(self.policy, self.vocabulary, folder)
+    def prompt_rows(self) -> Mapping[str, Sequence[Sequence[int]]]:
+        return {split: prompts.tolist() for split, prompts in load_file(self._made_file("prompts")).items()}
+
+    def gold_rewards(self, texts: list[str]) -> Sequence[float]:
+        return self.judge(texts).tolist() if self.judge else [grammar.sentiment(text) for text in texts]
 
     def tuned(self, estimator: str) -> Mapping[str, Any] | None:
-        if not (self._made("policy") and self._made("reward")):
+        if not (self.is_made("policy") and self.is_made("reward")):
             return None  # tuned on models made here
         recorded = json.loads((Path(__file__).parent / "data" / "imdb_tuned.json").read_text(encoding="utf-8"))
         corpus = "embedded" if self.options["corpus"] == "embedded" else "real"
         stored = recorded.get(corpus, {})
         own = stored.get("estimators", {}).get(estimator)
         return None if own is None else tuned_facts(stored) | own
-
-    def digests(self) -> dict[str, str]:
-        return digests_of(self.folder)
-
-    def describe(self) -> dict[str, Any]:
-        return {"options": self.options, **json.loads((self.folder / "report.json").read_text(encoding="utf-8"))}
 
 
 def tuned_facts(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -457,19 +332,8 @@ def choose_prompts(ids: list[list[int]], parts: Mapping[str, np.ndarray], size: 
     return chosen
 
 
-def build_policy(
-    folder: Path, policy: ScratchPolicy, text: TokenRows, size: Size, log: Log, seed: int
-) -> dict[str, Any]:
-    """Pretrain the policy and save it; returns facts for the report."""
-    log(f"pretraining the policy: {size.policy_steps:,} steps, {parameters_of(policy):,} parameters")
-    window = size.prompt + size.horizon
-    loss = pretrain_policy(policy, text, window, size.policy_steps, 64, 3e-3, seed)
-    save_file(policy.state_dict(), folder / "policy.safetensors")
-    return {"policy_parameters": parameters_of(policy), "policy_loss_nats_per_token": loss}
-
-
 def build_reward(
-    folder: Path, reward: ScratchReward, text: TokenRows, labels: Tensor, size: Size, log: Log, seed: int
+    folder: Path, reward: ScratchReward, text: Any, labels: Tensor, size: Size, log: Log, seed: int
 ) -> None:
     """Train the reward on texts with labels (rows,) and save it."""
     log(f"training the reward model: {size.reward_steps:,} steps on {len(labels):,} labelled reviews")
@@ -479,10 +343,10 @@ def build_reward(
 
 
 def judged_windows(
-    vocabulary: AnyVocabulary, ids: list[list[int]], rows: np.ndarray, labels: Tensor, window: int, seed: int
+    vocabulary: Any, ids: list[list[int]], rows: np.ndarray, labels: Tensor, window: int, seed: int
 ) -> tuple[list[str], np.ndarray]:
     """Texts as long as those that will be judged, with their review's label: four windows a review."""
-    texts: TokenRows = token_rows([ids[i] for i in rows])
+    texts = token_rows([ids[i] for i in rows])
     index = torch.arange(len(rows)).repeat(4)
     windows = texts.windows(index, window, torch.Generator().manual_seed(seed))
     return vocabulary.decode(windows.tolist()), labels[rows][index].numpy().astype(np.int8)
@@ -494,12 +358,3 @@ def is_probability(reward: Any) -> bool:
         return True
     head = getattr(reward, "head", None) or getattr(getattr(reward, "score", None), "head", None)
     return isinstance(head, Head) and head.activation != "none"
-
-
-def parameters_of(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _loaded(module, path: Path):
-    module.load_state_dict(load_file(path))
-    return module.eval()

@@ -13,6 +13,7 @@ from gradebench.core.sampling import generator
 from gradebench.experiment import harness
 from gradebench.experiment.plan import Plan
 from gradebench.experiment.training import Trainer
+from gradebench.kit.language_model_task import PRETRAINED_LEARNING_RATE
 from gradebench.tasks import arithmetic
 from gradebench.tasks.arithmetic import Arithmetic, Characters, Pretraining, answer_of, right
 
@@ -126,7 +127,7 @@ def test_score_functions_learn_to_answer(task, name):
 def test_a_given_policy_reads_the_problems_behind_padding(tmp_path):
     folder = tiny_models.Folders(tmp_path)("llama", template="<s> $A")
     task = loaded(policy=str(folder))
-    assert task.pads["train"].any() and task.learning_rate == arithmetic.PRETRAINED_LEARNING_RATE
+    assert task.pads["train"].any() and task.learning_rate == PRETRAINED_LEARNING_RATE
     for prompt, pads in zip(task.prompts["train"].tolist(), task.pads["train"].tolist(), strict=True):
         assert prompt[pads] == 1  # BOS, where the text begins
         answer_of(task.vocabulary.decode([prompt[pads:]])[0])

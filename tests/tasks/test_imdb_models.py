@@ -19,6 +19,8 @@ from gradebench.core.estimator import Estimator
 from gradebench.core.sampling import generator
 from gradebench.experiment import harness
 from gradebench.experiment.plan import Cell, Plan
+from gradebench.kit import making
+from gradebench.kit.language_model_task import PRETRAINED_LEARNING_RATE
 from gradebench.plugins import registry
 from gradebench.tasks import imdb
 from gradebench.tasks.grammar import generate_reviews
@@ -142,7 +144,7 @@ def test_nothing_tuned_for_scratch_models_is_used_on_given_ones(llama_task, give
     assert Imdb("embedded", policy="some/model").tuned("rloo") is None
     assert Imdb("embedded", reward="some/model").tuned("rloo") is None
     for task in (given_task, llama_task):
-        assert task.learning_rate == imdb.PRETRAINED_LEARNING_RATE
+        assert task.learning_rate == PRETRAINED_LEARNING_RATE
 
 
 def test_what_was_built_is_kept_by_the_content_of_the_models(given_task, folders, corpus, tmp_path):
@@ -275,14 +277,14 @@ def test_editing_the_function_changes_the_setting_and_makes_nothing_anew(corpus,
     exclaims.write_text("def score(texts):\n    return [1 for text in texts]\n")
     with pytest.raises(InputError, match="was changed after the run had started; run again"):
         first.load(CPU)
-    monkeypatch.setattr(imdb, "pretrain_policy", None)  # calling it would raise
+    monkeypatch.setattr(making, "pretrain_policy", None)  # calling it would raise
     second = loaded(corpus, reward=f"{exclaims}:score")
     assert second.folder == first.folder and second.setting != first.setting
 
 
 def test_a_function_that_fails_is_refused_before_anything_is_trained(corpus, exclaims, monkeypatch):
     exclaims.write_text("def score(texts):\n    return [1 / 0]\n")
-    monkeypatch.setattr(imdb, "pretrain_policy", None)
+    monkeypatch.setattr(making, "pretrain_policy", None)
     assert "raised ZeroDivisionError: division by zero (mine.py, line 2)" in refusal_of(
         corpus, reward=f"{exclaims}:score"
     )
@@ -313,7 +315,7 @@ def test_the_trained_policy_of_a_cell_is_kept_and_serves_as_policy(corpus, folde
         start, end = (policy(policy.embed(ids))[0] for policy in (trained, kept.policy))
     assert start.shape == end.shape and float((start - end).abs().max()) > 0.1
     assert kept.setting.startswith(task.setting.split(" policy=")[0]) and " policy=policy:" in kept.setting
-    assert kept.learning_rate == (imdb.PRETRAINED_LEARNING_RATE if given else Imdb.learning_rate)
+    assert kept.learning_rate == (PRETRAINED_LEARNING_RATE if given else Imdb.learning_rate)
 
 
 def test_unusable_models_are_refused(folders, corpus, tmp_path):

@@ -16,6 +16,7 @@ from gradebench import InputError
 from gradebench.core.options import bind, parse_spec
 from gradebench.core.sampling import generator
 from gradebench.estimators.relaxed import GradeSte
+from gradebench.kit.language_model_task import PRETRAINED_LEARNING_RATE
 from gradebench.storage.hub import HubUnreachable
 from gradebench.tasks import imdb
 from gradebench.tasks.grammar import generate_reviews
@@ -109,7 +110,7 @@ def test_a_preset_runs_on_a_folder_in_place_of_its_model(tmp_path, corpus, monke
     task.prepare(CPU, log=lambda message: None)
     task.load(CPU)
     assert (task.default_steps, task.default_batch) == (200, 32)
-    assert task.learning_rate == imdb.PRETRAINED_LEARNING_RATE
+    assert task.learning_rate == PRETRAINED_LEARNING_RATE
     estimator = GradeSte(tau=2.0, tau_end=0.5, anneal=4)
     problem = task.problem("train", torch.arange(4))
     gradient = estimator.gradient(problem, generator(CPU)).grad
