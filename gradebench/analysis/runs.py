@@ -53,8 +53,13 @@ def read_metrics(folders: Sequence[Path], apart: bool = False, mend: str = APART
             apart_rows.setdefault(folder, []).append(rows.index)
     for folder, frame in zip(folders, frames, strict=True):
         for index in apart_rows.get(folder, ()):
-            frame.loc[index, "setting"] = frame.loc[index, "setting"] + f" run={utf8(folder.resolve().name)}"
+            frame.loc[index, "setting"] = [setting_apart(setting, folder) for setting in frame.loc[index, "setting"]]
     return pd.concat(frames, ignore_index=True)
+
+
+def setting_apart(setting: str, folder: Path) -> str:
+    """What a setting is called in a run that is ranked apart from others."""
+    return f"{setting} run={utf8(folder.resolve().name)}"
 
 
 def task_names(folders: Sequence[Path]) -> list[dict[str, str]]:

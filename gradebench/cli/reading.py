@@ -196,7 +196,7 @@ def report(
     against: AgainstAgainOption = None,
 ) -> None:
     """Write report.html, one file to look at, send or print."""
-    from gradebench.reporting import png
+    from gradebench.reporting.pictures import no_png
     from gradebench.reporting.report import write_report
 
     if len(runs) > 1 and out is None:
@@ -207,8 +207,8 @@ def report(
         _say_unlisted(runs)
     except OSError as error:
         raise InputError(f"can't write into {out or runs[0]}: {error.strerror}") from error
-    if plots and not png.available():
-        typer.echo(png.ADVICE, err=True)
+    if plots and no_png():
+        typer.echo(no_png(), err=True)
 
 
 def status(run: RunArgument) -> None:

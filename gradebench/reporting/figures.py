@@ -1,7 +1,6 @@
 """The figures of a report: which there are, what each says in words, and the numbers behind it."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +12,6 @@ from gradebench.analysis import curves, frontier, multi_task, statistics, tables
 from gradebench.reporting import svg
 
 CURVES = 8  # estimators in a figure of curves: more would hide each other
-_NO_NAME = re.compile(r"[^A-Za-z0-9.=_-]+")
 
 
 @dataclass(frozen=True)
@@ -25,16 +23,6 @@ class Figure:
     caption: str
     data: pd.DataFrame
     columns: Sequence[str]
-
-
-def file_names(by_group: Sequence[tuple[str, Figure]]) -> list[str]:
-    """A name for the file of each figure, without an ending; with its group's where two would be called the same."""
-    plain = [figure.name for _, figure in by_group]
-    named: list[str] = []
-    for group, figure in by_group:
-        name = figure.name if plain.count(figure.name) == 1 else f"{figure.name}-{_NO_NAME.sub('_', group)[:80]}"
-        named.append(name if name not in named else f"{name}-{len(named)}")
-    return named
 
 
 # name, columns of the leaderboard across and up, which axes are logarithmic, what it shows

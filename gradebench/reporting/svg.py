@@ -18,6 +18,7 @@ WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW = 720, 64, 16, 12, 46, 20
 PLOT_HEIGHT = 380
 LETTER, LINE = 6.6, 12.0  # of a label: pixels a letter, at most, and a line
 STRIP = 16  # pixels of a row below a figure
+FONTS = "DejaVu Sans, Verdana, Arial, Helvetica, Liberation Sans, Noto Sans, sans-serif"  # the first one installed
 PANELS, PANEL_ROW = 4, 110  # small figures side by side, and the height of each
 # Every colour is one of words too, so it has a contrast of 4.5 to 1 against the page.
 LIGHT = {
@@ -296,7 +297,7 @@ def light_style() -> str:
 
 def alone(picture: str, sheet: str) -> str:
     """A figure as a file of its own, with its style sheet."""
-    inside = '<svg xmlns="http://www.w3.org/2000/svg" style="background: var(--page)" font-family="sans-serif" '
+    inside = f'<svg xmlns="http://www.w3.org/2000/svg" style="background: var(--page)" font-family="{FONTS}" '
     return picture.replace("<svg ", inside, 1).replace(">", f"><style>{sheet}</style>", 1)
 
 

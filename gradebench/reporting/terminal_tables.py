@@ -1,6 +1,5 @@
 """Leaderboards, comparisons and statuses on stdout, for a person or a pipe."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,102 +10,75 @@ import pandas as pd
 import scipy.stats
 from rich.table import Table
 
-from gradebench.analysis import frontier, provenance
+from gradebench.analysis import provenance
 from gradebench.analysis.claims import OUT_OF_REACH
 from gradebench.analysis.curves import amount, axis_name
 from gradebench.analysis.multi_task import Ranks
 from gradebench.analysis.runs import CellStatus
 from gradebench.analysis.statistics import ALPHA
 from gradebench.analysis.tables import pareto_front
+from gradebench.reporting import columns
+from gradebench.reporting.columns import Column, number
 from gradebench.reporting.console import stdout_console
+from gradebench.reporting.wording import (
+    LETTERS,
+    crossing_in_words,
+    frontier_in_words,
+    metric_in_words,
+    ranked_at,
+    ranks_in_words,
+)
 
 PAIRS_SHOWN = 15
 VERDICT_WIDTH = 22
-
-
-_INTERVAL, _AGAINST_BEST = "95 % interval", "p vs best"
-# heading, columns of the leaderboard, format
-_NUMBERS = (
-    ("rank", ["rank"], ".0f"),
-    ("tier", ["tier"], ".0f"),
-    ("letters", ["letters"], ""),
-    ("objective", ["test_objective_mean"], ".3f"),
-    (_INTERVAL, ["test_objective_ci_low", "test_objective_ci_high"], ".3f"),
-    ("test reward", ["test_reward_mean"], ".3f"),
-    (_INTERVAL, ["test_reward_ci_low", "test_reward_ci_high"], ".3f"),
-    ("gold", ["test_gold_reward_mean"], ".3f"),
-    ("train-test", ["generalization_gap"], "+.3f"),
-    ("KL", ["kl_mean"], ".2f"),
-    ("variance", ["gradient_variance"], ".3g"),
-    ("relative", ["gradient_variance_relative"], ".3g"),
-    ("bias²", ["gradient_bias_squared"], ".2f"),
-    ("cosine", ["gradient_cosine"], ".2f"),
-    ("updates/step", ["updates_per_step"], ".3g"),
-    ("clipped", ["clipped_updates"], ".0%"),
-    ("s/step", ["seconds_per_step"], ".3f"),
-    (_AGAINST_BEST, ["p_vs_best_holm"], ".3g"),
-    ("p vs baseline", ["p_vs_baseline_holm"], ".3g"),
-    ("rate", ["learning_rate"], ".2g"),
-)
 
 
 def print_leaderboard(leaderboard: pd.DataFrame) -> None:
     """One table a task and setting; columns that nobody has a value in are left out."""
     console = stdout_console()
     for (task, setting), board in leaderboard.groupby(["task", "setting"], sort=False):
-        title = f"{task}  [{setting}]  {at_budget(board)}"
-        table = Table(title=title, title_justify="left")
-        table.add_column("estimator", overflow="fold")  # a label cut short names no estimator
-        compared = not is_empty(board["verdict"])
-        shown = [one for one in _NUMBERS if _is_shown(board, *one[:2], compared)]
-        for heading, _, _ in shown:
-            table.add_column(heading, justify="right")
-        if compared:
-            table.add_column("verdict", min_width=VERDICT_WIDTH)
-        table.add_column("status")
+        table = Table(title=f"{task}  [{setting}]  {ranked_at(board)}", title_justify="left")
+        board = columns.with_shown(board)
+        shown = _fitting(board)
+        for column in shown:
+            _add_column(table, column)
         for row in board.to_dict("records"):
-            numbers = (" ".join(number(row[c], form) for c in columns) for _, columns, form in shown)
-            table.add_row(named(row), *numbers, *([str(row["verdict"])] if compared else []), str(row["status"]))
+            table.add_row(*(column.text(row) for column in shown))
         console.print(table)
-        if not is_empty(board["letters"]):
+        if not columns.is_empty(board["letters"]):
             console.print(LETTERS)
         if front := pareto_front(board):
-            ranking = board["ranked_by"].iloc[0].replace("_", " ")
+            ranking = metric_in_words(board["ranked_by"].iloc[0])
             console.print(f"not dominated in test {ranking}, relative variance and s/step: {', '.join(front)}")
 
 
-def _is_shown(board: pd.DataFrame, heading: str, columns: Sequence[str], compared: bool) -> bool:
-    """Whether the terminal has room for a column: of intervals, for the one of what ranks; leaderboard.csv has all."""
-    if heading == _INTERVAL and not columns[0].startswith(f"test_{board['ranked_by'].iloc[0]}_"):
-        return False
-    return not is_empty(board[columns[0]]) and not (compared and heading == _AGAINST_BEST)
+def _fitting(board: pd.DataFrame) -> list[Column]:
+    """What the terminal has room for of a leaderboard; leaderboard.csv has all.
+
+    Of the intervals only that of what ranks, and of the tests those against baselines, where there are any.
+    """
+    shown = [column for column in columns.not_empty(board, columns.LEADERBOARD) if column.narrow]
+    ranking = f"test_{board['ranked_by'].iloc[0]}_"
+    shown = [column for column in shown if not column.high or column.name.startswith(ranking)]
+    if columns.is_empty(board["verdict"]):
+        return shown
+    return [column for column in shown if column.heading != columns.P_VS_BEST]
 
 
-LETTERS = (
-    "two estimators share a letter exactly where they aren't significantly different; a tier is what isn't significantly "
-    "different from its first"
-)
-
-
-def at_budget(board: pd.DataFrame) -> str:
-    """What one group's leaderboard says: such as "at 40 steps, by objective"."""
-    steps = board["steps"].iloc[0]
-    budget = "" if pd.isna(steps) else f"at {steps:.0f} steps, "
-    return f"{budget}by {str(board['ranked_by'].iloc[0]).replace('_', ' ')}"
-
-
-def named(row: Mapping[Any, Any]) -> str:
-    """An estimator, and the one that it drew the same as."""
-    same = row["same_as"]
-    return f"{row['estimator']} = {same}" if isinstance(same, str) and same else str(row["estimator"])
-
-
-def is_empty(column: pd.Series) -> bool:
-    return bool((column.isna() | (column == "")).all())
+def _add_column(table: Table, column: Column) -> None:
+    """Texts left, numbers right; the first column is folded, since a label that is cut short names no estimator."""
+    if not table.columns:
+        table.add_column(column.heading, overflow="fold")
+    elif column.name == "verdict":
+        table.add_column(column.heading, min_width=VERDICT_WIDTH)
+    elif column.name == "status":
+        table.add_column(column.heading)
+    else:
+        table.add_column(column.heading, justify="right")
 
 
 def print_notices(metrics: pd.DataFrame) -> None:
-    """Where rates keep estimators from being compared, and what mends it."""
+    """Which estimators can't be compared because of their learning rates, and what to do about it."""
     for notice in provenance.notices(metrics):
         stdout_console().print(notice)
 
@@ -126,28 +98,14 @@ def print_across(table: pd.DataFrame, ranks: Ranks | str) -> None:
         shown.add_row(str(row["estimator"]), *ends, *shares, number(row["mean_rank"], ".1f"))
     console.print(shown)
     console.print(
-        "IQM: interquartile mean over tasks and seeds of the gain in what ranks on a task, 1 being the best estimator's; "
-        "above: the share of runs with a larger gain"
+        "IQM: interquartile mean, over tasks and seeds, of the gain in each task's ranking metric, as a fraction of the best "
+        "estimator's gain; above: the share of runs with a larger gain"
     )
-    console.print(ranks if isinstance(ranks, str) else ranks_in_words(ranks))
-
-
-def ranks_in_words(ranks: Ranks) -> str:
-    """Friedman's and Nemenyi's answer."""
-    return (
-        f"Friedman's test of equal ranks: p = {ranks.p:.3g}; mean ranks more than {ranks.critical_difference:.2f} apart "
-        f"differ (Nemenyi): {ranks.apart} pairs"
-    )
-
-
-def number(value: Any, form: str) -> str:
-    if isinstance(value, str):
-        return value
-    return "-" if value is None or pd.isna(value) or not math.isfinite(value) else format(value, form)
+    console.print(ranks_in_words(ranks))
 
 
 def print_underpowered(comparisons: pd.DataFrame, leaderboard: pd.DataFrame) -> None:
-    """Say so where a task's seeds are too few for any difference of its estimators to be supported."""
+    """Which tasks have too few seeds for any difference to be significant."""
     tested = dict(iter(comparisons[comparisons["n_pairs"] > 0].groupby(["task", "setting", "metric"])))
     for (task, setting), board in leaderboard.groupby(["task", "setting"], sort=False):
         tests = tested.get((task, setting, board["ranked_by"].iloc[0]), comparisons.iloc[:0])
@@ -157,7 +115,7 @@ def print_underpowered(comparisons: pd.DataFrame, leaderboard: pd.DataFrame) -> 
         least = min(1.0, float(tests["smallest_attainable_p"].min()) * family)
         stdout_console().print(
             f"{task} is underpowered: with {n} seeds the smallest p after Holm over {family} comparisons is {least:.3g}; "
-            "add seeds to tell estimators apart"
+            "no difference can be significant without more seeds"
         )
 
 
@@ -182,7 +140,9 @@ def print_frontier(table: pd.DataFrame, areas: pd.DataFrame) -> None:
             console.print(line)
         tests = areas[(areas["task"] == task) & (areas["metric"] == metric)]
         decided = tests[tests["verdict"].isin(["a higher", "b higher"])]
-        console.print(f"area under the frontier: {len(decided)} of {len(tests)} pairs differ (Holm over all)")
+        console.print(
+            f"area under the frontier: {len(decided)} of {len(tests)} pairs differ significantly (Holm over all pairs)"
+        )
         for row in decided.head(PAIRS_SHOWN).to_dict("records"):
             ends = f"{number(row['ci_low'], '+.3f')} to {number(row['ci_high'], '+.3f')}"
             console.print(
@@ -190,19 +150,9 @@ def print_frontier(table: pd.DataFrame, areas: pd.DataFrame) -> None:
                 f"KL {row['kl_to']:.3g}, p (Holm) {row['p_holm']:.3g}"
             )
     console.print(
-        "* leads, or isn't significantly different from who does (paired by seed, Holm over the pairs of a budget); "
-        "-: not all of its seeds have spent so much, and nothing is extrapolated"
+        "*: leads, or isn't significantly different from the leader (paired by seed, Holm over all pairs at that KL); "
+        "-: not all of its seeds reached that KL (nothing is extrapolated)"
     )
-
-
-def frontier_in_words(rows: pd.DataFrame) -> list[str]:
-    """Who leads one task and metric where, in lines."""
-    lines = []
-    for low, high, leader, beside in frontier.leaders(rows):
-        where = f"KL {low:.3g}" if low == high else f"KL {low:.3g} to {high:.3g}"
-        who = f"not significantly different: {', '.join(beside)}" if beside else "above every other one there"
-        lines.append(f"{where}: {leader} leads; {who}")
-    return lines
 
 
 def print_instances(board: pd.DataFrame | None) -> None:
@@ -213,31 +163,15 @@ def print_instances(board: pd.DataFrame | None) -> None:
     for (task, metric), rows in board.groupby(["task", "metric"], sort=False):
         title = f"{task}  [over {rows['n_instances'].max()} instances, by {metric}]"
         shown = Table(title=title, title_justify="left")
-        shown.add_column("estimator", overflow="fold")
-        for heading in _INSTANCES:
-            shown.add_column(heading, justify="right")
+        for column in columns.INSTANCES:
+            _add_column(shown, column)
         for row in rows.to_dict("records"):
-            shown.add_row(str(row["estimator"]), *(number(row[name], form) for name, form in _INSTANCES.values()))
+            shown.add_row(*(column.text(row) for column in columns.INSTANCES))
         console.print(shown)
     console.print(
-        "mean over instances, each counting alike, with Student's interval over them; first: instances in which it is the "
-        "highest; p: of the mean difference from the first, over instances (mixed test, Holm over all pairs)"
+        "mean: over instances, equally weighted, with its 95 % t interval; first in: instances in which it is the highest; "
+        "p: of the mean difference from the best, over instances (t test, Holm over all pairs)"
     )
-
-
-_INSTANCES = {
-    "rank": ("rank", ".0f"),
-    "mean": ("mean", ".3f"),
-    "95 % from": ("ci_low", ".3f"),
-    "to": ("ci_high", ".3f"),
-    "first": ("n_first", ".0f"),
-    "reward": ("reward_mean", ".3f"),
-    "gold": ("gold_reward_mean", ".3f"),
-    "KL": ("kl_mean", ".2f"),
-    "instances": ("n_instances", ".0f"),
-    "seeds in all": ("n_seeds", ".0f"),
-    "p vs best": ("p_vs_best_holm", ".3g"),
-}
 
 
 def print_controls(controls: pd.DataFrame) -> None:
@@ -252,7 +186,7 @@ def print_controls(controls: pd.DataFrame) -> None:
         expected = float((step * (np.ceil(ALPHA / step) - 1)).sum())
         stdout_console().print(
             f"A/A control of {task}, {metric}: {alarms} of {len(tested)} estimators differed significantly from themselves at "
-            f"p < {ALPHA:g}; {expected:.1f} would be by chance, and a rate of up to {high:.0%} is possible"
+            f"p < {ALPHA:g}; {expected:.1f} are expected by chance; the 95 % interval of the rate ends at {high:.0%}"
         )
 
 
@@ -279,18 +213,21 @@ def print_tuning(tunings: pd.DataFrame, choices: Mapping[str, Any], out: Path) -
         console.print(table)
         for name, one in choices["tasks"][task]["estimators"].items():
             options = ", ".join(f"{option}={value}" for option, value in one["options"].items())
-            tied = f", as good from {one['rate_low']:g} to {one['rate_high']:g}" if one["rate_low"] else ""
+            tied = f" (not significantly worse: {one['rate_low']:g} to {one['rate_high']:g})" if one["rate_low"] else ""
             console.print(f"* {name}: {one['learning_rate']:g}{tied}{f'; {options}' if options else ''}")
         ends = [name for name, one in choices["tasks"][task]["estimators"].items() if one["at_the_end"] and rates[1:]]
         if ends:
-            console.print(f"* at an end of the rates: {', '.join(ends)}; a wider --rates may hold a better one")
+            console.print(
+                f"* best at the lowest or highest rate: {', '.join(ends)}; widen --rates, there may be a better one"
+            )
     console.print(
-        f"* the trial nearest to the rate chosen by a smooth fit, for gradebench run --tuned {out}/tuned.json; curves.csv and trials.csv beside it"
+        f"* the trial nearest to the rate that a smooth fit chose; use it with gradebench run --tuned {out}/tuned.json; the "
+        "curves are in curves.csv and trials.csv beside it"
     )
 
 
 def print_plan(needed: pd.DataFrame) -> None:
-    """Seeds by pair, the widest spread first, and what they come to."""
+    """The seeds that each pair needs, the largest spread first, and what all of them need."""
     console = stdout_console()
     for (task, setting), pairs in needed.groupby(["task", "setting"], sort=False):
         table = Table(title=f"{task}  [{setting}]", title_justify="left")
@@ -304,16 +241,16 @@ def print_plan(needed: pd.DataFrame) -> None:
             table.add_row(row["estimator_a"], row["estimator_b"], *numbers, number(row["detectable"], ".3f"))
         console.print(table)
         if len(pairs) > PAIRS_SHOWN:
-            console.print(f"and {len(pairs) - PAIRS_SHOWN} pairs that need no more seeds than these")
+            console.print(f"and {len(pairs) - PAIRS_SHOWN} more pairs, which need no more seeds than these")
         first, most = pairs.iloc[0], pairs["seeds_needed"].max()
         console.print(
-            f"{task}: {number(most, '.0f')} seeds for a difference in test {first['metric'].replace('_', ' ')} of "
-            f"{first['difference']:g} between any two of them, p < {ALPHA:g} after Holm over {first['family']} pairs, with a power of 0.8; half of the pairs "
-            f"need {number(pairs['seeds_needed'].median(), '.0f')} or fewer"
+            f"{task}: {number(most, '.0f')} seeds detect a difference in test {metric_in_words(first['metric'])} of "
+            f"{first['difference']:g} between any two of them with a power of 0.8 (p < {ALPHA:g} after Holm over "
+            f"{first['family']} pairs); half of the pairs need {number(pairs['seeds_needed'].median(), '.0f')} or fewer"
         )
     console.print(
-        "spread: of the paired difference between seeds of the pilot; at most: by the upper end of its 80 % interval; "
-        "detectable: the least difference seen so at the seeds of a run"
+        "spread: standard deviation over the pilot's seeds of the paired difference; at most: seeds needed if the spread is at "
+        "the upper end of its 80 % interval; detectable: the smallest difference that the run's seeds detect with this power"
     )
 
 
@@ -349,20 +286,22 @@ def print_comparisons(rows: pd.DataFrame, against: Sequence[str] = ()) -> None:
     family = f"{int(rows['family'].max())} pairs"
     family = f"the {family} with {' or '.join(against)}" if against else f"all {family} of the run"
     console.print(
-        f"difference is a - b, paired by seed; p (Holm) counts {family}, p is for a pair that was chosen before it; "
-        "a difference of ln variance is a log ratio"
+        f"difference: a - b, paired by seed; p (Holm): corrected for {family}; p: uncorrected, for a pair chosen in advance; "
+        "a difference of ln variance is the log of a ratio"
     )
 
 
 def print_budgets(leaders: pd.DataFrame, crossings: pd.DataFrame) -> None:
-    """Who leads at which budget, one table a task and setting, and under it where the lead changes."""
+    """Who leads at each budget, one table a task and setting, and below it where the lead changes."""
     console = stdout_console()
     for place, rows in leaders.groupby(["task", "setting", "metric", "axis"], sort=False):
         task, setting, metric, axis = map(str, place)
-        table = Table(title=f"{task}  [{setting}]  {_words(metric)} by {axis_name(axis)}", title_justify="left")
+        table = Table(
+            title=f"{task}  [{setting}]  {metric_in_words(metric)} by {axis_name(axis)}", title_justify="left"
+        )
         table.add_column("budget", justify="right")
         table.add_column("leads", overflow="fold")
-        for heading in (_words(metric), "95 % from", "to", "seeds", "of"):
+        for heading in (metric_in_words(metric), "95 % from", "to", "seeds", "of"):
             table.add_column(heading, justify="right")
         table.add_column("not significantly different", overflow="fold")
         for row in rows.to_dict("records"):
@@ -375,29 +314,17 @@ def print_budgets(leaders: pd.DataFrame, crossings: pd.DataFrame) -> None:
         for row in mine.to_dict("records"):
             console.print(crossing_in_words(row))
         if rows["leader"].nunique() == 1 and mine.empty:
-            console.print(f"{rows['leader'].iloc[0]} leads at each of these budgets; name two for where they change")
+            console.print(
+                f"{rows['leader'].iloc[0]} leads at each of these budgets; name two estimators to see where they cross"
+            )
     console.print(
-        "of: the estimators that all of their seeds bring to this budget; not significantly different: paired by seed, p >= "
-        f"{ALPHA:g} after Holm over all pairs at the budget; a lead between two is supported at all budgets together"
+        "of: how many estimators reach this budget with all seeds; not significantly different: paired by seed, p >= "
+        f"{ALPHA:g} after Holm over all pairs at the budget; a lead between two estimators is tested at all budgets together"
     )
 
 
-def crossing_in_words(row: Mapping[Any, Any]) -> str:
-    """A row of `curves.crossings_of` as a line."""
-    said = f"{row['estimator_a']} and {row['estimator_b']}: {row['verdict']}"
-    if pd.isna(row["crossing"]):
-        return said
-    axis = str(row["axis"])
-    ends = [amount(row[name], axis) if not pd.isna(row[name]) else "open" for name in ("ci_low", "ci_high")]
-    return f"{said}; their means cross at {amount(row['crossing'], axis)} (95 %: {ends[0]} to {ends[1]})"
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")
-
-
 def print_claims(verdicts: pd.DataFrame) -> None:
-    """Each claim with its verdict, what was measured, and what would decide it."""
+    """Each claim with its verdict, what was measured, and how many seeds would decide it."""
     console = stdout_console()
     for row in verdicts.to_dict("records"):
         console.print(f"{row['verdict']}: {row['says']}")
@@ -417,7 +344,7 @@ def print_claims(verdicts: pd.DataFrame) -> None:
             console.print(place)
             continue
         seen = number(row["detectable"], ".3g")
-        seen = f"a power of 0.8 from {seen} away" if seen != "-" else "nothing can be seen at these seeds"
+        seen = f"a power of 0.8 from a distance of {seen} on" if seen != "-" else "these seeds can detect nothing"
         console.print(f"    power {number(row['power'], '.2f')} if the truth is as measured; {seen}")
         if not pd.isna(row["seeds_needed"]):
             needed = number(row["seeds_needed"], ".0f")
@@ -425,11 +352,11 @@ def print_claims(verdicts: pd.DataFrame) -> None:
                 f"    {'no number of' if needed == '-' else needed} seeds would be needed, if the truth is as measured"
             )
         console.print(place)
-    console.print("A verdict is about a claim in these settings, of task, scale and budget; papers had others.")
+    console.print("A verdict holds for these tasks, scales and budgets; the papers used others.")
 
 
 def print_statuses(statuses: Sequence[CellStatus]) -> None:
-    """How many cells ended how, then each that isn't ok with its reason."""
+    """How many cells have which status, then each status but ok with its reason."""
     console = stdout_console()
     counts = Counter(cell.status for cell in statuses)
     console.print(f"{len(statuses)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.most_common()))

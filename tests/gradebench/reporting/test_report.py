@@ -1,5 +1,6 @@
 """The report of a run: whole, escaped, offline, and every figure with its numbers."""
 
+import functools
 import json
 import math
 import re
@@ -14,7 +15,7 @@ import pytest
 from gradebench.analysis import tables
 from gradebench.core import schema
 from gradebench.experiment import repeat
-from gradebench.reporting import figures, report, svg
+from gradebench.reporting import figures, pictures, report, sections, svg, wording
 from gradebench.storage.tuned import CURVES_COLUMNS
 
 NASTY = './m"<b>.py:A&<script>alert(1)</script>'
@@ -136,6 +137,13 @@ def test_the_command_of_a_probe_and_of_a_control_is_one_that_can_be_given(comman
     assert "--aa-test" in words and "--draws" not in words
 
 
+def test_a_tier_begins_under_a_rule_also_after_one_that_has_no_rank(run):
+    """An estimator between two tiers whose learning rate keeps it out of both."""
+    frame = pd.DataFrame({"estimator": list("abcd"), "tier": pd.array([1, pd.NA, 1, 2], dtype="Int64")})
+    rows = sections.table(frame, [sections.Column("estimator", "estimator")], tiers=True).rows
+    assert [row.new_tier for row in rows] == [False, False, False, True]
+
+
 def test_claims_and_cards_are_in_it(run):
     words = " ".join(Page(text_of(run)).words)
     assert "RLOO ends with a higher reward than PPO" in words and "contradicted" in words
@@ -151,7 +159,11 @@ def test_claims_and_cards_are_in_it(run):
             "aab",
             "a is highest at 40 steps, by objective; not significantly different from it, with 8 seeds: b.",
         ),
-        ([0.2, 0.2], "aaa", "No difference between 3 estimators is supported at 40 steps, by objective, by 8 seeds"),
+        (
+            [0.2, 0.2],
+            "aaa",
+            "No two of the 3 estimators are significantly different at 40 steps, by objective, with 8 seeds.",
+        ),
         ([], "", "No estimator has a test reward"),
     ],
 )
@@ -160,13 +172,13 @@ def test_the_verdict_names_what_is_not_different_from_the_first(p, letters, said
     board = board.assign(
         p_vs_best_holm=[math.nan, *p][: len(letters)], same_as="", steps=40, ranked_by="objective", tier=1
     )
-    assert said in report.verdict(board)
+    assert said in wording.verdict(board)
 
 
 def test_the_verdict_against_a_baseline_groups_the_others():
     words = ["above b; not significantly different from c", "", "", "below b; below c"]
     board = pd.DataFrame({"estimator": list("abcd"), "verdict": words, "n_seeds": 8, "steps": 40})
-    said = report.verdict(board.assign(same_as="", ranked_by="reward"), ["b", "c"])
+    said = wording.verdict(board.assign(same_as="", ranked_by="reward"), ["b", "c"])
     assert said == (
         "At 40 steps, by reward, with 8 seeds: above b: a; below b: d; below c: d; not significantly different from c: a."
     )
@@ -218,7 +230,7 @@ def test_marks_stay_inside_the_figure(run):
 
 
 def test_figures_come_as_files_of_their_own(command, run, monkeypatch):
-    monkeypatch.setattr(report.png, "available", lambda: False)
+    monkeypatch.setattr(pictures, "no_png", lambda: "none here")
     status, out, _ = command("report", run, "--plots")
     assert status == 0
     files = [line for line in out.splitlines() if line.endswith(".svg")]
@@ -240,6 +252,18 @@ def test_figures_come_as_png_too(run):
         assert picture.width == 2 * svg.WIDTH
         colours = {colour for _, colour in picture.getcolors(1 << 24)}
         assert {(255, 255, 255), tuple(bytes.fromhex(svg.LIGHT["ink"][1:]))} <= colours  # only words are in ink
+
+
+def test_without_a_font_there_are_svg_alone_and_one_line(command, run, monkeypatch):
+    """The converter would leave all letters out, as it does here where it doesn't look for the machine's fonts."""
+    converter = pytest.importorskip("resvg_py")
+    fontless = functools.partial(converter.svg_to_bytes, skip_system_fonts=True)
+    monkeypatch.setattr(converter, "svg_to_bytes", fontless)
+    pictures._has_font.cache_clear()
+    status, out, err = command("report", run, "--plots")
+    pictures._has_font.cache_clear()
+    assert status == 0 and out.count(".svg") == 8 and ".png" not in out
+    assert err.splitlines() == ["no PNG beside the SVG: no font is installed; install one, such as DejaVu Sans"]
 
 
 def test_without_the_extra_there_are_svg_alone_and_one_line(command, run, monkeypatch):
@@ -267,7 +291,7 @@ def test_sensitivity_to_the_learning_rate_is_a_figure_where_it_was_tuned(run):
     curves_of(run)
     text = text_of(run)
     assert "No figure of sensitivity" not in text
-    assert "the chosen rate is the large dot" in text and "Trials that didn&#x27;t end, of rloo" in text
+    assert "the chosen rate is the large dot" in text and "Trials that didn&#39;t end, of rloo" in text
     assert text.count('class="dot c1"') == 2  # the chosen ones
 
 
@@ -303,7 +327,7 @@ def test_pairs_are_differences_of_each_seed_with_their_numbers(run):
 
 
 def test_several_tasks_have_profiles_and_say_why_there_are_no_ranks(run, monkeypatch):
-    monkeypatch.setattr(report.png, "available", lambda: False)
+    monkeypatch.setattr(pictures, "no_png", lambda: "none here")
     frame = pd.read_parquet(run / "metrics.parquet")
     other = frame.assign(task="toy", cell_id="toy-" + frame["cell_id"])
     tables.write_parquet(pd.concat([frame, other]), run / "metrics.parquet")
@@ -349,7 +373,7 @@ def luminance(colour):
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_every_colour_of_words_has_the_contrast_that_the_guidelines_ask_for(theme):
     """WCAG 2.1 level AA: 4.5 to 1 against the page, and code against its wash; lines of figures are words' colours too."""
-    colours = dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", report._STYLE.split("@media")[theme]))
+    colours = dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", svg.style().split("@media")[theme]))
     assert svg.COLOURS == 8 and {"ink", "faint", "page", "wash", *(f"c{i}" for i in range(svg.COLOURS))} <= set(colours)
     for name in ("ink", "faint", *(f"c{i}" for i in range(svg.COLOURS))):
         for ground in ("page", "wash") if name in ("ink", "faint") else ("page",):

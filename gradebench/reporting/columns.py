@@ -1,0 +1,114 @@
+"""The columns of the tables for people, the same in the terminal and in the report."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+INTERVAL = "95 % interval"
+P_VS_BEST = "p vs best"
+
+
+def number(value: Any, form: str) -> str:
+    """A value in a format; text as it is, and "-" for what is missing or infinite."""
+    if isinstance(value, str):
+        return value
+    return "-" if value is None or pd.isna(value) or not math.isfinite(value) else format(value, form)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table for people.
+
+    heading   above it
+    name      of the column that it is from; of the lower ends, where it is one of intervals
+    form      of its numbers
+    high      the column of the upper ends; "" for one of single values
+    narrow    whether it is shown where there is little room, as in the terminal
+    prose     whether its texts may be folded
+    """
+
+    heading: str
+    name: str
+    form: str = ""
+    high: str = ""
+    narrow: bool = True
+    prose: bool = False
+
+    def text(self, row: Mapping[Any, Any], write: Callable[[Any, str], str] = number) -> str:
+        """The cell of a row."""
+        ends = [write(row[name], self.form) for name in (self.name, self.high) if name]
+        return "-" if set(ends) == {"-"} else " to ".join(ends)
+
+
+LEADERBOARD = (
+    Column("estimator", "named"),
+    Column("rank", "rank", ".0f"),
+    Column("tier", "tier", ".0f"),
+    Column("letters", "letters"),
+    Column("seeds", "n_seeds", ".0f", narrow=False),
+    Column("steps", "steps", ".0f", narrow=False),
+    Column("objective", "test_objective_mean", ".3f"),
+    Column(INTERVAL, "test_objective_ci_low", ".3f", high="test_objective_ci_high"),
+    Column("test reward", "test_reward_mean", ".3f"),
+    Column(INTERVAL, "test_reward_ci_low", ".3f", high="test_reward_ci_high"),
+    Column(P_VS_BEST, "p_vs_best_holm", ".3g"),
+    Column("p vs baseline", "p_vs_baseline_holm", ".3g"),
+    Column("verdict", "verdict"),
+    Column("gold reward", "test_gold_reward_mean", ".3f"),
+    Column("train-test", "generalization_gap", "+.3f"),
+    Column("KL, nats", "kl_mean", ".2f"),
+    Column("relative MSE", "gradient_mse_relative", ".3g", narrow=False),
+    Column("direction error", "gradient_direction_error", ".3f", narrow=False),
+    Column("variance", "gradient_variance", ".3g"),
+    Column("relative", "gradient_variance_relative", ".3g"),
+    Column("bias²", "gradient_bias_squared", ".2f"),
+    Column("cosine", "gradient_cosine", ".2f"),
+    Column("updates/step", "updates_per_step", ".3g"),
+    Column("clipped", "clipped_updates", ".0%"),
+    Column("clip factor", "clip_factor", ".2f", narrow=False),
+    Column("clipped tokens", "clipped_tokens", ".1%", narrow=False),
+    Column("s/step", "seconds_per_step", ".3f"),
+    Column("memory, MB", "peak_memory_mb", ".0f", narrow=False),
+    Column("rate", "learning_rate", ".2g"),
+    Column("rate from", "rate_source", narrow=False),
+    Column("status", "status"),
+)
+
+INSTANCES = (
+    Column("estimator", "estimator"),
+    Column("rank", "rank", ".0f"),
+    Column("mean", "mean", ".3f"),
+    Column(INTERVAL, "ci_low", ".3f", high="ci_high"),
+    Column(P_VS_BEST, "p_vs_best_holm", ".3g"),
+    Column("first in", "n_first", ".0f"),
+    Column("reward", "reward_mean", ".3f"),
+    Column("gold reward", "gold_reward_mean", ".3f"),
+    Column("KL, nats", "kl_mean", ".2f"),
+    Column("instances", "n_instances", ".0f"),
+    Column("seeds in all", "n_seeds", ".0f"),
+)
+
+
+def with_shown(board: pd.DataFrame) -> pd.DataFrame:
+    """A leaderboard with the columns that LEADERBOARD has besides: `named` and `peak_memory_mb`."""
+    return board.assign(
+        named=[named(row) for row in board.to_dict("records")], peak_memory_mb=board["peak_memory_bytes"] / 1e6
+    )
+
+
+def not_empty(frame: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
+    """Those columns in which anybody has a value."""
+    return [column for column in columns if not is_empty(frame[column.name])]
+
+
+def is_empty(column: pd.Series) -> bool:
+    return bool((column.isna() | (column == "")).all())
+
+
+def named(row: Mapping[Any, Any]) -> str:
+    """An estimator, and the one whose evaluations are bit-identical to its own."""
+    same = row["same_as"]
+    return f"{row['estimator']} = {same}" if isinstance(same, str) and same else str(row["estimator"])
