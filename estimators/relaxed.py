@@ -51,7 +51,7 @@ class Relaxed(Estimator):
 
     def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
         # y (n, B, T, V)
-        y = problem.rollout(lambda logits: self.relax(logits, rng), self.n, True, rng, self.hard)
+        y = problem.rollout(lambda logits: self.relax(logits, rng), self.n, together=True, rng=rng, hard=self.hard)
         grad = problem.grad(problem.soft_reward(y).mean())
         if self.last is None:
             return Estimate(grad)

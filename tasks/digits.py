@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from gradebench import Ledger, Problem, Range, Task
 from gradebench.core.options import text_of
-from gradebench.core.problem import ENUMERABLE, Choose, Relax, independent_draws, independent_tokens
+from gradebench.core.problem import ENUMERABLE, Choose, Relax, RolloutHints, independent_draws, independent_tokens
 from gradebench.core.sampling import categorical
 from gradebench.core.task import Log
 from gradebench.models.replicas import Replicas
@@ -104,17 +104,10 @@ class LatentProblem(Problem):
             features = self.encoder(self.images)[1]  # (B, D)
         return features[:, None].expand(*z.shape, -1)
 
-    def rollout(
-        self,
-        relax: Relax,
-        n: int,
-        together: bool = False,
-        rng: torch.Generator | None = None,
-        hard: bool = False,
-    ) -> Tensor:
+    def relaxed_draws(self, relax: Relax, n: int, hints: RolloutHints) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
-        return independent_tokens(self.encoder(self.images)[0].expand(n, -1, -1, -1), relax, together)
+        return independent_tokens(self.encoder(self.images)[0].expand(n, -1, -1, -1), relax, hints.together)
 
     def reward(self, z: Tensor) -> Tensor:
         return self.soft_reward(functional.one_hot(z, self.categories).to(self.images))

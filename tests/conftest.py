@@ -52,7 +52,7 @@ class Categoricals(Problem):
     def soft_reward(self, y):
         return self.of(y)
 
-    def rollout(self, relax, n, together=False, rng=None, hard=False):
+    def relaxed_draws(self, relax, n, hints):
         return torch.stack([relax(self.weight[:, t].expand(n, -1, -1)) for t in range(self.horizon)], 2)
 
     def features(self, z):

@@ -149,8 +149,8 @@ class PlainProblem(Problem):
             divergence = divergence * torch.cat([torch.ones_like(y[:, :, :1, 0]), going_on], -1)
         return raw - self.of.beta * divergence.sum(-1)
 
-    def rollout(self, relax, n, together=False, rng=None, hard=False):
-        self.hard = hard
+    def relaxed_draws(self, relax, n, hints):
+        self.hard = hints.hard
         y = torch.zeros(n, self.contexts, 0, self.categories, dtype=self.params[0].dtype)
         for t in range(self.horizon):
             token = relax(self.over(lambda i, b: self.soft_step(self.of.policy, b, y[i, b]), n))  # noqa: B023

@@ -12,7 +12,8 @@ from gradebench.checks.subject import Failed, Skipped, Subject
 from gradebench.checks.watched import Notes, Watched
 from gradebench.core.estimator import NEEDS, Estimate
 from gradebench.core.global_state import QUICK
-from gradebench.core.problem import Guarded, Ledger
+from gradebench.core.problem import Ledger
+from gradebench.core.view import Guarded
 from gradebench.problems.sequence import SequenceProblem
 
 NORMALISED = 0.01  # of the gradient's norm: a change by no more is that of a constant under a standard deviation

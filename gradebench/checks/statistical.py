@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradebench.checks.hotelling import Draw, MeanTest, mean_test
 from gradebench.checks.subject import BETA, SEQUENCES, Failed, Finding, Skipped, Subject
-from gradebench.checks.watched import Watched
+from gradebench.checks.watched import Notes, Watched
 from gradebench.core.problem import Problem
 from gradebench.core.sampling import generator
 from gradebench.measurement.moments import flatten
@@ -22,6 +22,8 @@ ALPHA = FALSE_ALARM / 8  # of each: there are at most eight
 MARGIN = 0.15  # of the gradient's norm: a bias that must be seen
 EQUIVALENCE = 0.25  # of the gradient's norm: a bias that must be excluded
 OFFSET = 0.25  # on a reward between 0 and 1
+ROADS: tuple[Literal["recorded", "parallel"], ...] = ("recorded", "parallel")  # of rollouts in training
+SAME = 1e-6  # of the gradient's norm: two gradients that differ by rounding alone
 RESIDUAL = 0.2  # a probability: the scale of which MARGIN is taken for tokens
 
 
@@ -195,10 +197,25 @@ _CONDITIONS: dict[str, Callable[[Subject, dict[str, Any]], MeanTest]] = {
 def pathwise(subject: Subject) -> str:
     if not subject.pathwise:
         raise Skipped("does not promise to follow a path")
-    problem = Watched(subject.sequences(copies=32))
+    problem = Watched(subject.sequences(copies=32), plain=True)
     estimator = subject.ready(problem)
     found = subject.gradient(estimator, problem, subject.rng("path"))
-    notes = problem.notes
+    _require_followed(problem.notes, found)
+    for road in ROADS:
+        trained = subject.sequences(copies=32)
+        trained.straight_through, trained.residual = road, 0.0
+        gap = _gap(subject.gradient(estimator, trained, subject.rng("path")), found)
+        if not gap <= SAME:
+            raise Failed(
+                f"differentiated the {road} way, as in training, the gradient is another one by {gap:.1%} of its norm",
+                "what `rollout` is told besides `relax`: `rng` is all that relax draws from, `hard` tokens are one-hots, "
+                "and nothing else changes from one call of relax to the next",
+            )
+    return "the derivative of the reward along its own rollout, however that is differentiated"
+
+
+def _require_followed(notes: Notes, found: Tensor) -> None:
+    """Raises Failed unless the gradient found (d,) is the derivative of the reward along the rollout that was seen."""
     if notes.rolled is None:
         raise Failed("there was no rollout", "problem.rollout(relax, n)")
     if notes.detached:
@@ -211,13 +228,17 @@ def pathwise(subject: Subject) -> str:
             "the reward was not read off the rollout's own tokens", "soft_reward(y) of the y that was fed back"
         )
     expected = flatten(notes.expected)
-    gap = float((found - expected).norm() / expected.norm())
-    if gap > 1e-6:
+    gap = _gap(found, expected)
+    if not gap <= SAME:
         raise Failed(
             f"the gradient is off the derivative along the rollout by {gap:.1%} of its norm",
             "tokens detached before they are fed back, or parts of the derivative left out",
         )
-    return "the derivative of the reward along its own rollout"
+
+
+def _gap(found: Tensor, expected: Tensor) -> float:
+    """Distance of two gradients (d,), relative to the norm of the second."""
+    return float((found - expected).norm() / expected.norm())
 
 
 def law(subject: Subject) -> str:

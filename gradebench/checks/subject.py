@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gradebench.core.estimator import Estimate, Estimator
 from gradebench.core.global_state import put_back
-from gradebench.core.problem import Guarded
 from gradebench.core.sampling import generator
+from gradebench.core.view import Guarded
 from gradebench.measurement.probes import one_estimate
 from gradebench.problems.enumerable import random_sequence_problem
 from gradebench.problems.sequence import SequenceProblem

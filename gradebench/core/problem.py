@@ -1,9 +1,11 @@
 """The object an estimator works on: J = mean over B contexts of E_{z ~ p_theta(.|x_b)} f_theta(z), with a ledger."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,23 @@ class Ledger:
     tokens_sampled: int = 0
     forward_passes: int = 0
     backward_passes: int = 0
+
+
+@dataclass(frozen=True)
+class RolloutHints:
+    """What an estimator may tell of its `relax`, so that a problem can take a quicker way; by default, nothing.
+
+    together   it treats all rows (n, B, V) alike and has no sense of position, so where no position reads another it
+               may get all of them in one call, as (n, B T, V)
+    rng        the generator that it draws from; given where the graph will be differentiated once, by the policy's
+               parameters or by the tokens
+    hard       it gives one-hots; with `rng`, tokens may be drawn without a graph, and relax called again, with the same
+               noise, on the logits of one parallel pass over them
+    """
+
+    together: bool = False
+    rng: torch.Generator | None = None
+    hard: bool = False
 
 
 class Problem(ABC):
@@ -74,23 +93,29 @@ class Problem(ABC):
     def soft_reward(self, y: Tensor) -> Tensor:
         """f_theta (n, B) of relaxed one-hots y (n, B, T, V), differentiable in y."""
 
-    @abstractmethod
     def rollout(
         self,
         relax: Relax,
         n: int,
+        *unnamed: Any,
         together: bool = False,
         rng: torch.Generator | None = None,
         hard: bool = False,
     ) -> Tensor:
         """Differentiable draws y (n, B, T, V): relax(logits) is called once a position, in order, and y is fed back.
 
-        `together`: relax treats all rows (n, B, V) alike and has no sense of position, so where no position reads
-        another it may get all of them in one call, as (n, B T, V).
-        `rng`: given where the graph will be differentiated once, by the policy's parameters or by the tokens: the
-        generator that relax draws from. `hard`: relax gives one-hots. With both, tokens may be drawn without a graph,
-        and relax called again, with the same noise, on the logits of one parallel pass over them.
+        That is all that an author has to know. `together`, `rng` and `hard` say more of relax, for speed: see
+        `RolloutHints`. Unnamed they are taken for a version yet.
         """
+        if unnamed:
+            warnings.warn("name what rollout is told besides: together=, rng=, hard=", DeprecationWarning, stacklevel=2)
+            named: list[Any] = [together, rng, hard]
+            together, rng, hard = [*unnamed, *named[len(unnamed) :]]
+        return self.relaxed_draws(relax, n, RolloutHints(together, rng, hard))
+
+    def relaxed_draws(self, relax: Relax, n: int, hints: RolloutHints) -> Tensor:
+        """What `rollout` gives, of a subclass that can be relaxed. Hints may be ignored."""
+        raise NotImplementedError(f"{type(self).__name__} has no relaxed draws")
 
     @abstractmethod
     def features(self, z: Tensor) -> Tensor:
@@ -206,7 +231,7 @@ def independent_draws(logits: Tensor, choose: Choose) -> Tensor:
 
 
 def independent_tokens(logits: Tensor, relax: Relax, together: bool) -> Tensor:
-    """`Problem.rollout` where no position reads another: logits (n, B, T, V), returns y (n, B, T, V)."""
+    """`Problem.relaxed_draws` where no position reads another: logits (n, B, T, V), returns y (n, B, T, V)."""
     if together:
         return relax(logits.flatten(1, 2)).view_as(logits)
     return torch.stack([relax(step) for step in logits.unbind(2)], 2)
@@ -220,28 +245,3 @@ def chosen(answer: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | Non
 def continued(z: Tensor, parents: Tensor) -> Tensor:
     """Draws z (n, B, t), each replaced by the one of its context that `parents` (n, B) names."""
     return z.gather(0, parents.unsqueeze(-1).expand_as(z))
-
-
-_GUARDED = {
-    "soft_reward": "soft_reward",
-    "rollout": "soft_reward",
-    "support": "support",
-    "exact_gradient": "exact",
-}
-
-
-class Guarded:
-    """A problem as an estimator sees it: what it didn't declare in `needs` raises instead of working by luck."""
-
-    def __init__(self, problem: Problem, needs: frozenset[str]):
-        self._problem = problem
-        self._needs = needs
-
-    def __getattr__(self, name: str):
-        need = _GUARDED.get(name)
-        if need is not None and need not in self._needs:
-            raise PermissionError(f'problem.{name} used without declaring it: needs = frozenset({{"{need}"}})')
-        return getattr(self._problem, name)
-
-    def select(self, index: Tensor) -> "Guarded":
-        return Guarded(self._problem.select(index), self._needs)

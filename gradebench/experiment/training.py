@@ -13,9 +13,10 @@ from torch.autograd.graph import increment_version
 
 from gradebench.core.estimator import Estimate, Estimator
 from gradebench.core.global_state import put_back
-from gradebench.core.problem import Guarded, Ledger, Problem
+from gradebench.core.problem import Ledger, Problem
 from gradebench.core.sampling import generator
 from gradebench.core.task import Task
+from gradebench.core.view import Guarded
 from gradebench.experiment.plan import Plan
 from gradebench.storage import records
 from gradebench.storage.checkpoints import Training

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gradebench.core.estimator import Estimate, Estimator
 from gradebench.core.global_state import put_back
-from gradebench.core.problem import Guarded, Ledger, Problem
+from gradebench.core.problem import Ledger, Problem
+from gradebench.core.view import Guarded, View
 from gradebench.measurement.moments import BLOCKS, Moments, flatten
 
 COPIES = 256  # draws in one pass, at most
@@ -171,14 +172,12 @@ def entries_at_once(estimator: Estimator, source: Source) -> int:
     return 0 if not apart else MAPPED_ENTRIES if mapped else COPIED_ENTRIES
 
 
-class _Rewarded:
+class _Rewarded(View):
     """A problem in which the rewards of odd contexts are multiplied by a factor."""
 
     def __init__(self, problem: Problem, factor: float):
-        self._problem, self._factor = problem, factor
-
-    def __getattr__(self, name: str):
-        return getattr(self._problem, name)
+        super().__init__(problem)
+        self._factor = factor
 
     def reward(self, z: Tensor) -> Tensor:
         return self._changed(self._problem.reward(z))

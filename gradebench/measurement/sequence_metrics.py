@@ -31,7 +31,7 @@ def evaluate_sequences(problem: SequenceProblem, rng: torch.Generator) -> tuple[
         "distinct_2": distinct_bigrams([row[counts].tolist() for row, counts in zip(z[0], alive[0], strict=True)]),
     }
     if problem.reference is not None:
-        log_q = problem._forward(problem.reference, z)[0].log_softmax(-1)
+        log_q = problem.forward(problem.reference, z)[0].log_softmax(-1)
         metrics["kl"] = float((p * (log_p - log_q)).sum(-1).sum(-1).mean())
         metrics["reference_nll"] = float(-log_q.gather(-1, z.unsqueeze(-1)).squeeze(-1)[alive].mean())
     return metrics, z[0]

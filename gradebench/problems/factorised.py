@@ -5,7 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradebench.core.problem import ENUMERABLE, Choose, Ledger, Problem, Relax, independent_draws, independent_tokens
+from gradebench.core.problem import (
+    ENUMERABLE,
+    Choose,
+    Ledger,
+    Problem,
+    Relax,
+    RolloutHints,
+    independent_draws,
+    independent_tokens,
+)
 from gradebench.core.sampling import categorical
 
 
@@ -73,17 +82,10 @@ class FactorisedProblem(Problem):
         self.ledger.reward_calls += len(y) * self.contexts
         return self.reward_of(y)
 
-    def rollout(
-        self,
-        relax: Relax,
-        n: int,
-        together: bool = False,
-        rng: torch.Generator | None = None,
-        hard: bool = False,
-    ) -> Tensor:
+    def relaxed_draws(self, relax: Relax, n: int, hints: RolloutHints) -> Tensor:
         self.ledger.forward_passes += 1
         self.ledger.tokens_sampled += n * self.contexts * self.horizon
-        return independent_tokens(self._logits().expand(n, -1, -1, -1), relax, together)
+        return independent_tokens(self._logits().expand(n, -1, -1, -1), relax, hints.together)
 
     def features(self, z: Tensor) -> Tensor:
         """A constant and the position, (n, B, T, 2): nothing else precedes a decision."""

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from gradebench import exponential, gumbel, gumbel_given, harden, straight_through
-from gradebench.core.problem import Guarded
 from gradebench.core.sampling import generator
+from gradebench.core.view import Guarded
 from gradebench.estimators import relaxed
 from gradebench.estimators.relaxed import DecoupledSt, GappedSt, Grade, GradeSte, GumbelRao, ReinMax, StraightThrough
 from gradebench.plugins import registry

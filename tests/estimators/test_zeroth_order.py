@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradebench import Estimate, generator
-from gradebench.core.problem import Guarded
+from gradebench.core.view import Guarded
 from gradebench.estimators import zeroth_order
 from gradebench.estimators.zeroth_order import Es
 from gradebench.measurement.probes import Source, entries_at_once

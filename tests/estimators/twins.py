@@ -7,27 +7,22 @@ parameters, WITHOUT_GRAD_F: names of TRUE, and the check that must notice when g
 
 from pathlib import Path
 
+from gradebench.core.view import View
 from gradebench.plugins import registry
 
 TRUE = {}
 MUTANTS = {}
 
 
-class BlackBox:
+class BlackBox(View):
     """A problem that hides how the reward depends on the parameters."""
 
     def __init__(self, problem):
-        self._problem = problem
+        super().__init__(problem)
         self.offers = problem.offers | {"fixed_reward"}
-
-    def __getattr__(self, name):
-        return getattr(self._problem, name)
 
     def reward(self, z):
         return self._problem.reward(z).detach()
-
-    def select(self, index):
-        return BlackBox(self._problem.select(index))
 
 
 class NoRewardGradient:

@@ -3,6 +3,7 @@
 from unittest import mock
 
 from gradebench import Estimate
+from gradebench.core.view import View
 from gradebench.estimators import actor_critic
 from gradebench.estimators.actor_critic import A2c, Ppo
 
@@ -15,15 +16,12 @@ TRUE = {
 WITHOUT_GRAD_F = {"a2c": "unbiased", "ppo, penalty inside f": "unbiased if"}
 
 
-class Altered:
+class Altered(View):
     """A problem with some of its methods replaced."""
 
     def __init__(self, problem, **replaced):
-        self._problem = problem
+        super().__init__(problem)
         vars(self).update(replaced)
-
-    def __getattr__(self, name):
-        return getattr(self._problem, name)
 
 
 def reading_ahead(problem):

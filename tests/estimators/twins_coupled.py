@@ -3,6 +3,7 @@
 import torch
 
 from gradebench import Estimate
+from gradebench.core.view import View
 from gradebench.estimators.coupled import Carms, Disarm, stepwise_score
 
 TRUE = {
@@ -42,15 +43,12 @@ class DisarmKeptAntithetic(Disarm):
         return super().gradient(Unread(problem), rng)
 
 
-class Unread:
+class Unread(View):
     """A problem that claims that no decision reads another."""
 
     def __init__(self, problem):
-        self._problem = problem
+        super().__init__(problem)
         self.offers = problem.offers | {"independent"}
-
-    def __getattr__(self, name):
-        return getattr(self._problem, name)
 
 
 class CarmsClipped(Carms):

@@ -5,7 +5,7 @@ from unittest import mock
 
 import torch
 
-from gradebench import Estimate, gumbel, harden, straight_through
+from gradebench import Estimate, generator, gumbel, harden, straight_through
 from gradebench.estimators import relaxed
 from gradebench.estimators.relaxed import DecoupledSt, GappedSt, Grade, GradeSte, GumbelRao, ReinMax, StraightThrough
 
@@ -135,7 +135,26 @@ class DecoupledWarm(DecoupledSt):
         super().__init__(tau_backward, tau_backward)
 
 
+class GradeSaysHard(Grade):
+    """Soft tokens that are called one-hots: right where rollouts are differentiated plainly, and wrong in training."""
+
+    hard = True
+
+
+class GradeSteOwnNoise(GradeSte):
+    """Noise from a generator that the rollout knows nothing of: wrong where relax is called a second time, in parallel."""
+
+    def gradient(self, problem, rng):
+        self.noise = generator(rng.device, int(torch.randint(2**62, (), generator=rng)))
+        return super().gradient(problem, rng)
+
+    def relax(self, logits, rng):
+        return super().relax(logits, self.noise)
+
+
 MUTANTS = {
+    "grade, soft tokens called hard": (GradeSaysHard, "pathwise"),
+    "grade-ste, noise of a generator of its own": (GradeSteOwnNoise, "pathwise"),
     "st, noise in the backward pass": (StraightThroughNoisy, "unbiased if"),
     "reinmax, first order not taken off": (ReinMaxWithoutHalf, "unbiased if"),
     "reinmax, no second order": (ReinMaxFirstOrder, "unbiased if"),

@@ -5,6 +5,7 @@ from unittest import mock
 
 import torch
 
+from gradebench.core.view import View
 from gradebench.estimators.zeroth_order import Es
 
 TRUE = {
@@ -13,14 +14,12 @@ TRUE = {
 WITHOUT_GRAD_F: dict[str, str] = {}  # it never sees f apart from J
 
 
-class Rewarded:
+class Rewarded(View):
     """A problem whose rewards are changed before the estimator reads them."""
 
     def __init__(self, problem, change):
-        self._problem, self._change = problem, change
-
-    def __getattr__(self, name):
-        return getattr(self._problem, name)
+        super().__init__(problem)
+        self._change = change
 
     def reward(self, z):
         return self._change(self._problem.reward(z))
@@ -33,14 +32,8 @@ class EsClipped(Es):
         return super().gradient(Rewarded(problem, lambda reward: reward.clamp(-0.5, 0.5)), rng)
 
 
-class Drifting:
+class Drifting(View):
     """A problem whose `shifted` takes the perturbation back by subtraction."""
-
-    def __init__(self, problem):
-        self._problem = problem
-
-    def __getattr__(self, name):
-        return getattr(self._problem, name)
 
     @contextmanager
     def shifted(self, delta):

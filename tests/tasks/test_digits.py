@@ -303,6 +303,6 @@ def test_relaxed_tokens_may_be_made_together(problem):
         calls.append(logits.shape)
         return logits.softmax(-1)
 
-    one_by_one, together = (problem.rollout(relax, 5, together) for together in (False, True))
+    one_by_one, together = (problem.rollout(relax, 5, together=together) for together in (False, True))
     torch.testing.assert_close(together, one_by_one)
     assert calls == [(5, 4, problem.categories)] * 2 + [(5, 8, problem.categories)]

@@ -1,5 +1,6 @@
 """Every check passes a right estimator and fails one that breaks the rule it is for, naming what to look at."""
 
+import functools
 import json
 import random
 
@@ -7,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from gradebench import Estimate, Estimator, gumbel, harden, score, straight_through
+from gradebench import Estimate, Estimator, generator, gumbel, harden, score, straight_through
+from gradebench.checks import statistical
 from gradebench.checks.conformance import CHECKS, FALSE_ALARM, check, report
+from gradebench.checks.watched import Watched
 from gradebench.core.global_state import QUICK
+from gradebench.core.problem import RolloutHints
 
 
 class Right(Estimator):
@@ -360,6 +364,45 @@ class NoRollout(Right):
 @pytest.mark.parametrize("make", [OffTheSimplex, NoRollout])
 def test_a_broken_path_is_caught(make):
     assert failures(make, "pathwise")
+
+
+class SaysHard(RightPath):
+    """Soft tokens that are called one-hots."""
+
+    relax = staticmethod(lambda logits, rng: (logits + gumbel(logits, rng)).softmax(-1))
+
+    def gradient(self, problem, rng):
+        y = problem.rollout(lambda logits: self.relax(logits, rng), 1, rng=rng, hard=True)
+        return Estimate(problem.grad(problem.soft_reward(y).mean()))
+
+
+class OwnNoise(RightPath):
+    """Noise from another generator than the one that the rollout is told of."""
+
+    def gradient(self, problem, rng):
+        own = generator("cpu", int(torch.randint(2**62, (), generator=rng)))
+        y = problem.rollout(lambda logits: self.relax(logits, own), 1, rng=rng, hard=True)
+        return Estimate(problem.grad(problem.soft_reward(y).mean()))
+
+
+@pytest.mark.parametrize(("make", "road"), [(SaysHard, "recorded"), (OwnNoise, "parallel")])
+def test_a_path_that_is_wrong_as_training_differentiates_it_alone_is_caught(make, road, monkeypatch):
+    assert f"the {road} way" in failures(make, "pathwise")["pathwise"].detail
+    monkeypatch.setattr(statistical, "ROADS", ())
+    assert not failures(make, "pathwise")  # on the plain road there is nothing to see
+
+
+def test_a_watched_rollout_is_told_what_the_estimator_tells(tiny_problem):
+    """Each check that counts or draws through it sees the road that training takes."""
+    problem, seen = tiny_problem(), []
+    problem.relaxed_draws = lambda relax, n, hints: (
+        seen.append(hints) or type(problem).relaxed_draws(problem, relax, n, hints)
+    )
+    rng = generator("cpu", 0)
+    relax = functools.partial(RightPath().relax, rng=rng)
+    for plain in (False, True):
+        Watched(problem, plain=plain).rollout(relax, 2, together=True, rng=rng, hard=True)
+    assert seen == [RolloutHints(True, rng, True), RolloutHints()]
 
 
 def test_a_right_path_passes():

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from gradebench.core.estimator import NEEDS, FunctionEstimator, score
-from gradebench.core.problem import Guarded, Ledger
+from gradebench.core.problem import Ledger, RolloutHints
 from gradebench.core.sampling import generator
+from gradebench.core.view import Guarded
 
 
 @pytest.fixture
@@ -166,6 +167,16 @@ def test_a_method_that_was_not_declared_raises(problem, method):
     with pytest.raises(PermissionError, match=need):
         use(Guarded(problem, NEEDS - {need}))
     assert use(Guarded(problem, frozenset({need}))).shape == use(problem).shape
+
+
+def test_what_rollout_is_told_unnamed_counts_and_is_warned_of(tiny_problem):
+    problem, rng, seen = tiny_problem(), generator("cpu", 0), []
+    problem.relaxed_draws = lambda relax, n, hints: seen.append(hints)
+    problem.rollout(None, 1, together=True, rng=rng, hard=True)
+    for unnamed in ((True, rng, True), (True, rng)):
+        with pytest.warns(DeprecationWarning, match="together="):
+            problem.rollout(None, 1, *unnamed, **({} if len(unnamed) == 3 else {"hard": True}))
+    assert seen == [RolloutHints(True, rng, True)] * 3
 
 
 def test_everything_else_passes_the_guard(problem):

@@ -25,7 +25,7 @@ def build(tiny_problem):
 
 def value_of(problem, z):
     """Something that reads all of a pass: log-probabilities, the penalty, and the features' part of the graph."""
-    _, features = problem._pass(z).passed()
+    _, features = problem.pass_over(z).passed()
     return problem.log_prob(z).sum(-1).square().mean() + problem.divergence(z).square().mean() + features.pow(3).mean()
 
 
@@ -85,8 +85,8 @@ def test_sums_for_earlier_keys_and_values_may_be_made_at_any_time(build, monkeyp
 
 def test_soft_tokens_are_never_read_in_parallel(build, monkeypatch):
     monkeypatch.setattr(SequenceProblem, "straight_through", "parallel")
-    assert build()._rollout_mode(hard=False) == "plain"
-    assert build()._rollout_mode(hard=True) == "parallel"
+    assert build().rollout_mode(hard=False) == "plain"
+    assert build().rollout_mode(hard=True) == "parallel"
 
 
 def test_a_second_derivative_is_that_of_the_plain_graph(build):
@@ -176,11 +176,11 @@ def test_without_a_graph_nothing_is_kept_but_keys_and_values(build):
     problem = build()
     with torch.no_grad():
         z = problem.sample(2, generator("cpu", 0))
-    assert problem._drawn is None
+    assert problem.passes.drawn is None
     checkpointed = build()
     checkpointed.rows_at_once = 2
     checkpointed.sample(2, generator("cpu", 0))
-    assert checkpointed._drawn is None
+    assert checkpointed.passes.drawn is None
     assert torch.equal(z, build().sample(2, generator("cpu", 0)))
     kept, lean = (Recording(problem.policy, problem.prompts, 2, 5, keeps) for keeps in (True, False))
     assert lean.size.rows < kept.size.rows

@@ -519,7 +519,7 @@ def test_checkpointing_computes_pieces_again(tiny_problem):
 
 def test_prompts_of_several_samples_are_read_once_and_mean_the_same(problem, monkeypatch):
     """The same sequences as samples of few contexts, or as one sample of many, which share nothing."""
-    monkeypatch.setattr("gradebench.problems.sequence.WORTH_A_PASS", 1)
+    monkeypatch.setattr("gradebench.problems.reading.WORTH_A_PASS", 1)
     z = problem.sample(5, generator("cpu", 0))  # (n, B, T)
     apart = problem.select(torch.arange(problem.contexts).repeat(5))
     rows = z.reshape(1, -1, problem.horizon)

@@ -25,6 +25,11 @@ def go(monkeypatch):
     return setting
 
 
+def hints(rng):
+    """What a straight-through estimator tells of its relax."""
+    return {"together": True, "rng": rng, "hard": True}
+
+
 def gradient(problem, name="grade-ste", samples=1):
     estimator = registry.resolve("estimators", name).create()
     estimator.n = samples
@@ -50,7 +55,7 @@ def test_without_the_feedback_the_gradient_is_another_one(tiny_problem, go):
     whole = gradient(tiny_problem(horizon=5))
     go("parallel")
     problem, rng, estimator = tiny_problem(horizon=5), generator("cpu", "draws"), GradeSte()
-    y = problem.rollout(lambda x: estimator.relax(x, rng), 1, True, rng, True)
+    y = problem.rollout(lambda x: estimator.relax(x, rng), 1, **hints(rng))
     problem._feedback = None
     detached = flatten(problem.grad(problem.soft_reward(y).mean()))
     assert (detached - whole).norm() > 1e-3 * whole.norm()
@@ -77,7 +82,7 @@ def test_the_tokens_are_those_of_the_sequential_rollout(tiny_problem, go):
     for how in ("plain", "recorded", "parallel"):
         go(how)
         rng = generator("cpu", 0)
-        drawn[how] = tiny_problem().rollout(functools.partial(GradeSte().relax, rng=rng), 5, True, rng, True)
+        drawn[how] = tiny_problem().rollout(functools.partial(GradeSte().relax, rng=rng), 5, **hints(rng))
         states[how] = rng.get_state()
     for how in ("recorded", "parallel"):
         assert torch.equal(drawn["plain"], drawn[how])
@@ -106,7 +111,7 @@ def test_copies_side_by_side_go_parallel_too(tiny_problem, go):
 
 def objective(problem):
     rng, estimator = generator("cpu", 0), GradeSte()
-    y = problem.rollout(lambda x: estimator.relax(x, rng), 1, True, rng, True)
+    y = problem.rollout(lambda x: estimator.relax(x, rng), 1, **hints(rng))
     return problem.soft_reward(y).mean()
 
 
@@ -158,7 +163,7 @@ def test_derivatives_by_the_tokens_alone(tiny_problem, go):
     for how in ("plain", "recorded"):
         go(how)
         problem, rng, estimator = tiny_problem(horizon=4, beta=0.3), generator("cpu", 0), GradeSte()
-        y = problem.rollout(lambda x: estimator.relax(x, rng), 2, True, rng, True)  # noqa: B023 - called at once
+        y = problem.rollout(lambda x: estimator.relax(x, rng), 2, **hints(rng))  # noqa: B023 - called at once
         (found[how],) = problem.grad(problem.soft_reward(y).mean(), of=[y])
     torch.testing.assert_close(found["recorded"], found["plain"], rtol=0, atol=1e-12)
 
@@ -172,7 +177,7 @@ def test_nothing_is_left_of_a_rollout(tiny_problem, go, how, leaves_nothing):
 
 
 def test_the_road_by_default(tiny_problem):
-    assert tiny_problem()._rollout_mode() == "recorded"
-    assert tiny_problem(contexts=6).replicated(3)._rollout_mode() == "recorded"
+    assert tiny_problem().rollout_mode() == "recorded"
+    assert tiny_problem(contexts=6).replicated(3).rollout_mode() == "recorded"
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert tiny_problem()._rollout_mode() == "plain"
+        assert tiny_problem().rollout_mode() == "plain"

@@ -1,0 +1,72 @@
+"""What the policy gave for the tokens that it has read or drawn last, kept while nothing of it is stale."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradebench.models.recorded import Recording
+
+Passed = Callable[[], tuple[Tensor, Tensor]]  # logits (n, B, T, V) and features (n, B, T, D)
+
+
+class Pass(NamedTuple):
+    """One parallel pass of the policy over tokens."""
+
+    tokens: Tensor
+    state: tuple[int, ...]
+    passed: Passed
+    log_p: Callable[[], Tensor]  # the logits normalised
+
+
+class Drawn(NamedTuple):
+    """Tokens that were drawn, and what was computed for it."""
+
+    tokens: Tensor
+    versions: tuple[int, ...]
+    recording: Recording
+
+
+class PassCache:
+    """The last pass and the last draw. Both go stale when tokens or parameters are written to, a pass also when graphs
+    are switched on or off."""
+
+    def __init__(self) -> None:
+        self.last: Pass | None = None
+        self.drawn: Drawn | None = None
+
+    def over(self, tokens: Tensor, params: Sequence[Tensor]) -> Pass | None:
+        """The last pass, if it was over these tokens."""
+        last = self.last
+        return last if last is not None and last.tokens is tokens and last.state == _state(tokens, params) else None
+
+    def remember(self, tokens: Tensor, params: Sequence[Tensor], passed: Passed) -> Pass:
+        passed = functools.cache(passed)
+        log_p = functools.cache(lambda: passed()[0].log_softmax(-1))
+        self.last = Pass(tokens, _state(tokens, params), passed, log_p)
+        return self.last
+
+    def recording_of(self, tokens: Tensor, params: Sequence[Tensor]) -> Recording | None:
+        """That of the last draw, if these are its tokens."""
+        drawn = self.drawn
+        fresh = drawn is not None and drawn.tokens is tokens and drawn.versions == _versions(tokens, params)
+        return drawn.recording if drawn is not None and fresh else None
+
+    def drew(self, tokens: Tensor, params: Sequence[Tensor], recording: Recording | None) -> None:
+        """Tokens were drawn, and recorded or not."""
+        self.last = None
+        self.drawn = None if recording is None else Drawn(tokens, _versions(tokens, params), recording)
+
+    def forget(self) -> None:
+        """Their graphs have been freed."""
+        self.last = self.drawn = None
+
+
+def _state(tokens: Tensor, params: Sequence[Tensor]) -> tuple[int, ...]:
+    return (int(torch.is_grad_enabled()), *_versions(tokens, params))
+
+
+def _versions(tokens: Tensor, params: Sequence[Tensor]) -> tuple[int, ...]:
+    return (tokens._version, *(p._version for p in params))

@@ -1,0 +1,235 @@
+"""Prompts and the tokens that follow them, as causal language models read them: in one pass, or from a cache."""
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from gradebench.core.problem import Ledger, Problem
+from gradebench.models.end_of_text import Ends, ended_logits, is_end, up_to_end
+from gradebench.models.recorded import Recording
+from gradebench.models.replayed import Replayed
+from gradebench.models.replicas import Replicas
+from gradebench.models.transformer import ScratchPolicy
+from gradebench.problems.passes import Pass, PassCache, Passed
+
+WORTH_A_PASS = 100  # tokens of prompts that are read once for several samples, at least: reading them apart is a pass
+
+
+class Policy(Protocol):
+    """A causal language model: `embed` reads ids or relaxed one-hots, the call continues from a cache.
+
+    A call gives logits, features and the grown cache; of the `last` positions only, if that is given. A cache that was
+    continued is used up. `reordered` gives the cache of the rows (M,) of the batch that it was grown on. One that is to
+    read padded prompts takes `pads` (N,) too: how many of a text's first positions are padding.
+    """
+
+    feature_size: int
+
+    def embed(self, tokens: Tensor) -> Tensor: ...
+    def __call__(
+        self, embeddings: Tensor, cache: Any = None, last: int | None = None
+    ) -> tuple[Tensor, Tensor, Any]: ...
+    def reordered(self, cache: Any, rows: Tensor) -> Any: ...
+    def parameters(self) -> Any: ...
+    def named_parameters(self) -> Any: ...
+
+
+class Reward(Protocol):
+    """Reward (N,) of embedded texts (N, L, D); `differentiable` in what `embed` reads, or not.
+
+    One for texts that end takes `keep` (N, L) too, in [0, 1]: how much each position counts, 1 up to the end and 0 from
+    there on. One that is continuous in `keep` says so by `weighs = True`; others get relaxed texts whole, with the end
+    token for what follows.
+    """
+
+    differentiable: bool
+
+    def embed(self, tokens: Tensor) -> Tensor: ...
+    def __call__(self, embeddings: Tensor) -> Tensor: ...
+
+
+class TextProblem(Problem):
+    """The distribution p_theta(z|x) of a policy's texts z (n, B, T) on prompts x, and how models read them.
+
+    prompts (B, P) int64; T = `horizon` new tokens. With `rows_at_once`, parallel passes keep the activations of so many
+    sequences at a time and compute the others again when they are differentiated. `pads` and `end`: see SequenceProblem.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Tensor,
+        horizon: int,
+        vocabulary: int,
+        ledger: Ledger | None = None,
+        rows_at_once: int | None = None,
+        end: Ends | None = None,
+        pads: Tensor | None = None,
+    ):
+        super().__init__([p for p in policy.parameters() if p.requires_grad], ledger)
+        self.policy, self.prompts, self.horizon, self.categories = policy, prompts, horizon, vocabulary
+        self.rows_at_once, self.end, self.pads = rows_at_once, end, pads
+        self.contexts = len(prompts)
+        self.feature_size = policy.feature_size
+        self.passes = PassCache()
+        self.one_hots: tuple[Tensor | None, Tensor] = (None, torch.empty(0))  # of the last rollout, and their ids
+
+    @property
+    def mapped(self) -> bool:
+        return isinstance(self.policy, Replicas) and self.policy.mapped
+
+    @property
+    def parameter_names(self) -> list[str]:
+        return [name for name, p in self.policy.named_parameters() if p.requires_grad]
+
+    def transformer(self) -> ScratchPolicy | None:
+        """The policy where it is the transformer made here, and no variant of it: its rollouts can be recorded."""
+        policy: Any = self.policy
+        if isinstance(policy, Replicas):
+            same = policy.alike and len(policy.trained) == len(list(policy.module.parameters()))
+            policy = policy.module if same else None
+        able = type(policy) is ScratchPolicy and not torch.is_autocast_enabled(self.prompts.device.type)
+        return policy if able else None
+
+    def logits(self, z: Tensor) -> Tensor:
+        return self.pass_over(z).passed()[0]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self.pass_over(z).log_p().gather(-1, z.unsqueeze(-1)).squeeze(-1)
+
+    def features(self, z: Tensor) -> Tensor:
+        return self.pass_over(z).passed()[1].detach()
+
+    def alive(self, z: Tensor) -> Tensor:
+        return super().alive(z) if self.end is None else up_to_end(z, self.end)
+
+    def texts(self, z: Tensor) -> list[list[int]]:
+        """Ids of each prompt and what follows in z (B, T), without padding, up to the end but not with it."""
+        pads = [0] * self.contexts if self.pads is None else self.pads.tolist()
+        goes_on = self.alive(z) if self.end is None else self.alive(z) & ~is_end(z, self.end)
+        parts = zip(self.prompts.tolist(), pads, z.tolist(), goes_on.sum(-1).tolist(), strict=True)
+        return [prompt[pad:] + row[:count] for prompt, pad, row, count in parts]
+
+    def support(self) -> Tensor:
+        if "support" not in self.offers:
+            return super().support()
+        device = self.prompts.device
+        values = torch.arange(self.categories, device=device)
+        return torch.cartesian_prod(*[values] * self.horizon).view(-1, self.horizon)
+
+    def ids_of(self, tokens: Tensor) -> Tensor | None:
+        """Of hard tokens, or of the last rollout's one-hots; None for relaxed tokens."""
+        if not tokens.is_floating_point():
+            return tokens
+        return self.one_hots[1] if tokens is self.one_hots[0] else None
+
+    def masked(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Logits (n, B, T, V) along hard tokens, those after an end replaced."""
+        ids = self.ids_of(tokens)
+        if self.end is None or ids is None:
+            return logits
+        return ended_logits(logits, ~up_to_end(ids, self.end), self.end)
+
+    def repeated_prompts(self, n: int) -> Tensor:
+        return self.prompts.repeat(n, 1)
+
+    def padding(self, n: int) -> dict[str, Any]:
+        """What a policy is told about the prompts of n draws besides their ids."""
+        return {} if self.pads is None else {"pads": self.pads.repeat(n)}
+
+    def forward(self, policy: Policy, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """One parallel pass: logits (n, B, T, V) and features (n, B, T, D) before each position."""
+        self.ledger.forward_passes += 1
+        n = len(tokens)
+        past = self.embedded(policy, tokens, self.horizon - 1)
+        pads = self.padding(n)
+        saved = (n - 1) * self.contexts * (self.prompts.shape[1] - 1)
+        if saved >= WORTH_A_PASS and self.rows_at_once is None:
+            *_, cache = self.read_prompts(policy, n, self.prompts[:, :-1])
+            texts = torch.cat([policy.embed(self.repeated_prompts(n)[:, -1:]), past], 1)
+            logits, features, _ = policy(texts, cache, **pads)
+        else:
+            texts = torch.cat([policy.embed(self.repeated_prompts(n)), past], 1)
+            parts = [texts, *pads.values()]
+            logits, features = self.in_pieces(lambda part, *pads: policy(part, None, self.horizon, *pads)[:2], *parts)
+        shape = (n, self.contexts, self.horizon, -1)
+        return self.masked(in_single(logits).reshape(shape), tokens), features.reshape(shape)
+
+    def read_prompts(self, policy: Policy, n: int, prompts: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Logits and features (n B, 1, ...) after prompts (B, L), and their cache: read once for all of n samples."""
+        logits, features, cache = policy(policy.embed(prompts), last=1, **self.padding(1))
+        if n == 1:
+            return logits, features, cache
+        rows = torch.arange(self.contexts, device=prompts.device).repeat(n)
+        return logits.index_select(0, rows), features.index_select(0, rows), policy.reordered(cache, rows)
+
+    def in_pieces(self, model: Callable[..., tuple[Tensor, ...]], *texts: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of a model that reads the rows of `texts` each by itself, a checkpoint for every piece of them."""
+        if self.rows_at_once is None or not torch.is_grad_enabled():
+            return model(*texts)
+        pieces = [
+            checkpoint(model, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(*(x.split(self.rows_at_once) for x in texts), strict=True)
+        ]
+        return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+
+    def embedded(self, model: Policy | Reward, tokens: Tensor, length: int) -> Tensor:
+        """Embeddings (n B, length, D) of the first tokens; those of a rollout's one-hots are looked up."""
+        first = tokens[:, :, :length].flatten(0, 1)
+        if not length:  # at horizon 1: embedding no tokens can't be differentiated twice
+            with torch.no_grad():
+                return model.embed(first.new_empty(len(first), 0, dtype=torch.int64))
+        if tokens is not self.one_hots[0] or isinstance(model, Replicas):
+            return model.embed(first)
+        table = model.embed(torch.arange(self.categories, device=tokens.device)[None])[0]
+        return _LookUp.apply(first, self.one_hots[1][:, :, :length].flatten(0, 1), table)
+
+    def pass_over(self, tokens: Tensor) -> Pass:
+        """`forward` of the policy, shared by log_prob, features and the penalty of one batch of tokens."""
+        known = self.passes.over(tokens, self.params)
+        if known is not None:
+            return known
+        recording = self.passes.recording_of(tokens, self.params)
+        passed = self.forward(self.policy, tokens) if recording is None else self._replayed(tokens, recording)
+        return self.remember(tokens, lambda: passed)
+
+    def remember(self, tokens: Tensor, passed: Passed) -> Pass:
+        return self.passes.remember(tokens, self.params, passed)
+
+    def _replayed(self, z: Tensor, recording: Recording) -> tuple[Tensor, Tensor]:
+        """`forward` of the policy over drawn tokens: what was computed when they were drawn."""
+        self.ledger.forward_passes += 1
+        apart = copy.copy(self)  # not to be referred to by the graph
+        apart.ledger, apart.passes = Ledger(), PassCache()
+        again = functools.partial(apart.forward, self.policy, z)
+        logits, features = Replayed.apply(recording, z[:, :, :-1].flatten(0, 1), again, *self.policy.parameters())
+        return self.masked(in_single(logits), z), features
+
+
+class _LookUp(torch.autograd.Function):
+    """Rows of a table (V, D) named by ids (...), with the gradient of a product for the one-hots (..., V) they are of."""
+
+    @staticmethod
+    def forward(ctx: Any, one_hots: Tensor, ids: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(ids, table)
+        return functional.embedding(ids, table)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        ids, table = ctx.saved_tensors
+        of_one_hots = gradient @ table.T if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[2]:
+            return of_one_hots, None, None
+        rows = gradient.flatten(0, -2).to(table.dtype)
+        return of_one_hots, None, torch.zeros_like(table).index_add(0, ids.flatten(), rows)
+
+
+def in_single(x: Tensor) -> Tensor:
+    """At least in single precision: what is drawn, scored and summed, whatever the models compute in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
