@@ -455,15 +455,14 @@ def leaderboard(
     if missing:
         raise ValueError(f"comparisons lack the columns {missing}")
     tests = comparisons[comparisons["split"] == "test"]
-    boards = [_board(group, _tests_of(tests, group), by, against) for group in _groups(metrics)]
+    by_place = dict(iter(tests.groupby([_text(tests["task"]), _text(tests["setting"])])))
+    boards = [
+        _board(group, by_place.get((group.task, group.setting), tests.iloc[:0]), by, against)
+        for group in _groups(metrics)
+    ]
     if not boards:
         return pd.DataFrame(columns=LEADERBOARD_COLUMNS)
     return pd.concat(boards, ignore_index=True)
-
-
-def _tests_of(tests: pd.DataFrame, group: _Group) -> pd.DataFrame:
-    """The tests of one group."""
-    return tests[(_text(tests["task"]) == group.task) & (_text(tests["setting"]) == group.setting)]
 
 
 def _board(group: _Group, tests: pd.DataFrame, by: str | None, against: Sequence[str]) -> pd.DataFrame:
