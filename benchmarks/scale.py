@@ -1,29 +1,35 @@
 """What a grid of 10,000 cells costs beside the cells themselves, and how long a cluster would take over one.
 
     python benchmarks/scale.py grid [--cells 10000] [--jobs 2] [--csv FILE]
+    python benchmarks/scale.py tasks [--numbers 250,500,1000,2000] [--csv FILE]
     python benchmarks/scale.py schedule RUN [--cells 10000] [--longer 1]
 
 `grid` puts 25 estimators, 4 tasks and 100 seeds through the runner as it is, with workers, keys, files and tables; only
-what a cell would compute is replaced by the 137 rows that it would leave. `schedule` deals cells as long as those of a
+what a cell would compute is replaced by the 137 rows that it would leave. `tasks` gives finished runs of so many tasks,
+two estimators and two seeds to the commands that read them. `schedule` deals cells as long as those of a
 run (of its metrics.parquet) out to so many places as they get free, with nodes that are lost now and then.
 """
 
 import argparse
 import csv
 import heapq
+import itertools
 import random
 import resource
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from gradebench.analysis import tables
 from gradebench.core import schema
-from gradebench.experiment import cells, harness, runner
+from gradebench.experiment import cells, facts, harness, runner
 from gradebench.measurement.gradient_metrics import Interval
-from gradebench.storage import files, records
+from gradebench.storage import digests, files, records
 
 EVALUATED = ("reward", "gold_reward", "kl", "entropy", "distinct_2", "reference_nll")
 PROBED = tuple(name for name in schema.METRIC_UNITS if name.startswith("gradient_"))[:13]
@@ -130,6 +136,67 @@ def grid(count: int, jobs: int, statistics: bool) -> dict[str, float]:
     return measured
 
 
+def many_tasks(folder: Path, number: int, seeds: range) -> None:
+    """A finished run of so many tasks, as its files are."""
+    rows, labels = [], [f"task-{i}" for i in range(number)]
+    for task, estimator, seed in itertools.product(labels, ("rloo", "grpo"), seeds):
+        identity = records.Identity(
+            "run", records.cell_id(task, estimator, seed), task, "kl=0", estimator, "{}", "", seed
+        )
+        record, chance = records.CellRecord(identity), random.Random(f"{task} {estimator} {seed}")
+        for step in (0, 40):
+            for split in ("validation", "test"):
+                record.add("evaluation", split, step, {name: chance.random() for name in (*EVALUATED, "objective")})
+            record.add("probe", "train", step, {name: chance.random() for name in PROBED})
+            record.add("train", "train", step, {name: float(step) for name in ("reward_calls", "seconds", "updates")})
+        rows += record.rows
+    metrics = pd.DataFrame(rows).assign(status="ok", learning_rate=0.1, rate_source="task")
+    folder.mkdir()
+    tables.write_parquet(metrics[[*schema.METRICS_COLUMNS, "learning_rate", "rate_source"]], folder / "metrics.parquet")
+    known = {item.name: 1 for item in facts.TASK} | {"setting": "kl=0"}
+    estimators = {name: {"learning rate": 0.1, "options": {}, "source": ""} for name in ("rloo", "grpo")}
+    config = {
+        "request": {"estimators": ["rloo", "grpo"], "tasks": labels, "seeds": f"{seeds[0]}-{seeds[-1]}"},
+        "plans": {label: {"steps": 40, "batch": 8} for label in labels},
+        "tasks": {label: {"setting": "kl=0", "options": {"kl": 0.0}} for label in labels},
+        "learning_rates": {label: {"rloo": 0.1, "grpo": 0.1} for label in labels},
+        "seeds": list(seeds),
+        "cells": list(dict.fromkeys(metrics["cell_id"])),
+        "facts": {
+            "tasks": {label: known | {"task": label} for label in labels},
+            "estimators": dict.fromkeys(labels, estimators),
+        },
+    }
+    records.write_json(folder / "config.json", config)
+    digests.seal(folder, records.READ_AGAIN)
+
+
+def reading(number: int) -> Iterator[dict[str, float | str]]:
+    """What each command takes that reads runs of so many tasks, in a process of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        one, two = folder / "one", folder / "two"
+        many_tasks(one, number, range(2))
+        many_tasks(two, number, range(2, 4))
+        commands = {
+            "merge": ["merge", str(one), str(two), "--out", str(folder / "whole")],
+            "report": ["report", str(one), str(two), "--out", str(folder / "page")],
+            "leaderboard": ["leaderboard", str(one), str(two)],
+            "status": ["status", str(one)],
+        }
+        for command, words in commands.items():
+            began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+            ended = subprocess.run(
+                [sys.executable, "-m", "gradebench", *words], check=False, capture_output=True, text=True
+            )
+            wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+            if ended.returncode:
+                raise SystemExit(f"{command}: {ended.stderr[-2000:]}")
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            lines = len(ended.stderr.splitlines())
+            yield {"tasks": number, "command": command, "seconds": wall, "cpu_seconds": cpu, "lines_on_stderr": lines}
+
+
 def schedule(
     seconds: list[float], places: int, hours_between_losses: float, chance: random.Random
 ) -> tuple[float, float]:
@@ -169,6 +236,9 @@ def main() -> None:
     parts.add_argument("--jobs", type=int, default=2)
     parts.add_argument("--statistics", action="store_true", help="time the tests of all pairs, too: minutes")
     parts.add_argument("--csv", type=Path)
+    many = commands.add_parser("tasks")
+    many.add_argument("--numbers", default="250,500,1000,2000")
+    many.add_argument("--csv", type=Path)
     plan = commands.add_parser("schedule")
     plan.add_argument("run", type=Path)
     plan.add_argument("--cells", type=int, default=10_000)
@@ -181,6 +251,15 @@ def main() -> None:
         if options.csv:
             with open(options.csv, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows([("measure", "value"), *measured.items()])
+        return
+    if options.command == "tasks":
+        found = []
+        for row in itertools.chain.from_iterable(map(reading, map(int, options.numbers.split(",")))):
+            found.append(row)
+            said = f"{row['tasks']:5} tasks, {row['command']:12} {row['seconds']:7.1f} s, "
+            print(f"{said}{row['cpu_seconds']:7.1f} s of a core", flush=True)
+        if options.csv:
+            pd.DataFrame(found).round(2).to_csv(options.csv, index=False, lineterminator="\n")
         return
     seconds = [options.longer * one for one in cell_seconds(options.run, options.cells)]
     print(f"{len(seconds)} cells, {sum(seconds) / 3600:.1f} hours of one place, the longest {max(seconds):.0f} s")

@@ -229,7 +229,7 @@ def _measured(claim: Claim, both: pd.DataFrame, place: str) -> dict[str, Any]:
         mean = float((a - b).mean())
         measured, (low, high) = mean, statistics.difference_interval(a - b, generator)
         if log:
-            measured, low, high = math.exp(mean), math.exp(low), math.exp(high)
+            measured, low, high = map(_exp, (mean, low, high))
         elif claim.form == "ratio":
             measured, (low, high) = float(a.mean() / b.mean()), statistics.ratio_interval(a, b)
     return {
@@ -270,4 +270,7 @@ def _verdict(row: dict[str, Any], contrast: statistics.Floats, family: int) -> d
 
 def _exp(value: float) -> float:
     """The exponential, infinite where it is too large to be a number."""
-    return math.exp(value) if value < 700 else math.inf
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

@@ -58,7 +58,11 @@ def leaderboard(
     if missing:
         raise ValueError(f"comparisons lack the columns {missing}")
     tests = comparisons[comparisons["split"] == "test"]
-    boards = [_board(group, _tests_of(tests, group), by, against) for group in groups_of(metrics)]
+    by_place = dict(iter(tests.groupby([text_column(tests["task"]), text_column(tests["setting"])])))
+    boards = [
+        _board(group, by_place.get((group.task, group.setting), tests.iloc[:0]), by, against)
+        for group in groups_of(metrics)
+    ]
     if not boards:
         return pd.DataFrame(columns=LEADERBOARD_COLUMNS)
     return pd.concat(boards, ignore_index=True)
@@ -101,11 +105,6 @@ def _board(group: Group, tests: pd.DataFrame, by: str | None, against: Sequence[
     board["rate_source"] = [group.rates[name].source for name in order]
     board["task"], board["setting"], board["estimator"] = group.task, group.setting, order
     return board[LEADERBOARD_COLUMNS].reset_index(drop=True)
-
-
-def _tests_of(tests: pd.DataFrame, group: Group) -> pd.DataFrame:
-    """The tests of one group."""
-    return tests[(text_column(tests["task"]) == group.task) & (text_column(tests["setting"]) == group.setting)]
 
 
 def _summary(group: Group) -> pd.DataFrame:

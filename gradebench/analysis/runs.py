@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench.analysis import differences, tables
+from gradebench.analysis import differences, plugin_inputs, tables
 from gradebench.analysis.provenance import RATE_COLUMNS
 from gradebench.core.errors import InputError
 from gradebench.core.schema import METRICS_COLUMNS
@@ -96,13 +96,20 @@ def left_out(folders: Sequence[Path]) -> list[str]:
 
 
 def unlisted(folders: Sequence[Path]) -> str:
-    """Which of several runs are older than the list of what numbers depend on, in a line; "" where none is."""
+    """What may set several runs apart and can't be compared, in lines: those that are older than the list of what numbers
+    depend on, and what plugins read in one of them alone."""
+    if len(folders) < 2:
+        return ""
     old = [str(folder) for folder in folders if not read_config(folder).get("facts")]
-    return (
+    said = [
         f"{', '.join(old)}: made before runs wrote down all that their numbers depend on; compared by what is known"
-        if old and len(folders) > 1
-        else ""
-    )
+    ]
+    by_task: dict[str, list[plugin_inputs.Part]] = {}
+    for folder, names in zip(folders, task_names(folders), strict=True):
+        for task, estimators in _renamed(_facts_of(folder), names)["estimators"].items():
+            by_task.setdefault(task, []).append((folder, estimators))
+    notices = {task: plugin_inputs.notice(parts) for task, parts in by_task.items()}
+    return "\n".join([*(said if old else []), *(f"{task}: {words}" for task, words in notices.items() if words)])
 
 
 def _identity(known: Mapping[str, Any]) -> str:
@@ -173,7 +180,9 @@ def _difference(task: str, having: Sequence[_Part]) -> str:
         shared.append((folder, setting | {**known["tasks"].get(task, {}), **setting}))
         facts_of_mine = known["estimators"].get(task, {})
         for estimator in mine["estimator"].unique():
-            own.setdefault(estimator, []).append((folder, facts_of_mine.get(estimator, {})))
+            own.setdefault(estimator, []).append((folder, plugin_inputs.without(facts_of_mine.get(estimator, {}))))
+    if words := plugin_inputs.difference([(folder, known["estimators"].get(task, {})) for folder, _, known in having]):
+        return f"runs of {task} differ in their {words}"
     if words := _first_difference(shared):
         return f"runs of {task} differ in their {words}"
     for estimator, parts in own.items():

@@ -1,19 +1,20 @@
 """The cells of a run: which are finished, how the others are carried out, and what they left in the run's folder."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from gradebench.analysis import plugin_inputs
 from gradebench.analysis.provenance import Rate
 from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.task import Task
 from gradebench.experiment import harness
-from gradebench.experiment.earlier import Left
+from gradebench.experiment.earlier import Left, joined
 from gradebench.experiment.facts import Facts, key_of
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.experiment.workers import Each
@@ -205,6 +206,32 @@ def gather(run: Run, note: Callable[[str], None]) -> tuple[pd.DataFrame, pd.Data
     samples = [row for path in _present(run, records.SAMPLES) for row in _texts(path, note)]
     metrics = records.merged(rows, name, schema.METRICS_COLUMNS)
     return _with_rates(metrics, run), probes, samples
+
+
+def with_inputs(run: Run, config: Mapping[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
+    """The config.json of a run whose cells have ended, with what code of plugins read for each estimator among its facts.
+
+    Cells of one task that found something otherwise than others did are told.
+    """
+    found = [(left.task, left.estimator, left.ended) for left in run.kept]
+    found += [(c.task, c.estimator, records.read_ended(run.folder(c))) for _, c in run.cells if any(c.foreign)]
+    inputs: dict[str, dict[str, list[dict[str, str]]]] = {}
+    reads: dict[str, list[dict[str, str | None]]] = {}
+    for task, estimator, ended in found:
+        if isinstance(ended.get("inputs"), dict) and isinstance(ended.get("read"), dict) and ended["read"]:
+            inputs.setdefault(task, {}).setdefault(estimator, []).append(ended["inputs"])
+            reads.setdefault(task, []).append(ended["read"])
+    for task, read in reads.items():
+        if names := plugin_inputs.uneven(read):
+            note(
+                f"{names[0]} was changed between cells of {task}, which code of plugins read it for: they don't go "
+                "together; give --fresh to make them anew"
+            )
+    known = {
+        task: {label: {plugin_inputs.READ: plugin_inputs.united(parts)} for label, parts in mine.items()}
+        for task, mine in inputs.items()
+    }
+    return dict(config) | {"facts": joined(config["facts"], {"estimators": known})}
 
 
 def _texts(path: Path, note: Callable[[str], None]) -> list[dict[str, Any]]:

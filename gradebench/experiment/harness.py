@@ -435,7 +435,9 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
         if changed:
             _discard(plan, cell, folder)
         found = (record.frame(status), status, reason, record.probe_frame(), record.samples)
-        records.write_cell(folder, key, *found, about=about(cell, known) | {"read": what_was_read(cell)})
+        read = what_was_read(cell)
+        also = about(cell, known) | {"read": read, "inputs": followed.inputs(read)}
+        records.write_cell(folder, key, *found, about=also)
         if status == "skipped":
             training_file(plan, cell).unlink(missing_ok=True)
     return status, reason

@@ -29,7 +29,7 @@ from gradebench.core.options import with_values
 from gradebench.core.seeds import parse_seeds
 from gradebench.core.task import Task
 from gradebench.experiment import earlier, harness, repeat
-from gradebench.experiment.cells import Failures, Progress, Run, carry_out, drop_damaged, gather, pending
+from gradebench.experiment.cells import Failures, Progress, Run, carry_out, drop_damaged, gather, pending, with_inputs
 from gradebench.experiment.isolation import unchanged
 from gradebench.experiment.launchers import default_jobs, launched
 from gradebench.experiment.plan import Cell, Plan
@@ -518,6 +518,8 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
         interrupted = True
     finally:
         progress.stop()
+    if (known := with_inputs(run, config, progress.note)) != config:
+        records.write_json(run.out / "config.json", known)
     metrics, probes, samples = gather(run, progress.note)
     tables.write_parquet(metrics, run.out / "metrics.parquet")
     if samples:

@@ -17,7 +17,7 @@ from pathlib import Path
 import gradebench
 from gradebench.core.errors import InputError
 from gradebench.plugins.plugin_source import locate
-from gradebench.storage.followed import Stamp, file_digest, stamp_of
+from gradebench.storage.followed import Stamp, declare, file_digest, stamp_of
 
 FILE = "gradebench_file_"  # what the names of modules begin with that were run from a file
 
@@ -44,11 +44,13 @@ def with_declared(digest: str, file: str, declared: Iterable[str]) -> str:
         place = Path(file).resolve().parent / Path(name).expanduser()
         if name.startswith("$"):
             lines.append(f"{name} {os.environ.get(name[1:])}")
+            declare([name], file)
         elif not place.exists():
             raise InputError(f"{file} depends on {name}, and there is no {place}; mend its depends_on")
         else:
             files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
             lines += [f"{path.relative_to(place.parent)} {file_digest(str(path))}" for path in files]
+            declare(map(str, files), str(Path(file).resolve()))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if names else digest
 
 
@@ -67,7 +69,8 @@ def _collected(module: str, file: str) -> tuple[dict[str, Stamp], str]:
             continue
         found[path] = stamp_of(path)
         content = Path(path).read_bytes()
-        sha.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+        said = Path(path).name if name.startswith(FILE) else name  # whose name has where it lies in it
+        sha.update(f"{said} {hashlib.sha256(content).hexdigest()}\n".encode())
         for imported in _imports(content, name, Path(path).name == "__init__.py"):
             origin = _beside(imported, file) if module.startswith(FILE) else None
             origin = origin or _origin(imported)

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import CodeType, FrameType
@@ -21,6 +21,7 @@ from gradebench.storage.digests import of_file
 
 Stamp = tuple[int, int, int]
 _GONE: Stamp = (0, 0, 0)
+ABSENT, OR = "absent", " or "  # in place of a digest, and between several
 _COPY = 8  # different variables read at one place: a copy of all, that depends on none
 _SYSTEM = ("/proc/", "/sys/", "/dev/", "/usr/", "/etc/")
 
@@ -45,6 +46,8 @@ class _Following:
         self.written: set[str] = set()
         self.variables: dict[tuple[CodeType, int], dict[str, str | None]] = {}  # by place in the code
         self.loaded: dict[str, str | None] = {}  # files of modules, with their digests
+        self.declared: dict[str, str] = {}  # names that code says it depends on, and the file of that code
+        self.readers: dict[str, str] = {}  # by name, the file of the code that read it first
         self.on = False
 
 
@@ -78,7 +81,34 @@ def read(besides: Collection[str] = ()) -> dict[str, str | None]:
     for values in _following.variables.values():
         if len(values) < _COPY:
             found |= values
+    found |= {name: _now(name) for name in _following.declared if name not in found}
     return {name: found[name] for name in sorted(found) if name not in besides}
+
+
+def declare(names: Iterable[str], file: str) -> None:
+    """Counts as read: paths, and variables as $NAME, that the code in a file says it depends on."""
+    for name in names:
+        _following.declared.setdefault(name, file)
+        _following.readers.setdefault(name, file)
+
+
+def inputs(read: Mapping[str, str | None]) -> dict[str, str]:
+    """What was `read`, as it can be held against that of a run made elsewhere: by names that don't say where files lie,
+    each with its digest, or the digests of all that have the name."""
+    digests: dict[str, set[str]] = {}
+    for name, digest in read.items():
+        digests.setdefault(_portable(name), set()).add(digest or ABSENT)
+    return {name: OR.join(sorted(found)) for name, found in sorted(digests.items())}
+
+
+def _portable(name: str) -> str:
+    """ "words/list.txt (mine.py)": from where the code stands that read it, or by the last part of its path."""
+    reader = _following.readers.get(name)
+    if reader is None:  # a module
+        return os.path.basename(name)
+    inside = not name.startswith("$") and Path(name).is_relative_to(Path(reader).parent)
+    short = name if name.startswith("$") else os.path.relpath(name, Path(reader).parent) if inside else Path(name).name
+    return f"{short} ({os.path.basename(reader)})"
 
 
 def stale(once: Any) -> list[str]:
@@ -158,7 +188,9 @@ def _hear(event: str, details: tuple[Any, ...]) -> None:
     """The audit hook: every file that is opened below a function of a plugin."""
     if event != "open" or not isinstance(details[0], str | bytes | os.PathLike):
         return
-    if not any(_is_own(frame.f_code.co_filename) for frame in _callers(sys._getframe(1))):
+    places = (frame.f_code.co_filename for frame in _callers(sys._getframe(1)))
+    reader = next(filter(_is_own, places), None)
+    if reader is None:
         return
     path, mode, flags = os.path.abspath(os.fsdecode(details[0])), details[1], details[2]
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -166,6 +198,7 @@ def _hear(event: str, details: tuple[Any, ...]) -> None:
         _following.written.add(path)
     elif not path.endswith(".pyc") and not path.startswith(_SYSTEM) and not path.startswith(_LIBRARY):
         _following.opened[path] = stamp_of(path)
+        _following.readers.setdefault(path, reader)
 
 
 class _Environment(type(os.environ)):  # type: ignore[misc]
@@ -181,6 +214,7 @@ class _Environment(type(os.environ)):  # type: ignore[misc]
         )
         if not name.startswith("GRADEBENCH_") and _is_own(caller.f_code.co_filename):
             place = (caller.f_code, caller.f_lasti)
+            _following.readers.setdefault(f"${name}", caller.f_code.co_filename)
             _following.variables.setdefault(place, {}).setdefault(f"${name}", _of_value(value))
         if value is None:
             raise KeyError(name)

@@ -42,7 +42,7 @@ def nothing_read_before(monkeypatch):
     """What code of plugins has read in earlier tests, whose process this is, counts for no cell here."""
     from gradebench.storage import followed
 
-    for name in ("opened", "variables", "loaded"):
+    for name in ("opened", "variables", "loaded", "declared", "readers"):
         monkeypatch.setattr(followed._following, name, {})
     monkeypatch.setattr(followed._following, "written", set())
 

@@ -169,6 +169,22 @@ def test_seeds_are_paired_by_their_number():
     assert row["measured"] == pytest.approx((draws(0.7) - draws(0.5, seed=1))[1:].mean())
 
 
+@pytest.mark.parametrize(("a", "b", "ends"), [(1e200, 1e-200, (math.inf,) * 3), (1e-200, 1e200, (0.0,) * 3)])
+def test_a_ratio_too_large_to_be_a_number_is_infinite(a, b, ends):
+    """And where its upper end alone is, that."""
+    one = claim(metric="gradient_variance", form="ratio", at_least=1.0)
+    row = verdict_of(one, run_of("gradient_variance", a=a * np.exp(draws(0)), b=b * np.exp(draws(0, seed=1))))
+    assert (row["measured"], row["ci_low"], row["ci_high"]) == ends
+    assert row["verdict"] == ("supported" if a > b else "contradicted")
+    wide = a ** np.linspace(0.5, 1.0, 8)
+    row = verdict_of(one, run_of("gradient_variance", a=wide, b=1 / wide))
+    assert sorted([row["ci_low"], row["measured"], row["ci_high"]]) == [row["ci_low"], row["measured"], row["ci_high"]]
+    assert math.isfinite(row["ci_low"]) and (row["ci_high"] == math.inf) == (a > b)
+    assert (
+        claims._exp(709.5) == math.exp(709.5) and claims._exp(710.0) == math.inf and math.isnan(claims._exp(math.nan))
+    )
+
+
 def test_what_a_run_says_nothing_on_is_untested_with_the_reason():
     metrics = run_of(a=draws(0.7), b=draws(0.5))
     would = "; this would test it: gradebench run -e a -e"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -108,6 +109,19 @@ def test_columns_of_a_leaderboard_of_any_size_are_numbers_or_empty(rows, shared)
         found = gradient_columns(frame)
     for name in COLUMNS:
         assert not np.isinf(found[name]).any(), name
+
+
+def test_an_interval_whose_end_is_too_large_to_be_a_number_warns_nobody():
+    places = [(name, seed, 0) for name in "ab" for seed in range(3)]
+    index = pd.MultiIndex.from_tuples(places, names=["estimator", "seed", "step"])
+    frame = pd.DataFrame(1.0, index=index, columns=[f"gradient_{name}" for name in RAW])
+    frame["gradient_variance"] = [1e-300, 1.0, 1e300] * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = gradient_columns(frame)
+    assert (
+        found[[name for name in found if "variance" in name]].isna().all(axis=None)
+    )  # wider than a factor can be told
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------

@@ -63,7 +63,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(followed._following, "loaded", {})
     for name in ("helper", "sideways"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    return tmp_path
+    yield tmp_path
+    for name in ("helper", "sideways"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("way", WAYS)
