@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from gradebench.analysis import curves, runs, tables
+from gradebench.analysis import curves, fields, runs, tables
 from gradebench.reporting import terminal_tables
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of `gradebench run --steps 640`")
-    parser.add_argument("--axis", default="steps", choices=list(curves.AXES))
-    parser.add_argument("--by", default=None, choices=curves.METRICS, help="default: the objective")
+    parser.add_argument("--axis", default="steps", choices=list(fields.AXES))
+    parser.add_argument("--by", default=None, choices=fields.METRICS, help="default: the objective")
     parser.add_argument("--pair", nargs=2, default=["grade-ste", "rloo"], metavar=("A", "B"))
     parser.add_argument("--csv", type=Path, help="folder for leaders.csv and crossings.csv")
     chosen = parser.parse_args()

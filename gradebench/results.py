@@ -12,6 +12,7 @@ from gradebench.analysis import curves as at_budgets
 from gradebench.analysis import frontier as frontiers
 from gradebench.analysis import runs, tables
 from gradebench.analysis.design import read_design
+from gradebench.analysis.fields import AXES, METRICS
 from gradebench.core.errors import InputError
 from gradebench.core.schema import PROBES_COLUMNS, PROBES_NUMBERS
 from gradebench.storage.digests import require_as_written
@@ -97,7 +98,7 @@ class Results:
         return _refused(at_budgets.crossings_of, self.metrics, *self._along(axis, by), pairs)
 
     def _along(self, axis: str, by: str | None) -> tuple[str | None, list[str]]:
-        for name, value, known in (("axis", axis, tuple(at_budgets.AXES)), ("by", by, (*at_budgets.METRICS, None))):
+        for name, value, known in (("axis", axis, tuple(AXES)), ("by", by, (*METRICS, None))):
             if value not in known:
                 raise InputError(f"{name} {value!r} is none of {', '.join(filter(None, known))}")
         return by, [axis]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gradebench.analysis import curves, statistics, tables
+from gradebench.analysis import curves, fields, statistics, tables
 from gradebench.core import schema
 from gradebench.reporting import figures
 
@@ -44,7 +44,7 @@ def changing(seeds=range(8), **other):
 
 
 def curve(budgets, values):
-    return curves.Curve(np.array(budgets, dtype=float), np.array(values, dtype=float))
+    return fields.Curve(np.array(budgets, dtype=float), np.array(values, dtype=float))
 
 
 # --- one seed's curve
@@ -52,15 +52,15 @@ def curve(budgets, values):
 
 def test_budgets_between_evaluations_are_linear_in_their_logarithm():
     one = curve([0, 5, 20, 80], [9, 1, 3, 4])
-    read = curves.at_budgets(one, [5, 10, 20, 40, 80], "steps")
+    read = fields.at_budgets(one, [5, 10, 20, 40, 80], "steps")
     assert read == pytest.approx([1, 2, 3, 3.5, 4], rel=1e-12)
 
 
 def test_nothing_is_extrapolated_or_read_across_a_missing_value():
     one = curve([0, 5, 20, 80, 160], [9, 1, np.nan, 4, 5])
-    read = curves.at_budgets(one, [2, 5, 10, 40, 80, 160, 161], "samples")
+    read = fields.at_budgets(one, [2, 5, 10, 40, 80, 160, 161], "samples")
     assert np.isnan(read).tolist() == [True, False, True, True, False, False, True]
-    assert np.isnan(curves.at_budgets(curve([0], [1]), [1.0], "steps")).all()
+    assert np.isnan(fields.at_budgets(curve([0], [1]), [1.0], "steps")).all()
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_nothing_is_extrapolated_or_read_across_a_missing_value():
     ],
 )
 def test_a_divergence_is_read_where_it_is_first_come_to(kl, wanted, read):
-    assert curves.at_budgets(curve(kl, [0, 1, 2, 3]), wanted, "kl") == pytest.approx(read, nan_ok=True)
+    assert fields.at_budgets(curve(kl, [0, 1, 2, 3]), wanted, "kl") == pytest.approx(read, nan_ok=True)
 
 
 # --- the table
