@@ -1,13 +1,10 @@
 """Labelled corpora of reviews: read from a file, a folder or the hub, and split with no text or film in two parts."""
 
-import csv
 import hashlib
-import io
 import json
 import os
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +15,16 @@ import pandas as pd
 
 from gradebench.core.errors import InputError
 from gradebench.storage.hub import HubUnreachable, first_line, hub_refusal, seconds_to_ask, silent_hub
+from gradebench.tasks.corpus_files import (
+    LABEL_COLUMNS,
+    LABEL_OF,
+    READERS,
+    bytes_of,
+    column_of,
+    read_folder,
+    sidecar_films,
+    values_of,
+)
 
 HUB_DATASET = "stanfordnlp/imdb"
 FEWEST_TEXTS = 100
@@ -25,15 +32,10 @@ EMBEDDED, FROM_HUB = RESERVED = ("embedded", "imdb-hub")  # names of corpora tha
 
 # The accepted column names; a corpus has one of each.
 TEXT_COLUMNS = ("text", "review", "sentence")
-LABEL_COLUMNS = ("label", "sentiment")
 FILM_COLUMNS = ("movie", "film")
 
-_NEGATIVE, _POSITIVE = ("0", "0.0", "false", "neg", "negative"), ("1", "1.0", "true", "pos", "positive")
-_LABEL_OF = dict.fromkeys(_NEGATIVE, 0) | dict.fromkeys(_POSITIVE, 1)
 _SPLIT_OF = {"train": "train", "test": "test"}
-_SENTIMENTS = ("neg", "pos")
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
-_FILM_ID = re.compile(r"tt\d+")
 
 # The parts' shares of all rows. The reward model and the gold judge get equal ones, so that neither is the better for
 # having seen more; the policy's prompts need only openings, hence less.
@@ -87,15 +89,15 @@ def read_corpus(path: str | Path) -> Corpus:
     """
     path = Path(os.path.expanduser(path))
     if os.path.isdir(path):  # unlike Path.is_dir, doesn't raise in a folder that is closed to us
-        return _corpus(_unreserved(path.resolve().name), _read_folder(path), str(path))
+        return _corpus(_unreserved(path.resolve().name), read_folder(path), str(path))
     suffix = path.suffix.lower()
-    if os.path.exists(path) and suffix not in _READERS:
-        raise InputError(f"{path}: unknown suffix {suffix!r}; give a folder or one of {', '.join(_READERS)}")
-    data = _bytes_of(path)  # ahead of the reader: a missing file is refused as missing, whatever its suffix
-    frame = _READERS[suffix](data, path)
+    if os.path.exists(path) and suffix not in READERS:
+        raise InputError(f"{path}: unknown suffix {suffix!r}; give a folder or one of {', '.join(READERS)}")
+    data = bytes_of(path)  # ahead of the reader: a missing file is refused as missing, whatever its suffix
+    frame = READERS[suffix](data, path)
     sidecar = path.with_name(f"{path.stem}_meta.parquet")
-    if _column(frame, FILM_COLUMNS, str(path)) is None and os.path.exists(sidecar):
-        frame = frame.assign(movie=_sidecar_films(sidecar, len(frame)))
+    if column_of(frame, FILM_COLUMNS, str(path)) is None and os.path.exists(sidecar):
+        frame = frame.assign(movie=sidecar_films(sidecar, len(frame)))
     return _corpus(_unreserved(path.stem), frame, str(path))
 
 
@@ -185,18 +187,18 @@ def _deal(
 
 def _corpus(name: str, frame: pd.DataFrame, source: str) -> Corpus:
     """Returns the corpus in a frame with columns under any accepted name: checked, cleaned, without repeats."""
-    text, label = _column(frame, TEXT_COLUMNS, source), _column(frame, LABEL_COLUMNS, source)
+    text, label = column_of(frame, TEXT_COLUMNS, source), column_of(frame, LABEL_COLUMNS, source)
     if len(frame) == 0:
         raise InputError(f"{source}: no rows; give a corpus of at least {FEWEST_TEXTS} labelled texts")
     if text is None or label is None:
         found = ", ".join(f"{str(column)!r:.40}" for column in frame.columns[:10])
         wanted = f"a text ({', '.join(TEXT_COLUMNS)}) and a label ({', '.join(LABEL_COLUMNS)})"
         raise InputError(f"{source}: lacks a column; found {found}; wanted {wanted}")
-    film, split = _column(frame, FILM_COLUMNS, source), _column(frame, ("split",), source)
+    film, split = column_of(frame, FILM_COLUMNS, source), column_of(frame, ("split",), source)
     rows = pd.DataFrame({"text": _clean_texts(text, source)}, dtype=object)
-    rows["label"] = _recoded(label, _LABEL_OF, "0 or 1, neg or pos, negative or positive", source)
+    rows["label"] = _recoded(label, LABEL_OF, "0 or 1, neg or pos, negative or positive", source)
     rows["official"] = "" if split is None else _recoded(split, _SPLIT_OF, "train or test, or drop this column", source)
-    rows["film"] = "" if film is None else [str(value).strip() for value in _values(film)]
+    rows["film"] = "" if film is None else [str(value).strip() for value in values_of(film)]
     kept = _without_repeats(rows)
     if len(kept) < FEWEST_TEXTS:
         raise InputError(f"{source}: {len(kept)} usable texts (not empty, not repeated); give at least {FEWEST_TEXTS}")
@@ -233,18 +235,9 @@ def _without_repeats(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[in_test | ~rows["text"].isin(rows.loc[in_test, "text"])].drop_duplicates("text")
 
 
-def _column(frame: pd.DataFrame, names: tuple[str, ...], source: str) -> pd.Series | None:
-    """Returns the column under one of `names`, letter case aside; None where there is none, refused where several are."""
-    found = [position for position, column in enumerate(frame.columns) if str(column).strip().casefold() in names]
-    if len(found) > 1:
-        listed = " and ".join(f"{str(frame.columns[position])!r:.40}" for position in found)
-        raise InputError(f"{source}: {listed} are columns of one meaning; keep one of them, or rename the others")
-    return frame.iloc[:, found[0]] if found else None
-
-
 def _clean_texts(column: pd.Series, source: str) -> list[str]:
     texts = []
-    for row, value in enumerate(_values(column), start=1):
+    for row, value in enumerate(values_of(column), start=1):
         try:
             value.encode()  # jsonl can spell half of a surrogate pair, which no tokenizer takes
         except (AttributeError, UnicodeEncodeError) as error:
@@ -255,145 +248,12 @@ def _clean_texts(column: pd.Series, source: str) -> list[str]:
 
 def _recoded(column: pd.Series, codes: dict[str, Any], wanted: str, source: str) -> list[Any]:
     """Returns the code of each value, letter case aside; refuses the first value that has none."""
-    values = _values(column)
+    values = values_of(column)
     recoded = [codes.get(str(value).strip().casefold()) for value in values]
     if None in recoded:
         row = recoded.index(None)
         raise InputError(f"{source}: {column.name} {values[row]!r:.60} in row {row + 1}; give {wanted}")
     return recoded
-
-
-def _values(column: pd.Series) -> list[Any]:
-    """Returns the values as Python's own, "" for a missing one."""
-    return column.astype(object).where(column.notna(), "").tolist()
-
-
-def _read_parquet(data: bytes, path: Path) -> pd.DataFrame:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        table = parquet.read_table(io.BytesIO(data))
-        table.validate(full=True)  # else text that isn't UTF-8 comes to light much later
-        return table.to_pandas(ignore_metadata=True)  # what pandas had as an index is a column
-    except (ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path}: no readable parquet of UTF-8 text ({first_line(error)}); write it again") from error
-
-
-def _read_csv(data: bytes, path: Path, separator: str = ",") -> pd.DataFrame:
-    """All of it as text: a review that reads "NA" is a review. Refuses what could be read in two ways."""
-    text = _decoded(data, path)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    header: list[str] = []
-    rows = []
-    try:
-        for cells in filter(None, lines):  # without blank lines
-            header = header or cells
-            if len(cells) != len(header):
-                wanted = f"{len(cells)} fields in line {lines.line_num}, {len(header)} in the header"
-                raise InputError(f'{path}: {wanted}; quote the texts, as in "a text"')
-            if any(_holds_a_row(cell, header, separator) for cell in cells):
-                where = f"the quoted text that ends in line {lines.line_num} holds what looks like further rows"
-                raise InputError(f"{path}: {where}; close its quotes, and double those within texts")
-            rows.append(cells)
-    except csv.Error as error:
-        where = f"line {lines.line_num} is malformed ({error})"
-        raise InputError(f"{path}: {where}; quote the texts, and double the quotes within") from error
-    return pd.DataFrame(rows[1:], columns=header, dtype=object)
-
-
-def _holds_a_row(cell: str, header: list[str], separator: str) -> bool:
-    """Whether a line within a cell ends in a label, or begins with one, where the labels stand at that end: a quote that
-    was never closed swallows the rows up to the next."""
-    if "\n" not in cell:
-        return False
-    first, last = (name.strip().casefold() in LABEL_COLUMNS for name in (header[0], header[-1]))
-    pieces = cell.split("\n")
-    ends = [piece.rpartition(separator)[2] for piece in pieces[:-1] if last and separator in piece]
-    begins = [piece.partition(separator)[0] for piece in pieces[1:] if first and separator in piece]
-    return any(end.strip().casefold() in _LABEL_OF for end in ends + begins)
-
-
-def _read_jsonl(data: bytes, path: Path) -> pd.DataFrame:
-    records = []
-    lines = _decoded(data, path).split("\n")
-    for number, line in ((number, line) for number, line in enumerate(lines, start=1) if line.strip()):
-        try:
-            records.append(dict(json.loads(line, object_pairs_hook=_object).items()))
-        except (ValueError, AttributeError, RecursionError) as error:  # AttributeError: JSON, but no object
-            raise InputError(f"{path}: line {number} isn't a JSON object ({first_line(error)}); mend it") from error
-    return pd.DataFrame(records, dtype=object)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{twice[0]!r:.40} comes twice")
-    return dict(pairs)
-
-
-_READERS: dict[str, Callable[[bytes, Path], pd.DataFrame]] = {
-    ".parquet": _read_parquet,
-    ".csv": _read_csv,
-    ".tsv": partial(_read_csv, separator="\t"),
-    ".jsonl": _read_jsonl,
-}
-
-
-def _sidecar_films(sidecar: Path, rows: int) -> list[Any]:
-    film = _column(_read_parquet(_bytes_of(sidecar), sidecar), ("movie",), str(sidecar))
-    if film is None:
-        raise InputError(f"{sidecar}: no column 'movie'; mend or remove this file of film ids")
-    if len(film) != rows:
-        raise InputError(f"{sidecar}: {len(film)} rows for the corpus's {rows}; mend or remove this file of film ids")
-    return _values(film)
-
-
-def _read_folder(root: Path) -> pd.DataFrame:
-    """Returns the reviews under root/train and root/test, or under root itself, each holding pos/ and neg/."""
-    sides = {side: root / side for side in ("train", "test") if os.path.isdir(root / side)} or {"": root}
-    for folder in (side / sentiment for side in sides.values() for sentiment in _SENTIMENTS):
-        if not os.path.isdir(folder):
-            lacking = folder.relative_to(root)
-            raise InputError(f"{root}: no folder {lacking}; give one with pos/ and neg/, or train/ and test/ of those")
-    rows = [row for split, side in sides.items() for name in _SENTIMENTS for row in _folder_rows(side, name, split)]
-    frame = pd.DataFrame(rows, columns=["text", "label", "movie", "split"])
-    return frame.drop(columns="split") if "" in sides else frame
-
-
-def _folder_rows(side: Path, sentiment: str, split: str) -> list[tuple[str, str, str, str]]:
-    films = _films_by_id(side / f"urls_{sentiment}.txt")
-    try:
-        names = [name for name in os.listdir(side / sentiment) if name.endswith(".txt")]
-    except OSError as error:
-        raise InputError(f"{side / sentiment}: can't be listed ({error.strerror}); check its permissions") from error
-    rows = []
-    for name in sorted(names, key=lambda name: (name.find("_"), name)):  # by number: shorter ids stand first
-        file, review = side / sentiment / name, name.removesuffix(".txt").partition("_")[0]
-        if films and review not in films:
-            raise InputError(f"{file}: urls_{sentiment}.txt has no line for this review; mend or remove that file")
-        rows.append((_decoded(_bytes_of(file), file), sentiment, films.get(review, ""), split))
-    return rows
-
-
-def _films_by_id(urls: Path) -> dict[str, str]:
-    """Returns the film id by the number of its line, "" where a line has none; empty where there is no such file."""
-    lines = _decoded(_bytes_of(urls), urls).splitlines() if os.path.exists(urls) else []
-    return {str(number): "".join(_FILM_ID.findall(line)[:1]) for number, line in enumerate(lines)}
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); check the path and its permissions") from error
-
-
-def _decoded(data: bytes, path: Path) -> str:
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")  # a mark some programs put before UTF-8
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} isn't UTF-8; save the file as UTF-8") from error
 
 
 def _cached_hub_frame() -> pd.DataFrame | None:
