@@ -1,8 +1,9 @@
 """Equal tuning: as many trials for every estimator, at the same learning rates, on seeds that no comparison uses."""
 
+import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from gradebench.core import options
 from gradebench.core.errors import InputError
 from gradebench.core.task import Task
 from gradebench.experiment import runner
-from gradebench.experiment.plan import Cell
+from gradebench.experiment.plan import Cell, Plan
 from gradebench.plugins import registry
 from gradebench.storage import digests, files, records
 from gradebench.storage.tuned import CURVES, CURVES_COLUMNS
@@ -119,72 +120,89 @@ def tune(
     for label, task in run.tasks.items():
         tried = ", ".join(f"{rate:g}" for rate in sorted(rates[label]))
         progress.note(f"{label} [{task.setting}]: learning rates {tried} for every estimator, on seeds {request.seeds}")
-    asked = [(replace(plan, checkpoints=0), cell) for plan, cell in run.cells]
-    steps = {cell.task: plan.steps for plan, cell in asked}
-    budgets = {cell.task: [step for step in plan.evaluation_steps if step] for plan, cell in asked}
-    betas = {label: task.beta for label, task in run.tasks.items()}
+    grid = _Grid(run, [(replace(plan, checkpoints=0), cell) for plan, cell in run.cells])
     run.cells = [
         (replace(plan, learning_rate=rate), trial)
-        for plan, cell in asked
+        for plan, cell in grid.asked
         for rate, trial in _trials(cell, rates[cell.task], vary.get(cell.estimator, ()))
     ]
-
-    def mine(metrics: pd.DataFrame) -> pd.DataFrame:
-        """Trials of earlier commands in the folder count; tasks that this one doesn't tune have tables of their own."""
-        return metrics[metrics["task"].isin(list(steps))]
-
-    extended: set[float] = set()
     with files.exclusive_lock(run.out):
         outcome = runner.measure(request, run, progress)
-        rows = trials_of(mine(outcome.metrics), budgets, betas)
-        for _ in range(extensions if not outcome.interrupted else 0):
-            more = {place: rate for place, rate in beyond(rows, steps).items() if place[1] not in vary}
+        rows = grid.trials(outcome.metrics)
+        further: set[float] = set()
+        for _ in range(extensions):
+            if outcome.interrupted:
+                break
+            more = {place: rate for place, rate in beyond(rows, grid.steps).items() if place[1] not in vary}
             if not more:
                 break
-            extended |= set(more.values())
-            run.cells += [
-                (replace(plan, learning_rate=more[place]), trial)
-                for plan, cell in asked
-                if (place := (cell.task, cell.estimator)) in more
-                for _, trial in _trials(cell, [more[place]], ())
-            ]
+            further |= set(more.values())
+            run.cells += grid.at(more)
             progress.note(
                 "best at an end: " + ", ".join(f"{name} goes on at {rate:g}" for (_, name), rate in more.items())
             )
             again = runner.measure(replace(request, resume=True), run, progress)
             outcome = replace(again, reused=outcome.reused)
-            rows = trials_of(mine(outcome.metrics), budgets, betas)
-            if outcome.interrupted:
-                break
-    beyond_ends = {rate for rate in extended if not any(rate in asked_for for asked_for in rates.values())}
-    rates = {label: sorted(set(rows.loc[rows["task"] == label, "learning_rate"]) - beyond_ends) for label in rates}
-    curves = curves_of(rows)
-    choices = {
-        "protocol": {
-            "criterion": "reward - beta * KL on validation prompts at the last step, mean over seeds",
-            "choice": "the maximum of a local quadratic along the logarithm of the rate",
-            "extensions": extensions,
-            "seeds": sorted(map(int, rows["seed"].unique())),
-        },
-        "tasks": {
-            label: {
-                "setting": task.setting,
-                "steps": steps[label],
-                "beta": betas[label],
-                "rates": sorted(rates[label]),
-                "estimators": chosen(rows[rows["task"] == label], steps[label]),
-                "budgets": {
-                    str(budget): chosen(rows[rows["task"] == label], budget, final=False) for budget in budgets[label]
-                },
-            }
-            for label, task in run.tasks.items()
-        },
-    }
+            rows = grid.trials(outcome.metrics)
+    further -= {rate for asked in rates.values() for rate in asked}
+    curves, choices = curves_of(rows), grid.choices(rows, further, extensions)
     tables.write_csv(rows, run.out / "trials.csv")
     tables.write_csv(curves, run.out / CURVES)
     records.write_json(run.out / "tuned.json", choices)
     digests.seal(run.out, records.READ_AGAIN)
     return Tuned(curves, choices, run, outcome)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What a tuning trains, before it has rates: the cells that were asked for, and their tasks' budgets."""
+
+    run: runner.Run
+    asked: Sequence[tuple[Plan, Cell]]
+
+    @functools.cached_property
+    def steps(self) -> dict[str, int]:
+        return {cell.task: plan.steps for plan, cell in self.asked}
+
+    @functools.cached_property
+    def budgets(self) -> dict[str, list[int]]:
+        """By task, the steps after 0 at which it is evaluated."""
+        return {cell.task: [step for step in plan.evaluation_steps if step] for plan, cell in self.asked}
+
+    def at(self, rates: Mapping[tuple[str, str], float]) -> list[tuple[Plan, Cell]]:
+        """The cells of some (task, estimator), each at its rate."""
+        return [
+            (replace(plan, learning_rate=rates[place]), trial)
+            for plan, cell in self.asked
+            if (place := (cell.task, cell.estimator)) in rates
+            for _, trial in _trials(cell, [rates[place]], ())
+        ]
+
+    def trials(self, metrics: pd.DataFrame) -> pd.DataFrame:
+        """Those of earlier commands in the folder too; tasks that this one doesn't tune have tables of their own."""
+        mine = metrics[metrics["task"].isin(list(self.steps))]
+        return trials_of(mine, self.budgets, {label: task.beta for label, task in self.run.tasks.items()})
+
+    def choices(self, rows: pd.DataFrame, further: Collection[float], extensions: int) -> dict[str, Any]:
+        """What tuned.json holds; `further` are the rates that lie beyond the ends of those asked for."""
+        protocol = {
+            "criterion": "reward - beta * KL on validation prompts at the last step, mean over seeds",
+            "choice": "the maximum of a local quadratic along the logarithm of the rate",
+            "extensions": extensions,
+            "seeds": sorted(map(int, rows["seed"].unique())),
+        }
+        tasks = {}
+        for label, task in self.run.tasks.items():
+            mine, steps = rows[rows["task"] == label], self.steps[label]
+            tasks[label] = {
+                "setting": task.setting,
+                "steps": steps,
+                "beta": task.beta,
+                "rates": sorted(set(mine["learning_rate"]) - set(further)),
+                "estimators": chosen(mine, steps),
+                "budgets": {str(budget): chosen(mine, budget, final=False) for budget in self.budgets[label]},
+            }
+        return {"protocol": protocol, "tasks": tasks}
 
 
 def _trials(cell: Cell, rates: Sequence[float], varied: Sequence[Varied]) -> list[tuple[float, Cell]]:
