@@ -1,7 +1,7 @@
 """What the open options of task `imdb` stand for, and what that takes.
 
-`paper` is the setting of GRADE (Nel 2025, arXiv:2601.11574) as far as its abstract and its author's public repository
-(github.com/LukasNel/gradeste) tell it; docs/presets.md says what is known from where, and what isn't.
+`paper` is the setting of GRADE (Nel 2025, arXiv:2601.11574); docs/presets.md says where each part of it is from, and what
+differs here.
 """
 
 from collections.abc import Mapping
@@ -69,13 +69,13 @@ PAPER = Preset(
     "paper",
     "hub",
     "paper",
-    round(0.1 / 48, 6),  # 0.1 a nat of the mean over 48 tokens
+    round(0.1 / 64, 6),  # 0.1 a nat of the mean over 64 tokens
     "Qwen/Qwen3-4B",
-    16,  # 4, accumulated 4 times
+    16,  # 1, accumulated 16 times
     checkpointing=4,
     lora=16,
     precision="bfloat16",
-    learning_rate=1e-4,
+    learning_rate=1e-5,
     parameters=4_022,
     megabytes=8_045,
     vocabulary=151_936,

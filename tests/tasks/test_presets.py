@@ -50,8 +50,8 @@ def test_paper_is_the_published_setting_as_far_as_it_is_known():
     task = Imdb(preset="paper")
     expected = {"corpus": "hub", "policy": "Qwen/Qwen3-4B", "reward": "trained", "lora": 16, "precision": "bfloat16"}
     assert expected.items() <= task.options.items()
-    assert task.options["kl"] == pytest.approx(0.1 / 48, rel=1e-3)
-    assert (task.size.prompt, task.size.horizon, task.size.prompts) == (32, 48, 10_000)
+    assert task.options["kl"] == pytest.approx(0.1 / 64, rel=1e-3)
+    assert (task.size.prompt, task.size.horizon, task.size.prompts) == (32, 64, 10_000)
 
 
 def test_a_worker_builds_the_same_task_from_the_options_that_were_settled():
