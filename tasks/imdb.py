@@ -26,7 +26,7 @@ from gradebench.storage.tuned import trials_in_words
 from gradebench.tasks import grammar
 from gradebench.tasks.corpora import EMBEDDED, Corpus, HubUnreachable, hub_corpus, read_corpus, split_corpus
 from gradebench.tasks.judge import load_judge, train_judge
-from gradebench.tasks.presets import GPT2, MINI, PAPER
+from gradebench.tasks.presets import GPT2, MINI, PAPER, SMOLLM2
 
 SPLIT_SEED = 0  # of instance 0's corpus, splits and everything trained before the comparison; others count on from it
 _READ = ("train", "reward", "judge")  # parts that vocabulary and policy learn from
@@ -51,6 +51,7 @@ class Size:
 SIZES = {
     "mini": Size(64, 2, 4, 1000, 8, 12, 256, 700, 400, 40),
     "small": Size(128, 2, 4, 1000, 12, 16, 1024, 2500, 1500, 150),
+    "smollm2": Size(128, 2, 4, 1000, 12, 16, 1024, 2500, 1500, 100),
     "gpt2": Size(128, 2, 4, 1000, 16, 32, 1024, 2500, 2000, 200),
     "paper": Size(128, 2, 4, 1000, 32, 64, 10_000, 2500, 2000, 250),
 }
@@ -59,7 +60,7 @@ MADE_HERE = {
     "mini": "a minute, 2 GB of memory",
     "small": "with 18 cells of the real reviews half an hour, 4 GB of memory",
 }
-PRESETS = {preset.name: preset for preset in (MINI, GPT2, PAPER)}
+PRESETS = {preset.name: preset for preset in (MINI, SMOLLM2, GPT2, PAPER)}
 
 
 class ScratchReward(ScratchClassifier):
@@ -79,14 +80,14 @@ class Imdb(LanguageModelTask):
         self,
         corpus: Annotated[str, "auto (hub, else embedded), hub, embedded, or a path to reviews"] = "auto",
         size: Annotated[
-            Literal["auto", "mini", "small", "gpt2", "paper"],
+            Literal["auto", "mini", "small", "smollm2", "gpt2", "paper"],
             "of prompts, continuations and what is trained from scratch; auto: the preset's, or mini or small by corpus",
         ] = "auto",
         kl: Annotated[
             float | None, Range(0), "beta of the KL penalty, in reward per nat; none: the preset's, 0.05 in mini"
         ] = None,
         policy: Annotated[
-            str, "scratch, or a hub id or folder of any causal language model; auto: the preset's, scratch in mini"
+            str, "scratch, or a hub id, folder, GGUF file or package with a causal language model; auto: the preset's, scratch in mini"
         ] = "auto",
         reward: Annotated[
             str, "trained, or a hub id or folder of a sequence classifier, or a function, FILE.py:NAME or MODULE:NAME"
@@ -106,7 +107,7 @@ class Imdb(LanguageModelTask):
             "of given models' computations; what is trained stays in float32; auto: the preset's, float32 in mini",
         ] = "auto",
         preset: Annotated[
-            Literal["mini", "gpt2", "paper"],
+            Literal["mini", "smollm2", "gpt2", "paper"],
             "what the options left open stand for: small models made here, or real ones",
         ] = "mini",
         instance: Annotated[

