@@ -142,6 +142,30 @@ def test_a_reward_is_of_what_the_policy_wrote_after_the_prompt(counts, soft):
         assert problem.raw_reward(z[None]).tolist()[0] == pytest.approx(expected)
 
 
+def test_a_score_may_take_whole_texts():
+    class Whole(Counts):
+        def score(self, texts):
+            return [len(text.split()) for text in texts]
+
+    for sample in loaded(Whole).samples("test", generator(CPU)):
+        assert sample["reward"] == len(sample["text"].split())
+
+
+def test_a_reward_given_by_name_takes_the_place_of_the_pages_own(tmp_path, counts):
+    class Open(LanguageModelTask):
+        prompt_texts, corpus, pretraining, horizon = Counts.prompt_texts, Counts.corpus, QUICK, 5
+
+    file = tmp_path / "mine.py"
+    file.write_text("def score(prompts, completions):\n    return [len(text) for text in completions]\n")
+    task = loaded(Open, reward=f"{file}:score")
+    assert " reward=mine.py:score:" in task.setting and "reads texts" in task.lacks["soft_reward"]
+    for sample in task.samples("test", generator(CPU)):
+        assert sample["reward"] == len(sample["text"]) - len(sample["prompt"])
+    file.write_text("def score(texts):\n    return [1 for text in texts]\n")
+    with pytest.raises(InputError, match="was changed after the run had started; run again"):
+        task.load(CPU)
+
+
 def test_shorter_prompts_stand_behind_padding_that_nobody_reads(counts):
     assert counts.width == 3 and counts.pads["train"].any()
     problem = counts.problem("train", torch.arange(counts.sizes["train"]))
