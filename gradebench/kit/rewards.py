@@ -18,6 +18,7 @@ from gradebench.rewards.text_reward import (
     shares_tokens,
 )
 
+_TRIED = 8  # tokens of the trial, at most
 _TOLERANCE = 1e-4  # of two ways to one reward, relative to the largest
 
 
@@ -80,6 +81,7 @@ def try_reward(reward: Any, name: str, categories: int, length: int, counted: bo
 
     `counted`: whether texts end or are padded, so that it will be told which positions count.
     """
+    length = min(length, _TRIED)
     device = next((tensor.device for tensor in (*reward.parameters(), *reward.buffers())), torch.device("cpu"))
     ids = torch.arange(2 * length, device=device).view(2, length) % categories
     one_hots = functional.one_hot(ids, categories).float().requires_grad_()
