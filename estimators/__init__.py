@@ -1,1 +1,1 @@
-"""The built-in estimators, one file a family, written on the public API as a plugin would be."""
+"""The built-in estimators, one file per family, using only the public API as a plugin would."""

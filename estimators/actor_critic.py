@@ -1,4 +1,4 @@
-"""Actor and critic: a learned value of the prefix as the baseline; PPO takes several steps on one batch besides."""
+"""Actor-critic: a learned value of the prefix is the baseline. PPO also takes several steps on one batch."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -10,13 +10,13 @@ from gradebench.estimators.minibatches import enough_for, outside, shuffled
 
 
 class A2c(Estimator):
-    """Advantage actor-critic: each token is judged against the learned value of the prefix before it.
+    """Advantage actor-critic: the baseline of each token is a learned value of the prefix before it.
 
     Approximates  grad E_{z~p}[f(z)]
     With          sum_t A_t grad log p(z_t|z_<t),  A_t = f - V(z_<t) at lambda = 1
                   A_t = sum_l lambda^l delta_{t+l},  delta_t = r_t + V_{t+1} - V_t,  r_t = f at the last token, else 0
     Requires      black-box reward; learns a value head.
-    Bias          none at lambda = 1: V has not read the token, and was fitted to earlier draws. Else lambda trusts V.
+    Bias          none at lambda = 1: V doesn't see the token and is fitted to earlier draws. Else errors of V bias it.
     Cost a call   B reward calls, BT sampled tokens, 1 backward pass.
     Source        Mnih et al. 2016, section 4; lambda: Schulman et al. 2016, eq. 16.
                   Deviates: discount 1, no entropy bonus; the value head is linear in the policy's detached features.
@@ -40,7 +40,7 @@ class A2c(Estimator):
         alive = problem.alive(z)
         advantage = generalised_advantage(reward.detach(), value.detach(), self.lam, alive)
         value_target = advantage + value.detach()
-        objective = (advantage * problem.log_prob(z)).sum(-1) + reward  # grad f counts too
+        objective = (advantage * problem.log_prob(z)).sum(-1) + reward  # adds grad f
         return Estimate(problem.grad(objective.mean()), own_loss=mean_square(value - value_target, alive))
 
 
@@ -50,12 +50,12 @@ class Ppo(Estimator):
     Approximates  grad E_{z~p}[f(z)]
     With          sum_t grad min(w_t A_t, clip(w_t, 1 - e, 1 + e) A_t),  w_t = p_theta(z_t|z_<t) / p_old(z_t|z_<t)
                   A_t = sum_l lambda^l delta_{t+l},  delta_t = r_t + V_{t+1} - V_t,  r_t = f at the last token, else 0;
-                  where f = r - beta sum_t D_t:  r_t = r at the last token, else 0, less
-                  beta log p_old(z_t|z_<t) / p_ref(z_t|z_<t) at each
+                  if f = r - beta sum_t D_t:  r_t = r at the last token, else 0, minus
+                  beta log p_old(z_t|z_<t) / p_ref(z_t|z_<t) at each token
     Requires      black-box reward; learns a value head.
-    Bias          yes: lambda < 1 trusts V, whitening rescales, clipping and later epochs go off-policy.
+    Bias          yes: errors of V at lambda < 1, whitening rescales, clipping drops tokens, later steps are off-policy.
     Cost a batch  B reward calls, BT sampled tokens, epochs x minibatches backward passes of B / minibatches.
-    Source        Schulman et al. 2017, eq. 7 and 11; GAE: Schulman et al. 2016, eq. 16; the penalty by token and
+    Source        Schulman et al. 2017, eq. 7 and 11; GAE: Schulman et al. 2016, eq. 16; the penalty per token and
                   whitening: Ziegler et al. 2019, arXiv 1909.08593, and its code.
                   Deviates: discount 1; the value head is linear in the policy's detached features, its loss unclipped.
     """
@@ -70,10 +70,10 @@ class Ppo(Estimator):
         self,
         epochs: Annotated[int, Range(1), "passes over each batch"] = 4,
         minibatches: Annotated[int, Range(1), "parts of a batch, one gradient each"] = 2,
-        clip: Annotated[float, Range(0, low_open=True), "half-width of the ratio's trust interval"] = 0.2,
+        clip: Annotated[float, Range(0, low_open=True), "the ratio is clipped to 1 - clip, 1 + clip"] = 0.2,
         lam: Annotated[float, Range(0, 1), "lambda of the advantage estimate"] = 0.95,
         whiten: Annotated[bool, "advantages to mean 0 and standard deviation 1 in each batch"] = True,
-        kl: Annotated[Literal["token", "reward"], "the penalty: charged to each token, or inside f"] = "token",
+        kl: Annotated[Literal["token", "reward"], "the penalty: charged to each token, or part of f"] = "token",
     ):
         super().__init__()
         self.kl = kl
@@ -97,7 +97,9 @@ class Ppo(Estimator):
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         objective = torch.minimum(ratio * advantage, clipped * advantage).sum(-1).mean()
         value_error = self.value(part.features(z)).squeeze(-1) - batch["value_target"]
-        if "fixed_reward" not in problem.offers and not self.splits(problem):  # grad f counts, by importance later on
+        if "fixed_reward" not in problem.offers and not self.splits(
+            problem
+        ):  # adds grad f, importance-weighted later on
             objective = objective + batch["scale"] * (ratio.detach().prod(-1) * part.reward(z)).mean()
         alive = problem.alive(z)
         with torch.no_grad():
@@ -106,12 +108,12 @@ class Ppo(Estimator):
         return Estimate(part.grad(objective), own_loss=mean_square(value_error, alive), info=info)
 
     def splits(self, problem: Problem) -> bool:
-        """Whether the penalty is taken out of f. Charged to tokens it needs no grad f: that of log p has mean zero."""
+        """Whether tokens are charged with the penalty. It then needs no grad f, because grad log p has mean zero."""
         return problem.beta != 0 and self.kl == "token"
 
     @torch.no_grad()
     def rollout(self, problem: Problem, rng: torch.Generator) -> list[dict[str, Tensor]]:
-        """A fresh batch with its advantages, cut into the minibatches of every epoch."""
+        """A new batch with its advantages, split into the minibatches of every epoch."""
         z = problem.sample(self.n, rng)  # (n, B, T)
         splits = self.splits(problem)
         reward = problem.raw_reward(z) if splits else problem.reward(z)  # (n, B)
@@ -139,7 +141,7 @@ class Ppo(Estimator):
 
 
 def value_head(problem: Problem) -> nn.Linear:
-    """A linear value of the policy's features, zero at the start."""
+    """A linear value head on the policy's features, initialized at zero."""
     like = problem.params[0]
     head = nn.Linear(problem.feature_size, 1, device=like.device, dtype=like.dtype)
     nn.init.zeros_(head.weight)
@@ -148,16 +150,17 @@ def value_head(problem: Problem) -> nn.Linear:
 
 
 def mean_square(error: Tensor, alive: Tensor) -> Tensor:
-    """Over the tokens in `alive`: error and alive (n, B, T) to a scalar."""
+    """The mean square over the tokens in `alive`: error and alive (n, B, T) to a scalar."""
     return (error.square() * alive).sum() / alive.sum()
 
 
 def generalised_advantage(
     reward: Tensor, value: Tensor, lam: float, alive: Tensor | None = None, charge: Tensor | None = None
 ) -> Tensor:
-    """A_t = sum_l lambda^l delta_{t+l} for a reward at the last token in `alive` (None: at the last), and 0 after it.
+    """A_t = sum_l lambda^l delta_{t+l} for a reward at the last token in `alive` (None: the last one), and 0 after it.
 
-    Each token is charged `charge` besides. Shapes: reward (n, B), value, alive and charge (n, B, T); returns (n, B, T).
+    `charge` is subtracted from the reward of each token.
+    Shapes: reward (n, B), value, alive and charge (n, B, T); returns (n, B, T).
     """
     alive = torch.ones_like(value, dtype=torch.bool) if alive is None else alive
     goes_on = torch.cat([alive[..., 1:], torch.zeros_like(alive[..., :1])], -1)

@@ -1,4 +1,4 @@
-"""Control variates through a relaxation: unbiased by construction, tuned on earlier draws to lower the variance."""
+"""Control variates from a relaxation: unbiased by construction, and tuned on earlier draws to lower the variance."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -11,31 +11,31 @@ from gradebench.core.sampling import exponential
 
 
 class Rebar(Estimator):
-    """REBAR on sequences, in noise space: f on a fully soft chain as the control variate.
+    """REBAR on sequences, in noise space: the control variate is f on a fully relaxed rollout.
 
     Approximates  grad E_{z~p}[f(z)]
     With          (f(z) - eta c(G~)) grad log p(z) + eta grad c(G) - eta grad c(G~)
-                  c(G)  f on the soft chain y_t = softmax((log pi_t(y_<t) + G_t) / tau)
-                  G     free noise;  G~ the same noise as a function of theta given z, along the hard path
+                  c(G)  f on the relaxed rollout y_t = softmax((log pi_t(y_<t) + G_t) / tau)
+                  G     Gumbel noise;  G~ the noise given z, as a function of theta along the hard path
     Requires      differentiable reward.
-    Bias          none, on sequences too: c reads noise alone, never the hard prefix. eta and tau depend on
-                  earlier draws only.
+    Bias          none, on sequences too: c depends on the noise only, never on the hard prefix. eta and tau
+                  depend on earlier draws only.
     Cost a call   B reward calls hard and 2B relaxed, BT sampled and 2BT relaxed tokens, 1 backward pass, differentiated
                   once more while tau and eta learn.
     Source        Tucker et al. 2017, eq. 7.  Deviates: whole-sequence form in noise space, because the
-                  factorised one is biased on autoregressive policies; tau and eta descend the squared estimate.
+                  factorised form is biased on autoregressive policies; tau and eta minimize the squared estimate.
     """
 
     family = "control variate"
     unbiased = True
     needs = frozenset({"soft_reward"})
-    own_learning_rate = 0.1  # tau has to travel by factors within tens of steps: at tau = 1 a soft chain may explode
+    own_learning_rate = 0.1  # tau must change by large factors within tens of steps: gradients may explode at 1
 
     def __init__(
         self,
         tau: Annotated[float, Range(0, low_open=True), "temperature of the relaxation at the start"] = 1.0,
         eta: Annotated[float, Range(), "scale of the control variate at the start"] = 1.0,
-        learn: Annotated[bool, "learn tau and eta on the variance"] = True,
+        learn: Annotated[bool, "learn tau and eta by minimizing the variance"] = True,
     ):
         super().__init__()
         self.log_tau = nn.Parameter(torch.tensor(tau).log(), requires_grad=learn)
@@ -45,12 +45,12 @@ class Rebar(Estimator):
         z = problem.sample(self.n, rng)  # (n, B, T)
         reward = problem.reward(z)  # (n, B)
         logits = problem.logits(z)  # (n, B, T, V)
-        # Not detached: G~ moves with theta at fixed z. G takes its value, which couples the two controls.
+        # Not detached: G~ depends on theta at fixed z. G has the same value, which couples the two controls.
         tied = gumbel_given(logits, z, exponential(logits, rng)) - logits.log_softmax(-1)
         control = self.eta * self.soft_chain(problem, torch.cat([tied.detach(), tied]))  # (2n, B)
         free_control, tied_control = control.chunk(2)
-        # One pass for both terms: a weight multiplies a gradient without being differentiated by it, yet own_loss
-        # below reaches tau and eta through it.
+        # One pass for both terms: the gradient doesn't differentiate the weights, but own_loss below reaches tau and
+        # eta through them.
         values = torch.stack([problem.log_prob(z).sum(-1), reward + free_control - tied_control])  # (2, n, B)
         weights = torch.stack([reward.detach() - tied_control, torch.ones_like(reward)]) / reward.numel()
         learn = self.training and self.eta.requires_grad
@@ -58,7 +58,7 @@ class Rebar(Estimator):
         return with_squared_norm(problem, values, weights, learn, info)
 
     def soft_chain(self, problem: Problem, noise: Tensor) -> Tensor:
-        """c (n, B): f along the soft chain driven by noise (n, B, T, V)."""
+        """c (n, B): f along the relaxed rollout with this noise (n, B, T, V)."""
         steps: Iterator[Tensor] = iter(noise.unbind(2))
         tau = self.log_tau.exp()
         y = problem.rollout(lambda logits: ((logits.log_softmax(-1) + next(steps)) / tau).softmax(-1), len(noise))
@@ -66,21 +66,21 @@ class Rebar(Estimator):
 
 
 class Relax(Estimator):
-    """RELAX on sequences: a learned control variate at every step, for rewards that are a black box.
+    """RELAX on sequences: a learned control variate at every step, for black-box rewards.
 
     Approximates  grad E_{z~p}[f(z)]
     With          sum_t [(f(b) - c_t(z~_t)) grad log p(b_t|b_<t) + grad c_t(z_t) - grad c_t(z~_t)]
-                  z_t   log pi_t(b_<t) + G_t, whose largest entry is b_t;  z~_t the same given b_t
+                  z_t   log pi_t(b_<t) + G_t, whose largest entry is b_t;  z~_t the same, sampled given b_t
                   c_t   mean + deviation * network(softmax(z_t / tau), policy's detached features of b_<t), where
                         mean and deviation are moving averages over past rewards
     Requires      black-box reward; learns the network and tau.
-    Bias          none, on sequences too: c_t sees the sampled prefix and the relaxed token, never b_t nor what follows.
+    Bias          none, on sequences too: c_t sees the sampled prefix and the relaxed token, never b_t or later tokens.
                   c and tau depend on earlier draws only.
     Cost a call   B reward calls, BT sampled tokens, BT evaluations of c, 1 backward pass, differentiated once more
                   while c learns.
     Source        Grathwohl et al. 2018, sections 3.2 and 3.3.
-                  Deviates: a sum over steps; z~ at the noise that gives it the value of z; c and tau descend the
-                  squared norm of the whole estimate; moving averages spare c the size of the rewards.
+                  Deviates: a sum over steps; the noise is coupled so that z~ and z have the same value; c and tau
+                  minimize the squared norm of the whole estimate; moving averages remove the scale of the rewards.
     """
 
     family = "control variate"
@@ -103,7 +103,7 @@ class Relax(Estimator):
         self.token = nn.Linear(problem.categories, self.hidden, bias=False, device=device, dtype=dtype)
         self.prefix = nn.Linear(problem.feature_size, self.hidden, device=device, dtype=dtype)
         self.head = nn.Linear(self.hidden, 1, device=device, dtype=dtype)
-        # The token's layer is an embedding, of order one whatever V is; with the rest at zero, so is the network.
+        # The token's layer is an embedding of order one for any V. All else is zero, so the network outputs zero.
         nn.init.normal_(self.token.weight, generator=generator(device, "relax"))
         for p in (*self.prefix.parameters(), *self.head.parameters()):
             nn.init.zeros_(p)
@@ -111,7 +111,7 @@ class Relax(Estimator):
     def control(self, z: Tensor, features: Tensor) -> Tensor:
         """c_t (n, B, T) of perturbed log-probabilities z (n, B, T, V) and features of the prefix (n, B, T, D)."""
         _, mean, square = self.averages / self.averages[0].clamp_min(1e-12)
-        # Inputs are divided by the root of their number: a step of Adam moves all of their weights by as much.
+        # Inputs are divided by the root of their number, because a step of Adam changes all their weights equally.
         prefix = self.prefix(features / features.shape[-1] ** 0.5)
         units = (self.token((z / self.log_tau.exp()).softmax(-1)) + prefix).tanh()
         network = self.head(units / self.hidden**0.5).squeeze(-1)
@@ -121,14 +121,14 @@ class Relax(Estimator):
         b = problem.sample(self.n, rng)  # (n, B, T)
         reward = problem.reward(b)  # (n, B)
         logits = problem.logits(b)  # (n, B, T, V)
-        tied = gumbel_given(logits, b, exponential(logits, rng))  # z~, which moves with theta at fixed b
-        # z takes its noise G from the value of z~: a draw of z given b, as it must be. Their values are then equal,
-        # grad c(z) - grad c(z~) is c' times what their derivatives differ by, and one evaluation of c serves all terms.
+        tied = gumbel_given(logits, b, exponential(logits, rng))  # z~, which depends on theta at fixed b
+        # z gets its noise G from the value of z~, which is a valid draw of z given b. Their values are then equal,
+        # grad c(z) - grad c(z~) is c' times the difference of their derivatives, and one evaluation of c is enough.
         free = logits.log_softmax(-1)
         both = tied.detach() + (free - free.detach()) - (tied - tied.detach())
         control = self.control(both, problem.features(b))  # (n, B, T)
         values = torch.cat([problem.log_prob(b), (control.sum(-1) + reward).unsqueeze(-1)], -1)  # (n, B, T + 1)
-        # A weight multiplies a gradient without being differentiated by it, yet own_loss reaches c through it.
+        # The gradient doesn't differentiate the weights, but own_loss reaches c through them.
         advantage = reward.detach().unsqueeze(-1) - control
         weights = torch.cat([advantage, torch.ones_like(reward).unsqueeze(-1)], -1) / reward.numel()
         estimate = with_squared_norm(problem, values, weights, self.training, {"tau": self.log_tau.exp().item()})
@@ -144,17 +144,17 @@ class MuProp(Estimator):
 
     Approximates  grad E_{z~p}[f(z)]
     With          (f(b) - f(y) - eta M) grad log p(b) + eta sum_t a_t . grad pi_t(b_<t)
-                  y_t  = softmax(l_t(y_<t)), the mean field;  a_t = df / dy_t, through what y_t feeds into later too
-                  M    = sum_t a_t . (one_hot(b_t) - pi_t(b_<t)), what the draws add to their means, to first order
+                  y_t  = softmax(l_t(y_<t)), the mean field;  a_t = df / dy_t, also through the later y
+                  M    = sum_t a_t . (one_hot(b_t) - pi_t(b_<t)), the draws' deviations from their means, to first order
     Requires      differentiable reward.
-    Bias          none, on sequences too: y and a depend on no draw, and the terms of M have mean zero given their
-                  prefix. eta depends on earlier draws only.
+    Bias          none, on sequences too: y and a don't depend on the draws, and the terms of M have mean zero given
+                  their prefix. eta depends on earlier draws only.
     Cost a call   B reward calls hard and B relaxed, BT sampled and BT relaxed tokens, 2 backward passes, one of them
                   through the whole rollout.
     Source        Gu et al. 2016, section 3.  Deviates: draws are compared with their mean given the sampled prefix
-                  (equal to y_t where decisions are independent), and the second term runs along that prefix, because
-                  a_t . (one_hot(b_t) - y_t) is biased on autoregressive policies; scaled by eta, the regression of
-                  f(b) - f(y) on M over past draws, because derivatives of long rollouts may explode.
+                  (equal to y_t if decisions are independent), and the second term uses that prefix, because
+                  a_t . (one_hot(b_t) - y_t) is biased on autoregressive policies; M is scaled by eta, the regression
+                  coefficient of f(b) - f(y) on M over past draws, because derivatives of long rollouts may explode.
     """
 
     family = "control variate"
@@ -188,13 +188,13 @@ class MuProp(Estimator):
         eta = self.eta
         value = (residual - eta * innovation) * problem.log_prob(b).sum(-1) + eta * mean.sum(-1) + reward
         if self.training and self.learn:  # after use: an eta that saw its own draw would be biased
-            innovation = innovation.double()  # whose square may overflow
+            innovation = innovation.double()  # its square may overflow
             new = torch.stack([residual * innovation, innovation.square()]).mean((1, 2))
             self.averages.mul_(self.decay).add_(new.nan_to_num(0.0, 0.0, 0.0))
         return Estimate(problem.grad(value.mean()), info={"eta": eta})
 
     def mean_field(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """f(y) (1, B) and its derivative by every token (1, B, T, V), without a graph."""
+        """f(y) (1, B) and its derivative with respect to every token (1, B, T, V), without a graph."""
         tokens: list[Tensor] = []
 
         def mean(logits: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class MuProp(Estimator):
 def with_squared_norm(
     problem: Problem, values: Tensor, weights: Tensor, learn: bool, info: dict[str, float]
 ) -> Estimate:
-    """The sum of weights * grad values as an estimate whose own loss, if it is to `learn`, is its squared norm."""
+    """The estimate sum of weights * grad values; with `learn`, its own loss is its squared norm."""
     grad = problem.grad(values, weights if learn else weights.detach(), create_graph=learn)
     own_loss = torch.stack([g.square().sum() for g in grad]).sum() if learn else None
     return Estimate([g.detach() for g in grad], own_loss, info)

@@ -1,4 +1,4 @@
-"""Score-function estimators whose samples are coupled: two of one context avoid each other, and weights undo the bias."""
+"""Score-function estimators with negatively dependent samples in a context, and weights that correct the bias."""
 
 from typing import Annotated, ClassVar
 
@@ -13,15 +13,15 @@ class Disarm(Estimator):
 
     Approximates  grad E_{z~p}[f(z)]
     With          1/2 (f(b) - f(b')) sum_t w_t (s_t(b) - s_t(b')),  s_t(b) = grad log p(b_t|b_<t)
-                  w_t = sigmoid(|l_t|) while b and b' have the same prefix, 1 after they part;  l_t = logit of b_t = 1
-                  b_t = 1[u_t < p_t], b'_t = 1[1 - u_t < p_t] while they have the same prefix, u_t fresh for b' after
+                  w_t = sigmoid(|l_t|) while b and b' have the same prefix, else 1;  l_t = logit of b_t = 1
+                  b_t = 1[u_t < p_t], b'_t = 1[1 - u_t < p_t] with the same prefix, else with a new u_t for b'
     Requires      binary decisions; black-box reward.
-    Bias          none, on sequences too. Of one decision, s(b) - s(b') = (-1)^{b'} 1[b != b'] grad l.
+    Bias          none, on sequences too. For one decision, s(b) - s(b') = (-1)^{b'} 1[b != b'] grad l.
     Cost a call   2B reward calls, 2BT sampled tokens, 1 backward pass.
     Source        Dong et al. 2020, section 3; Yin et al. 2020 (U2G).
                   Deviates: on sequences the pair is antithetic up to its first difference, and leave-one-out from
-                  there, because the two then face different logits. Where no decision reads another, it is antithetic
-                  throughout, as in the papers.
+                  there, because their logits then differ. If decisions are independent, it is antithetic throughout, as
+                  in the papers.
     """
 
     family = "score function"
@@ -36,7 +36,7 @@ class Disarm(Estimator):
         return Estimate(problem.grad(stepwise_score(problem, z, reward, advantage)))
 
     def draw(self, problem: Problem, rng: torch.Generator) -> Tensor:
-        """Pairs (2, B, T), antithetic while they are tied."""
+        """Pairs (2, B, T), antithetic while their prefixes are equal."""
         tied = torch.ones(problem.contexts, dtype=torch.bool, device=problem.params[0].device)
 
         def choose(logits: Tensor) -> Tensor:
@@ -51,19 +51,19 @@ class Disarm(Estimator):
         return problem.draw(choose, 2)
 
     def weight(self, problem: Problem, z: Tensor) -> Tensor:
-        """w (B, T). Tied pairs are reweighted: of one that differs, p(b) p(b') / joint is the larger of p(b), p(b')."""
+        """w (B, T). If tied tokens differ, p(b) p(b') / joint probability is the larger of p(b) and p(b')."""
         likelier = problem.logits(z)[0].detach().softmax(-1).amax(-1)  # sigmoid(|l|), (B, T)
         return torch.where(self.tied(problem, z), likelier, 1)
 
     def tied(self, problem: Problem, z: Tensor) -> Tensor:
-        """Whether both of a pair (2, B, T) face the same decision, by position (B, T)."""
+        """Whether both of a pair (2, B, T) have the same logits, by position (B, T)."""
         differ = (z[0] != z[1]).long()
         before = torch.zeros_like(differ) if "independent" in problem.offers else differ.cumsum(-1) - differ
         return before == 0
 
 
 class Carms(Estimator):
-    """CARMS: several samples from negatively dependent uniforms, reweighted by pairs.
+    """CARMS: several samples from negatively dependent uniforms, with a weight for each pair.
 
     Approximates  grad E_{z~p}[f(z)]
     With          1/(M(M-1)) sum_{m != n} sum_t r_t^{mn} (f_m - f_n) grad log p(z_mt|z_m,<t)
@@ -71,12 +71,12 @@ class Carms(Estimator):
                   z_mt = inverse CDF of p(.|z_m,<t) at u_mt;  u_t = a Dirichlet copula, or independent with
                   probability `mix`, chosen for every context and position
     Requires      n = M >= 2; black-box reward.
-    Bias          none, for mix > 0; r <= 1/mix without clipping. With mix = 0 some pairs never meet and their share of
-                  the gradient is lost, except where binary decisions are independent.
+    Bias          none, for mix > 0; r <= 1/mix without clipping. With mix = 0 some pairs of tokens never occur
+                  together, and their part of the gradient is lost, except if decisions are binary and independent.
     Cost a call   MB reward calls, MBT sampled tokens, 1 backward pass.
     Source        Dimitriev & Zhou 2021 (CARMS, with their Dirichlet copula).
-                  Deviates: the mixture, without which joints may be zero; sequences take a weight a step, which undoes
-                  the coupling of that step alone.
+                  Deviates: the mixture, without which joint probabilities may be zero; on sequences every step has
+                  its own weight, which corrects the coupling of that step only.
     """
 
     family = "score function"
@@ -114,16 +114,16 @@ class Carms(Estimator):
         share = share / share.sum(0)  # d, each Beta(1, M - 1)
         coupled = -torch.expm1((self.n - 1) * torch.log1p(-share))
         alone = torch.empty_like(like).uniform_(generator=rng)
-        mixed = torch.empty_like(like[0]).uniform_(generator=rng) < self.mix  # one choice for all M
+        mixed = torch.empty_like(like[0]).uniform_(generator=rng) < self.mix  # the same for all M
         return torch.where(mixed, alone, coupled).clamp_max(1 - torch.finfo(like.dtype).eps / 2)
 
     def weight(self, logits: Tensor, z: Tensor) -> Tensor:
         """r (M, M, B, T) of all pairs of samples, by position.
 
-        The token i is drawn by u in [low_i, high_i), so a pair's probability is that of a rectangle. With the survival
-        function P(u > a, v > b) = max(0, (1-a)^(1/(M-1)) + (1-b)^(1/(M-1)) - 1)^(M-1) its four corners need no linear
-        terms that would have to cancel. They are right to about 1e-16, so r is right wherever p_i p_j is far above
-        that; rarer pairs are all but never drawn, and mix > 0 bounds their r whatever rounding does.
+        Token i is drawn if u is in [low_i, high_i), so the probability of a pair is that of a rectangle. Its corners
+        use the survival function P(u > a, v > b) = max(0, (1-a)^(1/(M-1)) + (1-b)^(1/(M-1)) - 1)^(M-1), which avoids
+        the cancellation of linear terms. Corners are accurate to about 1e-16, so r is accurate if p_i p_j is far
+        larger. Rarer pairs are almost never drawn, and mix > 0 bounds their r despite rounding.
         """
         edges = cumulative(logits)  # (M, B, T, V + 1)
         low, high = (edges.gather(-1, (z + side).unsqueeze(-1)).squeeze(-1) for side in (0, 1))  # (M, B, T)
@@ -136,7 +136,7 @@ class Carms(Estimator):
         rectangle = survival(start, start) - survival(start, end) - survival(end, start) + survival(end, end)
         product = p.unsqueeze(1) * p
         joint = (1 - self.mix) * rectangle.clamp_min(0) + self.mix * product
-        return torch.where(joint > 0, product / joint, 0)  # a pair that can't be drawn has no weight
+        return torch.where(joint > 0, product / joint, 0)  # a pair that can't be drawn has weight 0
 
 
 def cumulative(logits: Tensor) -> Tensor:

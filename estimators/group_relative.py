@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: samples of one context are each other's baseline, ratios are clipped as in PPO."""
+"""Group-relative policy optimisation: the samples of one context form its baseline; ratios are clipped as in PPO."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -10,15 +10,15 @@ from gradebench.estimators.minibatches import enough_for, outside, shuffled
 
 Samples = Annotated[int, Range(2), "samples per context"]
 Epochs = Annotated[int, Range(1), "passes over each batch"]
-Minibatches = Annotated[int, Range(1), "parts of a batch by contexts, one gradient each"]
-Clip = Annotated[float, Range(0, low_open=True), "half-width of the ratio's trust interval"]
-ClipLow = Annotated[float, Range(0, low_open=True), "the ratio's trust interval begins at 1 less this"]
-ClipHigh = Annotated[float, Range(0, low_open=True), "the ratio's trust interval ends at 1 plus this"]
+Minibatches = Annotated[int, Range(1), "parts that the contexts of a batch are split into, one gradient each"]
+Clip = Annotated[float, Range(0, low_open=True), "the ratio is clipped to 1 - clip, 1 + clip"]
+ClipLow = Annotated[float, Range(0, low_open=True), "the ratio is clipped below 1 minus this"]
+ClipHigh = Annotated[float, Range(0, low_open=True), "the ratio is clipped above 1 plus this"]
 Std = Annotated[bool, "divide advantages by the group's standard deviation"]
-Eps = Annotated[float, Range(0), "added to the standard deviation that advantages are divided by"]
+Eps = Annotated[float, Range(0), "added to the standard deviation before dividing by it"]
 Kl = Annotated[
     Literal["loss", "k3", "reward"],
-    "the penalty: beside the surrogate as exact divergences or as the k3 estimate; or inside the reward",
+    "the penalty: a separate loss, exact or estimated by k3; or part of the reward",
 ]
 
 _EXACT = {"minibatches": 1, "clip_low": 1e6, "clip_high": 1e6, "std": False, "kl": "reward"}
@@ -26,9 +26,9 @@ EXACT_IF = {"on_policy": {"epochs": 1, **_EXACT}, "off_policy": {"epochs": 2, **
 
 
 def standardised(reward: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(reward - mean) / (std + eps) over the first axis, and 1 / (std + eps) of the others' shape.
+    """(reward - mean) / (std + eps) over the first axis, and 1 / (std + eps), without that axis.
 
-    Equal rewards have an advantage of exactly 0, and the factor is 0 there too.
+    If all rewards are equal, advantage and factor are exactly 0.
     """
     equal = (reward == reward[:1]).all(0)
     centred = (reward - reward.mean(0)).masked_fill(equal, 0.0)
@@ -37,7 +37,7 @@ def standardised(reward: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def mean_over_batch(alive: Tensor) -> Tensor:
-    """Factor (n, B) on the sums over tokens that makes the mean of sequences the mean of the batch's tokens."""
+    """Factor (n, B) on each sequence's sum, with which the mean over sequences is that over the batch's tokens."""
     return (alive[..., 0].numel() / alive.sum(dtype=torch.float64)).expand_as(alive[..., 0])
 
 
@@ -47,23 +47,23 @@ def sequence_ratio(log_ratio: Tensor, alive: Tensor) -> Tensor:
 
 
 def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
-    """Schulman's estimate of KL(p || p_ref) in nats, of the same shape: q - 1 - log q with q = p_ref / p at the draw."""
+    """Schulman's estimate of KL(p || p_ref) in nats, of the same shape: q - 1 - log q, q = p_ref / p of the token."""
     gap = reference - log_prob
     return gap.exp() - 1 - gap
 
 
 class GroupRelative(Estimator):
-    """Clipped surrogate steps on one batch with the advantages of `advantage`; subclasses say what differs.
+    """Clipped surrogate steps on one batch with the advantages of `advantage`; subclasses override what differs.
 
-    `kl`, for an f = raw_reward - beta * divergence:
+    `kl` says where the penalty goes if f = raw_reward - beta * divergence:
 
-    loss    advantages are those of raw rewards, and -beta * divergence_t stands beside the surrogate of each token,
-            under the same mean. Its gradient is that of the divergence at the sampled prefixes alone.
-    k3      the same with the k3 estimate at the sampled tokens, no importance weight on it.
-    reward  advantages are those of f. Whatever factor they carry, grad f carries too: otherwise the penalty inside f
-            would weigh less or more than it should. So it is wherever f is one piece.
+    loss    advantages are those of raw rewards, and -beta * divergence_t is added to the surrogate of each token,
+            under the same mean. Its gradient covers only the divergence at the sampled prefixes.
+    k3      the same, with the k3 estimate at the sampled tokens and no importance weight on it.
+    reward  advantages are those of f. grad f gets the same factor as the advantages, because otherwise the penalty
+            in f would have the wrong weight. Problems whose f isn't split are treated this way too.
 
-    A batch of one minibatch never needs a part of the problem, so its draws can share a pass.
+    With one minibatch no part of the problem is selected, so many draws can be computed in one pass.
     """
 
     family = "group relative"
@@ -86,9 +86,9 @@ class GroupRelative(Estimator):
         self.queue: list[dict[str, Tensor]] = []
 
     def advantage(self, reward: Tensor) -> tuple[Tensor, Tensor]:
-        """Advantage (n, B) of rewards (n, B), and the factor (n, B) that it puts on the gradient of the mean reward.
+        """Advantage (n, B) of rewards (n, B), and the factor (n, B) by which it scales the gradient of the mean reward.
 
-        A sample's own reward in its baseline takes 1/n off that gradient's length.
+        The baseline includes the sample's own reward, which scales that gradient by 1 - 1/n.
         """
         advantage, scale = standardised(reward, self.eps)
         if not self.std:
@@ -96,7 +96,7 @@ class GroupRelative(Estimator):
         return advantage, ((1 - 1 / self.n) * scale).expand_as(reward)
 
     def token_weight(self, alive: Tensor) -> Tensor:
-        """Factor (n, B) on the sum over a sequence's tokens, those in `alive` (n, B, T): 1 / T for their mean."""
+        """Factor (n, B) on the sum over a sequence's tokens, those in `alive` (n, B, T); 1 / T gives their mean."""
         return 1 / alive.sum(-1, dtype=torch.float64)
 
     def surrogate(self, log_prob: Tensor, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class GroupRelative(Estimator):
         return (1 - 1 / self.n) * self.whole_weight(problem)
 
     def whole_weight(self, problem: Problem) -> float:
-        """The factor on sequences that are as long as can be."""
+        """The factor on sequences of maximal length."""
         return float(self.token_weight(torch.ones(1, 1, problem.horizon, dtype=torch.bool)))
 
     def init(self, problem: Problem) -> None:
@@ -131,7 +131,7 @@ class GroupRelative(Estimator):
         objective = self.surrogate(log_prob, log_ratio, batch["advantage"], alive)
         if self.splits(problem):
             objective = objective - self.penalty(part, batch, log_prob)
-        elif "fixed_reward" not in problem.offers:  # grad f counts too, by importance at later steps
+        elif "fixed_reward" not in problem.offers:  # adds grad f, importance-weighted at later steps
             importance = log_ratio.detach().double().sum(-1).exp()  # (n, B / minibatches)
             reward = batch["reward"] if "reward" in batch else part.reward(z)
             objective = objective + (batch["scale"] * importance).to(reward) * reward
@@ -141,23 +141,23 @@ class GroupRelative(Estimator):
         return Estimate(part.grad((batch["weight"].to(objective) * objective).mean()), info=info)
 
     def is_clipped(self, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
-        """Whether clipping takes a token's gradient away, (n, B, T) bool."""
+        """Whether clipping removes a token's gradient, (n, B, T) bool."""
         return outside(log_ratio.exp(), advantage, self.clip_low, self.clip_high)
 
     def splits(self, problem: Problem) -> bool:
-        """Whether the penalty is taken out of f."""
+        """Whether the penalty is separated from the reward."""
         return problem.beta != 0 and self.kl != "reward"
 
     def penalty(self, part: Problem, batch: dict[str, Tensor], log_prob: Tensor) -> Tensor:
-        """What stands beside the surrogate, in units of the reward, summed over tokens: (n, B / minibatches)."""
+        """The separate penalty, in units of the reward, summed over tokens: (n, B / minibatches)."""
         found = k3(log_prob, batch["reference"]) if self.kl == "k3" else part.divergence(batch["z"])
         return part.beta * found.sum(-1)
 
     def rollout(self, problem: Problem, rng: torch.Generator) -> list[dict[str, Tensor]]:
-        """A fresh batch, with advantages and token weights from all of it, cut into the minibatches of every epoch."""
+        """A new batch, with advantages and token weights from all of it, split into the minibatches of every epoch."""
         z = problem.sample(self.n, rng)  # (n, B, T)
         splits = self.splits(problem)
-        with torch.set_grad_enabled(self.minibatches == 1):  # then the first step shares these graphs
+        with torch.set_grad_enabled(self.minibatches == 1):  # then the first step reuses these graphs
             reward = problem.raw_reward(z).detach() if splits else problem.reward(z)  # (n, B)
             log_prob = problem.log_prob(z)  # (n, B, T)
         batch = {"z": z, "log_prob": log_prob.detach(), "weight": self.token_weight(problem.alive(z))}
@@ -173,26 +173,27 @@ class GroupRelative(Estimator):
         ]
 
     def advantages(self, problem: Problem, reward: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """`advantage` of rewards in float64, with an axis for tokens: (n, B, 1 or T), and its factor (n, B)."""
+        """`advantage` of rewards in float64 with a token axis, (n, B, 1 or T), and its factor (n, B)."""
         advantage, scale = self.advantage(reward)
         return advantage.unsqueeze(-1), scale
 
 
 class Grpo(GroupRelative):
-    """GRPO: advantages in units of the group's standard deviation, mean over tokens.
+    """GRPO: advantages are divided by the group's standard deviation, and tokens are averaged.
 
     Approximates  grad E_{z~p}[f(z)]
     With          mean_t grad min(w_t A, clip(w_t, 1 - e, 1 + e) A),  w_t = p_theta(z_t|z_<t) / p_old(z_t|z_<t)
-                  A = (r - mean r) / (std r + eps) over the n samples of a context; a penalty beside it, where
-                  f = r - beta sum_t D_t:  less mean_t beta grad D_t,  D_t = KL(p(.|z_<t) || p_ref(.|z_<t))
+                  A = (r - mean r) / (std r + eps) over the n samples of a context; with a penalty,
+                  f = r - beta sum_t D_t:  minus mean_t beta grad D_t,  D_t = KL(p(.|z_<t) || p_ref(.|z_<t))
     Requires      n >= 2; black-box reward.
-    Bias          yes: contexts of rare success weigh more by 1 / std, the mean over tokens rescales by 1 / T, the
-                  sample in its own baseline by 1 - 1/n; later steps on a batch go off-policy, clipping drops tokens.
-                  The penalty is in none of these units, and that a token leads to prefixes of more or less divergence
-                  it leaves out; with kl=k3 it is the gradient of KL(p_ref || p) instead, up to noise.
+    Bias          yes: 1 / std gives contexts of rare success more weight, the mean over tokens scales by 1 / T, and
+                  the sample in its own baseline by 1 - 1/n; later steps on a batch are off-policy, and clipping drops
+                  tokens. The penalty isn't scaled by these factors, and its gradient ignores that a token changes the
+                  divergence at later prefixes; with kl=k3 its mean is the gradient of KL(p_ref || p) instead.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
-    Source        Shao et al. 2024, arXiv 2402.03300, eq. 3.  Deviates: D_t is exact, where the paper has its estimate
-                  k3 of eq. 4 (option kl=k3); std divides by n - 1 and eps is added, as in the usual implementations.
+    Source        Shao et al. 2024, arXiv 2402.03300, eq. 3.  Deviates: D_t is exact, where the paper has the
+                  estimate k3 of eq. 4 (option kl=k3); std divides by n - 1 and eps is added, as in the usual
+                  implementations.
     """
 
     unbiased_if: ClassVar = {
@@ -214,19 +215,19 @@ class Grpo(GroupRelative):
 
 
 class DrGrpo(GroupRelative):
-    """Dr. GRPO: GRPO without its two normalisations, so that only the gradient's length is off.
+    """Dr. GRPO: GRPO without its two normalisations, so only the gradient's length is biased.
 
     Approximates  grad E_{z~p}[f(z)]
     With          sum_t grad min(w_t A, clip(w_t, 1 - e, 1 + e) A),  w_t = p_theta(z_t|z_<t) / p_old(z_t|z_<t)
-                  A = r - mean r over the n samples of a context; a penalty beside it, where f = r - beta sum_t D_t:
-                  less sum_t beta grad D_t,  D_t = KL(p(.|z_<t) || p_ref(.|z_<t))
+                  A = r - mean r over the n samples of a context; with a penalty, f = r - beta sum_t D_t:
+                  minus sum_t beta grad D_t,  D_t = KL(p(.|z_<t) || p_ref(.|z_<t))
     Requires      n >= 2; black-box reward.
-    Bias          without a penalty length only, 1 - 1/n: leave-one-out REINFORCE times that. The penalty isn't
-                  shortened, and that a token leads to prefixes of more or less divergence it leaves out. Later steps
-                  on a batch go off-policy.
+    Bias          without a penalty only in length: it is leave-one-out REINFORCE times 1 - 1/n. The penalty isn't
+                  scaled by that factor, and its gradient ignores that a token changes the divergence at later prefixes.
+                  Later steps on a batch are off-policy.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
-    Source        Liu et al. 2025, arXiv 2503.20783, section 3.2.  Deviates: the constant that divides the sum over
-                  tokens is 1; the paper trains without a penalty, which stands here where GRPO has it.
+    Source        Liu et al. 2025, arXiv 2503.20783, section 3.2.  Deviates: the sum over tokens is divided by the
+                  constant 1; the paper trains without a penalty, which is added here as in GRPO.
     """
 
     unbiased_if: ClassVar = {
@@ -249,18 +250,18 @@ class DrGrpo(GroupRelative):
 
 
 class Dapo(GroupRelative):
-    """DAPO: GRPO whose trust interval leaves rare tokens more room to grow than to shrink.
+    """DAPO: GRPO with a higher upper clipping bound, so that rare tokens can grow more than they can shrink.
 
     Approximates  grad E_{z~p}[f(z)]
     With          mean_t grad min(w_t A, clip(w_t, 1 - e_low, 1 + e_high) A),  A = (r - mean r) / (std r + eps) in a group
-                  less beta grad D_t as in GRPO; mean over all tokens of the sampled batch, whatever its minibatches
+                  minus beta grad D_t as in GRPO; mean over all tokens of the sampled batch, not of the minibatch
     Requires      n >= 2; black-box reward.
     Bias          yes: as GRPO.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
     Source        Yu et al. 2025, arXiv 2503.14476, eq. 8 and 9.  Deviates: groups of equal rewards count as zero and
-                  are not redrawn (no dynamic sampling), which would cost an unknown number of reward calls; the mean
-                  over tokens is the batch's, as in the usual implementations, where eq. 8 has the group's; the paper
-                  drops the penalty, which stands here where GRPO has it.
+                  are not sampled again (no dynamic sampling), which would cost an unknown number of reward calls; the
+                  mean is over the batch's tokens, as in the usual implementations, where eq. 8 has the group's; the
+                  paper drops the penalty, which is added here as in GRPO.
     """
 
     unbiased_if: ClassVar = EXACT_IF
@@ -283,16 +284,16 @@ class Dapo(GroupRelative):
 
 
 class Gspo(GroupRelative):
-    """GSPO: one ratio a sequence, the geometric mean of its tokens', clipped as a whole.
+    """GSPO: one clipped ratio per sequence, the geometric mean of its tokens' ratios.
 
     Approximates  grad E_{z~p}[f(z)]
     With          grad min(s A, clip(s, 1 - e_low, 1 + e_high) A),  s = (p_theta(z) / p_old(z))^(1 / T)
-                  A = (r - mean r) / (std r + eps) over the n samples of a context; less mean_t beta grad D_t as in GRPO
+                  A = (r - mean r) / (std r + eps) in a group; minus mean_t beta grad D_t as in GRPO
     Requires      n >= 2; black-box reward.
-    Bias          yes: as GRPO; s is the true importance for T = 1 only.
+    Bias          yes: as GRPO; s is the true importance weight only for T = 1.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
-    Source        Zheng et al. 2025, arXiv 2507.18071, eq. 5 to 7.  Deviates: the paper leaves the penalty out of its
-                  formulas; it stands here where GRPO has it.
+    Source        Zheng et al. 2025, arXiv 2507.18071, eq. 5 to 7.  Deviates: the paper's formulas leave out the
+                  penalty, which is added here as in GRPO.
     """
 
     unbiased_if: ClassVar = EXACT_IF
@@ -320,17 +321,18 @@ class Gspo(GroupRelative):
 
 
 class Cispo(GroupRelative):
-    """CISPO: the importance weight is clipped and held constant, so that no token loses its gradient.
+    """CISPO: the importance weight is clipped and treated as a constant, so that no token loses its gradient.
 
     Approximates  grad E_{z~p}[f(z)]
     With          mean_t clip(w_t, 1 - e_low, 1 + e_high) A grad log p(z_t|z_<t),  A = (r - mean r) / (std r + eps)
-                  in a group; less beta grad D_t as in GRPO; mean over all tokens of the sampled batch
+                  in a group; minus beta grad D_t as in GRPO; mean over all tokens of the sampled batch
     Requires      n >= 2; black-box reward.
-    Bias          yes: as GRPO, but for the tokens dropped by clipping.
+    Bias          yes: as GRPO, except that clipping drops no tokens.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
-    Source        MiniMax 2025, arXiv 2506.13585, eq. 4 and 5; no lower bound, as there. Its upper bound is not
-                  published: 5 is that of Khatri et al. 2025, arXiv 2510.13786.  Deviates: the mean over tokens is the
-                  batch's, where eq. 4 has the group's; the paper drops the penalty, which stands here where GRPO has it.
+    Source        MiniMax 2025, arXiv 2506.13585, eq. 4 and 5, with no lower bound, as there. Its upper bound is
+                  unpublished: 5 is that of Khatri et al. 2025, arXiv 2510.13786.  Deviates: the mean is over the
+                  batch's tokens, where eq. 4 has the group's; the paper drops the penalty, which is added here as in
+                  GRPO.
     """
 
     unbiased_if: ClassVar = EXACT_IF
@@ -341,7 +343,7 @@ class Cispo(GroupRelative):
         epochs: Epochs = 1,
         minibatches: Minibatches = 4,
         clip_low: Annotated[
-            float, Range(0, low_open=True), "weights are at least 1 less this: from 1 on, no bound"
+            float, Range(0, low_open=True), "weights are at least 1 minus this; no bound from 1 on"
         ] = 1.0,
         clip_high: Annotated[float, Range(0, low_open=True), "weights are at most 1 plus this"] = 4.0,
         std: Std = True,
@@ -364,17 +366,17 @@ class Cispo(GroupRelative):
 
 
 class ReinforcePp(GroupRelative):
-    """REINFORCE++: no critic and no groups, advantages in units of the whole batch.
+    """REINFORCE++: no critic and no groups; advantages are whitened over the whole batch.
 
     Approximates  grad E_{z~p}[f(z)]
     With          mean_t grad min(w_t A_t, clip(w_t, 1 - e, 1 + e) A_t),  w_t = p_theta(z_t|z_<t) / p_old(z_t|z_<t)
-                  A_t = (R_t - mean R) / (std R + eps) over all tokens of the batch;  R_t = f, or where
+                  A_t = (R_t - mean R) / (std R + eps) over all tokens of the batch;  R_t = f, or if
                   f = r - beta sum_t D_t:  R_t = r - beta sum_{s >= t} log p_old(z_s|z_<s) / p_ref(z_s|z_<s)
     Requires      black-box reward.
-    Bias          yes: whitening rescales, by a factor that hardly varies in large batches, the mean over tokens by
-                  1 / T; later steps on a batch go off-policy, clipping drops tokens.
+    Bias          yes: whitening scales, by a factor that hardly varies between large batches, and the mean over tokens
+                  by 1 / T; later steps on a batch are off-policy, and clipping drops tokens.
     Cost a batch  nB reward calls, nBT sampled tokens, epochs x minibatches backward passes.
-    Source        Hu et al. 2025, arXiv 2501.03262.  Deviates: eps is added to the deviation.
+    Source        Hu et al. 2025, arXiv 2501.03262.  Deviates: eps is added to the standard deviation.
     """
 
     unbiased_if: ClassVar = {
@@ -392,7 +394,7 @@ class ReinforcePp(GroupRelative):
         eps: Eps = 1e-4,
         kl: Annotated[
             Literal["token", "loss", "k3", "reward"],
-            "the penalty: charged to each token with those after it; beside the surrogate as in grpo; or inside f",
+            "the penalty: part of each token's return; a separate loss as in grpo; or part of f",
         ] = "token",
     ):
         super().__init__(n, epochs, minibatches, clip, clip, whiten, eps, kl)
@@ -404,7 +406,7 @@ class ReinforcePp(GroupRelative):
             raise Unsupported("whitening needs a batch of two sequences or more")
 
     def penalty(self, part: Problem, batch: dict[str, Tensor], log_prob: Tensor) -> Tensor:
-        """Nothing stands beside what charges tokens: the mean of grad log p / p_ref is zero."""
+        """Zero if tokens are charged with it: the mean of grad log p / p_ref is zero."""
         return torch.zeros_like(log_prob[..., 0]) if self.kl == "token" else super().penalty(part, batch, log_prob)
 
     def advantages(self, problem: Problem, reward: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Several passes over one batch, in parts, and the clipping of ratios that they take."""
+"""Minibatches of one batch over several epochs, and the clipping of ratios that goes with them."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from gradebench import Problem, Unsupported
 
 
 def enough_for(problem: Problem, minibatches: int) -> None:
-    """Raises Unsupported where the problem has fewer contexts than minibatches."""
+    """Raises Unsupported if the problem has fewer contexts than minibatches."""
     if problem.contexts < minibatches:
         raise Unsupported(f"{problem.contexts} contexts can't fill {minibatches} minibatches")
 
 
 def shuffled(problem: Problem, epochs: int, minibatches: int, rng: torch.Generator) -> list[Tensor]:
-    """Indices of contexts, shuffled for every epoch: one tensor (about B / minibatches,) for each of its minibatches."""
-    enough_for(problem, minibatches)  # a probe at a smaller batch calls no init
+    """Indices of contexts, shuffled in every epoch: one tensor (about B / minibatches,) for each minibatch."""
+    enough_for(problem, minibatches)  # a probe at a smaller batch doesn't call init
     device = problem.params[0].device
     return [
         index
@@ -24,5 +24,5 @@ def shuffled(problem: Problem, epochs: int, minibatches: int, rng: torch.Generat
 
 
 def outside(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
-    """Where min(ratio A, clip(ratio) A) is the clipped one, and no longer moves with the ratio."""
+    """Where min(ratio A, clip(ratio) A) is the clipped term, whose derivative by the ratio is zero."""
     return ((ratio > 1 + high) & (advantage > 0)) | ((ratio < 1 - low) & (advantage < 0))

@@ -1,4 +1,4 @@
-"""The truth, where a task can be enumerated: what every estimator approximates."""
+"""The exact gradient of tasks that can be enumerated, which every estimator approximates."""
 
 import torch
 
@@ -6,12 +6,12 @@ from gradebench import Estimate, Estimator, Problem
 
 
 class Exact(Estimator):
-    """The exact gradient, by listing every outcome.
+    """The exact gradient, by enumerating every outcome.
 
     Approximates  grad E_{z~p}[f(z)]
     With          grad sum_z p(z) f(z), or the closed form that the problem knows
     Requires      an enumerable problem, or one with a closed form.
-    Bias          none; no sampling variance either, only that of the choice of contexts.
+    Bias          none, and no sampling variance; only the choice of contexts has variance.
     Cost a call   V^T B reward calls, forward and backward passes over V^T B sequences.
     Source        the definition.
     """

@@ -1,4 +1,4 @@
-"""Relaxed paths: backpropagate through sampling, the reward and the tokens fed back; they differ in `relax` alone."""
+"""Relaxed paths: backpropagation through sampling, reward and tokens fed back; they differ only in `relax`."""
 
 from typing import Annotated, ClassVar
 
@@ -18,8 +18,8 @@ from gradebench import (
 )
 
 Temperature = Annotated[float, Range(0, low_open=True), "temperature of the Gumbel-softmax"]
-LastTemperature = Annotated[float | None, Range(0, low_open=True), "temperature that tau moves to; none: it stays"]
-Steps = Annotated[int, Range(1), "training calls that it takes to get there, in equal steps"]
+LastTemperature = Annotated[float | None, Range(0, low_open=True), "final temperature; none: tau is constant"]
+Steps = Annotated[int, Range(1), "training calls until tau_end is reached, in equal steps"]
 
 
 class Relaxed(Estimator):
@@ -28,9 +28,9 @@ class Relaxed(Estimator):
     family = "relaxed path"
     needs = frozenset({"soft_reward"})
     pathwise = True
-    hard: ClassVar[bool] = False  # whether tokens are one-hots: quicker roads to their gradients are open then
+    hard: ClassVar[bool] = False  # whether tokens are one-hots, which allows faster rollouts
 
-    calls: Tensor  # in training, of an annealed temperature
+    calls: Tensor  # number of training calls, for annealing
 
     def __init__(self, tau: Temperature = 1.0, tau_end: LastTemperature = None, anneal: Steps = 1000):
         super().__init__()
@@ -40,13 +40,13 @@ class Relaxed(Estimator):
 
     @property
     def tau(self) -> float:
-        """The present temperature."""
+        """The current temperature."""
         if self.last is None:
             return self.first
         return self.first + (self.last - self.first) * min(1.0, float(self.calls) / self.anneal)
 
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
-        """The relaxed one-hots (n, B, V) drawn from logits (n, B, V) at one position, or at several side by side."""
+        """The relaxed one-hots (n, B, V) drawn from logits (n, B, V) at one position, or at several at once."""
         raise NotImplementedError
 
     def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
@@ -67,7 +67,7 @@ class Grade(Relaxed):
     Approximates  grad E_{z~p}[f(z)]
     With          grad f(y),  y_t = softmax((l_t(y_<t) + G_t) / tau)
     Requires      differentiable reward.
-    Bias          yes, also in the limit of many draws; falls as tau -> 0 while the variance grows.
+    Bias          yes; it falls as tau -> 0, while the variance grows.
     Cost a call   B reward calls, BT relaxed tokens, 1 backward pass through the whole rollout.
     Source        Jang et al. 2017, eq. 2; Maddison et al. 2017; Nel 2025 (GRADE).  Deviates: tau is constant
                   unless tau_end is given.
@@ -102,7 +102,7 @@ class StraightThrough(Relaxed):
     Approximates  grad E_{z~p}[f(z)]
     With          grad f(y),  value of y_t: one_hot(z_t), z_t ~ pi_t, gradient: that of softmax(l_t / tau)
     Requires      differentiable reward.
-    Bias          yes; none at tau = 1 where f is linear and decisions are independent.
+    Bias          yes; none at tau = 1 if f is linear and decisions are independent.
     Cost a call   B reward calls, BT sampled tokens, 1 backward pass through the whole rollout.
     Source        Bengio et al. 2013; Liu et al. 2023, eq. 2.
     """
@@ -115,14 +115,14 @@ class StraightThrough(Relaxed):
 
 
 class GumbelRao(Relaxed):
-    """Gumbel-Rao: GRADE-STE whose backward pass averages over the noise that would have given the same token.
+    """Gumbel-Rao: GRADE-STE with the backward pass averaged over the Gumbel noise given the token.
 
     Approximates  grad E_{z~p}[f(z)]
     With          grad f(y),  value of y_t: one_hot(b_t), b_t ~ pi_t, gradient: that of
                   mean_k softmax((l_t + G^k) / tau), k fixed draws of the Gumbel noise given b_t = argmax(l_t + G^k)
     Requires      differentiable reward.
-    Bias          yes: for one decision that of GRADE-STE at the same tau, with less variance.
-    Cost a call   B reward calls, BT sampled tokens, kBT softmaxes that the backward pass keeps, 1 backward pass.
+    Bias          yes: for one decision the same as GRADE-STE at the same tau, with less variance.
+    Cost a call   B reward calls, BT sampled tokens, kBT softmaxes kept for the backward pass, 1 backward pass.
     Source        Paulus et al. 2021 (Gumbel-Rao).  Deviates: nowhere.
     """
 
@@ -142,17 +142,19 @@ class GumbelRao(Relaxed):
         hard = harden(logits + gumbel(logits, rng))
         log_pi = logits.detach().log_softmax(-1).expand(self.k, *logits.shape)  # (k, n, B, V)
         token = hard.argmax(-1).expand(self.k, *hard.shape[:-1])  # (k, n, B)
-        noise = gumbel_given(log_pi, token, exponential(log_pi, rng)) - log_pi  # without a graph: only l moves
+        noise = (
+            gumbel_given(log_pi, token, exponential(log_pi, rng)) - log_pi
+        )  # without a graph: only l is differentiated
         return straight_through(hard, ((logits + noise) / self.tau).softmax(-1).mean(0))
 
 
 class GappedSt(Relaxed):
-    """Gapped straight-through: the backward softmax reads logits moved so that the sampled token leads by a gap.
+    """Gapped straight-through: in the backward softmax, the sampled token's logit leads by at least a gap.
 
     Approximates  grad E_{z~p}[f(z)]
     With          grad f(y),  value of y_t: one_hot(b_t), b_t ~ pi_t, gradient: that of softmax((l_t + m1 - m2) / tau)
-                  m1  max l - l_b on the sampled entry: it becomes the largest
-                  m2  (l_i + gap - max l)_+ on the others: they stay at least gap below; m1 and m2 are fixed
+                  m1  max l - l_b at the sampled entry, which becomes the largest
+                  m2  (l_i + gap - max l)_+ at the others, which are then at least gap below; both are constants
     Requires      differentiable reward.
     Bias          yes.
     Cost a call   B reward calls, BT sampled tokens, 1 backward pass through the whole rollout.
@@ -163,7 +165,7 @@ class GappedSt(Relaxed):
 
     def __init__(
         self,
-        gap: Annotated[float, Range(0), "least lead of the sampled logit over the others"] = 1.0,
+        gap: Annotated[float, Range(0), "minimum lead of the sampled logit over the others"] = 1.0,
         tau: Annotated[float, Range(0, low_open=True), "temperature of the backward softmax"] = 1.0,
         tau_end: LastTemperature = None,
         anneal: Steps = 1000,
@@ -179,14 +181,14 @@ class GappedSt(Relaxed):
 
 
 class ReinMax(Relaxed):
-    """ReinMax: a straight-through estimate of second order, Heun's rule in place of Euler's.
+    """ReinMax: a second-order straight-through estimate, by Heun's method instead of Euler's.
 
     Approximates  grad E_{z~p}[f(z)]
     With          grad f(y),  value of y_t: one_hot(b_t) = D, b_t ~ pi_t, gradient: 2 S((softmax(l / tau) + D) / 2)
                   - S(pi) / 2 with S(q) = diag q - q q^T; at tau = 1 that is
                   (diag pi + D D^T - pi D^T - D pi^T) / 2
     Requires      differentiable reward.
-    Bias          yes; none at tau = 1 where f is quadratic and decisions are independent.
+    Bias          yes; none at tau = 1 if f is quadratic and decisions are independent.
     Cost a call   B reward calls, BT sampled tokens, 1 backward pass through the whole rollout.
     Source        Liu et al. 2023, algorithm 2.  Deviates: nowhere.
     """
@@ -205,15 +207,15 @@ class ReinMax(Relaxed):
 
 
 class DecoupledSt(Relaxed):
-    """Decoupled straight-through: one temperature draws the token, another shapes the gradient.
+    """Decoupled straight-through: one temperature for sampling the token, another for the gradient.
 
     Approximates  grad E_{z~p}[f(z)]
     With          grad f(y),  value of y_t: one_hot(z_t), z_t ~ softmax(l_t / tau_forward), gradient: that of
                   softmax(l_t / tau_backward).  `st` is the case tau_forward = 1; its tau is tau_backward
     Requires      differentiable reward.
-    Bias          yes. At tau_forward != 1 another policy is sampled than the one trained, and f is differentiated at
-                  its tokens. None at tau_backward = 1 where f is linear and decisions are independent: no token
-                  matters there.
+    Bias          yes. At tau_forward != 1 the sampled policy isn't the trained one, and f is differentiated at its
+                  tokens. None at tau_backward = 1 if f is linear and decisions are independent: the derivative of f
+                  then doesn't depend on the tokens.
     Cost a call   B reward calls, BT sampled tokens, 1 backward pass through the whole rollout.
     Source        Shah et al. 2024 (Decoupled ST).  Deviates: tokens follow the policy by default, tau_forward = 1;
                   the paper tunes both.
@@ -224,7 +226,7 @@ class DecoupledSt(Relaxed):
 
     def __init__(
         self,
-        tau_forward: Annotated[float, Range(0, low_open=True), "temperature that tokens are drawn at"] = 1.0,
+        tau_forward: Annotated[float, Range(0, low_open=True), "temperature of sampling"] = 1.0,
         tau_backward: Annotated[float, Range(0, low_open=True), "temperature of the backward softmax"] = 2.0,
     ):
         super().__init__(tau_backward)

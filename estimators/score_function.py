@@ -1,4 +1,4 @@
-"""Score-function estimators: the reward is a black box, the variance is fought with baselines."""
+"""Score-function estimators: the reward is a black box, and baselines reduce the variance."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ class Reinforce(Estimator):
     Requires      black-box reward.
     Bias          none: c is a function of earlier draws only.
     Cost a call   B reward calls, BT sampled tokens, 1 backward pass.
-    Source        Williams 1992, eq. 11.  Deviates: the average is corrected for its start at zero, as in Adam.
+    Source        Williams 1992, eq. 11.  Deviates: the average is corrected for its initial zero, as in Adam.
     """
 
     family = "score function"

@@ -1,4 +1,4 @@
-"""Score-function estimators on distinct sequences: sampling without replacement, by stochastic beam search."""
+"""Score-function estimators on distinct sequences, sampled without replacement by stochastic beam search."""
 
 import math
 from typing import Annotated
@@ -16,12 +16,13 @@ class UnorderedSet(Estimator):
     With          sum_{s in S} p(s) R(S, s) [(f(s) - B(s)) grad log p(s) + grad f(s)],  S = n sequences without
                   replacement
                   R(S, s) = P(S | s came first) / P(S), so that p(s) R(S, s) sums to 1
-                  B(s) = p(s) f(s) + sum_{s' != s} p(s') R^{-s}(S, s') f(s'),  R^{-s} = R with s taken off the domain
+                  B(s) = p(s) f(s) + sum_{s' != s} p(s') R^{-s}(S, s') f(s'),  R^{-s} = R without s in the domain
     Requires      n >= 2, and at least n possible sequences; black-box reward.
     Bias          none.
     Cost a call   nB reward calls, nBT sampled tokens, 1 backward pass.
     Source        Kool et al. 2020, section 3; stochastic beam search: Kool et al. 2019 (ICML), algorithm 1.
-                  Deviates: the set's probability by the trapezoid rule on logarithmic time, in exponential clocks.
+                  Deviates: the set's probability is integrated by the trapezoid rule over the log time of exponential
+                  clocks.
     """
 
     family = "score function"
@@ -47,11 +48,11 @@ class UnorderedSet(Estimator):
 
 
 def distinct_draws(problem: Problem, n: int, rng: torch.Generator) -> Tensor:
-    """n distinct sequences (n, B, T) of every context, as drawn one after the other without replacement.
+    """n distinct sequences (n, B, T) for every context, in the order of sampling without replacement.
 
-    Every sequence has a clock that rings at time Exp(1) / p(s); the first n to ring are the draw. A prefix rings with
-    the first of its continuations, so a beam of the n first prefixes loses nothing (Kool et al. 2019, with their
-    Gumbels as minus log times). While there are fewer than n prefixes the beam holds placeholders that never ring.
+    Every sequence has a clock that rings at time Exp(1) / p(s); the first n to ring are the sample. A prefix rings with
+    the first of its continuations, so a beam of the first n prefixes is exact (Kool et al. 2019, whose Gumbel variables
+    are minus the log times). While there are fewer than n prefixes, the beam holds placeholders that never ring.
     """
     beam: list[Tensor] = []  # log p, and log time, of the prefixes kept, (n, B) each
 
@@ -59,11 +60,11 @@ def distinct_draws(problem: Problem, n: int, rng: torch.Generator) -> Tensor:
         log_p = logits.double().log_softmax(-1)  # (n, B, V)
         if not beam:
             only = torch.full_like(log_p[..., 0], math.inf)
-            only[0] = 0  # all draws share the empty prefix: one stands for it, ringing at time 1
+            only[0] = 0  # all draws share the empty prefix; one entry represents it, ringing at time 1
             beam[:] = -only, only
         prefix, time = (x.unsqueeze(-1) for x in beam)
-        # The first continuation rings with its prefix; clocks have no memory, so the others are as late after it as
-        # free clocks of theirs are after the first of those.
+        # The first continuation rings with its prefix. Clocks are memoryless, so the delays of the others after it
+        # are distributed as those of independent clocks after the first of them.
         free = exponential(log_p, rng).log() - log_p  # log times
         delay = free + (-torch.expm1(free.amin(-1, keepdim=True) - free)).log()  # its log; -inf for the first
         times = torch.logaddexp(time, delay - prefix).masked_fill(prefix == -math.inf, math.inf)
@@ -78,7 +79,7 @@ def distinct_draws(problem: Problem, n: int, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def set_weights(log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights of the n sequences of a set in E f, and in the same with one of them taken for the first draw.
+    """Weights of the n sequences of a set in E f, and in E f given that one of them was drawn first.
 
     log_p (n, B) float64, of distinct sequences. Returns
     first   (n, B): p(s) R(S, s), the probability that s was drawn first given the set
@@ -86,18 +87,18 @@ def set_weights(log_p: Tensor) -> tuple[Tensor, Tensor]:
 
     The clocks of the set must ring before any other, so with q = 1 - sum_S p and a_s = p(s) / q
         P(S) = I(S),  I(A) = integral of e^-t prod_{s in A} (1 - e^{-a_s t}) dt over t > 0.
-    Taking s off the domain scales all rates alike: the a's remain, R(S, s) = I(S - s) / I(S), and
+    Removing s from the domain scales all rates equally: the a's stay the same, R(S, s) = I(S - s) / I(S), and
     p(s') R^{-s}(S, s') = p(s') I(S - s - s') / I(S - s).
     """
     n = len(log_p)
     log_a = log_p - log_rest(log_p)
-    # With t = e^x the integrand falls off double exponentially or like e^x, and the trapezoid rule is exact to rounding
-    # once its step is well below the width 1 / sqrt(n + 1) of the narrowest peak.
+    # With t = e^x the integrand decays double exponentially or like e^x, so the trapezoid rule is exact up to rounding
+    # if its step is well below the width 1 / sqrt(n + 1) of the narrowest peak.
     step = 0.4 / math.sqrt(n + 1)
     x = torch.arange(-40, math.log(2 * n + 60), step, dtype=log_p.dtype, device=log_p.device)  # (G,)
     factor = log_one_minus_exp(log_a.unsqueeze(-1) + x)  # (n, B, G)
     total = factor.sum(0) + x - x.exp()  # (B, G)
-    without = (total - factor).logsumexp(-1)  # log I(S - s) but for the step, (n, B)
+    without = (total - factor).logsumexp(-1)  # log I(S - s) up to the step, (n, B)
     without_two = (total - factor.unsqueeze(1) - factor).logsumexp(-1)  # (n, n, B)
     first = (log_p + without - total.logsumexp(-1)).exp()
     second = (log_p + without_two - without.unsqueeze(1)).exp()
@@ -106,10 +107,10 @@ def set_weights(log_p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_rest(log_p: Tensor) -> Tensor:
-    """log(1 - sum p) over the first axis, finite where rounding leaves nothing: the set then holds all there is."""
+    """log(1 - sum p) over the first axis, finite even if the set holds all probability up to rounding."""
     return (-torch.expm1(log_p.logsumexp(0).clamp_max(-1e-300))).log()
 
 
 def log_one_minus_exp(y: Tensor) -> Tensor:
-    """log(1 - exp(-exp(y))), which is close to y where exp(y) would vanish beside 1."""
+    """log(1 - exp(-exp(y))), accurate also where exp(y) is negligible against 1: it is close to y there."""
     return torch.where(y < -30, y, (-torch.expm1(-y.exp())).log())

@@ -1,4 +1,4 @@
-"""Zeroth order: the policy is a black box too, its weights are perturbed and only rewards are compared."""
+"""Zeroth order: the policy is a black box too; its weights are perturbed, and only rewards are compared."""
 
 from typing import Annotated
 
@@ -12,20 +12,20 @@ class Es(Estimator):
 
     Approximates  grad E_e[J(theta + sigma e)],  e ~ N(0, 1) for every weight; J = E_{z~p}[f(z)]
     With          mean over pairs of (f(theta + sigma e) - f(theta - sigma e)) e / (2 sigma),
-                  f(theta) the mean reward of one sample a context; a pair shares its direction and its random numbers
-    Requires      black-box reward; weights that can be written to.
-    Bias          yes: the gradient of J smoothed over sigma, off by O(sigma^2). A smaller sigma is noisier: few tokens
-                  change then, and each change counts 1 / sigma.
+                  f(theta) the mean reward of one sample per context; a pair shares its direction and random numbers
+    Requires      black-box reward; writable weights.
+    Bias          yes, O(sigma^2): it estimates the gradient of J smoothed over sigma. A smaller sigma gives more
+                  variance: fewer tokens change, and each change is weighted by 1 / sigma.
     Cost a call   2 pairs B reward calls, 2 pairs BT sampled tokens, no backward pass; two more copies of the weights.
-    Source        Salimans et al. 2017, sections 2 and 2.1.  Deviates: raw rewards in place of ranks, which would change
-                  the objective; no weight decay.
+    Source        Salimans et al. 2017, sections 2 and 2.1.  Deviates: raw rewards instead of ranks, which would
+                  change the objective; no weight decay.
     """
 
     family = "zeroth order"
 
     def __init__(
         self,
-        pairs: Annotated[int, Range(1), "directions a call; a context gives two samples to each"] = 4,
+        pairs: Annotated[int, Range(1), "directions per call, each with two samples per context"] = 4,
         sigma: Annotated[float, Range(0, low_open=True), "standard deviation of a perturbation"] = 0.01,
     ):
         super().__init__()
@@ -40,7 +40,7 @@ class Es(Estimator):
             state = rng.get_state()
             value = []
             for step in (self.sigma, -self.sigma):
-                rng.set_state(state)  # both halves draw from the same noise: tokens differ where the policies do
+                rng.set_state(state)  # the same random numbers for both: tokens differ only where the policies do
                 with problem.shifted([step * e for e in direction]):
                     value.append(problem.reward(problem.sample(1, rng)).mean())  # f may depend on theta too
             slope = (value[0] - value[1]) / (2 * self.sigma * self.pairs)

@@ -1,7 +1,7 @@
-"""Where one curve overtakes another: budgets at which a difference is supported, and the change of the lead between them.
+"""Where one curve overtakes another: budgets with a supported difference, and the change of the lead between them.
 
-Plain arrays in, plain numbers out. A curve is one seed's; the difference of two is taken seed by seed at each budget,
-and a seed's whole curve of differences is what the test flips, so that its budgets are one family.
+Plain arrays in, plain numbers out. A curve belongs to one seed; the difference of two is taken for each seed at each
+budget. The test flips the sign of a seed's whole curve of differences, so that all budgets are one family.
 """
 
 import math
@@ -25,10 +25,10 @@ Floats = NDArray[np.float64]
 class Crossing:
     """Where the sign of a difference a - b changes, in the units of the budgets.
 
-    budget          where the mean difference is 0, NaN where it doesn't change sign (or b leads nowhere on one side)
-    low, high       the nearest budgets on either side at which a difference is supported; NaN: none is, to that end
-    before, after   1 where a is supported to lead at low, at high; -1 where b is; 0 where neither is
-    sign_changes    of the mean difference, over all budgets, supported or not
+    budget          where the mean difference is 0; NaN if the lead doesn't change
+    low, high       the nearest budgets on either side with a supported difference; NaN if there is none on that side
+    before, after   the supported leader at low and at high: 1 for a, -1 for b, 0 for neither
+    sign_changes    the number of sign changes of the mean difference over all budgets, supported or not
     """
 
     budget: float
@@ -49,7 +49,7 @@ def simultaneous_p(differences: ArrayLike, generator: np.random.Generator) -> Fl
 
     With          T_b = |sum_i d_ib| / sqrt(sum_i d_ib^2),  p_b = P(max_c T_c(s) >= T_b),  s a random sign for each seed
     Shapes        differences (seeds, budgets): finite. Without a seed: NaN.
-    Exact         where whole curves of differences are symmetric about 0; up to 14 seeds by enumeration, above by
+    Exact         if whole curves of differences are symmetric about 0; up to 14 seeds by enumeration, above by
                   10,000 random assignments with (1 + count) / (1 + draws).
     Raises        ValueError for values that are not finite, or another shape.
     Source        Westfall and Young 1993, the single-step maximum test.
@@ -82,7 +82,7 @@ def _signs(seeds: int, generator: np.random.Generator) -> Floats:
 def supported_leads(
     differences: ArrayLike, generator: np.random.Generator, alpha: float = statistics.ALPHA
 ) -> NDArray[np.int64]:
-    """At each budget 1 where a is supported to lead (a - b above 0), -1 where b is, else 0; `differences` (seeds, budgets).
+    """The supported leader at each budget: 1 for a (a - b above 0), -1 for b, else 0; `differences` (seeds, budgets).
 
     With a probability of at least 1 - alpha none of these leads is wrong.
 
@@ -98,13 +98,14 @@ def supported_leads(
 def crossing(budgets: ArrayLike, differences: ArrayLike, leads: Sequence[int] | NDArray[np.int64]) -> Crossing:
     """The last budget at which the lead changes.
 
-    Of several changes of sign it is the last with a supported lead on both sides, by different ones; else the last with
-    nothing supported to one side or both; one between two supported leads of the same estimator counts for none.
+    If the sign changes several times, it is the last change with different supported leaders on its two sides; without
+    one, the last change without a supported lead on at least one side. A change between two supported leads of the same
+    estimator doesn't count.
 
     With          linear interpolation of the mean difference in log budget between neighbours of different sign
     Shapes        budgets (m,): positive, increasing; differences (seeds, m); leads (m,) of `supported_leads`.
-    Coverage      low to high holds a budget of true difference 0 with a probability of at least 95 %: where the true
-                  difference is 0, a lead is wrong.
+    Coverage      with a probability of at least 95 %, low to high contains a budget at which the true difference is 0,
+                  because a lead found there would be wrong.
     """
     at, mean = np.asarray(budgets, dtype=np.float64), np.asarray(differences, dtype=np.float64).mean(axis=0)
     states = np.asarray(leads)

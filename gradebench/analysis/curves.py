@@ -36,12 +36,12 @@ _RESAMPLES = 2_000  # of a mean's interval: there are many
 
 
 def budgets(metrics: pd.DataFrame, by: str | None = None, axes: Sequence[str] = tuple(AXES)) -> pd.DataFrame:
-    """One row a budget and estimator, BUDGETS_COLUMNS, the best first within a budget.
+    """One row per budget and estimator, BUDGETS_COLUMNS, the best first within a budget.
 
     mean, ci_low, ci_high    of the metric on test prompts over seeds, at the budget, and the 95 % interval
     n_seeds                  seeds that have a value there
-    rank, leader             by mean, ties by name, among the estimators that all of their seeds bring to this budget and
-                             that their learning rates let be compared; the others have a mean and no rank
+    rank, leader             by mean, ties by name, among the estimators whose seeds all reach this budget and whose
+                             learning rates make them comparable; the others have a mean and no rank
     p_vs_leader_holm         of the paired test against the leader; Holm over all pairs at this budget
 
     Raises        ValueError as `tables.comparisons` does.
@@ -57,7 +57,7 @@ def _compared(field: Field) -> list[dict[str, Any]]:
     rows = []
     for place, budget in enumerate(wanted):
         label = f"{budget:.12g}"
-        slack = 1e-12 * budget  # halves are exact; a last digit must not take an estimator out of its own last budget
+        slack = 1e-12 * budget  # rounding must not exclude an estimator from its own last budget
         here = {
             name: mine.iloc[:, place].dropna()
             for name, mine in values.items()
@@ -78,7 +78,7 @@ def _compared(field: Field) -> list[dict[str, Any]]:
 
 
 def _against_first(field: Field, ranked: list[str], here: dict[str, pd.Series], label: str) -> dict[str, float]:
-    """Each other's p against the first one, after Holm over all pairs."""
+    """The p of each other estimator against the first, after Holm over all pairs."""
     pairs = list(combinations(ranked, 2))
     p = []
     for a, b in pairs:
@@ -101,8 +101,8 @@ def leaders(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def proportional(rows: pd.DataFrame) -> list[str]:
-    """Of rows of `budgets` of one task, the axes but steps whose budgets are a multiple of the steps, with equal values:
-    every estimator takes as many a step."""
+    """The axes, in the rows of `budgets` of one task, that are proportional to steps with the same factor for all
+    estimators."""
     by_axis = {str(axis): mine for axis, mine in rows.groupby("axis", sort=False)}
     steps = by_axis.pop("steps", None)
     if steps is None:
@@ -120,7 +120,7 @@ def _same_curves(steps: pd.DataFrame, other: pd.DataFrame) -> bool:
 
 
 def leading_pairs(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """The pairs of those who lead at some budget of these rows of `budgets`, in the order in which they first do."""
+    """The pairs of estimators that lead at some budget in these rows of `budgets`, in order of their first lead."""
     first = rows[rows["leader"].astype(bool)].sort_values("budget", kind="stable")["estimator"]
     return list(combinations(map(str, dict.fromkeys(first)), 2))
 
@@ -145,14 +145,14 @@ def crossings_of(
     axes: Sequence[str] = tuple(AXES),
     pairs: Sequence[tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
-    """One row a pair of estimators and an axis, CROSSINGS_COLUMNS; all pairs in order of names, unless some are given.
+    """One row per pair of estimators and axis, CROSSINGS_COLUMNS; all pairs in order of names, unless some are given.
 
-    crossing                     the budget at which the lead changes: where the mean difference is 0. Empty where no
-                                 change is left open or supported
-    ci_low, ci_high              95 %: the nearest budgets on either side with a supported lead; empty: none, to that end
-    leader_before, leader_after  who is supported to lead there; equal where the lead doesn't change; empty: nobody
+    crossing                     the budget at which the lead changes, where the mean difference is 0. Empty if the lead
+                                 doesn't change
+    ci_low, ci_high              95 %: the nearest budgets on either side with a supported lead; empty if there is none
+    leader_before, leader_after  the supported leader there; the same if the lead doesn't change; empty if there is none
     sign_changes                 of the mean difference, supported or not; the last supported one is the crossing
-    first_budget, last_budget    between which the two were compared
+    first_budget, last_budget    the range in which the two were compared
 
     A lead is supported by `crossings.simultaneous_p`: all budgets of a pair are one family, pairs are not.
 
@@ -166,13 +166,13 @@ def crossings_of(
 
 
 def written(metrics: pd.DataFrame, by: str | None = None) -> dict[str, pd.DataFrame]:
-    """The tables that a run's folder has of its curves, by the names of their files without an ending."""
+    """The tables of curves in a run's folder, by the names of their files without extension."""
     return {"budgets": budgets(metrics, by), "crossings": crossings_of(metrics, by)}
 
 
 def grid_of(field: Field, a: str, b: str) -> Floats:
-    """The budgets (m,) at which a pair is compared: evenly spaced logarithms over what both come to, and, along steps,
-    every evaluation; empty where they have nothing in common."""
+    """The budgets (m,) at which a pair is compared: evenly spaced logarithms over what both reach, and, along steps,
+    every evaluation; empty if they have no budget in common."""
     (low_a, high_a), (low_b, high_b) = field.reach(a), field.reach(b)
     low, high = max(low_a, low_b), min(high_a, high_b)
     if not 0 < low <= high < math.inf:
@@ -205,7 +205,7 @@ def _crossed(field: Field, a: str, b: str) -> dict[str, Any] | None:
 
 
 def _uncompared(field: Field, a: str, b: str, grid: Floats, pairs: int, why: str) -> dict[str, Any]:
-    """The row of a pair that its learning rates keep from being compared."""
+    """The row of a pair whose learning rates make it incomparable."""
     place = (field.task, field.setting, field.metric, field.axis, a, b, pairs)
     nothing = (math.nan, math.nan, math.nan, "", "", pd.NA)
     return dict(zip(CROSSINGS_COLUMNS, (*place, *nothing, float(grid[0]), float(grid[-1]), why), strict=True))
@@ -219,7 +219,7 @@ def verdict(
     axis: str,
     seeds: int,
 ) -> str:
-    """What a pair's curves support, in words, with the last budget in them."""
+    """The verdict on a pair's curves as a sentence that contains the last budget."""
     last = amount(float(grid[-1]), axis)
     if found.supported:
         return (
@@ -229,7 +229,7 @@ def verdict(
     decided = np.flatnonzero(leads)
     if not decided.size:
         least = statistics.seeds_needed(1)
-        why = f": of {seeds} paired seeds no outcome could decide, {least} are the least" if seeds < least else ""
+        why = f": {seeds} paired seeds can't give a significant result, {least} are needed" if seeds < least else ""
         return f"undecided up to {last}{why}"
     leader = names[int(leads[decided[-1]])]
     if decided.size == leads.size:

@@ -1,4 +1,4 @@
-"""The design of a run: which values of a task's options are swept, how many instances of it there are, and which of the
+"""The design of a run: which values of a task's options are swept, how many instances a task has, and which of the
 run's tasks belong together."""
 
 import json
@@ -13,15 +13,15 @@ from gradebench.core.errors import InputError
 from gradebench.core.options import parse_spec, text_of, with_values
 from gradebench.plugins import registry
 
-RATE = "learning-rate"  # is swept as an option of the task is, and is none
+RATE = "learning-rate"  # is swept like an option of the task, but isn't one
 INSTANCE = "instance"
-# For each label of a task in the run: the label that was asked for, and the values that it has of what varies.
+# For each task label in a run: the label that was asked for, and its values of the varied options.
 Design = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A task at one value of each thing that varies; `resolved` has the label that names them all."""
+    """A task at one value of each varied option; the label of `resolved` names all values."""
 
     resolved: registry.Resolved
     base: str  # label of the task that was asked for
@@ -30,12 +30,12 @@ class Variant:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What config.json keeps of it."""
+        """The entry in config.json."""
         return {"task": self.base, "values": dict(self.values)}
 
 
 def parse_sweep(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Of each "OPTION=VALUE,VALUE,..." the values. Raises InputError for another form, and for an option given twice."""
+    """The values of each "OPTION=VALUE,VALUE,...". Raises InputError for another form, or an option given twice."""
     sweep: dict[str, list[str]] = {}
     for text in texts:
         name, _, listed = text.partition("=")
@@ -54,10 +54,10 @@ def variants(
 ) -> list[Variant]:
     """Each task at every combination of the swept values and instances, in their order.
 
-    A value that is the option's default leaves the task as it was asked for, so that its cells are those of a plain run.
+    A value that is the option's default doesn't change the task, so its cells are those of a run without a sweep.
 
     Raises        InputError for an option that a task lacks or that its spec gives already, for values that won't do,
-                  and for a value that stands there twice.
+                  and for a value given twice.
     """
     found = [Variant(task, task.label, {}) for task in tasks]
     for name, values in sweep.items():

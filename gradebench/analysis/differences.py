@@ -1,4 +1,4 @@
-"""Where two runs differ in what their numbers depend on, by the facts that their config.json keeps."""
+"""Differences of two runs in what their numbers depend on, from the facts in their config.json."""
 
 import json
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """The items in which facts of two tasks, or of two estimators, differ, of those that both have."""
+    """The names of the facts that two tasks, or two estimators, both have and that differ."""
     return [name for name, value in ours.items() if name in theirs and _plain(theirs[name]) != _plain(value)]
 
 
 def said(value: Any, other: Any) -> str:
-    """A value in few words: of a table, what is otherwise in the other one; of a digest, its beginning."""
+    """A short form of a value: for a table the entries that differ from the other one, for a digest its beginning."""
     if isinstance(value, Mapping) and isinstance(other, Mapping):
         mine = {key: one for key, one in value.items() if key not in other or _plain(other[key]) != _plain(one)}
         return ", ".join(f"{key}={said(one, None)}" for key, one in sorted(mine.items())) or "none"
@@ -20,5 +20,5 @@ def said(value: Any, other: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As it comes back from a file."""
+    """The value as it would be read back from a file."""
     return json.loads(json.dumps(value, sort_keys=True, default=str))

@@ -4,10 +4,10 @@ A budget is a number of steps, of reward calls (samples), tokens, updates or sec
 own curve is read at the budget, and only then are means, intervals and tests made over seeds:
 
 steps, samples, tokens, updates, seconds    linear in the logarithm of the budget, between two evaluations
-kl        linear in KL between the first two evaluations in a row that have the budget between them: the divergence of
-          a training may fall again, and what counts is when it first came to the budget, from whichever side
+kl        linear in KL between the first two consecutive evaluations on either side of the budget: KL may fall again
+          during training, and what counts is when it first reached the budget
 
-Nothing is extrapolated: before its first evaluation after step 0, and beyond its last, a seed has no value.
+Nothing is extrapolated: before its first evaluation after step 0 and beyond its last, a seed has no value.
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """One seed's training, by evaluation: what it had taken (points,), and the metric there (points,), NaN if not finite."""
+    """One seed's training: budgets (points,) at its evaluations, and the metric (points,), NaN if not finite."""
 
     budgets: Floats
     values: Floats
 
 
 def at_budgets(curve: Curve, budgets: ArrayLike, axis: str) -> Floats:
-    """The curve's values (m,) at the budgets (m,), by the axis's rule; NaN where the curve doesn't come, and next to a NaN."""
+    """The curve's values (m,) at the budgets (m,), by the axis's rule; NaN out of its reach and next to a NaN."""
     wanted = np.asarray(budgets, dtype=np.float64)
     if axis == "kl":
         return _first_passages(curve, wanted)
@@ -78,13 +78,11 @@ class Field:
     metric: str
     axis: str
     curves: dict[str, dict[int, Curve]]  # estimator -> seed -> curve
-    fair: frozenset[str] = frozenset()  # estimators that their rates let be compared with each other
-    unfair: Mapping[frozenset[str], str] = dataclasses.field(
-        default_factory=dict
-    )  # verdicts of the pairs that they don't
+    fair: frozenset[str] = frozenset()  # estimators whose rates make them mutually comparable
+    unfair: Mapping[frozenset[str], str] = dataclasses.field(default_factory=dict)  # verdicts of the incomparable pairs
 
     def reach(self, estimator: str) -> tuple[float, float]:
-        """The least and the largest budget to which all seeds of the estimator come; (inf, -inf) if there is none."""
+        """The smallest and the largest budget that all seeds of the estimator reach; (inf, -inf) if there is none."""
         ends = [_ends(curve.budgets) for curve in self.curves[estimator].values()]
         low, high = max(first for first, _ in ends), min(last for _, last in ends)
         return (low, high) if low <= high else (math.inf, -math.inf)
@@ -154,8 +152,8 @@ def budgets_of(field: Field) -> list[float]:
     """The budgets at which the estimators are compared, increasing.
 
     steps     those after 0 at which all cells were evaluated
-    others    the largest budget that two estimators come to, its half, its quarter and so on, down to the least that
-              two come to; where steps cost all the same, these are evaluations
+    others    the largest budget that two estimators reach, half of it, a quarter and so on, down to the smallest that two
+              have reached; if steps cost the same for all, these are evaluations
     """
     cells = [curve for seeds in field.curves.values() for curve in seeds.values()]
     if field.axis == "steps":

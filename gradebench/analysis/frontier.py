@@ -1,9 +1,10 @@
-"""Frontiers: the reward that an estimator reaches within a divergence from the reference, over a sweep, seed by seed.
+"""Frontiers: the highest reward that an estimator reaches within a KL from the reference, over a sweep, seed by seed.
 
-A seed's points are (d, reward) of its policies, d = sqrt(KL): at every evaluation of its training, at every swept value.
-Its frontier is their upper concave envelope, flat after the highest, where more divergence needn't be spent. Lines are drawn
-in d and not in KL, since reward goes as d (alpha - beta d) (Gao et al. 2023, section 3.2): a chord in KL would lie far below
-the curve of a quick estimator, whose first evaluation after the start is far out already, and favour slow ones.
+A seed's points are (d, reward) of its policies, d = sqrt(KL), at every evaluation of its training and every swept
+value. Its frontier is their upper concave envelope, flat after the highest point, since a KL budget needn't be spent.
+Lines are straight in d and not in KL, since reward grows as d (alpha - beta d) (Gao et al. 2023, section 3.2). A chord
+in KL would lie far below the curve of a fast estimator, whose first evaluation already has a large KL, and favour slow
+ones.
 """
 
 import math
@@ -23,7 +24,10 @@ from gradebench.core import schema
 
 NAME, TESTS = "frontier", "frontier_tests"  # of their CSV files
 METRICS = ("reward", "gold_reward")
-SWEPT = ("kl", RATE)  # what one frontier goes over; any other option makes another problem, with a frontier of its own
+SWEPT = (
+    "kl",
+    RATE,
+)  # a frontier goes over these; any other option defines another problem, with its own
 BUDGETS = 10
 COLUMNS = [
     "task", "metric", "estimator", "kl", "n_seeds", "mean", "ci_low", "ci_high", "rank", "p_vs_leader_holm",
@@ -35,15 +39,15 @@ _Frontiers = dict[str, dict[int, "Frontier"]]  # by estimator and seed
 
 @dataclass(frozen=True)
 class Frontier:
-    """One seed's: piecewise linear in sqrt(KL) through (kl, value), flat from the last to `reach`, the most that any
-    policy spent."""
+    """The frontier of one seed: piecewise linear in sqrt(KL) through (kl, value), then flat up to `reach`, the largest
+    KL of any policy."""
 
     kl: Floats  # (m,) ascending, nats a sequence
     value: Floats  # (m,)
     reach: float
 
     def at(self, budgets: ArrayLike) -> Floats:
-        """The value within each budget of KL; NaN below the first point and above the reach: nothing is extrapolated."""
+        """The value within each KL budget; NaN below the first point and above the reach: nothing is extrapolated."""
         kl = np.asarray(budgets, dtype=np.float64)
         known = (kl >= self.kl[0]) & (kl <= self.reach)
         return np.where(known, self._on_line(np.sqrt(kl)), np.nan)
@@ -52,7 +56,7 @@ class Frontier:
         return np.interp(distance, np.sqrt(self.kl), self.value)
 
     def mean_over(self, low: float, high: float) -> float:
-        """The area between two budgets over their distance: the mean value; NaN where they leave its range."""
+        """The mean value between two budgets: the area over their distance. NaN if they are outside its range."""
         if not self.kl[0] <= low < high <= self.reach:
             return math.nan
         d = np.sqrt(np.unique(np.concatenate([[low, high], self.kl[(self.kl > low) & (self.kl < high)]])))
@@ -70,7 +74,7 @@ def envelope(distance: ArrayLike, value: ArrayLike) -> list[int]:
     x, y = np.asarray(distance, dtype=np.float64), np.asarray(value, dtype=np.float64)
     hull: list[int] = []
     for i in np.lexsort((-y, x)).tolist():
-        if hull and y[i] <= y[hull[-1]]:  # spends more, and gets no more
+        if hull and y[i] <= y[hull[-1]]:  # more KL for no more reward
             continue
         while len(hull) > 1 and _below(x, y, hull[-2], hull[-1], i):
             hull.pop()
@@ -87,9 +91,9 @@ def _below(x: Floats, y: Floats, left: int, middle: int, right: int) -> bool:
 def of_seed(points: pd.DataFrame, metric: str) -> Frontier:
     """The frontier of one seed's points, columns (split, metric): chosen on validation, measured on test prompts.
 
-    The policies on the envelope are chosen by the reward of validation prompts, what is trained for, also where the
-    metric is another: a judge is asked about a policy and doesn't choose it. A maximum of noisy points on the prompts
-    that it is measured on would flatter whoever has the most noise.
+    The policies on the envelope are chosen by the reward of validation prompts, whatever the metric is: a judge rates a
+    policy but doesn't choose it. If they were chosen and measured on the same prompts, the maximum would favour the
+    noisiest estimator.
     """
     # Rounding makes -1e-17 of the reference's own 0.
     seen, kl = (points[split, "kl"].to_numpy(dtype=np.float64).clip(min=0.0) for split in ("validation", "test"))
@@ -100,9 +104,9 @@ def of_seed(points: pd.DataFrame, metric: str) -> Frontier:
 
 
 def frontiers(metrics: pd.DataFrame, labels: Sequence[str], metric: str) -> _Frontiers:
-    """The frontiers over these tasks, by estimator and seed; a seed counts where all of its trainings are ok.
+    """The frontiers over these tasks, by estimator and seed; a seed counts if all of its trainings are ok.
 
-    Empty where the tasks don't measure the metric, a divergence, or validation prompts.
+    Empty if the tasks don't measure the metric, KL, or validation prompts.
     """
     names = [("validation", "kl"), ("validation", "reward"), ("test", "kl"), ("test", metric)]
     rows = metrics[metrics["task"].isin(labels) & (metrics["phase"] == "evaluation") & (metrics["status"] == "ok")]
@@ -121,27 +125,28 @@ def frontiers(metrics: pd.DataFrame, labels: Sequence[str], metric: str) -> _Fro
 
 
 def written(metrics: pd.DataFrame, design: Design) -> dict[str, pd.DataFrame]:
-    """The tables of a run with a sweep by the names of their files; none of another run."""
+    """The tables of a run with a sweep, by the names of their files; none without a sweep."""
     table = budgets(metrics, design)
     return {} if table.empty else {NAME: table, TESTS: areas(metrics, design)}
 
 
 def swept(design: Design) -> dict[str, list[str]]:
-    """The labels that a frontier goes over, by the name of what they have in common."""
+    """The task labels that share a frontier, by the name of the frontier."""
     return families(design, SWEPT)
 
 
 def along_training(metrics: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The design of a run without a sweep, whose frontiers go over the steps of training alone."""
+    """The design of a run without a sweep, whose frontiers cover only the steps of training."""
     return {str(task): {"task": str(task), "values": {SWEPT[0]: "as it is"}} for task in metrics["task"].unique()}
 
 
 def budgets(metrics: pd.DataFrame, design: Design, given: Sequence[float] | None = None) -> pd.DataFrame:
-    """The metrics within budgets of KL, COLUMNS: those given, else ten up to the most that two estimators reach.
+    """The metrics within KL budgets, COLUMNS: those given, else ten up to the largest that two estimators reach.
 
-    An estimator takes part in a budget that all of its seeds reach; else its mean and rank are empty and n_seeds says how
-    many do. One that its learning rate keeps from being compared has a mean and no rank: see `provenance`. p_vs_leader_holm is the sign-flip p against the first-ranked, after Holm over all pairs of that budget; ten
-    budgets are ten looks at one curve, whose one test is that of `areas`.
+    An estimator takes part in a budget that all of its seeds reach; else its mean and rank are empty and n_seeds says
+    how many do. One whose learning rate makes it incomparable has a mean but no rank: see `provenance`.
+    p_vs_leader_holm is the sign-flip p against the leader, after Holm over all pairs at that budget. Budgets aren't
+    corrected for each other; `areas` has one test of the whole curve.
     """
     rows: list[dict[str, Any]] = []
     for task, labels in swept(design).items():
@@ -158,7 +163,7 @@ def _reach(seeds: Mapping[int, Frontier]) -> float:
 
 
 def _even_budgets(found: _Frontiers) -> list[float]:
-    """Budgets that are even in the square root."""
+    """Budgets evenly spaced in the square root."""
     reaches = sorted((_reach(seeds) for seeds in found.values()), reverse=True)[:2]
     if not reaches or not reaches[-1] > 0:
         return []
@@ -194,10 +199,10 @@ def _p(a: pd.Series, b: pd.Series, place: Mapping[str, Any], *names: str) -> flo
 
 
 def areas(metrics: pd.DataFrame, design: Design) -> pd.DataFrame:
-    """All pairs by the area under their frontiers, TESTS_COLUMNS: over the range of KL that all seeds of both reach.
+    """All pairs by the area under their frontiers, over the range of KL that all seeds of both reach. TESTS_COLUMNS.
 
-    Areas are divided by that range, kl_to - kl_from, so that a difference is one of mean reward over the budgets. One
-    Holm family is one metric on one task. estimator_a has the larger mean over the range.
+    Areas are divided by the length of that range, kl_to - kl_from, so a difference is one of mean reward. One Holm
+    family is one metric on one task. estimator_a has the larger mean over the range.
     """
     rows: list[dict[str, Any]] = []
     for task, labels in swept(design).items():
@@ -222,7 +227,7 @@ def _said(design: Design, labels: Sequence[str]) -> str:
 def _area(
     task: str, metric: str, found: _Frontiers, a: str, b: str, unfair: Mapping[frozenset[str], str]
 ) -> dict[str, Any]:
-    """The row of a pair, without p_holm, and without a verdict unless the pair can't be compared."""
+    """The row of a pair, without p_holm; it has a verdict only if the pair can't be compared."""
     low = max(one.kl[0] for name in (a, b) for one in found[name].values())
     high = min(_reach(found[name]) for name in (a, b))
     means = {name: pd.Series({seed: one.mean_over(low, high) for seed, one in found[name].items()}) for name in (a, b)}
@@ -249,9 +254,9 @@ def _with_verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def leaders(table: pd.DataFrame) -> list[tuple[float, float, str, list[str]]]:
-    """Who leads one task and metric where: (first budget, last budget, leader, those not significantly different).
+    """The leaders on one task and metric: (first budget, last budget, leader, those not significantly different).
 
-    Neighbouring budgets with the same answer are one row.
+    Neighbouring budgets with the same leaders share a row.
     """
     found = []
     kl: Any

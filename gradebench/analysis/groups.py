@@ -1,12 +1,12 @@
 """The tidy `metrics` table by task and setting: what its ok cells measured, and the status of all of its cells.
 
 A cell is one (task, setting, estimator, seed). Only cells that are ok in all of their rows give numbers; the others
-stay visible as a status. Settings are never mixed, and results depend neither on the order of the rows nor on any
-generator of the caller: randomness is seeded by the names of what is compared.
+are shown by their status. Settings are never mixed. Results depend neither on the order of the rows nor on a generator
+of the caller: randomness is seeded by the names of what is compared.
 
-A value that was never measured is left out, and counts (n_pairs, status) say so. A value that was measured but has
-no answer, such as a ratio to a squared norm whose interval contains zero, makes the aggregate NaN: leaving it out
-would favour the estimator that is too noisy to be measured.
+A value that was never measured is left out, which the counts (n_pairs, status) show. A value that was measured but is
+too noisy to report, such as a ratio to a squared norm whose interval contains zero, makes the aggregate NaN: leaving it
+out would favour the noisier estimator.
 """
 
 import functools
@@ -22,8 +22,8 @@ import pandas as pd
 from gradebench.analysis import provenance
 from gradebench.core.schema import METRICS_COLUMNS
 
-RANKABLE = ("objective", "reward", "gold_reward")  # of the test prompts; without a choice, the first that was measured
-CONTROL = " (control)"  # ends the name of an estimator's twin in an A/A control, which no table ranks
+RANKABLE = ("objective", "reward", "gold_reward")  # of the test prompts; by default the first that was measured
+CONTROL = " (control)"  # suffix of an estimator's A/A control, which no table ranks
 _CELL = ["task", "setting", "estimator", "seed"]
 _KEY = [*_CELL, "phase", "split", "step", "metric"]
 _TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value")]
@@ -49,12 +49,12 @@ class Group:
 
     @functools.cached_property
     def last_step(self) -> float:
-        """At which test prompts were evaluated; NaN without any."""
+        """The last step at which test prompts were evaluated; NaN without any."""
         return float(self.evaluation.loc[self.evaluation["split"] == "test", "step"].max())
 
     @functools.cached_property
     def equals(self) -> Sequence[Sequence[str]]:
-        """Estimators whose evaluations are the same bit by bit: they drew the same."""
+        """Estimators whose evaluations are bit-identical, because they had the same draws."""
         return _equal_draws(self.evaluation)
 
     @functools.cached_property
@@ -80,12 +80,12 @@ class Group:
 
     @functools.cached_property
     def rates(self) -> dict[str, provenance.Ran]:
-        """By estimator."""
+        """The learning rate of each estimator."""
         return provenance.ran(self.rows)
 
     @functools.cached_property
     def unfair(self) -> dict[frozenset[str], str]:
-        """Verdicts of pairs that their rates keep from being compared."""
+        """Verdicts of the pairs whose learning rates make them incomparable."""
         return provenance.incomparable(self.rows)
 
 
@@ -107,7 +107,7 @@ def groups_of(metrics: pd.DataFrame, controls: bool = False) -> Iterator[Group]:
 
 
 def ok_rows(metrics: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
-    """For each task and setting its names and the rows of ok cells, control twins left out.
+    """For each task and setting its names and the rows of ok cells, without A/A controls.
 
     Raises        ValueError as `comparisons` does.
     """
@@ -124,7 +124,7 @@ def ok_rows(metrics: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFra
 def per_seed(metrics: pd.DataFrame, metric: str, split: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
     """For each task and setting its names and the values (seed x estimator) of ok cells, NaN where one is missing.
 
-    `metric` as at the last evaluation of the split; generalization_gap, train less test reward; or gradient_variance,
+    `metric` as at the last evaluation of the split; generalization_gap, train minus test reward; or gradient_variance,
     the geometric mean over checkpoints. Estimators without any value have no column.
 
     Raises        ValueError as `comparisons` does.
@@ -158,7 +158,7 @@ def ranked_by(metrics: pd.DataFrame, by: str | None = None) -> dict[tuple[str, s
 
 
 def ranking_metric(group: Group, by: str | None) -> str:
-    """The metric that ranks: as asked, else the objective, else the reward; the first that cells with a reward have."""
+    """The ranking metric: as asked, else the objective, else the reward; the first that cells with a reward have."""
     reward = column_of(group.final, ("test", "reward"))
     for metric in (by, *RANKABLE[:2]):
         values = column_of(group.final, ("test", metric))
@@ -168,7 +168,7 @@ def ranking_metric(group: Group, by: str | None) -> str:
 
 
 def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The metrics with "" for missing text and floats for numbers; raises ValueError for what can't be trusted."""
+    """The metrics with "" for missing text and floats for numbers; raises ValueError for inconsistent tables."""
     missing = [name for name in METRICS_COLUMNS if name not in metrics.columns]
     if missing:
         raise ValueError(f"metrics lack the columns {missing}")
@@ -180,7 +180,7 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
         rows[name] = pd.to_numeric(rows[name].mask(rows[name] == "")).astype(float)
     if rows["seed"].isna().any():
         raise ValueError("some rows of the metrics have no seed: every row belongs to one cell, also that of a skip")
-    # A row without a metric says what became of a cell; probes have one of each checkpoint.
+    # A row without a metric has only the status of its cell; probes have one for each checkpoint.
     duplicated = rows.duplicated(_KEY) & (rows["metric"] != "")
     if duplicated.any():
         example = rows.loc[duplicated, _KEY].iloc[0].to_dict()
@@ -191,12 +191,12 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def text_column(column: pd.Series) -> pd.Series:
-    """The column as strings, "" where missing: a column of empty strings comes back from a CSV as NaN throughout."""
+    """The column as strings, "" where missing; pandas reads a CSV column of empty strings as all NaN."""
     return column.astype(object).where(column.notna(), "").astype(str)
 
 
 def _equal_draws(evaluation: pd.DataFrame) -> list[list[str]]:
-    """The estimators, two or more a list, that have the same value in every evaluation after step 0."""
+    """Lists of two or more estimators that have the same value in every evaluation after step 0."""
     trained = evaluation[evaluation["step"] > 0]
     hashes = pd.util.hash_pandas_object(trained[["seed", "split", "step", "metric", "value"]], index=False)
     alike: dict[bytes, list[str]] = {}
@@ -206,12 +206,12 @@ def _equal_draws(evaluation: pd.DataFrame) -> list[list[str]]:
 
 
 def _cell_status(statuses: pd.Series) -> str:
-    """ "ok" where every row of the cell is, else what the other rows say."""
+    """ "ok" if every row of the cell is, else the statuses of the other rows."""
     return "+".join(sorted({status or "unknown" for status in statuses} - {"ok"})) or "ok"
 
 
 def _reject_mixed_parameters(measured: pd.DataFrame) -> None:
-    """Raises ValueError where one estimator label stands for two sets of parameters, as in runs of two versions."""
+    """Raises ValueError if one estimator label has two sets of parameters, as in runs of two versions."""
     kinds = measured.groupby("estimator")["estimator_params"].nunique()
     for estimator in kinds.index[kinds > 1]:
         found = sorted(measured.loc[measured["estimator"] == estimator, "estimator_params"].unique())
@@ -219,12 +219,12 @@ def _reject_mixed_parameters(measured: pd.DataFrame) -> None:
 
 
 def _wide(rows: pd.DataFrame, index: list[str], columns: list[str]) -> pd.DataFrame:
-    """One row an index, one column a metric. Duplicates were rejected before."""
+    """One row per index, one column per metric. Duplicates were rejected before."""
     return rows.set_index([*index, *columns])["value"].unstack(columns)
 
 
 def column_of(frame: pd.DataFrame, name: Any) -> pd.Series:
-    """A column by name, NaN throughout where nobody measured it."""
+    """A column by name; all NaN if it doesn't exist."""
     return frame[name] if name in frame.columns else pd.Series(np.nan, index=frame.index)
 
 
@@ -236,7 +236,7 @@ def complete(probe: pd.DataFrame, *names: str) -> pd.DataFrame:
 def _over_checkpoints(per_checkpoint: pd.Series) -> pd.Series:
     """Mean over the last index level, step; NaN where any checkpoint of the group is missing or unresolved.
 
-    Estimators must not be averaged over different checkpoints: those that fall out are the noisy ones.
+    Estimators must not be averaged over different checkpoints, because the missing ones are the noisy ones.
     """
     with np.errstate(invalid="ignore"):  # ln 0 and ln inf have no mean
         return per_checkpoint.unstack("step").mean(axis=1, skipna=False)
@@ -265,7 +265,7 @@ def by_mean(means: pd.Series) -> list[str]:
 
 
 def first_of_equals(group: Group, against: Sequence[str] = ()) -> dict[str, str]:
-    """estimator -> the one that it drew the same as: a baseline where there is one, else the first by name."""
+    """estimator -> the one that represents those with the same draws: a baseline if any, else the first by name."""
     firsts: dict[str, str] = {}
     for names in group.equals:
         first = next((name for name in against if name in names), names[0])
@@ -274,6 +274,6 @@ def first_of_equals(group: Group, against: Sequence[str] = ()) -> dict[str, str]
 
 
 def named_generator(*names: str) -> np.random.Generator:
-    """A random generator seeded by names, so that no result depends on what else is in the table, or on its order."""
+    """A random generator seeded by names, so that results don't depend on the table's order or other content."""
     digest = hashlib.sha256("\0".join(("gradebench tables", *names)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))

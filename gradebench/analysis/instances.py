@@ -34,8 +34,9 @@ def written(metrics: pd.DataFrame, design: Design) -> dict[str, pd.DataFrame]:
 def comparisons(metrics: pd.DataFrame, design: Design) -> pd.DataFrame:
     """All pairs of estimators over the instances of each kind of task, COLUMNS; empty without two instances of one.
 
-    One Holm family is one metric on one kind of task, without the pairs that their learning rates keep from being compared. Test prompts, the last evaluation; n_seeds counts the pairs of
-    seeds of all instances. estimator_a has the larger mean over instances.
+    One Holm family is one metric on one kind of task, without pairs whose learning rates make them incomparable. Values
+    are those of test prompts at the last evaluation; n_seeds counts the pairs of seeds of all instances. estimator_a
+    has the larger mean over instances.
 
     Raises        ValueError as `tables.comparisons` does.
     """
@@ -48,12 +49,12 @@ def comparisons(metrics: pd.DataFrame, design: Design) -> pd.DataFrame:
 
 
 def leaderboard(metrics: pd.DataFrame, design: Design, tests: pd.DataFrame) -> pd.DataFrame:
-    """One row an estimator and kind of task, BOARD_COLUMNS, best first; `tests` are the comparisons of the same metrics.
+    """One row per estimator and kind of task, BOARD_COLUMNS, best first; `tests` are the comparisons of these metrics.
 
-    mean, ci_low, ci_high    of `metric`, each instance counting alike, with Student's interval over instances
+    mean, ci_low, ci_high    of `metric`, with equal weight for each instance, and Student's interval over instances
     n_first                  instances in which its mean is the highest
-    rank                     among those that were measured in all instances and that their learning rates let be
-                             compared; empty for the others
+    rank                     among those measured in all instances whose learning rates make them comparable; empty for
+                             the others
     """
     boards = []
     for task, labels in _kinds(design).items():
@@ -72,7 +73,7 @@ def _kinds(design: Design) -> dict[str, list[str]]:
 
 
 def _values(metrics: pd.DataFrame, metric: str, labels: list[str]) -> _Values:
-    """The values of test prompts by instance. One that stands in several settings, of runs ranked apart, is left out."""
+    """The values of test prompts by instance; an instance with several settings, of runs ranked apart, is left out."""
     mine = metrics[metrics["task"].isin(labels)]
     settings = mine.groupby("task")["setting"].nunique()
     mine = mine[mine["task"].isin(settings.index[settings == 1])]
@@ -98,7 +99,7 @@ def _family(task: str, metric: str, values: _Values, unfair: Mapping[frozenset[s
         rows.append(provenance.unless_unfair(names | found | {"n_seeds": found["n_pairs"]}, unfair))
     for row, p_holm in zip(rows, statistics.holm([row["p_value"] for row in rows]), strict=True):
         row["p_holm"] = float(p_holm)
-        # Student's t has no smallest p, so a test that there was could have decided.
+        # Student's t has no smallest p, so any test could have been significant.
         decided = statistics.verdict(row["p_holm"], 0.0, row["mean_difference"], statistics.ALPHA)
         row["verdict"] = row.get("verdict", decided)
     return rows

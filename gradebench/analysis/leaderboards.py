@@ -1,4 +1,4 @@
-"""The leaderboard: one row a task, setting and estimator, from the metrics and their table of tests."""
+"""The leaderboard: one row per task, setting and estimator, from the metrics and their table of tests."""
 
 import math
 from collections import Counter
@@ -29,30 +29,30 @@ from gradebench.measurement.gradient_columns import gradient_columns
 def leaderboard(
     metrics: pd.DataFrame, comparisons: pd.DataFrame, by: str | None = None, against: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """One row a task, setting and estimator, LEADERBOARD_COLUMNS; `comparisons` is the table of the same metrics, with
-    the same baselines.
+    """One row per task, setting and estimator, LEADERBOARD_COLUMNS. `comparisons` is the table of tests of the same
+    metrics, with the same baselines.
 
     Means are over ok seeds, at the last step at which the group evaluated test prompts: `steps`.
-    ranked_by                    the metric of rank, tier, letters, p and verdict: `by`, one of RANKABLE; where that was
-                                 not measured, and by default, the objective, or the reward where cells lack it.
-    rank, tier                   ties by name; empty without the metric. A tier: its first, and what isn't significantly
-                                 different from that: `tiers.tiers`. Empty where baselines are given.
-    letters                      shared by two exactly where they aren't significantly different: `tiers.letters`.
-    same_as                      the estimator whose evaluations these are, bit by bit; both count once in the family.
-    n_seeds, status              ok seeds that gave the metric; "ok", else counts such as "ok 8, failed 2".
+    ranked_by                    the metric of rank, tier, letters, p and verdict: `by`, one of RANKABLE. By default, or
+                                 if that wasn't measured, the objective, or the reward if cells lack it.
+    rank, tier                   ties by name; empty without the metric. A tier is its first estimator and those that
+                                 aren't significantly different from it: `tiers.tiers`. Empty with baselines.
+    letters                      two share a letter exactly if they aren't significantly different: `tiers.letters`.
+    same_as                      the estimator with bit-identical evaluations; both count once in the family.
+    n_seeds, status              ok seeds that have the metric; "ok", else counts such as "ok 8, failed 2".
                                  An ok cell without it is counted as "no test reward".
     gradient_variance            geometric mean over seeds and checkpoints.
     gradient_mse_relative, gradient_direction_error, gradient_variance_relative, gradient_bias_squared (relative, too)
-    and gradient_cosine, with their intervals: see `gradient_columns`; empty where they aren't resolved.
-    p_vs_best_holm               p_holm against the first of those that have a tier.
-    p_vs_baseline_holm, verdict  against the baselines: the largest p_holm of them; and for each in words "above NAME",
+    and gradient_cosine, with their intervals: see `gradient_columns`; empty if they are too noisy.
+    p_vs_best_holm               p_holm of the test against the first estimator that has a tier.
+    p_vs_baseline_holm, verdict  against the baselines: the largest p_holm; and for each of them "above NAME",
                                  "below NAME" or "not significantly different from NAME". Empty without baselines.
-    updates_per_step             of the policy, a batch having one to several.
-    clipped_updates, clip_factor share of updates whose gradient clipping shortened; mean factor, 1 being not at all.
-    clipped_tokens               share of tokens, over all calls, whose ratio the estimator's own clipping held back.
-    learning_rate, rate_source   see `provenance`; only estimators that may be compared by it have a tier.
+    updates_per_step             updates of the policy; a batch has one or several.
+    clipped_updates, clip_factor share of updates whose gradient was clipped; mean factor, where 1 is no clipping.
+    clipped_tokens               share of tokens, over all calls, that the estimator's own ratio clipping affects.
+    learning_rate, rate_source   see `provenance`; only estimators that may be compared have a tier.
 
-    Raises        ValueError as `comparisons` does, and where its table lacks columns.
+    Raises        ValueError as `comparisons` does, and if that table lacks columns.
     """
     missing = [name for name in TESTS_COLUMNS if name not in comparisons.columns]
     if missing:
@@ -108,7 +108,7 @@ def _board(group: Group, tests: pd.DataFrame, by: str | None, against: Sequence[
 
 
 def _summary(group: Group) -> pd.DataFrame:
-    """One row an estimator: the columns of the leaderboard that need no comparison."""
+    """One row per estimator: the columns of the leaderboard that need no comparison."""
     reward, gold = column_of(group.final, ("test", "reward")), column_of(group.final, ("test", "gold_reward"))
     log_variances = log_variance(group)
     updates = complete(group.train, "updates")["updates"]
@@ -147,14 +147,14 @@ def _with_interval(group: Group, metric: str) -> dict[str, pd.Series]:
 
 
 def _last_cost(group: Group, metric: str) -> pd.Series:
-    """(estimator, seed) -> the cost at the cell's last step that has it, where the figure for the cell stands."""
+    """(estimator, seed) -> the cost at the last step that has it, which is that of the whole cell."""
     return complete(group.train, metric)[metric].groupby(["estimator", "seed"]).last()
 
 
 def _against(
     name: str, baselines: Sequence[str], p_of: dict[frozenset[str], float], supported: set[tuple[str, str]]
 ) -> str:
-    """Where an estimator stands to each baseline, in words; "" for a baseline and for what wasn't compared."""
+    """An estimator's verdict against each baseline; "" for a baseline and for pairs that weren't compared."""
     found = []
     for baseline in baselines:
         if math.isnan(p_of.get(frozenset((name, baseline)), math.nan)):
@@ -187,10 +187,10 @@ def ranked_column(board: pd.DataFrame) -> str:
 
 
 def pareto_front(board: pd.DataFrame) -> list[str]:
-    """The estimators of one group's leaderboard that no other one dominates, in its order.
+    """The estimators of one group's leaderboard that no other dominates, in its order.
 
-    One dominates another that is at least as good in what ranks (more), relative variance and seconds a step (less),
-    and better in one of them. Those without a number for each take no part.
+    One dominates another if it is at least as good in the ranking metric (more is better), relative variance and
+    seconds per step (less is better), and better in one of them. Estimators that lack a value are left out.
     """
     columns = [ranked_column(board), "gradient_variance_relative", "seconds_per_step"]
     costs = board[columns].to_numpy(dtype=float) * [-1.0, 1.0, 1.0]

@@ -1,4 +1,4 @@
-"""Several tasks at once: one score that tasks share, aggregated so that no single task or seed decides."""
+"""Several tasks at once: a score on a scale common to all tasks, aggregated robustly over tasks and seeds."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import pandas as pd
 
 from gradebench.analysis import provenance, statistics, tables
 
-TASKS_FOR_RANKS = 10  # fewer say too little about ranks for Friedman's test and Nemenyi's critical difference
+TASKS_FOR_RANKS = 10  # fewer are too few for Friedman's test and Nemenyi's critical difference
 LEVELS = (0.5, 0.9)  # of the performance profile in the table, as shares of the best estimator's gain
 PROFILE = np.linspace(0.0, 1.2, 25)  # and in the figure
 COLUMNS = ["estimator", "tasks", "runs", "iqm", "ci_low", "ci_high", "above_0.5", "above_0.9", "mean_rank"]
@@ -27,7 +27,7 @@ class Ranks:
 
     @property
     def apart(self) -> int:
-        """How many pairs differ: none where Friedman's test sees no difference at all."""
+        """How many pairs differ significantly: none if Friedman's test isn't significant."""
         pairs = combinations(self.mean_ranks.values(), 2)
         return sum(abs(a - b) > self.critical_difference for a, b in pairs) if self.p < statistics.ALPHA else 0
 
@@ -37,8 +37,8 @@ def scores(metrics: pd.DataFrame, by: str | None = None) -> dict[str, pd.DataFra
     that ranks there, on test prompts.
 
     With          (value - start) / (mean value of the best - start), start the mean before training
-    A task on which the best one gains nothing gives no scores, and an estimator none where its learning rate keeps it
-    from being compared with most others.
+    There are no scores for a task on which the best estimator gains nothing, or for an estimator whose learning rate
+    makes it incomparable with most others.
     """
     first = metrics[(metrics["phase"] == "evaluation") & (metrics["step"] == 0) & (metrics["split"] == "test")]
     starts = first.groupby(["task", "setting", "metric"])["value"].mean().to_dict()
@@ -60,7 +60,7 @@ def _everywhere(by_task: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def across_tasks(metrics: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
-    """One row an estimator that has scores on all tasks, COLUMNS, the highest first; empty with fewer than two tasks.
+    """One row per estimator with scores on all tasks, COLUMNS, the highest first; empty with fewer than two tasks.
 
     iqm, ci_low, ci_high    interquartile mean over all tasks and seeds, and its 95 % interval by a bootstrap of the
                             seeds of each task
@@ -87,7 +87,7 @@ def across_tasks(metrics: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
 
 
 def _profile(runs: Sequence[np.ndarray], levels: Sequence[float] | np.ndarray) -> list[float]:
-    """For each level the share of runs above it, each task counting alike."""
+    """For each level the share of runs above it, with equal weight for each task."""
     return [float(np.mean([(values > level).mean() for values in runs])) for level in levels]
 
 
@@ -105,7 +105,7 @@ def profiles(metrics: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
 
 
 def ranks(metrics: pd.DataFrame, by: str | None = None) -> Ranks | str:
-    """The ranks over tasks, or, in words, why there are none: it takes ten tasks, and three estimators on all of them."""
+    """The ranks over tasks, or a sentence why there are none: they need ten tasks and three estimators on all."""
     by_task = scores(metrics, by)
     if len(by_task) < TASKS_FOR_RANKS:
         return f"{len(by_task)} tasks are too few to compare ranks (Friedman, Nemenyi): {TASKS_FOR_RANKS} are needed"

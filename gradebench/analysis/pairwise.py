@@ -1,4 +1,4 @@
-"""The table of tests: pairs of estimators by every metric, paired by seed, corrected for their family."""
+"""The table of tests: pairs of estimators by every metric, paired by seed, with Holm's correction."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,12 +26,12 @@ SAME = "same draws"  # the verdict on two names of one estimator
 
 
 def family_size(n_estimators: int, n_baselines: int = 0) -> int:
-    """How many comparisons Holm counts: all pairs, or those of the baselines with all others."""
+    """The number of comparisons that Holm corrects together: all pairs, or those of each baseline with each other."""
     return n_baselines * (n_estimators - n_baselines) if n_baselines else math.comb(n_estimators, 2)
 
 
 def default_seed_count(n_estimators: int, n_baselines: int = 0) -> int:
-    """The number of seeds at which every comparison of the family can be decided under Holm; at least 3."""
+    """The number of seeds with which every comparison of the family can be significant after Holm; at least 3."""
     return max(MINIMUM_SEEDS, statistics.seeds_needed(family_size(n_estimators, n_baselines)))
 
 
@@ -47,24 +47,24 @@ _FAMILIES: tuple[tuple[str, str, Callable[[Group], pd.Series], str], ...] = (
 def comparisons(metrics: pd.DataFrame, against: Sequence[str] = ()) -> pd.DataFrame:
     """The table of tests: pairs of estimators within each task and setting, TESTS_COLUMNS.
 
-    One Holm family is one metric in one task and setting: all pairs, or, `against` baselines, each of these with each
-    estimator that is none; `family` is its size. Estimators that drew the same count once in it, and their own pair,
-    with the verdict "same draws", not at all. Seeds are paired by their id. `gradient_variance` is
-    compared by the mean over checkpoints of its natural logarithm, so its differences and intervals are in nats of
-    ratio: exp(mean_difference) is a ratio of variances. estimator_a has the larger mean (ties by name). A metric
-    that nobody measured has no rows; an estimator without ok cells has rows with n_pairs 0.
+    One Holm family is one metric in one task and setting: all pairs, or, with `against`, each baseline with each other
+    estimator; `family` is its size. Estimators with the same draws count once in it; their own pair has the verdict
+    "same draws" and doesn't count. Seeds are paired by their id. `gradient_variance` is compared by its natural
+    logarithm, averaged over checkpoints, so exp(mean_difference) is a ratio of variances. estimator_a has the larger
+    mean (ties by name). A metric that was never measured has no rows; an estimator without ok cells has rows with
+    n_pairs 0.
 
-    Raises        ValueError for missing columns, rows that come twice, and one label with two sets of parameters.
+    Raises        ValueError for missing columns, duplicate rows, and one label with two sets of parameters.
     """
     rows = [row for group in groups_of(metrics) for family in _FAMILIES for row in _family(group, against, *family)]
     return pd.DataFrame(rows, columns=TESTS_COLUMNS)
 
 
 def controls(metrics: pd.DataFrame) -> pd.DataFrame:
-    """The tests of every estimator against its control twin, which differs from it in nothing but what it drew.
+    """The tests of every estimator against its A/A control, which is the same estimator with different draws.
 
-    TESTS_COLUMNS; the verdict is "false alarm" where p < 0.05, as it should be in 5 % of the rows of a metric, else
-    "not distinguishable". Not adjusted: each row is a test of the test.
+    TESTS_COLUMNS; the verdict is "false alarm" if p < 0.05, which is expected in 5 % of the rows of a metric, else
+    "not distinguishable". Not corrected for multiple comparisons: each row is a test of the test.
 
     Raises        ValueError as `comparisons` does.
     """
@@ -101,7 +101,7 @@ def _family(
     for a, b in combinations(ranked, 2):
         if not against or (a in against) != (b in against):
             row = _compared(group, metric, split, suffix, values, a, b)
-            # Gradients are probed on a trajectory that all share, whatever their rates.
+            # Gradients are probed on one shared trajectory, so learning rates don't matter.
             rows.append(row if metric == "gradient_variance" else provenance.unless_unfair(row, group.unfair))
             hypotheses.append(frozenset((stands_for[a], stands_for[b])))
     p_values = {pair: row["p_value"] for pair, row in zip(hypotheses, rows, strict=True) if len(pair) == 2}

@@ -1,4 +1,4 @@
-"""Where each estimator's learning rate comes from, and which estimators may be compared by that."""
+"""Where each estimator's learning rate comes from, and which estimators may therefore be compared."""
 
 import math
 import shlex
@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-RATE_COLUMNS = ["learning_rate", "rate_source"]  # of metrics, where they aren't of an older version
+RATE_COLUMNS = ["learning_rate", "rate_source"]  # of metrics, except of older versions
 
 TUNED, TASK, GIVEN, LIKE = "tuned", "task", "given", "like "
 OTHER_SETTING = "tuned in another setting"
-NOT_COMPARABLE = "not comparable"  # begins the verdict of a pair that can't be compared by its rates
+NOT_COMPARABLE = "not comparable"  # begins the verdict of a pair whose rates make it incomparable
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Rate:
               "tuned for N steps", "tuned in another setting": by trials of something else;
               "like NAME": tuned for the estimator NAME; "task": the task's own; "given": by --learning-rate
     detail    the trials, such as "6 rates x 5 seeds at 320 steps"
-    origin    the file that they stand in; no part of the source, since it says nothing of the effort
+    origin    the file with the trials; not part of the source, since it doesn't affect the effort
     """
 
     value: float
@@ -38,7 +38,7 @@ class Rate:
         return f"{self.kind}: {self.detail}" if self.detail else self.kind
 
     def borrowed(self, name: str) -> "Rate":
-        """The same rate for another estimator than `name`, whose own it is. What nobody tuned stays what it is."""
+        """The rate, tuned for `name`, as used by another estimator. A rate that wasn't tuned is returned unchanged."""
         return replace(self, kind=f"{LIKE}{name}", detail=self.source) if self.kind.startswith(TUNED) else self
 
 
@@ -83,7 +83,7 @@ class Ran:
 
 
 def ran(rows: pd.DataFrame) -> dict[str, Ran]:
-    """Each estimator of one task and setting with its rate; of older metrics, which don't say, with an empty source."""
+    """Each estimator of one task and setting with its rate; the source is empty for older metrics, which lack it."""
     if not set(RATE_COLUMNS) <= set(rows.columns):
         return {str(name): Ran(str(name), math.nan, "") for name in rows["estimator"].unique()}
     distinct = rows[["estimator", *RATE_COLUMNS]].drop_duplicates()
@@ -113,14 +113,14 @@ def _same(one: float, other: float) -> bool:
 
 
 def verdict(a: Ran, b: Ran) -> str:
-    """The verdict on two that aren't comparable."""
+    """The verdict on two estimators that aren't comparable."""
     if a.words == b.words:
         return f"{NOT_COMPARABLE}: {a.words} at {a.rate:g} against {b.rate:g}, or otherwise"
     return f"{NOT_COMPARABLE}: {a.words} against {b.words}"
 
 
 def together(estimators: Iterable[Ran]) -> list[str]:
-    """The most that can all be compared with each other, in the order given; of as many, those that were tuned."""
+    """The largest set of mutually comparable estimators, in the order given; if several are as large, the tuned one."""
     ordered = list(estimators)
     best: list[Ran] = []
     for first in ordered:
@@ -134,8 +134,8 @@ def together(estimators: Iterable[Ran]) -> list[str]:
 
 
 def incomparable(metrics: pd.DataFrame) -> dict[frozenset[str], str]:
-    """The pairs of estimators whose rates keep them from being compared in some task and setting of these rows, each with
-    its verdict."""
+    """The pairs of estimators whose rates make them incomparable in some task and setting of these rows, with their
+    verdicts."""
     found: dict[frozenset[str], str] = {}
     for _, rows in metrics.groupby(["task", "setting"], sort=True):
         for a, b in combinations(ran(rows).values(), 2):
@@ -145,7 +145,7 @@ def incomparable(metrics: pd.DataFrame) -> dict[frozenset[str], str]:
 
 
 def unless_unfair(row: dict[str, Any], unfair: Mapping[frozenset[str], str]) -> dict[str, Any]:
-    """The row of a comparison as it is, or, of a pair that can't be compared, without p, interval and effect, and why."""
+    """The row of a comparison; if the pair is incomparable, without p, interval and effect, and with the reason."""
     why = unfair.get(frozenset((row["estimator_a"], row["estimator_b"])))
     if why is None:
         return row
@@ -157,7 +157,7 @@ def unless_unfair(row: dict[str, Any], unfair: Mapping[frozenset[str], str]) -> 
 
 
 def compared(metrics: pd.DataFrame, estimators: Iterable[str]) -> list[str]:
-    """Those that can all be compared with each other in every task and setting of these rows, in the order given."""
+    """The estimators that are mutually comparable in every task and setting of these rows, in the order given."""
     kept = list(estimators)
     for _, rows in metrics.groupby(["task", "setting"], sort=True):
         rates = ran(rows)
@@ -172,7 +172,7 @@ _SAID = {
     TASK: "the task's own rate",
     GIVEN: "a rate that was given",
     OTHER_SETTING: "rates tuned in another setting",
-    "": "rates that an older version didn't write down",
+    "": "rates that an older version didn't record",
 }
 
 
@@ -183,9 +183,9 @@ def _said(kind: str) -> str:
 
 
 def notices(metrics: pd.DataFrame, estimators: Collection[str] | None = None) -> list[str]:
-    """A sentence for each task and setting in which rates set estimators apart, or are tuned for something else.
+    """A sentence for each task and setting in which rates make estimators incomparable, or were tuned for another one.
 
-    Each has the command that mends it. With `estimators`, only those count.
+    Each has the command that fixes it. With `estimators`, only those count.
     """
     said: list[str] = []
     if metrics.empty or "task" not in metrics.columns:
@@ -205,7 +205,7 @@ def notices(metrics: pd.DataFrame, estimators: Collection[str] | None = None) ->
 
 
 def _apart(task: str, steps: int, main: Sequence[Ran], found: Sequence[Ran]) -> list[str]:
-    """One sentence a kind of rate that keeps estimators from being compared with most others."""
+    """One sentence for each kind of rate that makes estimators incomparable with most others."""
     others: dict[str, list[str]] = {}
     names = {one.estimator for one in main}
     for one in found:
@@ -216,23 +216,21 @@ def _apart(task: str, steps: int, main: Sequence[Ran], found: Sequence[Ran]) -> 
     for kind, mine in others.items():
         rest = f"another of {majority}" if _said(kind) == majority else majority
         lender = kind.removeprefix(LIKE)
-        but = f" but with {lender}" if kind.startswith(LIKE) and lender in {one.estimator for one in found} else ""
+        but = f" except with {lender}" if kind.startswith(LIKE) and lender in {one.estimator for one in found} else ""
         said.append(
-            f"{task}: {_listed(mine)} ran at {_said(kind)}, the others at {rest}, so no tier and no p stands between "
-            f"them{but}; {_command(task, steps, [one.estimator for one in found])} tunes all alike"
+            f"{task}: {_listed(mine)} ran at {_said(kind)}, the others at {rest}, so there is no tier and no p between "
+            f"them{but}; {_command(task, steps, [one.estimator for one in found])} tunes all of them in the same way"
         )
     return said
 
 
 def _off(task: str, steps: int, main: Sequence[Ran]) -> list[str]:
-    """Rates that are as far off for all: a fair comparison, but not of what they were tuned for."""
+    """A sentence if all rates were tuned for another setting: a fair comparison, but not at tuned rates."""
     kind = main[0].kind
     if not kind.startswith(TUNED) or kind == TUNED:
         return []
     command = _command(task, steps, [one.estimator for one in main])
-    return [
-        f"{task}: {_said(kind)}, and these ran {steps}: alike for all, but at nobody's best; {command} tunes for it"
-    ]
+    return [f"{task}: {_said(kind)}, and these ran {steps}: the same for all, but not the best; {command} tunes for it"]
 
 
 def _command(task: str, steps: int, names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The best learning rate from a few noisy trials: a smooth fit along its logarithm, with what can't be told from it.
+"""The best learning rate from a few noisy trials, by a smooth fit along its logarithm, and the rates tied with it.
 
 Axis letters: u units (seeds), m rates tried, g points of the fit.
 """
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 BANDWIDTH = 1.0  # of the local fit, in mean distances between the logarithms of neighbouring rates
-POINTS = 241  # of the fit, even in the logarithm
+POINTS = 241  # of the fit, evenly spaced in the logarithm
 TIE_LEVEL = 0.05  # one-sided
 
 
@@ -25,7 +25,7 @@ class Choice:
     rate                        rounded to two digits
     objective, standard_error   of the fit there, the error over units
     rate_low, rate_high         the rates around it whose fitted objective isn't significantly lower; NaN for one unit
-    end                         "low" or "high" where the maximum is at that end of the rates, else ""
+    end                         "low" or "high" if the maximum is at that end of the rates, else ""
     """
 
     rate: float
@@ -39,9 +39,10 @@ class Choice:
 def fit(rates: ArrayLike, objectives: ArrayLike, at: ArrayLike) -> Floats:
     """Each unit's smooth curve (u, g) through its objectives (u, m) at the `rates` (m,), read `at` rates (g,).
 
-    With          at each point a quadratic in ln rate by least squares, weighted by a Gaussian kernel of BANDWIDTH mean
-                  distances, over the variance between units, half of it the mean over rates, as few units say little
-    With fewer than three rates there is no curve: the objectives, straight between them.
+    With          at each point a quadratic in ln rate by weighted least squares. Weights are a Gaussian kernel,
+                  BANDWIDTH mean distances wide, divided by the variance between units, which is shrunk by half towards its mean
+                  over rates, because few units estimate it poorly
+    With fewer than three rates, linear interpolation of the objectives instead.
     """
     x, y, points = (np.asarray(values, dtype=np.float64) for values in (rates, objectives, at))
     x, points = np.log(x), np.log(points)
@@ -59,7 +60,7 @@ def fit(rates: ArrayLike, objectives: ArrayLike, at: ArrayLike) -> Floats:
 
 
 def _precision(y: Floats) -> Floats:
-    """Weights (m,) from the spread between units, even where there is none."""
+    """Weights (m,) from the spread between units; equal if there is no spread."""
     if len(y) < 2:
         return np.ones(y.shape[1])
     variance = y.var(axis=0, ddof=1)
@@ -70,8 +71,8 @@ def _precision(y: Floats) -> Floats:
 def choose(rates: ArrayLike, objectives: ArrayLike) -> Choice:
     """The rate at which the mean over units of the fit is highest, within the `rates` (m,); objectives (u, m), finite.
 
-    Of equal ones the smallest. Ties are by the paired t-test over units of the fit's differences, since the units share
-    their seeds.
+    Among equal maxima, the smallest rate. Ties come from a paired t-test of the fit's differences over units, which are
+    seeds that all rates share.
 
     Raises        ValueError without rates, and for objectives that aren't finite.
     """
@@ -100,7 +101,7 @@ def two_digits(value: float) -> float:
 
 
 def even_rates(low: float, high: float, count: int) -> list[float]:
-    """So many rates from low to high, even in the logarithm, both ends among them; one: in the middle."""
+    """`count` rates from low to high, evenly spaced in the logarithm, including both ends; one rate: the middle."""
     rates: Any = np.geomspace(low, high, count) if count > 1 else [math.sqrt(low * high)]
     return [two_digits(rate) for rate in rates]
 

@@ -1,4 +1,4 @@
-"""From the tidy `metrics` table to the tables of comparisons and ranks: what the other rooms use of it."""
+"""From the tidy `metrics` table to the tables of comparisons and ranks: the names that other packages use."""
 
 from gradebench.analysis.groups import (
     CONTROL,

@@ -1,19 +1,19 @@
-"""Rankings in which names that aren't significantly different stand together: tiers, and a compact letter display."""
+"""Rankings that group names that aren't significantly different: tiers, and a compact letter display."""
 
 from collections.abc import Callable, Collection, Sequence
 
 
 def tiers(ranked: Sequence[str], supported: Callable[[str, str], bool] | Collection[tuple[str, str]]) -> dict[str, int]:
-    """The tier of every name, from 1; `ranked` is best first. A tier holds its first name, and what isn't significantly
-    different from that one.
+    """The tier of every name, from 1; `ranked` is best first. A tier is its first name and those below that aren't
+    significantly different from it.
 
     Walks down the ranking. The first name leads tier 1; a new tier opens at the first name whose difference from the
-    leader of the current tier is supported, and that name leads the new tier. All others share the current tier, so
-    two names in different tiers need not differ, and two of one tier may: `letters` tells every pair.
+    leader of the current tier is supported, and that name leads the new tier. Two names in different tiers need not
+    differ, and two in one tier may: `letters` shows every pair.
 
-    `supported` is asked with (leader, name), in this order; a collection of pairs holds (higher, lower).
+    `supported` is called with (leader, name); a collection of pairs holds (higher, lower).
 
-    Raises        ValueError where a name comes twice.
+    Raises        ValueError if a name comes twice.
     """
     if len(set(ranked)) != len(ranked):
         raise ValueError(f"names must be distinct, got {list(ranked)}")
@@ -28,13 +28,13 @@ def tiers(ranked: Sequence[str], supported: Callable[[str, str], bool] | Collect
 
 
 def letters(ranked: Sequence[str], different: Collection[tuple[str, str]]) -> dict[str, str]:
-    """A compact letter display: two names share a letter exactly where they aren't significantly different.
+    """A compact letter display: two names share a letter exactly if they aren't significantly different.
 
     `ranked` is best first, and the best has the letter a; `different` holds pairs in either order. After z come a2, b2.
 
-    With          each letter a largest set of names without a different pair, chosen until every pair that isn't
-                  different is in one; then letters are dropped whose pairs are in others too
-    Raises        ValueError where a name comes twice.
+    With          each letter a maximal set of names without a different pair. Sets are added until every pair that
+                  isn't different is in one; then sets whose pairs are all in others are removed
+    Raises        ValueError if a name comes twice.
     Source        Piepho 2004, for the display; Gramm et al. 2007, for covering by cliques.
     """
     if len(set(ranked)) != len(ranked):
@@ -46,7 +46,7 @@ def letters(ranked: Sequence[str], different: Collection[tuple[str, str]]) -> di
 
     groups: list[set[str]] = []
     for position, name in enumerate(ranked):
-        for other in ranked[position:]:  # its own pair with itself first: each name needs a letter
+        for other in ranked[position:]:  # first the pair of a name with itself: each name needs a letter
             if alike(name, other) and not any(name in group and other in group for group in groups):
                 group = {name, other}
                 for further in ranked:

@@ -149,8 +149,9 @@ def test_what_was_borrowed_is_compared_with_its_lender_alone():
     assert tests.loc[("mine", "ppo"), "verdict"] == "not comparable: like rloo against tuned"
     (said,) = provenance.notices(rows)
     assert said == (
-        "t: mine ran at the rate of rloo, the others at rates tuned for each, so no tier and no p stands between them but "
-        "with rloo; `gradebench run --tune -e mine -e ppo -e rloo -e st -t t --steps 40` tunes all alike"
+        "t: mine ran at the rate of rloo, the others at rates tuned for each, so there is no tier and no p between them "
+        "except with rloo; `gradebench run --tune -e mine -e ppo -e rloo -e st -t t --steps 40` tunes all of them in the "
+        "same way"
     )
 
 
@@ -169,7 +170,9 @@ def test_equal_rates_are_compared_and_rates_for_other_steps_are_said():
     rows = metrics(off, REWARDS, steps=320)
     assert tables.comparisons(rows)["p_holm"].notna().all()
     (said,) = provenance.notices(rows)
-    assert said.startswith("t: rates tuned for 40 steps, and these ran 320: alike for all") and "--steps 320`" in said
+    assert (
+        said.startswith("t: rates tuned for 40 steps, and these ran 320: the same for all") and "--steps 320`" in said
+    )
 
 
 def test_scores_over_tasks_and_claims_leave_the_untuned_out():
