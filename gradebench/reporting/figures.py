@@ -1,28 +1,20 @@
 """The figures of a report: which there are, what each says in words, and the numbers behind it."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
 from gradebench.analysis import curves, frontier, multi_task, statistics, tables
-from gradebench.reporting import svg
+from gradebench.measurement.gradient_metrics import Interval
+from gradebench.reporting import bias_plot, probe_figures, svg
+from gradebench.reporting.bias_plot import Point
+from gradebench.reporting.figure import Figure
 
 CURVES = 8  # estimators in a figure of curves: more would hide each other
-
-
-@dataclass(frozen=True)
-class Figure:
-    """An SVG, its caption, and its numbers: `columns` of `data`."""
-
-    name: str  # of its file
-    picture: str
-    caption: str
-    data: pd.DataFrame
-    columns: Sequence[str]
 
 
 # name, columns of the leaderboard across and up, which axes are logarithmic, what it shows
@@ -49,13 +41,6 @@ _SCATTERS = (
         "The reward trained on against an independent judge: one far above the others for the same gold reward is gamed.",
     ),
     (
-        "bias-against-variance",
-        "gradient_variance_relative",
-        "gradient_bias_squared",
-        (True, False),
-        "Relative variance against relative squared bias: low variance is worth nothing where the gradient points elsewhere.",
-    ),
-    (
         "variance-against-cost",
         "seconds_per_step",
         "gradient_variance",
@@ -68,8 +53,6 @@ _AXES = {
     "test_objective_mean": "test objective",
     "test_reward_mean": "test reward",
     "test_gold_reward_mean": "gold reward",
-    "gradient_variance_relative": "relative variance",
-    "gradient_bias_squared": "relative squared bias",
     "seconds_per_step": "seconds a step",
     "gradient_variance": "variance",
 }
@@ -87,8 +70,49 @@ def of_task(
     found = [_means(ranked, name) for name in ("objective", "reward")]
     found += [_pairs(ranked, metrics, against), _curves(ranked, metrics)]
     found += [_scatter(board, *one) for one in _SCATTERS]
-    found += [_scaling(probes), _sensitivity(tuning)]
+    biases, batches = probe_figures.of_probes(probes)
+    found += [*_biases(board, biases), *batches, _sensitivity(tuning)]
     return [figure for figure in found if figure is not None]
+
+
+def _biases(board: pd.DataFrame, probed: Sequence[Figure]) -> list[Figure]:
+    """Bias against variance: over training, with intervals over seeds, and by the probes, with intervals over draws.
+
+    A single seed has no interval, so that the probes are then shown alone where there are any.
+    """
+    over_training = _bias_against_variance(board)
+    if over_training is None:
+        return list(probed)
+    if board["gradient_bias_squared_ci_low"].isna().all() and probed:
+        return [replace(probed[0], name=over_training.name), *probed[1:]]
+    return [over_training, *probed]
+
+
+def _bias_against_variance(board: pd.DataFrame) -> Figure | None:
+    """By the leaderboard's means over seeds and checkpoints."""
+    columns = ["gradient_variance_relative", "gradient_bias_squared"]
+    columns = [f"{name}{end}" for name in columns for end in ("", "_ci_low", "_ci_high")]
+    points = {}
+    for name, *values in board[["estimator", *columns]].itertuples(index=False):
+        numbers = [math.nan if pd.isna(value) else float(value) for value in values]
+        if numbers[0] > bias_plot.ROUNDING and math.isfinite(numbers[0]) and math.isfinite(numbers[3]):
+            points[str(name)] = Point(Interval(*numbers[:3]), Interval(*numbers[3:]))
+    if len(points) < 2:
+        return None
+    caption = (
+        "Relative variance against relative squared bias of one gradient estimate, means over training with 95 % intervals "
+        "over seeds. In the band: biases that aren't significantly different from 0, with a line up to the upper limit. Low "
+        f"variance doesn't help an estimator whose gradient points elsewhere.{_without_number(board, points)}"
+    )
+    picture = bias_plot.draw({"": points}, "relative variance", "relative squared bias")
+    shown = board[board["estimator"].isin(points)]
+    return Figure("bias-against-variance", picture, caption, shown, ["estimator", *columns])
+
+
+def _without_number(board: pd.DataFrame, points: Collection[str]) -> str:
+    """Which estimators a figure can't show, as another sentence; "" where it shows all."""
+    left_out = [str(estimator) for estimator in board["estimator"] if estimator not in points]
+    return f" Not measured: {', '.join(left_out)}." if left_out else ""
 
 
 def at_budgets(board: pd.DataFrame, budgets: pd.DataFrame) -> list[Figure]:
@@ -295,29 +319,9 @@ def _scatter(board: pd.DataFrame, name: str, x: str, y: str, logs: tuple[bool, b
         return None
     if y.startswith("test_"):
         caption = f"{caption.rstrip('.')}, {_budget(board)}."
-    left_out = [str(estimator) for estimator in board["estimator"] if estimator not in points]
-    if left_out:
-        caption += f" Without a number for it: {', '.join(left_out)}."
+    caption += _without_number(board, points)
     picture = svg.scatter(points, _AXES[x], _AXES[y], logs)
     return Figure(name, picture, caption, board[board["estimator"].isin(points)], ["estimator", x, y])
-
-
-def _scaling(probes: pd.DataFrame) -> Figure | None:
-    """Variance against the sequences that a gradient is made of, at the first checkpoint."""
-    rows = probes[(probes["metric"] == "gradient_variance_by_batch") & (probes["value"] > 0)]
-    rows = rows[rows["group"].isna() | (rows["group"] == "")]
-    if rows.empty:
-        return None
-    first = rows[rows["step"] == rows["step"].min()].sort_values(["estimator", "samples"])
-    first = first.drop_duplicates(["estimator", "samples"])
-    columns = ["estimator", "samples", "value", "ci_low", "ci_high"]
-    series = {str(name): _points(mine[columns[1:]]) for name, mine in first.groupby("estimator")}
-    caption = (
-        f"Variance of one gradient by the sequences sampled for it, at step {first['step'].iloc[0]:g}, with 95 % "
-        "intervals. Both axes are logarithmic: independent samples fall on a slope of -1."
-    )
-    picture = svg.panels(series, "sequences a gradient", "variance", (True, True))
-    return Figure("variance-scaling", picture, caption, first, columns)
 
 
 def _sensitivity(tuning: pd.DataFrame) -> Figure | None:

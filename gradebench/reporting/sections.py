@@ -115,6 +115,7 @@ def of_task(
         "verdict": wording.verdict(ranked, against),
         "notices": notices,
         "board": table(shown, not_empty(shown, LEADERBOARD), tiers=True),
+        "ranked": len(ranked) > 0,
         "ranked_at": wording.ranked_at(board),
         "ranking": "test " + wording.metric_in_words(str(board["ranked_by"].iloc[0])),
         "against": against,
