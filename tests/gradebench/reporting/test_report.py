@@ -342,7 +342,7 @@ def test_sensitivity_to_the_learning_rate_is_a_figure_where_it_was_tuned(run):
     curves_of(run)
     text = text_of(run)
     assert "No figure of sensitivity" not in text
-    assert "the chosen rate is the large dot" in text and "Trials that didn&#39;t end, of rloo" in text
+    assert "the chosen rate is the large dot" in text and "Trials that didn&#39;t finish, of rloo" in text
     assert text.count('class="dot c1"') == 2  # the chosen ones
 
 
@@ -365,7 +365,7 @@ def test_probes_of_another_folder_give_the_scaling_of_variance(command, run, tmp
     status, _, err = command("report", run, folder, "--out", tmp_path / "both")
     assert status == 0, err
     text = (tmp_path / "both" / "report.html").read_text()
-    assert "variance by sequences a gradient. ppo: 1 at 8, 0.5 at 16, 0.25 at 32; rloo" in text
+    assert "variance by sequences per gradient. ppo: 1 at 8, 0.5 at 16, 0.25 at 32; rloo" in text
     assert "How probes was made" in text and text.count("<h2>imdb</h2>") == 1
 
 
@@ -385,8 +385,8 @@ def test_the_bias_of_the_leaderboard_has_a_band_for_what_is_not_significant(run)
 def test_pairs_are_differences_of_each_seed_with_their_numbers(run):
     """Seeds share their luck here, so the differences of an estimator to the best are all the same number."""
     page = Page(text_of(run))
-    label = next(value for name, value in page.attributes if name == "aria-label" and "less that of" in value)
-    assert label.startswith(f"test reward of {NASTY} less that of: ppo 0.4, rloo 0.8")
+    label = next(value for name, value in page.attributes if name == "aria-label" and "minus that of" in value)
+    assert label.startswith(f"test reward of {NASTY} minus that of: ppo 0.4, rloo 0.8")
     assert "seed 7" in page.words
 
 
