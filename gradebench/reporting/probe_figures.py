@@ -195,5 +195,5 @@ def _counts(column: pd.Series) -> str:
 
 def _not_shown(left_out: Mapping[str, Sequence[str]]) -> str:
     """What isn't shown and why, as another sentence; "" where all is."""
-    told = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in left_out.items())
-    return f" Not shown: {told}." if told else ""
+    said = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in left_out.items())
+    return f" Not shown: {said}." if said else ""

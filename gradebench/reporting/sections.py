@@ -127,7 +127,7 @@ def of_task(
 
 
 def _of_samples(ranked: pd.DataFrame, samples: Sequence[Mapping[str, Any]], steps: Any) -> dict[str, Any] | None:
-    """Texts on test prompts side by side: before training, then by the highest estimators, all with the same noise."""
+    """Texts on test prompts side by side: before training, then of the highest estimators, all with the same noise."""
     chosen = [str(name) for name in ranked["estimator"]][:WRITERS]
     mine = [one for one in samples if one["split"] == "test" and one["estimator"] in chosen]
     if not mine:
@@ -163,7 +163,7 @@ _CROSSINGS = (
     Column(INTERVAL, "ci_low", ".4g", high="ci_high"),
     Column("sign changes", "sign_changes", ".0f"),
     Column("pairs", "n_pairs", ".0f"),
-    Column("significant", "verdict", prose=True),
+    Column("verdict", "verdict", prose=True),
 )
 
 

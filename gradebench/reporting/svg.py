@@ -1,7 +1,6 @@
 """Small figures as SVG text that takes its colours from the page around it, so that they follow its dark mode.
 
-Every figure comes with the table of what it shows; see `report`. Axes are linear or logarithmic; values that are not
-finite, or not positive on a logarithmic axis, are left out by the caller's table too.
+Axes are linear or logarithmic. The caller leaves out values that aren't finite, or aren't positive on a logarithmic axis.
 """
 
 import html
@@ -190,7 +189,7 @@ def scatter(points: Mapping[str, tuple[float, float]], x: str, y: str, logs: tup
 
 
 def labelled(name: str, cx: float, cy: float, taken: list[Box], frame: Box) -> list[str]:
-    """The label of a dot where it hides nothing, with a line to the dot where it isn't beside it; its box is taken then."""
+    """The label of a dot, where it hides nothing, with a line to the dot unless it is next to it; adds its box to `taken`."""
     box = free_box(name, cx, cy, taken, frame)
     taken.append(box)
     middle = (box[1] + box[3]) / 2
@@ -202,7 +201,7 @@ def labelled(name: str, cx: float, cy: float, taken: list[Box], frame: Box) -> l
 
 
 def free_box(name: str, cx: float, cy: float, taken: Sequence[Box], frame: Box) -> Box:
-    """Where in the frame the label of a dot hides nothing: beside it, else above or below, as near as there is room."""
+    """Where in the frame the label of a dot hides nothing: next to it, or else above or below, as near as possible."""
     width, middle = LETTER * len(name), cy
     for away in range(40):
         for middle in sorted({cy + away * LINE / 2, cy - away * LINE / 2}):
