@@ -19,7 +19,7 @@ PROBED = "datasets/stanfordnlp/imdb/resolve/main/README.md"  # what the default 
 HUB_SECONDS = 8.0
 LITTLE_SPACE = 2e9  # bytes
 _EXTRAS = (
-    ("matplotlib", "plots", "probe --plots"),
+    ("resvg_py", "plots", "report --plots as PNG"),
     ("ray", "ray", "run --launcher ray"),
     ("submitit", "slurm", "run --launcher slurm"),
 )

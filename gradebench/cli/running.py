@@ -290,7 +290,9 @@ def probe(
     out: OutOption = None,
     jobs: JobsOption = None,
     timeout: TimeoutOption = None,
-    plots: Annotated[bool, typer.Option("--plots", help="draw SVG figures too (needs the extra `plots`)")] = False,
+    plots: Annotated[
+        bool, typer.Option("--plots", help="write figures too, into plots/: SVG, and PNG with the extra `plots`")
+    ] = False,
     resume: ResumeOption = True,
     strict: StrictOption = False,
     trust_remote_code: TrustOption = False,
@@ -322,10 +324,6 @@ def probe(
         checkpoints=checkpoints,
         along=along.value,
     )
-    if plots:
-        from gradebench.reporting.plots import require_matplotlib
-
-        require_matplotlib()
     progress = terminal.TerminalProgress()
     with plugins_aside():
         prepared = runner.prepare(request, progress)
@@ -333,9 +331,12 @@ def probe(
         outcome = runner.execute(request, prepared, progress)
     drawn = []
     if plots:
-        from gradebench.reporting.plots import draw_probes
+        from gradebench.reporting.pictures import no_png
+        from gradebench.reporting.probe_figures import write_figures
 
-        drawn = draw_probes(outcome.probes, prepared.out / "plots")
+        drawn = write_figures(outcome.probes, prepared.out / "plots")
+        if no_png():
+            typer.echo(no_png(), err=True)
     terminal.print_probes(prepared, outcome, drawn, progress)
     _exit_by(outcome)
 

@@ -1,28 +1,20 @@
-"""The figures of a report: which there are, what each says in words, and the numbers behind it."""
+"""The figures of a report, each with its caption and its numbers."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
 from gradebench.analysis import curves, frontier, multi_task, statistics, tables
-from gradebench.reporting import svg
+from gradebench.measurement.gradient_metrics import Interval
+from gradebench.reporting import bias_plot, probe_figures, svg
+from gradebench.reporting.bias_plot import Point
+from gradebench.reporting.figure import Figure
 
 CURVES = 8  # estimators in a figure of curves: more would hide each other
-
-
-@dataclass(frozen=True)
-class Figure:
-    """An SVG, its caption, and its numbers: `columns` of `data`."""
-
-    name: str  # of its file
-    picture: str
-    caption: str
-    data: pd.DataFrame
-    columns: Sequence[str]
 
 
 # name, columns of the leaderboard across and up, which axes are logarithmic, what it shows
@@ -32,35 +24,28 @@ _SCATTERS = (
         "kl_mean",
         "test_objective_mean",
         (False, False),
-        "The objective against the divergence in it, in nats a sequence.",
+        "Test objective against the KL to the reference policy, in nats per sequence.",
     ),
     (
         "reward-against-kl",
         "kl_mean",
         "test_reward_mean",
         (False, False),
-        "Reward against the divergence paid for it, in nats a sequence.",
+        "Test reward against the KL to the reference policy, in nats per sequence.",
     ),
     (
         "proxy-against-gold",
         "test_gold_reward_mean",
         "test_reward_mean",
         (False, False),
-        "The reward trained on against an independent judge: one far above the others for the same gold reward is gamed.",
-    ),
-    (
-        "bias-against-variance",
-        "gradient_variance_relative",
-        "gradient_bias_squared",
-        (True, False),
-        "Relative variance against relative squared bias: low variance is worth nothing where the gradient points elsewhere.",
+        "Training reward against an independent judge's: one far above the others at the same gold reward games the reward.",
     ),
     (
         "variance-against-cost",
         "seconds_per_step",
         "gradient_variance",
         (True, True),
-        "Variance against seconds a step, at the same number of sampled sequences.",
+        "Variance against seconds per step, with the same number of sampled sequences.",
     ),
 )
 _AXES = {
@@ -68,9 +53,7 @@ _AXES = {
     "test_objective_mean": "test objective",
     "test_reward_mean": "test reward",
     "test_gold_reward_mean": "gold reward",
-    "gradient_variance_relative": "relative variance",
-    "gradient_bias_squared": "relative squared bias",
-    "seconds_per_step": "seconds a step",
+    "seconds_per_step": "seconds per step",
     "gradient_variance": "variance",
 }
 
@@ -87,15 +70,56 @@ def of_task(
     found = [_means(ranked, name) for name in ("objective", "reward")]
     found += [_pairs(ranked, metrics, against), _curves(ranked, metrics)]
     found += [_scatter(board, *one) for one in _SCATTERS]
-    found += [_scaling(probes), _sensitivity(tuning)]
+    biases, batches = probe_figures.of_probes(probes)
+    found += [*_biases(board, biases), *batches, _sensitivity(tuning)]
     return [figure for figure in found if figure is not None]
+
+
+def _biases(board: pd.DataFrame, probed: Sequence[Figure]) -> list[Figure]:
+    """Bias against variance: over training, with intervals over seeds, and by the probes, with intervals over draws.
+
+    A single seed has no interval, so that the probes are then shown alone where there are any.
+    """
+    over_training = _bias_against_variance(board)
+    if over_training is None:
+        return list(probed)
+    if board["gradient_bias_squared_ci_low"].isna().all() and probed:
+        return [replace(probed[0], name=over_training.name), *probed[1:]]
+    return [over_training, *probed]
+
+
+def _bias_against_variance(board: pd.DataFrame) -> Figure | None:
+    """By the leaderboard's means over seeds and checkpoints."""
+    columns = ["gradient_variance_relative", "gradient_bias_squared"]
+    columns = [f"{name}{end}" for name in columns for end in ("", "_ci_low", "_ci_high")]
+    points = {}
+    for name, *values in board[["estimator", *columns]].itertuples(index=False):
+        numbers = [math.nan if pd.isna(value) else float(value) for value in values]
+        if numbers[0] > bias_plot.ROUNDING and math.isfinite(numbers[0]) and math.isfinite(numbers[3]):
+            points[str(name)] = Point(Interval(*numbers[:3]), Interval(*numbers[3:]))
+    if len(points) < 2:
+        return None
+    caption = (
+        "Relative variance against relative squared bias of one gradient estimate, means over training with 95 % intervals "
+        "over seeds. In the band: biases that aren't significantly different from 0, with a line up to the upper limit. Low "
+        f"variance doesn't help an estimator whose gradient points elsewhere.{_without_number(board, points)}"
+    )
+    picture = bias_plot.draw({"": points}, "relative variance", "relative squared bias")
+    shown = board[board["estimator"].isin(points)]
+    return Figure("bias-against-variance", picture, caption, shown, ["estimator", *columns])
+
+
+def _without_number(board: pd.DataFrame, points: Collection[str]) -> str:
+    """Which estimators a figure can't show, as another sentence; "" where it shows all."""
+    left_out = [str(estimator) for estimator in board["estimator"] if estimator not in points]
+    return f" Not shown (no value): {', '.join(left_out)}." if left_out else ""
 
 
 def at_budgets(board: pd.DataFrame, budgets: pd.DataFrame) -> list[Figure]:
     """Curves at equal budgets, one figure an axis, of one task's rows of `curves.budgets` and of its leaderboard.
 
-    An axis that costs every estimator the same a step, as samples do where all draw a batch, has the curves of steps: it
-    is named there, and not drawn. A run whose metric is the reward has its curves by step elsewhere.
+    An axis of which a step takes equally many for all estimators, as samples where all draw a batch, has the same curves as
+    steps: the caption of steps names it, and it isn't drawn. A run ranked by reward has its curves by step elsewhere.
     """
     names = [str(name) for name in board.loc[board["rank"].notna(), "estimator"]][:CURVES]
     same = curves.proportional(budgets)
@@ -115,13 +139,13 @@ def _at_budgets(rows: pd.DataFrame, axis: str, names: Sequence[str], same: Seque
     shown = rows[rows["estimator"].isin(series)]
     said = metric.replace("_", " ")
     caption = (
-        f"Test {said} by {curves.axis_name(axis)}, each seed's own curve read at the same budgets, with 95 % bands, of the "
-        f"{len(series)} highest of the leaderboard."
+        f"Test {said} by {curves.axis_name(axis)}, with 95 % bands, for the {len(series)} highest estimators of the "
+        "leaderboard. Each seed's curve is read at the same budgets."
     )
     if axis == "steps" and same:
-        caption += f" The same curves by {' and '.join(same)}, of which each step takes as many for all."
+        caption += f" The curves by {' and '.join(same)} are the same, as a step takes equally many for all estimators."
     if axis == "kl":
-        caption += " A curve is read where its seeds first come to a divergence, at whatever step that is."
+        caption += " A seed's curve is read where it first reaches a KL, at whatever step that is."
     picture = svg.curves(series, curves.axis_name(axis), f"test {said}", logarithmic=True)
     return Figure(f"at-equal-{axis}", picture, caption, shown, ["axis", "budget", "estimator", *columns[1:], "n_seeds"])
 
@@ -141,8 +165,8 @@ def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
         Figure(
             "interquartile-mean",
             svg.forest(means, f"interquartile mean of the gain in {gain}"),
-            f"The interquartile mean over tasks and seeds of the gain in {gain}, 1 being the best estimator's on a task, "
-            f"with its 95 % interval by a bootstrap of the seeds of each task, each task at its own budget: {budgets}.",
+            f"Interquartile mean, over tasks and seeds, of the gain in {gain} as a fraction of the best estimator's gain on the "
+            f"task, with its 95 % interval (bootstrap over the seeds of each task). Budgets: {budgets}.",
             table,
             multi_task.COLUMNS,
         )
@@ -153,9 +177,10 @@ def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
     columns = ["score", "share_above", "low", "high"]
     series = {name: _points(points.loc[points["estimator"] == name, columns]) for name in first}
     caption = (
-        f"Performance profiles: the share of runs with a larger gain, of the {len(series)} highest. Higher is better."
+        f"Performance profiles: the share of runs with a larger gain, for the {len(series)} highest estimators. Higher is "
+        "better."
     )
-    picture = svg.curves(series, f"gain in {gain}, of the best estimator's", "share of runs above")
+    picture = svg.curves(series, f"gain in {gain} / the best estimator's", "share of runs above")
     found.append(Figure("performance-profiles", picture, caption, profiles, list(profiles.columns)))
     ranks = multi_task.ranks(metrics, by)
     if not isinstance(ranks, str):
@@ -163,8 +188,8 @@ def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
         bars = [(name, rank, rank - half, rank + half) for name, rank in ranks.mean_ranks.items()]
         data = pd.DataFrame(bars, columns=["estimator", "mean_rank", "low", "high"])
         caption = (
-            "Mean ranks over tasks, with half of Nemenyi's critical difference to either side: where two bars don't "
-            "overlap, the estimators differ."
+            "Mean ranks over tasks, with half of Nemenyi's critical difference on either side: estimators whose bars don't "
+            "overlap are significantly different."
         )
         picture = svg.forest(bars, "mean rank")
         found.append(Figure("critical-difference", picture, caption, data, list(data.columns)))
@@ -189,11 +214,11 @@ def of_frontier(table: pd.DataFrame) -> Figure | None:
                 strips.setdefault(name, []).append((*cell[float(row["kl"])], row["rank"] == 1))
     metric = str(rows["metric"].iloc[0]).replace("_", " ")
     caption = (
-        f"Test {metric} that is reached within a KL to the reference: the mean over seeds of each seed's own frontier, with "
-        f"its 95 % band, of the {len(series)} highest. Below, for the range of KL up to each budget: solid who leads, pale "
-        "who isn't significantly different from it (paired by seed, Holm over the pairs of a budget)."
+        f"Test {metric} reached within a KL to the reference: the mean over seeds of each seed's frontier, with its 95 % "
+        f"band, for the {len(series)} highest estimators. Strips below: the leader at each KL (solid) and those that aren't "
+        "significantly different from it (pale; paired by seed, Holm over the pairs at a budget)."
     )
-    picture = svg.curves(series, "KL to the reference, nats a sequence", f"test {metric}", strips=strips)
+    picture = svg.curves(series, "KL to the reference, nats per sequence", f"test {metric}", strips=strips)
     return Figure(f"frontier-{metric.replace(' ', '-')}", picture, caption, table, frontier.COLUMNS[2:])
 
 
@@ -230,8 +255,7 @@ def _means(ranked: pd.DataFrame, metric: str) -> Figure | None:
 
 
 def _pairs(ranked: pd.DataFrame, metrics: pd.DataFrame, against: Sequence[str] = ()) -> Figure | None:
-    """Each seed's difference, in what ranks, between the highest estimator and each other; or between each and the first
-    baseline."""
+    """Each seed's difference in the ranking metric between the highest estimator, or the first baseline, and each other one."""
     if len(ranked) < 2:
         return None
     metric, called, budget = _ranking(ranked)
@@ -252,17 +276,17 @@ def _pairs(ranked: pd.DataFrame, metrics: pd.DataFrame, against: Sequence[str] =
     if not rows:
         return None
     table = pd.DataFrame(data)
-    what = f"of {chosen} less that of each other one" if sign > 0 else f"of each other one less that of {chosen}"
+    what = f"of {chosen} minus that of each other one" if sign > 0 else f"of each other one minus that of {chosen}"
     caption = (
-        f"{called.capitalize()} {budget} {what}: a small dot each seed, their mean and its 95 % interval. "
-        "Where all lie on one side of 0, every seed agrees."
+        f"{called.capitalize()} {budget} {what}: a small dot for each seed, and their mean with its 95 % interval. "
+        "Where all dots are on one side of 0, every seed agrees."
     )
-    axis = f"{called} of {chosen} less that of" if sign > 0 else f"{called} less that of {chosen}"
+    axis = f"{called} of {chosen} minus that of" if sign > 0 else f"{called} minus that of {chosen}"
     return Figure("pairs-by-seed", svg.forest(rows, axis, dots), caption, table, list(table.columns))
 
 
 def _curves(ranked: pd.DataFrame, metrics: pd.DataFrame) -> Figure | None:
-    """What ranks by step, of the highest estimators."""
+    """The ranking metric by step, for the highest estimators."""
     if ranked.empty:
         return None
     metric, called, budget = _ranking(ranked)
@@ -280,7 +304,7 @@ def _curves(ranked: pd.DataFrame, metrics: pd.DataFrame) -> Figure | None:
         [(name, *point) for name, line in series.items() for point in line],
         columns=["estimator", "step", f"test_{metric}", "ci_low", "ci_high"],
     )
-    caption = f"{called.capitalize()} by step, with 95 % bands, of the {len(series)} highest {budget}."
+    caption = f"{called.capitalize()} by step, with 95 % bands, for the {len(series)} highest estimators {budget}."
     picture = svg.curves(series, "step", called)
     return Figure("learning-curves", picture, caption, table, list(table.columns))
 
@@ -295,29 +319,9 @@ def _scatter(board: pd.DataFrame, name: str, x: str, y: str, logs: tuple[bool, b
         return None
     if y.startswith("test_"):
         caption = f"{caption.rstrip('.')}, {_budget(board)}."
-    left_out = [str(estimator) for estimator in board["estimator"] if estimator not in points]
-    if left_out:
-        caption += f" Without a number for it: {', '.join(left_out)}."
+    caption += _without_number(board, points)
     picture = svg.scatter(points, _AXES[x], _AXES[y], logs)
     return Figure(name, picture, caption, board[board["estimator"].isin(points)], ["estimator", x, y])
-
-
-def _scaling(probes: pd.DataFrame) -> Figure | None:
-    """Variance against the sequences that a gradient is made of, at the first checkpoint."""
-    rows = probes[(probes["metric"] == "gradient_variance_by_batch") & (probes["value"] > 0)]
-    rows = rows[rows["group"].isna() | (rows["group"] == "")]
-    if rows.empty:
-        return None
-    first = rows[rows["step"] == rows["step"].min()].sort_values(["estimator", "samples"])
-    first = first.drop_duplicates(["estimator", "samples"])
-    columns = ["estimator", "samples", "value", "ci_low", "ci_high"]
-    series = {str(name): _points(mine[columns[1:]]) for name, mine in first.groupby("estimator")}
-    caption = (
-        f"Variance of one gradient by the sequences sampled for it, at step {first['step'].iloc[0]:g}, with 95 % "
-        "intervals. Both axes are logarithmic: independent samples fall on a slope of -1."
-    )
-    picture = svg.panels(series, "sequences a gradient", "variance", (True, True))
-    return Figure("variance-scaling", picture, caption, first, columns)
 
 
 def _sensitivity(tuning: pd.DataFrame) -> Figure | None:
@@ -335,13 +339,14 @@ def _sensitivity(tuning: pd.DataFrame) -> Figure | None:
     marked = dict(zip(chosen["estimator"], chosen["learning_rate"], strict=True))
     alone = not rows["options"].fillna("").any()
     caption = (
-        f"Sensitivity to the learning rate: the objective on validation prompts after each trial's last step, mean over "
-        f"{rows['seeds'].max():g} tuning seeds with a standard error to either side; the chosen rate is the large dot. Upright axes differ."
+        f"Sensitivity to the learning rate: the objective on validation prompts after each trial's last step, the mean over "
+        f"{rows['seeds'].max():g} tuning seeds with a standard error on either side; the chosen rate is the large dot. The "
+        "vertical axes differ."
     )
     if not alone:
-        caption += " Other options varied along with it, so that neighbours aren't joined."
+        caption += " Other options varied too, so neighbouring points aren't joined."
     if lost := sorted(set(tuning.loc[tuning["objective"].isna(), "estimator"])):
-        caption += f" Trials that didn't end, of {', '.join(lost)}, are left out."
+        caption += f" Trials that didn't finish, of {', '.join(lost)}, are left out."
     columns = ["estimator", "learning_rate", "options", "objective", "standard_error", "seeds", "status", "chosen"]
     data = tuning.assign(
         chosen=np.where(tuning["chosen"].astype(bool), "chosen", ""), options=tuning["options"].fillna("")

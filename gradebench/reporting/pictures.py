@@ -30,23 +30,33 @@ def _has_font() -> bool:
     return _converted(letter) != _converted(blank)
 
 
-def _converted(picture: str) -> bytes:
+def _converted(picture: str, caption: str = "") -> bytes:
     import resvg_py
 
-    alone = svg.alone(picture, svg.light_style())
+    alone = svg.alone(picture, svg.light_style(), caption)
     return bytes(resvg_py.svg_to_bytes(svg_string=alone, background=svg.LIGHT["page"], zoom=ZOOM))
 
 
-def write(picture: str, folder: Path, name: str) -> list[Path]:
+def write(picture: str, folder: Path, name: str, caption: str = "") -> list[Path]:
     """Writes a figure as NAME.svg and, where possible, NAME.png, in light colours, into the folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.svg"]
-    write_text(written[0], svg.alone(picture, svg.style()))
+    write_text(written[0], svg.alone(picture, svg.style(), caption))
     if not no_png():
         written.append(folder / f"{name}.png")
         with atomic_path(written[1]) as draft:
-            draft.write_bytes(_converted(picture))
+            draft.write_bytes(_converted(picture, caption))
     return written
+
+
+def file_name(text: str) -> str:
+    """The text as a part of a name that any file system takes; "" where nothing of it can be one."""
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-.")[:80]
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, with a number from the second of a name on."""
+    return [f"{name}-{names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
 
 
 def distinct_names(named: Sequence[tuple[str, str]]) -> list[str]:

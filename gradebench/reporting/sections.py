@@ -115,6 +115,7 @@ def of_task(
         "verdict": wording.verdict(ranked, against),
         "notices": notices,
         "board": table(shown, not_empty(shown, LEADERBOARD), tiers=True),
+        "ranked": len(ranked) > 0,
         "ranked_at": wording.ranked_at(board),
         "ranking": "test " + wording.metric_in_words(str(board["ranked_by"].iloc[0])),
         "against": against,
@@ -126,7 +127,7 @@ def of_task(
 
 
 def _of_samples(ranked: pd.DataFrame, samples: Sequence[Mapping[str, Any]], steps: Any) -> dict[str, Any] | None:
-    """Texts on test prompts side by side: before training, then by the highest estimators, all with the same noise."""
+    """Texts on test prompts side by side: before training, then of the highest estimators, all with the same noise."""
     chosen = [str(name) for name in ranked["estimator"]][:WRITERS]
     mine = [one for one in samples if one["split"] == "test" and one["estimator"] in chosen]
     if not mine:
@@ -162,7 +163,7 @@ _CROSSINGS = (
     Column(INTERVAL, "ci_low", ".4g", high="ci_high"),
     Column("sign changes", "sign_changes", ".0f"),
     Column("pairs", "n_pairs", ".0f"),
-    Column("significant", "verdict", prose=True),
+    Column("verdict", "verdict", prose=True),
 )
 
 

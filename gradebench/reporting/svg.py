@@ -1,12 +1,12 @@
 """Small figures as SVG text that takes its colours from the page around it, so that they follow its dark mode.
 
-Every figure comes with the table of what it shows; see `report`. Axes are linear or logarithmic; values that are not
-finite, or not positive on a logarithmic axis, are left out by the caller's table too.
+Axes are linear or logarithmic. The caller leaves out values that aren't finite, or aren't positive on a logarithmic axis.
 """
 
 import html
 import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from gradebench.core.shown import one_line
 WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW = 720, 64, 16, 12, 46, 20
 PLOT_HEIGHT = 380
 LETTER, LINE = 6.6, 12.0  # of a label: pixels a letter, at most, and a line
-STRIP = 16  # pixels of a row below a figure
+STRIP, CAPTION = 16, 15  # pixels of a row below a figure, and of a line of its caption
 FONTS = "DejaVu Sans, Verdana, Arial, Helvetica, Liberation Sans, Noto Sans, sans-serif"  # the first one installed
 PANELS, PANEL_ROW = 4, 110  # small figures side by side, and the height of each
 # Every colour is one of words too, so it has a contrast of 4.5 to 1 against the page.
@@ -33,6 +33,8 @@ COLOURS = sum(name[1:].isdigit() for name in LIGHT)  # classes c0, c1, ...
 _RULES = """
 svg text { fill: var(--ink); font-size: 12px; } svg text.label { stroke: none; }
 .grid { stroke: var(--rule); } .leader { stroke: var(--faint); } .bar { stroke-width: 2; }
+svg text.faint { fill: var(--faint); font-size: 11px; } .ground { fill: var(--rule); opacity: 0.35; }
+.hollow { fill: var(--page); stroke-width: 1.5; } .thin { stroke-width: 1.2; opacity: 0.75; }
 .line { fill: none; stroke-width: 2; } .seed { fill: none; } svg .band { opacity: 0.18; stroke: none; }
 """ + "".join(
     f".c{i} {{ stroke: var(--c{i}); }} .dot.c{i}, .band.c{i}, text.c{i} {{ fill: var(--c{i}); }}\n"
@@ -100,15 +102,15 @@ def forest(
         )
     for place, (name, value, low, high) in enumerate(rows):
         y = TOP + ROW * (place + 0.5)
-        parts.append(_text(left - 8, y + 4, _short(name, left - 12), "end"))
+        parts.append(text(left - 8, y + 4, short(name, left - 12), "end"))
         parts += [f'<circle class="seed c1" cx="{axis.at(dot):.1f}" cy="{y}" r="2.5"/>' for dot in dots.get(name, ())]
         if math.isfinite(low) and math.isfinite(high):
             parts.append(f'<line class="bar c0" x1="{axis.at(low):.1f}" x2="{axis.at(high):.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="dot c0" cx="{axis.at(value):.1f}" cy="{y}" r="4"/>')
-    return _page(parts, height, f"{label}: " + ", ".join(f"{name} {value:.3g}" for name, value, *_ in rows))
+    return page(parts, height, f"{label}: " + ", ".join(f"{name} {value:.3g}" for name, value, *_ in rows))
 
 
-def _short(name: str, room: float) -> str:
+def short(name: str, room: float) -> str:
     """The name, its middle left out where it is longer than the room for it."""
     most = int(room / LETTER)
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
@@ -122,30 +124,37 @@ def panels(
     own: bool = False,
     joined: bool = True,
     marked: Mapping[str, float] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> str:
     """A small figure for each name: points (x, value, low, high), in a line if `joined`, the one at `marked` large.
 
-    All have the same axes, but for the upright one where each is to have its `own`.
+    All have the same axes, except that each has its `own` vertical axis if so asked. A note is written below its name.
     """
-    columns = min(PANELS, len(series))
-    width, height = (WIDTH - LEFT - RIGHT) / columns, TOP + PANEL_ROW * -(-len(series) // columns) + BOTTOM / 2
+    columns, head = min(PANELS, len(series)), 18 if notes is None else 31
+    row = PANEL_ROW + head - 18
+    width, height = (WIDTH - LEFT - RIGHT) / columns, TOP + row * -(-len(series) // columns) + BOTTOM / 2
     middle = (TOP + height - BOTTOM / 2) / 2
-    parts = [_text((LEFT + WIDTH - RIGHT) / 2, height - 8, x, "middle"), _upright(y, middle)]
+    parts = [text((LEFT + WIDTH - RIGHT) / 2, height - 8, x, "middle"), upright(y, middle)]
     everything = [point for line in series.values() for point in line]
     for place, (name, line) in enumerate(series.items()):
-        left, top = LEFT + width * (place % columns), TOP + PANEL_ROW * (place // columns)
-        first, last, high, low = left + (30 if own else 4), left + width - 10, top + 18, top + PANEL_ROW - 22
+        left, top = LEFT + width * (place % columns), TOP + row * (place // columns)
+        first, last, high, low = left + (30 if own else 4), left + width - 10, top + head, top + row - 22
         across = Axis.over([point[0] for point in everything], first, last, logs[0])
         ends = [end for point in (line if own else everything) for end in point[1:] if math.isfinite(end)]
         up = Axis.over([end for end in ends if end > 0 or not logs[1]], low, high, logs[1])
-        parts.append(_text(first, top + 12, _short(name, last - first), "start"))
-        parts += _x_ticks(across, high, low, 3)
-        parts += _y_ticks(up, first, last, 3, named=own or place % columns == 0)
+        parts.append(text(first, top + 12, short(name, last - first), "start"))
+        if notes is not None:
+            parts.append(text(first, top + 25, notes.get(name, ""), "start", "faint"))
+        parts += x_ticks(across, high, low, 3)
+        parts += y_ticks(up, first, last, 3, named=own or place % columns == 0)
         parts += _points(line, across, up, joined, (marked or {}).get(name))
     said = "; ".join(
-        f"{name}: " + ", ".join(f"{a:.3g} at {at:.3g}" for at, a, *_ in line) for name, line in series.items()
+        f"{name}: "
+        + ", ".join(f"{a:.3g} at {at:.3g}" for at, a, *_ in line)
+        + (f", slope {notes[name]}" if notes and name in notes else "")
+        for name, line in series.items()
     )
-    return _page(parts, height, f"{y} by {x}. {said}")
+    return page(parts, height, f"{y} by {x}. {said}")
 
 
 def _points(
@@ -173,26 +182,32 @@ def scatter(points: Mapping[str, tuple[float, float]], x: str, y: str, logs: tup
     dots = {name: (across.at(a), up.at(b)) for name, (a, b) in points.items()}
     taken = [(cx - 5, cy - 5, cx + 5, cy + 5) for cx, cy in dots.values()]
     for name, (cx, cy) in sorted(dots.items(), key=lambda item: item[1][::-1]):
-        box = _free_box(name, cx, cy, taken)
-        taken.append(box)
-        middle = (box[1] + box[3]) / 2
-        if abs(middle - cy) > 2:  # not right beside its dot
-            near = box[0] if box[0] > cx else box[2]
-            parts.append(f'<line class="leader" x1="{cx:.1f}" y1="{cy:.1f}" x2="{near:.1f}" y2="{middle:.1f}"/>')
-        parts.append(f'<circle class="dot c0" cx="{cx:.1f}" cy="{cy:.1f}" r="4"/>')
-        parts.append(_text(box[0], middle + 4, name, "start"))
+        label = labelled(name, cx, cy, taken, (LEFT, 0, WIDTH, TOP + PLOT_HEIGHT))
+        parts += [*label[:-1], f'<circle class="dot c0" cx="{cx:.1f}" cy="{cy:.1f}" r="4"/>', label[-1]]
     said = "; ".join(f"{name}: {a:.3g}, {b:.3g}" for name, (a, b) in points.items())
-    return _page(parts, height, f"{y} against {x}. {said}")
+    return page(parts, height, f"{y} against {x}. {said}")
 
 
-def _free_box(name: str, cx: float, cy: float, taken: Sequence[Box]) -> Box:
-    """Where the label of a dot hides nothing: beside it, else above or below, as near as there is room."""
+def labelled(name: str, cx: float, cy: float, taken: list[Box], frame: Box) -> list[str]:
+    """The label of a dot, where it hides nothing, with a line to the dot unless it is next to it; adds its box to `taken`."""
+    box = free_box(name, cx, cy, taken, frame)
+    taken.append(box)
+    middle = (box[1] + box[3]) / 2
+    words = text(box[0], middle + 4, name, "start")
+    if abs(middle - cy) <= 2:
+        return [words]
+    near = box[0] if box[0] > cx else box[2]
+    return [f'<line class="leader" x1="{cx:.1f}" y1="{cy:.1f}" x2="{near:.1f}" y2="{middle:.1f}"/>', words]
+
+
+def free_box(name: str, cx: float, cy: float, taken: Sequence[Box], frame: Box) -> Box:
+    """Where in the frame the label of a dot hides nothing: next to it, or else above or below, as near as possible."""
     width, middle = LETTER * len(name), cy
     for away in range(40):
         for middle in sorted({cy + away * LINE / 2, cy - away * LINE / 2}):
             for left in (cx + 7, cx - 7 - width):
                 box = (left, middle - LINE / 2, left + width, middle + LINE / 2)
-                inside = left >= LEFT and left + width <= WIDTH and box[1] >= 0 and box[3] <= TOP + PLOT_HEIGHT
+                inside = left >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
                 if inside and not any(_overlap(box, other) for other in taken):
                     return box
     return cx + 7, middle - LINE / 2, cx + 7 + width, middle + LINE / 2
@@ -230,17 +245,17 @@ def curves(
         if banded:
             parts.append(f'<polygon class="band {colour}" points="{_path(outline, across.at, up.at)}"/>')
         parts.append(f'<polyline class="line {colour}" points="{_path([p[:2] for p in line], across.at, up.at)}"/>')
-        parts.append(_text(across.at(line[-1][0]) + 7, lines[name], name, "start", f"label {colour}"))
+        parts.append(text(across.at(line[-1][0]) + 7, lines[name], name, "start", f"label {colour}"))
     for row, (name, spans) in enumerate((strips or {}).items()):
         colour, top = f"c{list(series).index(name) % COLOURS}", height + STRIP * row
-        parts.append(_text(WIDTH - RIGHT - 103, top + STRIP - 4, name, "start", f"label {colour}"))
+        parts.append(text(WIDTH - RIGHT - 103, top + STRIP - 4, name, "start", f"label {colour}"))
         for first, last, leads in spans:
             corners = [(first, top), (last, top), (last, top + STRIP - 4), (first, top + STRIP - 4)]
             path = _path(corners, across.at, float)
             parts.append(f'<polygon class="{"dot" if leads else "band"} {colour}" points="{path}"/>')
     height += STRIP * len(strips or {})
     said = "; ".join(f"{name} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in series.items())
-    return _page(parts, height, f"{y} by {x}. {said}")
+    return page(parts, height, f"{y} by {x}. {said}")
 
 
 def _path(points: Sequence[Sequence[float]], x: Callable[[float], float], y: Callable[[float], float]) -> str:
@@ -248,39 +263,39 @@ def _path(points: Sequence[Sequence[float]], x: Callable[[float], float], y: Cal
 
 
 def _x_axis(axis: Axis, height: float, label: str, left: float) -> list[str]:
-    return [_text((left + WIDTH - RIGHT) / 2, height - 8, label, "middle"), *_x_ticks(axis, TOP, height - BOTTOM)]
+    return [text((left + WIDTH - RIGHT) / 2, height - 8, label, "middle"), *x_ticks(axis, TOP, height - BOTTOM)]
 
 
-def _x_ticks(axis: Axis, top: float, bottom: float, about: int = 6) -> list[str]:
+def x_ticks(axis: Axis, top: float, bottom: float, about: int = 6) -> list[str]:
     parts = []
     for tick in axis.ticks(about):
         at = axis.at(tick)
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{bottom}"/>')
-        parts.append(_text(at, bottom + 16, f"{tick:.4g}", "middle"))
+        parts.append(text(at, bottom + 16, f"{tick:.4g}", "middle"))
     return parts
 
 
 def _y_axis(axis: Axis, label: str) -> list[str]:
-    return [_upright(label, (axis.first + axis.last) / 2), *_y_ticks(axis, LEFT, WIDTH - RIGHT)]
+    return [upright(label, (axis.first + axis.last) / 2), *y_ticks(axis, LEFT, WIDTH - RIGHT)]
 
 
-def _upright(label: str, middle: float) -> str:
-    return f'<g transform="rotate(-90 14 {middle})">{_text(14, middle, label, "middle")}</g>'
+def upright(label: str, middle: float) -> str:
+    return f'<g transform="rotate(-90 14 {middle})">{text(14, middle, label, "middle")}</g>'
 
 
-def _y_ticks(axis: Axis, left: float, right: float, about: int = 6, named: bool = True) -> list[str]:
+def y_ticks(axis: Axis, left: float, right: float, about: int = 6, named: bool = True) -> list[str]:
     parts = []
     for tick in axis.ticks(about):
         at = axis.at(tick)
         parts.append(f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>')
         if named:
-            parts.append(_text(left - 6, at + 4, f"{tick:.4g}", "end"))
+            parts.append(text(left - 6, at + 4, f"{tick:.4g}", "end"))
     return parts
 
 
-def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:
+def text(x: float, y: float, words: str, anchor: str, style: str = "") -> str:
     named = f' class="{style}"' if style else ""
-    return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(one_line(text))}</text>'
+    return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(one_line(words))}</text>'
 
 
 def style() -> str:
@@ -295,11 +310,17 @@ def light_style() -> str:
     return re.sub(r"var\(--(\w+)\)", lambda match: LIGHT[match[1]], _RULES)
 
 
-def alone(picture: str, sheet: str) -> str:
-    """A figure as a file of its own, with its style sheet."""
+def alone(picture: str, sheet: str, caption: str = "") -> str:
+    """A figure as a file of its own, with its style sheet, and below it its caption if there is one."""
+    lines = textwrap.wrap(one_line(caption), int((WIDTH - 2 * RIGHT) / LETTER))
+    if lines:
+        height = float(re.findall(r'viewBox="0 0 \d+ (\d+)"', picture)[0])
+        words = "".join(text(RIGHT, height + CAPTION * (i + 1), line, "start", "faint") for i, line in enumerate(lines))
+        taller = height + CAPTION * len(lines) + BOTTOM / 4
+        picture = picture.replace(f' {height:.0f}"', f' {taller:.0f}"', 1).removesuffix("</svg>") + f"{words}</svg>"
     inside = f'<svg xmlns="http://www.w3.org/2000/svg" style="background: var(--page)" font-family="{FONTS}" '
     return picture.replace("<svg ", inside, 1).replace(">", f"><style>{sheet}</style>", 1)
 
 
-def _page(parts: Sequence[str], height: float, description: str) -> str:
+def page(parts: Sequence[str], height: float, description: str) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(one_line(description))}">{"".join(parts)}</svg>'

@@ -1,4 +1,4 @@
-"""What a run shows: progress on stderr, the leaderboard on stdout."""
+"""What a run prints: progress on stderr, the leaderboard on stdout."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ def announce(run: Run, config: dict[str, Any], progress: Progress) -> None:
         plan = next(plan for plan, cell in run.cells if cell.task == label)
         progress.note(
             f"{label} [{task.setting}]: {len(config['learning_rates'][label])} estimators x {len(seeds)} seeds, "
-            f"{plan.steps} steps of {plan.batch} sequences, {run.jobs} side by side on {run.device}"
+            f"{plan.steps} steps of {plan.batch} sequences, {run.jobs} in parallel on {run.device}"
         )
         for source, names in _by_source(config["rate_sources"][label]).items():
             rates = ", ".join(f"{name} {config['learning_rates'][label][name]:g}" for name in names)
@@ -111,7 +111,7 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
 
 
 def print_notes(run: Run, outcome: Outcome, progress: Progress) -> None:
-    """What went wrong or was fallen back on, on stderr."""
+    """What went wrong, and what was used instead, on stderr."""
     if outcome.reused:
         progress.note(f"{outcome.reused} cells were finished by an earlier run and kept")
     for name, reason in outcome.unprobed.items():
@@ -126,7 +126,7 @@ def print_notes(run: Run, outcome: Outcome, progress: Progress) -> None:
 
 
 def print_probes(run: Run, outcome: Outcome, drawn: Sequence[Path], progress: Progress) -> None:
-    """One table a task and checkpoint: what one estimate is worth, each number with its 95 % interval."""
+    """One table for each task and checkpoint: variance, bias and error of one gradient estimate, with 95 % intervals."""
     console = stdout_console()
     overall = outcome.probes[outcome.probes["group"] == ""]
     for (task, setting, step), rows in overall.groupby(["task", "setting", "step"], sort=False):
@@ -171,12 +171,12 @@ _PROBED = (
 )
 _PROBE_KEY = (
     (
-        "variance: of one draw, trace of its covariance; relative: over the squared true gradient; of prompts: the part that the "
-        "choice of prompts adds;"
+        "variance: of one draw, the trace of its covariance; relative: divided by the squared norm of the true gradient; of "
+        "prompts: the part of the variance that comes from the choice of prompts;"
     ),
     (
-        "~0: a bias that can't be told from zero, and the most that it may be; slope: of ln "
-        "variance against ln batch, -1 for independent samples. 95 % intervals."
+        "~0: a bias that isn't significantly different from 0, with its upper limit; slope: of ln variance against ln batch, -1 for "
+        "independent samples. Intervals are at 95 %."
     ),
 )
 
@@ -191,7 +191,7 @@ def _with_interval(metric: str, ends: Sequence[float], form: str) -> str:
 
 
 def print_check(report: Mapping[str, Any]) -> None:
-    """A line a finding, and what to look at for each failure."""
+    """A line for each finding, and what to look at for each failure."""
     console = stdout_console()
     table = Table(title=f"{report['estimator']}  [{report['source']}]", title_justify="left")
     for heading in ("check", "", "what was found"):
@@ -209,6 +209,6 @@ def print_check(report: Mapping[str, Any]) -> None:
     verdict = f"{len(failures)} checks failed" if failures else "kept its contract"
     console.print(
         f"{report['estimator']}: {verdict}. All statistical checks together raise a false alarm once in "
-        f"{1 / report['false_alarm_rate']:,.0f} runs; a bias of {report['margin']:.0%} of the gradient, as far as it "
-        "lies along the directions looked at, is seen with the probability given."
+        f"{1 / report['false_alarm_rate']:,.0f} runs. A bias of {report['margin']:.0%} of the gradient, along the directions "
+        "tested, is detected with the probability given."
     )

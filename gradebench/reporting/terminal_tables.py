@@ -123,7 +123,7 @@ def print_frontier(table: pd.DataFrame, areas: pd.DataFrame) -> None:
     """For each task and metric the values within budgets of KL, who leads where, and the areas that differ."""
     console = stdout_console()
     for (task, metric), rows in table.groupby(["task", "metric"], sort=False):
-        shown = Table(title=f"{task}  [{metric} within KL, nats a sequence]", title_justify="left")
+        shown = Table(title=f"{task}  [{metric} within KL, nats per sequence]", title_justify="left")
         shown.add_column("estimator", overflow="fold")
         for kl in sorted(rows["kl"].unique()):
             shown.add_column(f"{kl:.3g}", justify="right")

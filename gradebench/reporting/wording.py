@@ -12,8 +12,8 @@ from gradebench.analysis.statistics import ALPHA
 from gradebench.reporting.columns import named
 
 LETTERS = (
-    "two estimators share a letter if and only if they aren't significantly different; a tier is an estimator and all "
-    "those below that aren't significantly different from it"
+    "two estimators share a letter if and only if they aren't significantly different; no estimator of a tier is "
+    "significantly different from the first one of that tier"
 )
 
 

@@ -103,6 +103,57 @@ def test_nothing_from_the_run_is_markup(run):
     assert any("corpus=<i>" in word for word in page.words)
 
 
+def hostile_page():
+    """Everything that the template is filled with, each text hostile and with a number of its own; and all those texts."""
+    texts = []
+
+    def hostile():
+        texts.append(f"</td></style></script><b onload=alert(1)>&amp;{{{{ 1234*5 }}}}\x1b'\" {len(texts)}.")
+        return texts[-1]
+
+    def table():
+        columns = [sections.Column(hostile(), "x"), sections.Column(hostile(), "y", prose=True)]
+        return sections.Table(columns, [sections.Row([hostile(), hostile()], new_tier=tier) for tier in (False, True)])
+
+    def figure():
+        return {"picture": "<svg></svg>", "caption": hostile(), "numbers": table()}
+
+    budgets = {"metric": hostile(), "same": [hostile(), hostile()], "leaders": table(), "crossings": table()}
+    names = ("name", "setting", "verdict", "ranked_at", "ranking")
+    task = {name: hostile() for name in names} | {"board": table(), "figures": [figure()]}
+    task |= {"ranked": True, "notices": [hostile()], "front": [hostile(), hostile()], "no_figures": [hostile()]}
+    task |= {"samples": {"steps": 40, "seed": 0, "texts": table()}, "budgets": budgets | {"figures": [figure()]}}
+    instances = {"task": hostile(), "count": 3, "metric": hostile(), "board": table(), "pairs": table()}
+    frontiers = {name: hostile() for name in ("task", "metric", "setting")}
+    frontiers |= {"figure": figure(), "leaders": [hostile()], "areas": table()}
+    origin = {"name": hostile(), "commands": [hostile()], "failures": table()}
+    origin |= {"facts": [(hostile(), {hostile(): hostile(), hostile(): {hostile(): 1}})]}
+    return {
+        "title": hostile(),
+        "instances": [instances],
+        "frontiers": [frontiers],
+        "tasks": [task | {"against": []}, task | {"against": [hostile(), hostile()]}],
+        "together": {"figures": [figure()], "ranks": hostile()},
+        "claims": {"judged": table(), "untested": {hostile(): hostile()}},
+        "cards": {hostile(): {hostile(): hostile()}},
+        "origins": [origin],
+        "left_out": [hostile()],
+    }, texts
+
+
+def test_hostile_text_in_every_field_of_the_report_stays_text():
+    """A field that the template shows and that isn't filled here fails, since none may be undefined."""
+    fields, texts = hostile_page()
+    page = Page(report._template().render(**fields, figure_style=svg.style(), letters=wording.LETTERS))
+    words = "".join(page.words)
+    # A dictionary among the values is shown as Python writes it, with its own escapes.
+    lost = [text for text in texts if text.replace("\x1b", "\\x1b") not in words and repr(text) not in words]
+    assert len(texts) > 100 and lost == []
+    assert not {"b", "script"} & set(page.seen) and page.seen.count("style") == 1
+    assert {name for name, _ in page.attributes} <= {"lang", "charset", "name", "content", "class", "scope", "tabindex"}
+    assert "6170" not in words and "\x1b" not in words
+
+
 def test_nothing_is_fetched(run):
     text = text_of(run)
     page = Page(text)
@@ -291,7 +342,7 @@ def test_sensitivity_to_the_learning_rate_is_a_figure_where_it_was_tuned(run):
     curves_of(run)
     text = text_of(run)
     assert "No figure of sensitivity" not in text
-    assert "the chosen rate is the large dot" in text and "Trials that didn&#39;t end, of rloo" in text
+    assert "the chosen rate is the large dot" in text and "Trials that didn&#39;t finish, of rloo" in text
     assert text.count('class="dot c1"') == 2  # the chosen ones
 
 
@@ -314,15 +365,28 @@ def test_probes_of_another_folder_give_the_scaling_of_variance(command, run, tmp
     status, _, err = command("report", run, folder, "--out", tmp_path / "both")
     assert status == 0, err
     text = (tmp_path / "both" / "report.html").read_text()
-    assert "variance by sequences a gradient. ppo: 1 at 8, 0.5 at 16, 0.25 at 32; rloo" in text
+    assert "variance by sequences per gradient. ppo: 1 at 8, 0.5 at 16, 0.25 at 32; rloo" in text
     assert "How probes was made" in text and text.count("<h2>imdb</h2>") == 1
+
+
+def test_the_bias_of_the_leaderboard_has_a_band_for_what_is_not_significant(run):
+    """rloo's bias is made to lie about 0, over seeds; the others' stays as it is, from 1 on."""
+    frame = pd.read_parquet(run / "metrics.parquet")
+    mine = (frame["metric"] == "gradient_bias_squared") & (frame["estimator"] == "rloo")
+    frame.loc[mine, "value"] = [1.0, -1.0] * (mine.sum() // 2)
+    tables.write_parquet(frame, run / "metrics.parquet")
+    text = text_of(run)
+    label = next(value for name, value in Page(text).attributes if name == "aria-label" and "logarithmic axes" in value)
+    assert re.search(r"rloo [\d.]+, not significantly different from 0", label)
+    assert re.search(r"ppo [\d.]+, [\d.]+; ", label)
+    assert text.count('class="ground"') == 1 and text.count('class="hollow c0"') == 1
 
 
 def test_pairs_are_differences_of_each_seed_with_their_numbers(run):
     """Seeds share their luck here, so the differences of an estimator to the best are all the same number."""
     page = Page(text_of(run))
-    label = next(value for name, value in page.attributes if name == "aria-label" and "less that of" in value)
-    assert label.startswith(f"test reward of {NASTY} less that of: ppo 0.4, rloo 0.8")
+    label = next(value for name, value in page.attributes if name == "aria-label" and "minus that of" in value)
+    assert label.startswith(f"test reward of {NASTY} minus that of: ppo 0.4, rloo 0.8")
     assert "seed 7" in page.words
 
 
