@@ -1,4 +1,4 @@
-"""Published claims as data: each a hypothesis on two estimators of a run, tested seed by seed."""
+"""Published claims as data: each is a hypothesis about two estimators of a run, tested on values paired by seed."""
 
 import math
 import tomllib
@@ -15,7 +15,7 @@ from gradebench.core.errors import InputError
 
 BUILT_IN = Path(__file__).with_name("claims.toml")
 OUT_OF_REACH = "cannot be decided: the bound is out of reach"
-SEEDS = "0-9"  # of the commands that would test a claim
+SEEDS = "0-9"  # in the commands that would test a claim
 COLUMNS = [
     "claim", "task", "setting", "verdict", "measured", "ci_low", "ci_high", "effect_size", "claimed", "n_pairs", "p_value",
     "p_holm", "power", "detectable", "seeds_needed", "reason", "says", "source", "steps",
@@ -26,8 +26,8 @@ COLUMNS = [
 class Claim:
     """The ratio or difference of `a` and `b` in a metric is at least, or at most, a bound. See claims.toml.
 
-    `margin` loosens the bound, for a claim that one is no worse than the other; `highest` is the most that the metric
-    can be, and tells whether a claim could be true at all.
+    `margin` loosens the bound, for a claim that one is no worse than the other; `highest` is the largest possible value
+    of the metric, which shows whether the claim could be true at all.
     """
 
     id: str
@@ -46,7 +46,7 @@ class Claim:
 
     def __post_init__(self) -> None:
         if self.form not in ("difference", "ratio"):
-            raise InputError(f"claim {self.id}: form {self.form!r} is none of difference and ratio")
+            raise InputError(f"claim {self.id}: form {self.form!r} is neither difference nor ratio")
         if (self.at_least is None) == (self.at_most is None):
             raise InputError(f"claim {self.id}: give one of at_least and at_most")
         if not 0 <= self.margin < math.inf:
@@ -56,7 +56,7 @@ class Claim:
 
     @property
     def bound(self) -> float:
-        """That is tested: as claimed, loosened by the margin."""
+        """The bound that is tested: as claimed, loosened by the margin."""
         if self.at_least is not None:
             return self.at_least - self.margin
         assert self.at_most is not None
@@ -64,13 +64,13 @@ class Claim:
 
     @property
     def claimed(self) -> str:
-        """Such as "rloo / ppo >= 1.5"."""
+        """The claim as text, such as "rloo / ppo >= 1.5"."""
         sides = f"{self.a} {'/' if self.form == 'ratio' else '-'} {self.b}"
         margin = f" (with a margin of {self.margin:.4g})" if self.margin else ""
         return f"{sides} {'>=' if self.at_least is not None else '<='} {self.bound:.4g}{margin}"
 
     def out_of_reach(self, b: statistics.Floats) -> str:
-        """Why no value of `a` could be at the bound, beside these of `b`; "" where one could."""
+        """Why no value of `a` could reach the bound, given these of `b`; "" if one could."""
         if self.at_least is None or self.highest is None or not len(b):
             return ""
         mean = float(b.mean())
@@ -85,14 +85,14 @@ class Claim:
 
     @property
     def command(self) -> str:
-        """A run that would test it."""
+        """The command of a run that would test the claim."""
         return f"gradebench run -e {self.a} -e {self.b} -t {self.task} --seeds {SEEDS}"
 
 
 def read_claims(path: Path = BUILT_IN) -> list[Claim]:
     """The claims of a TOML file.
 
-    Raises        InputError for what isn't one, for unknown, missing and mistyped entries, and an id that comes twice.
+    Raises        InputError for another file, unknown, missing or mistyped entries, and duplicate ids.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def _claim(entry: Mapping[str, Any], number: int) -> Claim:
 
 
 def about(claims: Sequence[Claim], names: Sequence[str]) -> list[Claim]:
-    """The claims that have one of the names on a side; all without any names.
+    """The claims about any of the names; all claims without names.
 
     Raises        InputError for a name that no claim has.
     """
@@ -143,21 +143,22 @@ def about(claims: Sequence[Claim], names: Sequence[str]) -> list[Claim]:
 
 
 def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row a claim and setting of its task, COLUMNS; claims that the run says nothing on come last, `untested`.
+    """One row per claim and setting of its task, COLUMNS; claims that the run can't test come last, `untested`.
 
-    With          d_s = a_s - bound - b_s for a difference, a_s - bound b_s for a ratio, ln a_s - ln b_s - ln bound for
-                  a ratio of variances, one a seed; the paired sign-flip test of mean d = 0, Holm over the file
-    verdict       supported or contradicted where p_holm < 0.05, by the side that d is on; underpowered where no outcome
-                  could have been, or one seed or none has both; else not distinguishable. Where even the highest value of
-                  the metric wouldn't reach the bound beside b: OUT_OF_REACH, with the reason, and not contradicted
-    measured      the difference or ratio itself, with its 95 % interval, of a ratio of means by Fieller
+    With          for each seed d_s = a_s - bound - b_s for a difference, a_s - bound b_s for a ratio, or
+                  ln a_s - ln b_s - ln bound for a ratio of variances; the paired sign-flip test of mean d = 0, with
+                  Holm's correction over the file
+    verdict       supported or contradicted if p_holm < 0.05, by the sign of d; underpowered if no outcome could have
+                  been significant, or fewer than two seeds have both; else not distinguishable. OUT_OF_REACH, with
+                  the reason, if even the highest value of the metric wouldn't reach the bound given b
+    measured      the difference or ratio itself, with its 95 % interval (Fieller's for a ratio of means)
     effect_size   of d: standardised, paired (`statistics.effect_size`); 0 is at the bound
-    power         of the test at these seeds, if the truth is what was measured, under Bonferroni's share of the level
-    detectable    how far from the claimed bound the truth must be to be seen with a power of 0.8 at these seeds: in units
-                  of the difference, as a factor for a ratio of variances; infinite where nothing could be seen
-    seeds_needed  for claims that are not decided: so many, for that power if the truth is what was measured
-    steps         the budget: at which test prompts were last evaluated
-    reason        of untested ones, with a command that would test them; and why a bound is out of reach
+    power         of the test with these seeds, if the true value is the measured one, at Bonferroni's level
+    detectable    the smallest distance of the true value from the bound that these seeds detect with a power of 0.8:
+                  in units of the difference, as a factor for a ratio of variances; infinite if there is none
+    seeds_needed  for undecided claims: the seeds for that power, if the true value is the measured one
+    steps         the budget: the last step at which test prompts were evaluated
+    reason        of untested claims, with a command that would test them; and why a bound is out of reach
     """
     rows = [row for claim in claims for row in _rows(claim, metrics)]
     adjusted = statistics.holm([row["p_value"] for row in rows])
@@ -172,7 +173,7 @@ def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rows(claim: Claim, metrics: pd.DataFrame) -> list[dict[str, Any]]:
-    """One row for each setting of the task, with the `contrast` of its seeds; without any, one that says why."""
+    """One row for each setting of the task, with the `contrast` of its seeds; if there is none, one row that says why."""
     named = {"claim": claim.id, "claimed": claim.claimed, "says": claim.says, "source": claim.source}
     empty = {"task": claim.task, "verdict": "untested", "p_value": math.nan, "n_pairs": 0, "contrast": None}
     mine = metrics[metrics["task"].str.partition(":")[0] == claim.task]
@@ -199,7 +200,7 @@ def _rows(claim: Claim, metrics: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _unfair(claim: Claim, rows: pd.DataFrame) -> str:
-    """Why the rates of the two keep them from being compared; "" where they don't."""
+    """Why the learning rates of the two make them incomparable; "" if they don't."""
     rates = provenance.ran(rows)
     a, b = rates[claim.a], rates[claim.b]
     return (
@@ -208,7 +209,7 @@ def _unfair(claim: Claim, rows: pd.DataFrame) -> str:
 
 
 def _last_steps(metrics: pd.DataFrame) -> dict[Any, float]:
-    """The budget of each setting: at which test prompts were last evaluated there."""
+    """The budget of each setting: the last step at which test prompts were evaluated."""
     tested = metrics[(metrics["phase"] == "evaluation") & (metrics["split"] == "test")]
     return {setting: float(step) for setting, step in tested.groupby("setting")["step"].max().items()}
 
@@ -246,7 +247,7 @@ def _measured(claim: Claim, both: pd.DataFrame, place: str) -> dict[str, Any]:
 
 
 def _verdict(row: dict[str, Any], contrast: statistics.Floats, family: int) -> dict[str, Any]:
-    """The verdict, and what it would take."""
+    """The verdict, and the number of seeds needed."""
     n = len(contrast)
     side = float(contrast.mean()) if n else math.nan
     outcome = statistics.verdict(row["p_holm"], family * statistics.smallest_attainable_p(n), side)

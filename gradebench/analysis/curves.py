@@ -89,7 +89,7 @@ def _against_first(field: Field, ranked: list[str], here: dict[str, pd.Series], 
 
 
 def leaders(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a budget of the rows of `budgets`, LEADERS_COLUMNS: who leads there, and who isn't significantly different from it."""
+    """One row per budget in rows of `budgets`, LEADERS_COLUMNS: the leader, and those not significantly different."""
     found = []
     for place, mine in rows[rows["rank"].notna()].groupby(LEADERS_COLUMNS[:5], sort=False):
         first = mine[mine["leader"].astype(bool)].iloc[0]

@@ -57,7 +57,7 @@ def at_budgets(curve: Curve, budgets: ArrayLike, axis: str) -> Floats:
 
 
 def _first_passages(curve: Curve, wanted: Floats) -> Floats:
-    """The values (m,) where the curve's budgets first come to the wanted ones, from above or below; NaN: they never do."""
+    """The values (m,) where the curve's budgets first reach the wanted ones, from either side; NaN if they never do."""
     away = curve.budgets[:, None] - wanted  # (points, m)
     meets = away == 0
     meets[:-1] |= away[:-1] * away[1:] < 0
@@ -152,8 +152,8 @@ def budgets_of(field: Field) -> list[float]:
     """The budgets at which the estimators are compared, increasing.
 
     steps     those after 0 at which all cells were evaluated
-    others    the largest budget that two estimators reach, half of it, a quarter and so on, down to the smallest that two
-              have reached; if steps cost the same for all, these are evaluations
+    others    the largest budget that two estimators reach, half of it, a quarter and so on, down to the smallest that
+              two have reached; if steps cost the same for all, these are evaluations
     """
     cells = [curve for seeds in field.curves.values() for curve in seeds.values()]
     if field.axis == "steps":

@@ -1,4 +1,4 @@
-"""Seeds nested in instances of a kind of task: paired differences in, a mean over instances with its test out."""
+"""Seeds nested in instances of a kind of task: the mean over instances of paired differences, and its test."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
-FEWEST_INSTANCES = 3  # with two, Student's t has one degree of freedom and tells nothing that anybody would publish
+FEWEST_INSTANCES = 3  # with two, Student's t has one degree of freedom and almost no power
 
-# A spread below this share of the values is what is left of the rounding in a - b.
+# A spread below this share of the values is rounding in a - b.
 _TIE_TOLERANCE = 1e-10
 
 
@@ -19,27 +19,27 @@ class Nested:
     """The mean difference a - b over instances, in the units of the values."""
 
     n_instances: int
-    n_pairs: int  # seeds of all instances together
-    n_a_higher: int  # instances in which a's mean is the higher one
-    mean_difference: float  # each instance counting alike
+    n_pairs: int  # seeds of all instances in total
+    n_a_higher: int  # instances in which a's mean is higher
+    mean_difference: float  # with equal weight for each instance
     ci_low: float
     ci_high: float
-    sd_between: float  # of the instances' true differences, the noise of their seeds taken out
+    sd_between: float  # of the instances' true differences, without the noise of their seeds
     sd_within: float  # of the differences of an instance's seeds
     p_value: float
 
 
 def compare(differences: Sequence[ArrayLike]) -> Nested:
-    """The mixed test that the mean difference over all instances of the kind is 0; instances without a pair are dropped.
+    """The mixed-model test that the mean difference over all instances is 0; instances without a pair are dropped.
 
     With          d_ij = mu + b_i + e_ij,  b_i of the instance, e_ij of the pair of seeds in it;
                   t = mean_i(dbar_i) / (sd_i(dbar_i) / sqrt(N)),  N - 1 degrees of freedom, dbar_i the instance's mean;
                   sd_between^2 = max(0, var_i(dbar_i) - mean_i(sd_within^2 / n_i))
     Shapes        a vector (n_i,) of paired differences for each instance; values that aren't finite are dropped.
-    Exact         where the instances' means are normal, whatever share of their variance is between instances: of
+    Exact         if the instances' means are normal, whatever share of their variance is between instances. For
                   balanced data this is the F test of the mixed model (Satterthwaite's degrees of freedom are N - 1).
-                  What seeds there are in an instance sharpens its mean; only instances add degrees of freedom.
-    Degenerate    N < 3: no test (p and interval NaN). Means without spread: p is 1 where all are 0, else 0.
+                  More seeds make an instance's mean more precise; only instances add degrees of freedom.
+    Degenerate    N < 3: no test (p and interval NaN). Means without spread: p is 1 if all are 0, else 0.
     Source        Searle, Casella and McCulloch 1992, section 3.6 (the one-way random model).
     """
     finite = [np.asarray(values, dtype=np.float64) for values in differences]
@@ -68,7 +68,7 @@ def compare(differences: Sequence[ArrayLike]) -> Nested:
 
 
 def _variance_within(found: Sequence[np.ndarray]) -> float:
-    """Pooled over instances; NaN where none has two seeds."""
+    """The variance between seeds, pooled over instances; NaN if none has two seeds."""
     freedom = sum(values.size - 1 for values in found)
     return sum(float(((values - values.mean()) ** 2).sum()) for values in found) / freedom if freedom else math.nan
 

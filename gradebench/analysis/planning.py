@@ -1,4 +1,4 @@
-"""Before a run: how many seeds a difference of two estimators needs, from the spread between the seeds of a pilot."""
+"""Before a run: how many seeds it takes to detect a difference, from the spread between the seeds of a pilot."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -26,17 +26,17 @@ def plan(
     by: str | None = None,
     against: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """One row a pair of the family that the pilot has values of, COLUMNS, the widest spread first.
+    """One row per pair of the family that the pilot has values for, COLUMNS, the widest spread first.
 
-    metric             on test prompts, that the plan is for: the one that ranks, see `tables.leaderboard`
-    spread             standard deviation of its paired differences between seeds; spread_high the upper end of its
-                       one-sided 80 % interval, which the few seeds of a pilot make much larger
-    family             comparisons that Holm counts: all pairs of `estimators`, or each baseline of `against` with each
-                       that is none
+    metric             that the plan is for, on test prompts: the ranking metric, see `tables.leaderboard`
+    spread             standard deviation of its paired differences between seeds; spread_high is the upper end of its
+                       one-sided 80 % interval, which is much larger if the pilot has few seeds
+    family             comparisons that Holm corrects together: all pairs of `estimators`, or each baseline of `against`
+                       with each other estimator
     seeds_needed       for `difference` to be supported with a power of 0.8, by spread and by spread_high
-    detectable         the least difference supported with that power at `seeds`, by default those of a run
+    detectable         the smallest difference supported with that power at `seeds`, by default those of a run
 
-    Raises        InputError where the pilot has no pair with two seeds.
+    Raises        InputError if the pilot has no pair with two seeds.
     """
     family = tables.family_size(len(estimators), len(against))
     if not family:

@@ -1,4 +1,4 @@
-"""The power of the paired test: what a number of seeds can see. Plain numbers in and out."""
+"""The power of the paired test: which differences a number of seeds can detect. Plain numbers in and out."""
 
 import functools
 import math
@@ -9,12 +9,12 @@ import scipy.stats
 
 from gradebench.analysis import statistics
 
-POWER = 0.8  # that plans and claims ask for
+POWER = 0.8  # of plans and claims
 _MOST_SEEDS = 100_000
-# Above so many seeds the sign-flip test decides as the t test does, within two points of power down to a level of
+# Above so many seeds the power of the sign-flip test equals the t test's within two points, down to a level of
 # 0.05 / 253 (benchmarks/verdict_study.py).
 _LIKE_T = 22
-_CONFIGURATIONS = 200  # leave an error of about half a point of power
+_CONFIGURATIONS = 200  # give an error of about half a point of power
 _HALVINGS = 12
 
 
@@ -24,23 +24,23 @@ def power_of(n: int, effect: float, level: float) -> float:
 
     With          E_u P(T > c(u)),  T noncentral t with n - 1 degrees of freedom and noncentrality effect sqrt(n),
                   c(u) the t above which the test rejects differences whose residuals are u, up to scale
-    For normal differences u is independent of T. Where few of the 2^n sign assignments fit under the level, c is far
-    above the t test's: 14 seeds at 0.05 / 253 leave one, so that all differences must have one sign, with the chance
-    Phi(effect)^n. Above 22 seeds c is the t test's.
+    For normal differences u is independent of T. If few of the 2^n sign assignments are below the level, c is far above
+    the t test's: with 14 seeds at 0.05 / 253 only one is, so all differences must have the same sign, which has
+    probability Phi(effect)^n. Above 22 seeds c is the t test's.
     """
     least = statistics.smallest_attainable_p(n)
     if n < 2 or least >= level:
         return 0.0
-    if 2 * least >= level:  # the next p: only differences that all have one sign are below the level
+    if 2 * least >= level:  # the next p: significant only if all differences have the same sign
         return float(scipy.stats.norm.cdf(abs(effect)) ** n)
     critical, shift = _critical_t(n, level), abs(effect) * math.sqrt(n)
-    near = critical > shift - 10  # elsewhere scipy's noncentral t has no digits left, and the test rejects
+    near = critical > shift - 10  # elsewhere scipy's noncentral t loses all precision, and the test rejects
     return float((scipy.stats.nct.sf(critical[near], n - 1, shift).sum() + (~near).sum()) / critical.size)
 
 
 @functools.cache
 def _critical_t(n: int, level: float) -> statistics.Floats:
-    """The t above which the sign-flip test has p < level, one for each of some random configurations of residuals."""
+    """The t above which the sign-flip test has p < level, for each of several random configurations of residuals."""
     if n > _LIKE_T:
         return np.array([scipy.stats.t.isf(level / 2, n - 1)])
     residuals = np.random.default_rng(n).standard_normal((_CONFIGURATIONS, n))
@@ -50,8 +50,8 @@ def _critical_t(n: int, level: float) -> statistics.Floats:
 
 
 def _least_mean(residuals: statistics.Floats, level: float) -> float:
-    """The least mean at which differences with these residuals have p < level; p falls as the mean grows."""
-    low, high = 0.0, -float(residuals.min())  # from there on all have one sign, and p is the smallest attainable
+    """The smallest mean at which differences with these residuals have p < level; p decreases with the mean."""
+    low, high = 0.0, -float(residuals.min())  # from there on all have the same sign, and p is the smallest attainable
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         seen = statistics.paired_permutation_p(residuals + middle) < level
@@ -60,10 +60,10 @@ def _least_mean(residuals: statistics.Floats, level: float) -> float:
 
 
 def seeds_for(effect: float, family: int, power: float = POWER) -> float:
-    """The least seeds at which a mean of `effect` standard deviations is supported with this power.
+    """The smallest number of seeds at which a mean of `effect` standard deviations is supported with this power.
 
-    Under Bonferroni's share of the level, which Holm is never stricter than; at least as many as the sign-flip test
-    can decide a family of this size with. Infinite above 100,000.
+    At Bonferroni's level, which Holm's is never below; at least as many as make the smallest p of the sign-flip test
+    significant in a family of this size. Infinite above 100,000.
     """
     level = statistics.ALPHA / family
     fewest, most = max(2, statistics.seeds_needed(family)), _MOST_SEEDS
@@ -77,7 +77,7 @@ def seeds_for(effect: float, family: int, power: float = POWER) -> float:
 
 @functools.cache
 def detectable_at(n: int, family: int, power: float = POWER) -> float:
-    """The least mean, in standard deviations, that n seeds support with this power; infinite where none can be."""
+    """The smallest mean, in standard deviations, that n seeds support with this power; infinite if there is none."""
     if n < max(2, statistics.seeds_needed(family)):
         return math.inf
     level = statistics.ALPHA / family

@@ -40,8 +40,8 @@ def fit(rates: ArrayLike, objectives: ArrayLike, at: ArrayLike) -> Floats:
     """Each unit's smooth curve (u, g) through its objectives (u, m) at the `rates` (m,), read `at` rates (g,).
 
     With          at each point a quadratic in ln rate by weighted least squares. Weights are a Gaussian kernel,
-                  BANDWIDTH mean distances wide, divided by the variance between units, which is shrunk by half towards its mean
-                  over rates, because few units estimate it poorly
+                  BANDWIDTH mean distances wide, divided by the variance between units, which is shrunk by half towards
+                  its mean over rates, because few units estimate it poorly
     With fewer than three rates, linear interpolation of the objectives instead.
     """
     x, y, points = (np.asarray(values, dtype=np.float64) for values in (rates, objectives, at))

@@ -1,4 +1,4 @@
-"""Runs read back from their folders: one table of several, where that is fair, and what became of each cell."""
+"""Runs read back from their folders: several pooled in one table, if that is fair, and the status of each cell."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from gradebench.storage import digests, formats, records, shapes
 
 APART = "give --apart to rank them apart"
 ALL = "all"  # in place of a baseline: all pairs
-# What the plan of a run tells that has no facts.
+# The facts that can be read from the plan of a run that lists none.
 _BUDGET = ("steps", "batch", "clip", "evaluations", "shards", "checkpoints")
 
 _Part = tuple[Path, pd.DataFrame, dict[str, dict[str, Any]]]  # a run, its rows of one task, and its facts
@@ -26,12 +26,12 @@ _Part = tuple[Path, pd.DataFrame, dict[str, dict[str, Any]]]  # a run, its rows 
 def read_metrics(folders: Sequence[Path], apart: bool = False, mend: str = APART) -> pd.DataFrame:
     """The `metrics` of these runs as one table.
 
-    Tasks that settled to the same are one, however they were spelled. Runs of one task that differ in anything that
-    numbers depend on (`facts`) aren't compared: with `apart`, each such run's setting is followed by its name, so that
-    it has a leaderboard of its own.
+    Tasks that resolved to the same setting are one task, however they were spelled. Runs of one task that differ in
+    anything that numbers depend on (`facts`) aren't pooled: with `apart`, the name of each such run is appended to its
+    setting, so that it has its own leaderboard.
 
-    Raises        InputError for a folder that holds no run, one given twice, and runs that differ, unless `apart`; the
-                  message ends with the `mend`.
+    Raises        InputError for a folder without a run, one given twice, and runs that differ, unless `apart`; the
+                  message ends with `mend`.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("a run is given twice; give each folder once")
@@ -63,8 +63,8 @@ def setting_apart(setting: str, folder: Path) -> str:
 
 
 def task_names(folders: Sequence[Path]) -> list[dict[str, str]]:
-    """For each run the tasks that are to be called otherwise: those that settled to what another run calls in a shorter
-    way, as where corpus=auto fell back to the embedded one and another run was given that."""
+    """For each run the tasks to rename: those that resolved to a task with another name in another run, such as
+    corpus=auto that fell back to the embedded corpus, where another run was given corpus=embedded."""
     called: dict[str, set[str]] = {}
     identities = []
     for run in map(_facts_of, folders):
@@ -79,7 +79,7 @@ def task_names(folders: Sequence[Path]) -> list[dict[str, str]]:
 
 
 def samples_of(folder: Path) -> list[dict[str, Any]]:
-    """The texts of a run; none where their file is damaged, which costs no number."""
+    """The texts of a run; none if their file is damaged, since no number depends on them."""
     path = folder / records.SAMPLES
     try:
         digests.require_as_written(path)
@@ -89,20 +89,20 @@ def samples_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def left_out(folders: Sequence[Path]) -> list[str]:
-    """The texts that a merge goes without, in a line each."""
+    """One line for each file of texts that a merge leaves out."""
     texts = [folder / records.SAMPLES for folder in folders]
     damaged = [path for path in texts if path.is_file() and path.stat().st_size and not samples_of(path.parent)]
     return [f"{path} is damaged and left out; run again there for a new one" for path in damaged]
 
 
 def unlisted(folders: Sequence[Path]) -> str:
-    """What may set several runs apart and can't be compared, in lines: those that are older than the list of what numbers
-    depend on, and what plugins read in one of them alone."""
+    """Lines about differences between the runs that can't be checked: runs too old to list what their numbers depend on, and
+    inputs of plugins that only one of them has recorded; "" if there are none."""
     if len(folders) < 2:
         return ""
     old = [str(folder) for folder in folders if not read_config(folder).get("facts")]
     said = [
-        f"{', '.join(old)}: made before runs wrote down all that their numbers depend on; compared by what is known"
+        f"{', '.join(old)}: made before runs recorded all that their numbers depend on; compared by what is recorded"
     ]
     by_task: dict[str, list[plugin_inputs.Part]] = {}
     for folder, names in zip(folders, task_names(folders), strict=True):
@@ -113,13 +113,13 @@ def unlisted(folders: Sequence[Path]) -> str:
 
 
 def _identity(known: Mapping[str, Any]) -> str:
-    """By what a task is itself; "" where that isn't known."""
+    """What identifies a task; "" if unknown."""
     parts = [known.get(name) for name in ("task", "setting", "options")]
     return "" if None in parts else json.dumps(parts, sort_keys=True, default=str)
 
 
 def _facts_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """The facts of a run's tasks and, by task, estimators; of a run without them what else its files tell."""
+    """The facts of a run's tasks and, for each task, its estimators; for older runs, what other files contain."""
     config = read_config(folder)
     known = config.get("facts") or {}
     tasks, estimators = (_tables(known.get(part)) for part in ("tasks", "estimators"))
@@ -173,7 +173,7 @@ def _metrics(folder: Path) -> pd.DataFrame:
 
 
 def _difference(task: str, having: Sequence[_Part]) -> str:
-    """The first thing in which runs of the task differ, in words; "" where they can share a leaderboard."""
+    """The first difference between runs of the task, as text; "" if they can share a leaderboard."""
     shared, own = [], dict[str, list[tuple[Path, dict[str, Any]]]]()
     for folder, mine, known in having:
         setting = {"setting": ", ".join(sorted(mine["setting"].unique()))}
@@ -192,7 +192,7 @@ def _difference(task: str, having: Sequence[_Part]) -> str:
 
 
 def _first_difference(known: Sequence[tuple[Path, dict[str, Any]]], of: str = "") -> str:
-    """The first item in which two of them differ that both have, with the values."""
+    """The first item that two of them have with different values, and these values."""
     for i, (folder, mine) in enumerate(known):
         for other, theirs in known[i + 1 :]:
             for name in differences.differing(mine, theirs):
@@ -202,12 +202,12 @@ def _first_difference(known: Sequence[tuple[Path, dict[str, Any]]], of: str = ""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What the run was asked for and came to; empty where it has no config.json. Raises InputError for one that isn't."""
+    """The content of config.json; empty if there is none. Raises InputError if it is invalid."""
     return _object(folder / "config.json", shapes.CONFIG)
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """Versions and machine; empty where there is no environment.json. Raises InputError for one that isn't."""
+    """Versions and machine; empty if there is no environment.json. Raises InputError if it is invalid."""
     return _object(folder / "environment.json", shapes.ENVIRONMENT)
 
 
@@ -216,8 +216,8 @@ def _object(path: Path, shape: shapes.Fields) -> dict[str, Any]:
 
 
 def with_objective(frame: pd.DataFrame, config: Mapping[str, Any]) -> pd.DataFrame:
-    """The metrics with an objective, reward - beta kl, in evaluations that were made before it was measured, where the
-    task's beta stands in config.json."""
+    """The metrics, with the objective, reward - beta kl, added to evaluations made before it was measured, if
+    config.json has the task's beta."""
     at = ["cell_id", "split", "step"]
     weighed = {task for task, described in config.get("tasks", {}).items() if described.get("options")}
     evaluation = frame[(frame["phase"] == "evaluation") & frame["task"].isin(weighed)]
@@ -237,7 +237,7 @@ def with_objective(frame: pd.DataFrame, config: Mapping[str, Any]) -> pd.DataFra
 
 
 def family_of(folders: Sequence[Path], by: str | None, against: Sequence[str]) -> tuple[str | None, list[str]]:
-    """What ranks and the baselines: as given, else as the runs were asked for where they agree.
+    """The ranking metric and the baselines: as given, else as in the runs' commands if these agree.
 
     `all` among the baselines stands for all pairs.
     """
@@ -250,7 +250,7 @@ def family_of(folders: Sequence[Path], by: str | None, against: Sequence[str]) -
 
 
 def require_family(metrics: pd.DataFrame, by: str | None, against: Sequence[str]) -> None:
-    """Raises InputError for a metric that nothing is ranked by here, and for baselines that no run has."""
+    """Raises InputError for a metric that isn't measured here, and for baselines that no run has."""
     require_rankable(by)
     measured = set(metrics.loc[(metrics["phase"] == "evaluation") & (metrics["split"] == "test"), "metric"])
     if by and by not in measured:
@@ -265,13 +265,13 @@ def require_family(metrics: pd.DataFrame, by: str | None, against: Sequence[str]
 
 
 def require_rankable(by: str | None) -> None:
-    """Raises InputError for what no leaderboard goes by."""
+    """Raises InputError for a metric that leaderboards can't rank by."""
     if by is not None and by not in tables.RANKABLE:
         raise InputError(f"--by {by}: ranks go by {', '.join(tables.RANKABLE)}")
 
 
 def chosen_pair(comparisons: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    """The rows of `comparisons` between two estimators, turned so that a comes first.
+    """The rows of `comparisons` between two estimators, swapped if needed so that a comes first.
 
     Raises        InputError for a name that is in no row, and for one name given twice.
     """
@@ -289,7 +289,7 @@ def chosen_pair(comparisons: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
 
 
 def _turned(rows: pd.DataFrame, turned: pd.Series) -> pd.DataFrame:
-    """The rows of tests, some with a and b changed over."""
+    """The rows of tests, with a and b swapped where `turned`."""
     rows = rows.copy()
     names = ["estimator_a", "estimator_b"]
     rows.loc[turned, names] = rows.loc[turned, names[::-1]].to_numpy()
@@ -303,7 +303,7 @@ def _turned(rows: pd.DataFrame, turned: pd.Series) -> pd.DataFrame:
 
 
 def against_best(comparisons: pd.DataFrame, ranked_by: Mapping[tuple[str, str], str]) -> pd.DataFrame:
-    """The rows between each task's and setting's best estimator, by the metric that ranks there, and the others."""
+    """The rows between the best estimator of each task and setting, by its ranking metric, and the others."""
     ranking = _ranking(comparisons, ranked_by)
     best = ranking.groupby(["task", "setting"], sort=False)["estimator_a"].transform("first")  # rows come best first
     return ranking[ranking["estimator_a"] == best]
@@ -312,7 +312,7 @@ def against_best(comparisons: pd.DataFrame, ranked_by: Mapping[tuple[str, str], 
 def against_baselines(
     comparisons: pd.DataFrame, ranked_by: Mapping[tuple[str, str], str], against: Sequence[str]
 ) -> pd.DataFrame:
-    """The rows by the metric that ranks, turned so that the baseline comes second."""
+    """The rows by the ranking metric, swapped if needed so that the baseline comes second."""
     ranking = _ranking(comparisons, ranked_by)
     return _turned(ranking, ranking["estimator_a"].isin(against))
 
@@ -331,9 +331,9 @@ class CellStatus:
 
 
 def cell_statuses(folder: Path) -> list[CellStatus]:
-    """Every cell that the run was asked for, finished or not: from the cells' own files, else from the run's table.
+    """The status of every requested cell, finished or not: from the cells' own files, else from the run's table.
 
-    Raises        InputError where the folder holds no run.
+    Raises        InputError if the folder has no run.
     """
     config = read_config(folder)
     if not isinstance(config.get("cells"), list):

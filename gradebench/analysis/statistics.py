@@ -1,7 +1,7 @@
 """Paired tests and intervals: plain arrays in, plain numbers out.
 
-Nothing here knows of runs, files or estimators; the random generator is always handed in. The replication unit is
-the pair (one seed, two estimators), so every test works on one number a pair: their difference.
+Nothing here knows of runs, files or estimators; the random generator is always an argument. The unit of replication is
+the pair (one seed, two estimators), so every test works on one number per pair: the difference.
 """
 
 import functools
@@ -17,12 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 ALPHA = 0.05
 EXACT_PAIRS = 30  # up to 2^30 sign assignments are counted, as 2^15 times 2^15
 MONTE_CARLO_DRAWS = 100_000
-SUBSETS_DRAWN = 20_000  # for an interval, whose ends then have tail probabilities of 2.5 % within 0.1 %
+SUBSETS_DRAWN = 20_000  # for an interval; its tail probabilities are then 2.5 % to within 0.1 %
 
-# Sums that differ by less than this share of sum |d| are the same sum: what is left of the rounding in a - b.
+# Sums that differ by less than this share of sum |d| are treated as equal: the difference is rounding in a - b.
 _TIE_TOLERANCE = 1e-10
 _ALL_SUBSETS = 14  # differences: up to 2^14 subsets are enumerated
-FEWEST_RESAMPLED = 5  # values: fewer have too few different resamples
+FEWEST_RESAMPLED = 5  # values: fewer give too few distinct resamples
 _SIGNS_AT_ONCE = 2_000_000  # keeps one block of Monte-Carlo signs at 16 MB
 
 Floats = NDArray[np.float64]
@@ -49,13 +49,13 @@ def paired_permutation_p(
 
     With          p = P(|sum_i s_i d_i| >= |sum_i d_i|),  s uniform on {-1, +1}^n
     Shapes        differences (n,): finite.
-    Exact         up to n = 30; above, Monte-Carlo with p = (1 + count) / (1 + draws), which keeps the false-alarm rate
-                  at or below the level.
-    Raises        ValueError for values that are not finite, and where n > 30 comes without a generator.
+    Exact         up to n = 30; above, Monte-Carlo with p = (1 + count) / (1 + draws), which keeps the false-positive
+                  rate at or below the level.
+    Raises        ValueError for values that are not finite, and for n > 30 without a generator.
     Source        Fisher 1935, section 21; the +1 is Phipson and Smyth 2010.
 
-    Own code and not scipy.stats.permutation_test: scipy's tolerance for ties is relative to the observed sum, so it
-    vanishes where that sum cancels to about zero (0.1, 0.2, -0.3) and the p-value then falls short.
+    This is not scipy.stats.permutation_test, whose tolerance for ties is relative to the observed sum: it vanishes if
+    that sum cancels to about zero (0.1, 0.2, -0.3), and the p-value is then too small.
     """
     values = _finite_vector(differences)
     if values.size == 0:
@@ -64,7 +64,7 @@ def paired_permutation_p(
     if threshold <= 0:
         return 1.0
     if values.size <= EXACT_PAIRS:
-        # Each assignment is one of the first half's and one of the second's; the null is symmetric.
+        # Each assignment combines one of the first half and one of the second; the null distribution is symmetric.
         first, second = values[: values.size // 2], values[values.size // 2 :]
         ends = np.sort(_all_signs(second.size) @ second)
         below = np.searchsorted(ends, threshold - _all_signs(first.size) @ first)
@@ -103,12 +103,12 @@ def _count_extreme(values: Floats, threshold: float, generator: np.random.Genera
 
 
 def smallest_attainable_p(n_pairs: int) -> float:
-    """The least p that the two-sided sign-flip test can give with n pairs: 2 / 2^n, and 1 without any pair."""
+    """The smallest p of the two-sided sign-flip test with n pairs: 2 / 2^n, or 1 without any pair."""
     return min(1.0, math.ldexp(2.0, -n_pairs))
 
 
 def seeds_needed(n_comparisons: int, alpha: float = ALPHA) -> int:
-    """The least number of pairs n with n_comparisons * 2 / 2^n < alpha, so that a Holm family can be decided.
+    """The smallest number of pairs n with n_comparisons * 2 / 2^n < alpha, so that a Holm family can be significant.
 
     Raises        ValueError for a negative count, or an alpha that is not above 0.
     """
@@ -142,7 +142,7 @@ def mean_interval(
 
     With          mean - q s,  s the standard error,  q the quantiles of (mean* - mean) / s* over resamples
     Degenerate    n < 2 or a value that is not finite: (nan, nan). All values equal (up to rounding): (v, v).
-                  Where so many resamples have no spread to divide by that they could decide an end: Student's t.
+                  If so many resamples have zero spread that they could determine an end: Student's t.
     Coverage      93 to 97 % at level 95 % for 5 to 14 values that are normal, mildly skewed, heavy-tailed or bimodal
                   (benchmarks/verdict_study.py).
     Source        Efron 1982, section 10.10; Hall 1988.
@@ -172,11 +172,11 @@ def difference_interval(
 ) -> tuple[float, float]:
     """Interval (low, high) of the mean of paired differences (n,): the shifts that the sign-flip test doesn't reject.
 
-    With          order statistics of the means of all subsets of the differences: with the centre of a symmetric law,
-                  they cut the line into 2^n equally likely pieces
-    Exact         for symmetric differences, as those of two laws of one shape are; up to n = 14 by enumeration, above
-                  by random subsets. 0 is outside where the sign-flip test has p < 1 - level.
-    Degenerate    n < 2 or a value that is not finite: (nan, nan). Where 2^n is too small for the level (n < 6 at 95 %):
+    With          order statistics of the means of all subsets of the differences: they divide the line into 2^n
+                  intervals that are equally likely to contain the centre of a symmetric distribution
+    Exact         for symmetric differences, such as those of two distributions of the same shape; up to n = 14 by
+                  enumeration, above by random subsets. 0 is outside if the sign-flip test has p < 1 - level.
+    Degenerate    n < 2 or a value that is not finite: (nan, nan). If 2^n is too small for the level (n < 6 at 95 %):
                   Student's t.
     Source        Hartigan 1969.
     """
@@ -202,7 +202,7 @@ def ratio_interval(values_a: ArrayLike, values_b: ArrayLike, level: float = 0.95
     """Interval (low, high) of mean a / mean b from pairs (n,) and (n,): the ratios r at which a - r b has mean 0 by t.
 
     With          (mean a - r mean b)^2 <= t^2 / n (var a - 2 r cov + r^2 var b)
-    Degenerate    n < 2: (nan, nan). Where mean b can't be told from 0, any ratio may be: (nan, nan).
+    Degenerate    n < 2: (nan, nan). If mean b isn't significantly different from 0, the ratio is unbounded: (nan, nan).
     Source        Fieller 1954.
     """
     a, b = np.asarray(values_a, dtype=np.float64), np.asarray(values_b, dtype=np.float64)
@@ -219,7 +219,7 @@ def ratio_interval(values_a: ArrayLike, values_b: ArrayLike, level: float = 0.95
 
 
 def interquartile_mean(groups: Sequence[ArrayLike]) -> float:
-    """The mean of the middle half of all values, without a quarter of them, rounded down, at either end."""
+    """The mean of the middle half of all values: a quarter of them, rounded down, is dropped at either end."""
     return float(scipy.stats.trim_mean(np.concatenate([np.asarray(values, float) for values in groups]), 0.25))
 
 
@@ -233,8 +233,8 @@ def interquartile_interval(
     Each resample's distance from its group's mean is widened by sqrt(n / (n - 1)), n the group's size: resamples of few
     values spread less than those values do.
 
-    Degenerate    a group of one value: (nan, nan), since it says nothing of its spread.
-    Coverage      94 to 96 % at level 95 % where percentiles, as in the source, have 88 to 95 (3 to 14 values a group).
+    Degenerate    a group of one value: (nan, nan), since its spread is unknown.
+    Coverage      94 to 96 % at level 95 %; percentiles, as in the source, have 88 to 95 (3 to 14 values per group).
     Source        Agarwal et al. 2021 (NeurIPS), section 4.3; the factor is Efron 1982, section 5.8.
     """
     arrays = [np.asarray(values, dtype=np.float64) for values in groups]
@@ -262,7 +262,7 @@ def nemenyi(scores: ArrayLike, alpha: float = ALPHA) -> tuple[float, float, Floa
     tasks, k = values.shape
     ranks = scipy.stats.rankdata(-values, axis=1).mean(axis=0)
     critical = _range_quantile(k, alpha) * math.sqrt(k * (k + 1) / (12 * tasks))
-    if (values == values[:, :1]).all():  # all ties: no rank differs, and Friedman's statistic is 0 / 0
+    if (values == values[:, :1]).all():  # all tied: Friedman's statistic would be 0 / 0
         return 1.0, critical, ranks
     return float(scipy.stats.friedmanchisquare(*values.T).pvalue), critical, ranks
 
@@ -277,8 +277,8 @@ def effect_size(differences: ArrayLike) -> float:
     """Paired standardised mean difference: Cohen's d_z with Hedges' small-sample correction; no unit.
 
     With          J(n - 1) mean(d) / sd(d),  J(m) = Gamma(m/2) / (sqrt(m/2) Gamma((m-1)/2))
-    Degenerate    n < 3: NaN, because J(1) = 0. No spread (up to rounding): 0 where the mean is 0, else +inf or -inf;
-                  in CSV that is the word inf, which pandas, R and DuckDB read as the number.
+    Degenerate    n < 3: NaN, because J(1) = 0. No spread (up to rounding): 0 if the mean is 0, else +inf or -inf;
+                  in CSV that is written inf, which pandas, R and DuckDB read as a number.
     Raises        ValueError for values that are not finite.
     Source        Hedges 1981, eq. 6e.
     """
@@ -296,9 +296,9 @@ def effect_size(differences: ArrayLike) -> float:
 def compare(values_a: ArrayLike, values_b: ArrayLike, generator: np.random.Generator) -> Comparison:
     """The comparison of two paired samples (n,) and (n,); pairs without a finite value on both sides are dropped.
 
-    The smallest attainable p is that of the test which ran: above 30 pairs, the resolution of Monte-Carlo.
+    The smallest attainable p is that of the test that ran: above 30 pairs, the resolution of Monte-Carlo.
 
-    Raises        ValueError where the shapes differ.
+    Raises        ValueError if the shapes differ.
     """
     a, b = np.asarray(values_a, dtype=np.float64), np.asarray(values_b, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1:
@@ -319,7 +319,7 @@ def compare(values_a: ArrayLike, values_b: ArrayLike, generator: np.random.Gener
 
 
 def _test_name(n_pairs: int) -> str:
-    """What `paired_permutation_p` does with this many pairs."""
+    """The name of the test that `paired_permutation_p` runs with this many pairs."""
     if n_pairs == 0:
         return "none (no complete pair)"
     how = "exact" if n_pairs <= EXACT_PAIRS else f"Monte-Carlo, {MONTE_CARLO_DRAWS} draws"
@@ -327,16 +327,16 @@ def _test_name(n_pairs: int) -> str:
 
 
 def _resolution(n_pairs: int) -> float:
-    """The least p that the number of draws allows; 0 where all assignments are enumerated."""
+    """The smallest p that the number of draws allows; 0 if all assignments are enumerated."""
     return 0.0 if n_pairs <= EXACT_PAIRS else 1.0 / (1 + MONTE_CARLO_DRAWS)
 
 
 def verdict(p_holm: float, smallest_attainable_p_corrected: float, mean_difference: float, alpha: float = ALPHA) -> str:
     """What a comparison supports: "a higher", "b higher", "not distinguishable" or "underpowered".
 
-    "underpowered" says that the test could not have decided: the smallest attainable p times the size of the family
-    is not below alpha, or there was no test (p is NaN). Support comes first, because in a Holm family of unequal
-    sizes a small sample can still pass at one of the later, milder steps.
+    "underpowered" means that no outcome could have been significant: the smallest attainable p times the size of the
+    family is not below alpha, or there was no test (p is NaN). Significance is checked first, because in a Holm family
+    of unequal sample sizes a small sample can still be significant at one of the later, milder steps.
     """
     if p_holm < alpha:
         return "a higher" if mean_difference > 0 else "b higher"

@@ -1,7 +1,7 @@
 """The gradient columns of the leaderboard: moments pooled over seeds, relative to one norm that all estimators share.
 
-Every seed has its own draws and reference gradient, so seeds are independent, and a jackknife over seeds gives intervals
-that include the error of both.
+Every seed has its own draws and reference gradient, so seeds are independent, and a jackknife over seeds gives
+intervals that include the error of both.
 """
 
 from collections.abc import Callable
@@ -53,8 +53,8 @@ class _Probes:
 def gradient_columns(probe: pd.DataFrame) -> pd.DataFrame:
     """COLUMNS for each estimator, each with `_ci_low` and `_ci_high`, from metrics by (estimator, seed, step).
 
-    |grad J|^2 is the mean over all seeds of the reference's debiased squared norm at a checkpoint. It is the same for all
-    estimators, unless each was probed along its own trajectory and has its own references.
+    |grad J|^2 is the mean over all seeds of the reference's debiased squared norm at a checkpoint. It is the same for
+    all estimators, unless each was probed along its own trajectory and has its own references.
 
     gradient_mse_relative       (variance + squared bias) / |grad J|^2, geometric mean over checkpoints
     gradient_variance_relative  variance / |grad J|^2, geometric mean over checkpoints
@@ -91,7 +91,7 @@ def _aligned(rows: pd.DataFrame, seeds: pd.Index, steps: pd.Index) -> _Probes:
 
 
 def _shared(truths: list[Floats]) -> Floats | None:
-    """The squared norms (seeds, checkpoints) of the references that all estimators share; None if they don't share them."""
+    """The squared norms (seeds, checkpoints) of the references; None if estimators don't share them."""
     stacked = np.stack(truths) if truths else np.empty((0, 0, 0))
     known = np.isfinite(stacked)
     first = np.take_along_axis(stacked, known.argmax(0)[None], 0)[0] if len(stacked) else stacked

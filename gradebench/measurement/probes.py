@@ -1,8 +1,8 @@
 """Many gradient estimates (draws) at frozen parameters, computed in one pass if they don't affect each other.
 
 If several calls share a batch, the policy is updated between them as in training, and restored after the last.
-Draws come in pairs that share only their prompts. The spread within pairs gives the sampling variance, and the spread of
-the pairs' means the rest, so both parts of the variance can be estimated.
+Draws come in pairs that share only their prompts. The spread within pairs gives the sampling variance, and the spread
+of the pairs' means the rest, so both parts of the variance can be estimated.
 """
 
 import math
@@ -153,8 +153,8 @@ def entries_at_once(estimator: Estimator, source: Source) -> int:
     """The largest number of draws in one pass times parameters; 0 if draws have to be computed one by one.
 
     Copies in one pass must not affect each other. This is tested by changing the rewards of one and comparing the
-    gradient of the other. Draws do affect each other if advantages are whitened over the batch or contexts are shuffled,
-    and some problems can't be replicated.
+    gradient of the other. Draws do affect each other if advantages are whitened over the batch or contexts are
+    shuffled, and some problems can't be replicated.
     """
     index = source.contexts(0)
     problem = source.problem(index.repeat_interleave(2), None)

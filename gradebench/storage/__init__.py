@@ -1,1 +1,1 @@
-"""Files that are whole or not there, folders held by one run, the cache, the hub, and what a run leaves on disk."""
+"""Atomic files, locks on folders, the cache, the hub, and the files of a run."""

@@ -1,6 +1,7 @@
-"""Artefacts that take long to make, each in a folder named by the content it was made from.
+"""Artefacts that take long to build, each in a folder named by the facts it was built from.
 
-A folder has a digest of every file in it. One in which a file is not as it was written is made again, and said so.
+A folder has a digest of every file in it. If a file has changed since it was written, the folder is built again, with a
+notice.
 """
 
 import contextlib
@@ -21,9 +22,9 @@ from gradebench.storage.digests import DIGESTS, fault_of, of_file, seal
 from gradebench.storage.files import LOCK, exclusive_lock, require_unlocked
 
 FACTS, REPORT = "facts.json", "report.json"
-_BEGINNING = 60.0  # seconds in which a draft may not have its lock yet
+_BEGINNING = 60.0  # seconds during which a new draft may not have its lock yet
 _DAMAGED = "-damaged"
-_OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}  # what a rename says of a place that is taken
+_OCCUPIED = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}  # errors of a rename if the target exists
 
 
 def cache_root() -> Path:
@@ -45,11 +46,11 @@ def content_key(facts: Mapping[str, Any]) -> str:
 def cached_folder(
     name: str, facts: Mapping[str, Any], build: Callable[[Path], None], log: Callable[[str], object] = warnings.warn
 ) -> Path:
-    """The folder that `build(folder)` fills, built once for these facts; appears whole or not at all.
+    """The folder that `build(folder)` fills, built once for these facts and published atomically.
 
-    One that is damaged is built again, which `log` is told.
+    A damaged one is built again, with a message to `log`.
 
-    Raises        InputError where the cache can't be written.
+    Raises        InputError if the cache can't be written.
     """
     folder = cache_root() / f"{name}-{content_key(facts)}"
     fault = fault_of(folder)
@@ -67,13 +68,13 @@ def cached_folder(
 
 
 def require_whole(folder: Path) -> None:
-    """Raises InputError where a cached folder was damaged since the run prepared it."""
+    """Raises InputError if a cached folder was damaged since the run prepared it."""
     if fault := fault_of(folder):
-        raise InputError(f"{folder} was damaged while the run went on: {fault}; run again, and it is made again")
+        raise InputError(f"{folder} was damaged during the run: {fault}; start the run again to rebuild it")
 
 
 def digests_of(folder: Path) -> dict[str, str]:
-    """By name, 16 hex digits of each file that a build has left, but for what it only reports."""
+    """16 hex digits for each file of a build, by name, except its report."""
     return {path.name: of_file(path)[:16] for path in _files(folder) if path.name not in (DIGESTS, REPORT)}
 
 
@@ -93,7 +94,7 @@ def _writing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _draft(name: str) -> Iterator[Path]:
-    """A folder to build in, for this process alone, and without those that killed builders left behind."""
+    """A folder to build in, locked by this process; removes those that killed builders left behind."""
     root = cache_root()
     draft = root / f".{name}-{uuid.uuid4().hex}"
     with contextlib.ExitStack() as stack:
@@ -108,7 +109,7 @@ def _draft(name: str) -> Iterator[Path]:
 
 def _sweep(draft: Path) -> None:
     """Remove a draft whose builder is dead."""
-    with contextlib.suppress(InputError, OSError):  # it is being built, or has just appeared or gone
+    with contextlib.suppress(InputError, OSError):  # it is being built, or has just appeared or disappeared
         if time.time() - draft.stat().st_mtime < _BEGINNING:
             return
         if not draft.name.endswith(_DAMAGED):
@@ -117,7 +118,7 @@ def _sweep(draft: Path) -> None:
 
 
 def _publish(draft: Path, folder: Path) -> None:
-    """Of two builders at once the second keeps what the first made; what is damaged goes."""
+    """Of two simultaneous builders, the second keeps the result of the first; a damaged folder is removed."""
     while True:
         try:
             os.replace(draft, folder)
@@ -129,6 +130,6 @@ def _publish(draft: Path, folder: Path) -> None:
         if not fault_of(folder):
             return
         aside = draft.with_name(draft.name + _DAMAGED)
-        with contextlib.suppress(FileNotFoundError):  # another builder has put it aside
+        with contextlib.suppress(FileNotFoundError):  # another builder has moved it aside
             os.replace(folder, aside)
         shutil.rmtree(aside, ignore_errors=True)

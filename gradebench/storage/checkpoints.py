@@ -1,6 +1,6 @@
-"""What a training has come to, in one safetensors file of tensors and plain data, without pickle.
+"""Checkpoints of trainings, in one safetensors file of tensors and plain data, without pickle.
 
-Plain data: None, truths, numbers, text, tensors, and lists, tuples and dicts of them. A file is read back to the bit.
+Plain data: None, bools, numbers, text, tensors, and lists, tuples and dicts of them. Reading it back is bit-identical.
 """
 
 import contextlib
@@ -18,28 +18,28 @@ from torch import Tensor, nn
 from gradebench.storage import sealed
 from gradebench.storage.followed import stale
 
-_MODULE = set(vars(nn.Module()))  # what torch itself keeps in a module's __dict__
+_MODULE = set(vars(nn.Module()))  # attributes that torch itself keeps in a module's __dict__
 
 
 class NotPlain(TypeError):
-    """Something that is no plain data."""
+    """Raised for a value that isn't plain data."""
 
 
 def save(state: Any, path: Path) -> None:
-    """Written whole or not at all. Raises NotPlain."""
+    """Writes the state atomically. Raises NotPlain."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_encoded(state, tensors))
     sealed.write(path, tensors, text)
 
 
 def load(path: Path, device: str) -> Any:
-    """What was saved; tensors that were on a GPU come back on `device`. Raises Damaged, also where there is no file."""
+    """The saved state; tensors that were on a GPU are put on `device`. Raises Damaged, also if there is no file."""
     tensors, text = sealed.read(path)
     return _decoded(json.loads(text), tensors, device)
 
 
 def _encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """As JSON: scalars as they are, all else as [kind, content]."""
+    """The value as JSON: scalars unchanged, everything else as [kind, content]."""
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, float):  # numpy's too
@@ -48,7 +48,7 @@ def _encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
         if value.grad_fn is not None or value.layout != torch.strided:
             raise NotPlain("a tensor with a graph")
         name = str(len(tensors))
-        tensors[name] = value.detach().cpu().contiguous().clone()  # safetensors takes no two views of one memory
+        tensors[name] = value.detach().cpu().contiguous().clone()  # safetensors refuses two views of the same memory
         return ["tensor", [name, value.device.type]]
     if type(value) in (list, tuple):
         return [type(value).__name__, [_encoded(one, tensors) for one in value]]
@@ -70,19 +70,19 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor], device: str) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-# --- what a training has come to --------------------------------------------------------------------------------
+# --- the state of a training ------------------------------------------------------------------------------------
 
 
 @dataclass
 class Training:
-    """All that moves while a cell trains."""
+    """Everything that changes while a cell trains."""
 
     params: Sequence[Tensor]
     estimator: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
     rng: torch.Generator
     counters: Sequence[object]  # objects whose attributes are plain data
-    lists: Sequence[list[Any]]  # of plain data, that only grow
+    lists: Sequence[list[Any]]  # of plain data; they only grow
 
     def state(self) -> dict[str, Any]:
         return {
@@ -111,7 +111,7 @@ class Training:
 
 
 def _kept(module: nn.Module) -> dict[str, list[dict[str, Any]]]:
-    """By submodule: its parameters, its buffers, and what it keeps beside them (a queue, a mean in a plain number)."""
+    """For each submodule its parameters, its buffers, and its plain attributes, such as a queue or a running mean."""
     return {
         name: [
             dict(part.named_parameters(recurse=False)),
@@ -126,17 +126,17 @@ def _put_back(module: nn.Module, stored: Mapping[str, Any]) -> None:
     for name, part in module.named_modules():
         parameters, buffers, others = stored[name]
         for key, value in parameters.items():
-            part.get_parameter(key).copy_(value)  # in place: the optimizer knows it
+            part.get_parameter(key).copy_(value)  # in place, because the optimizer refers to it
         for key, value in buffers.items():
             setattr(part, key, value)
         vars(part).update(others)
 
 
-KEPT = 64 * 2**20  # bytes that the last state of a finished training may have, to be kept for more steps
+KEPT = 64 * 2**20  # largest size in bytes of a finished training's state that is kept so that it can be continued
 
 
 class Checkpoint:
-    """The file that a cell's training goes on from; written every so many seconds, and only good for one key."""
+    """The file that a cell's training resumes from, written at intervals of some seconds and valid for one key."""
 
     def __init__(
         self,
@@ -146,14 +146,14 @@ class Checkpoint:
         device: str,
         read: Callable[[], Mapping[str, str | None]] = dict,
     ):
-        """`read` gives what code of plugins has read by now: the file is no good once that is otherwise."""
+        """`read` gives what plugin code has read so far; if that has changed, the file isn't valid."""
         self.path, self.key, self.every, self.device, self.read = path, key, every, device, read
         self.last = time.monotonic()
 
     def restored(self, training: Training, fits: Callable[[int, Sequence[Any]], bool] = lambda step, rows: True) -> int:
-        """The steps that were made already, with everything as it was after them; 0 where nothing can be used.
+        """Restores the training and returns its number of steps; 0 if there is no valid checkpoint.
 
-        `fits(steps, the first of its lists)` refuses one that can't go on to what is wanted.
+        `fits(steps, the first of its lists)` rejects a checkpoint that can't be continued to what is wanted.
         """
         try:
             stored = load(self.path, self.device)
@@ -167,7 +167,7 @@ class Checkpoint:
         return stored["step"]
 
     def after(self, step: int, training: Training) -> None:
-        """Write if it is time to. An estimator that keeps what is no plain data has none, and starts over."""
+        """Write if it is time. An estimator whose state isn't plain data has no checkpoint, and starts over."""
         if time.monotonic() - self.last < self.every:
             return
         try:
@@ -177,8 +177,8 @@ class Checkpoint:
             self.every = math.inf
 
     def keep(self, step: int, training: Training) -> None:
-        """Write what all steps have come to, unless it takes more than KEPT or is no plain data; then none is left."""
-        if self.every == math.inf:  # another process writes, or there is no plain data
+        """Write the final state, unless it is larger than KEPT or not plain data; then no file is left."""
+        if self.every == math.inf:  # another process writes, or the state isn't plain data
             return
         self.path.unlink(missing_ok=True)
         with contextlib.suppress(NotPlain, OSError):  # the results don't depend on it
@@ -191,7 +191,7 @@ class Checkpoint:
 
 
 def bytes_of(state: Any) -> int:
-    """Of all tensors in plain data."""
+    """The size of all tensors in plain data."""
     if isinstance(state, Tensor):
         return state.numel() * state.element_size()
     parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()

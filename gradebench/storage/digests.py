@@ -1,6 +1,6 @@
-"""Digests of the files in a folder, in a file beside them: what tells one that isn't as it was written.
+"""Digests of the files in a folder, in a file beside them, which reveal a file that has changed since it was written.
 
-The list has a digest of its own, so that damage to it is no damage to the files.
+The list has a digest of its own, so that damage to the list isn't taken for damage to the files.
 """
 
 import hashlib
@@ -22,48 +22,48 @@ def of_file(path: Path) -> str:
 
 
 def of_json(content: Any) -> str:
-    """The same of plain data, however its file is laid out."""
+    """SHA-256 of plain data, in hex, whatever the layout of its file."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def seal(folder: Path, names: Iterable[str]) -> None:
-    """Write down the digests of those of the files that are there."""
+    """Write the digests of those of the files that exist."""
     files = {name: of_file(folder / name) for name in sorted(names) if (folder / name).is_file()}
     with atomic_path(folder / DIGESTS) as draft:
         draft.write_text(json.dumps({"files": files, "own": of_json(files)}, indent=2), encoding="utf-8")
 
 
 def fault_of(folder: Path) -> str:
-    """What is wrong in a sealed folder, in words; "" where the list and every file on it are as they were written."""
+    """What is wrong in a sealed folder, as text; "" if the list and every file on it are unchanged."""
     files = _known(folder)
     if not files:
-        return f"no {DIGESTS} that can be used (one of an earlier version has none)"
+        return f"it has no valid {DIGESTS} (folders of earlier versions have none)"
     for name, digest in files.items():
         try:
             if of_file(folder / name) != digest:
-                return f"{name} isn't as it was written"
+                return f"{name} has changed since it was written"
         except (OSError, ValueError):
-            return f"no {name} that can be read"
+            return f"{name} can't be read"
     return ""
 
 
 def unseal(folder: Path) -> None:
-    """To be called before the files are written anew: whoever reads in between takes them as they are."""
+    """Call before the files are rewritten: readers don't check them until `seal`."""
     (folder / DIGESTS).unlink(missing_ok=True)
 
 
 def is_as_written(path: Path) -> bool:
-    """Whether a file is as its folder's list says; also where that doesn't know it, or is damaged itself."""
+    """Whether a file matches its folder's list; true also if the list lacks it or is damaged itself."""
     known = _known(path.parent).get(path.name)
     return known is None or not path.is_file() or of_file(path) == known
 
 
 def require_as_written(path: Path) -> None:
-    """Raises InputError."""
+    """Raises InputError if a file has changed since it was written."""
     if not is_as_written(path):
         raise InputError(
-            f"{path} isn't as it was written: damaged, or edited; run again there for a new one, or delete {DIGESTS} "
-            "beside it to take it as it is"
+            f"{path} has changed since it was written (damaged or edited); run again there for a new one, or delete "
+            f"{DIGESTS} beside it to use it as it is"
         )
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one run has at a time."""
+"""Atomic writes, and folders locked by one run at a time."""
 
 import contextlib
 import errno
@@ -19,14 +19,14 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A draft beside the path, renamed to it at the end, so that a reader never meets half a file, or half a folder."""
+    """A draft beside the path, renamed to it at the end, so that readers never see an incomplete file or folder."""
     # Not tempfile: its files are readable by their owner only, and the rename would keep that.
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield draft
         os.replace(draft, path)
     finally:
-        with contextlib.suppress(OSError):  # on a disk gone bad, what happened before matters more
+        with contextlib.suppress(OSError):  # if the disk fails, the earlier error matters more
             _remove(draft)
 
 
@@ -45,7 +45,7 @@ def is_draft(name: str) -> bool:
 def sweep(root: Path) -> None:
     """Remove the drafts that a killed process left in a run's folder and in those of its cells.
 
-    To be called by who holds the folder: another one's drafts are still being written.
+    Only the holder of the lock may call it: drafts of another holder are still being written.
     """
     cells = root / "cells"
     folders = [str(root)]
@@ -59,11 +59,11 @@ def sweep(root: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive_lock(root: Path) -> Iterator[None]:
-    """The folder for this process alone, made where it isn't there, without what a killed holder left behind.
+    """Locks the folder for this process. Creates it if needed, and removes drafts that a killed holder left.
 
-    The lock is the operating system's and ends with its process, however that ends.
+    The operating system releases the lock when the process ends, however it ends.
 
-    Raises        InputError where another process has it.
+    Raises        InputError if another process has the lock.
     """
     from filelock import FileLock, Timeout
 
@@ -74,7 +74,7 @@ def exclusive_lock(root: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(
-            f"{root} is in use by {_holder(path)}; wait until that has ended, or choose another folder with --out"
+            f"{root} is in use by {_holder(path)}; wait until it ends, or choose another folder with --out"
         ) from None
     try:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
@@ -82,12 +82,12 @@ def exclusive_lock(root: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # before the release: afterwards it may be another one's
+            path.unlink()  # before the release: afterwards it may be another process's
         lock.release()
 
 
 def require_unlocked(root: Path) -> None:
-    """Raises InputError where another process has the folder; makes and leaves nothing."""
+    """Raises InputError if another process has locked the folder; creates nothing."""
     if (root / LOCK).exists():
         with exclusive_lock(root):
             pass
@@ -100,5 +100,5 @@ def _holder(path: Path) -> str:
 
 
 def out_of_room(error: OSError) -> bool:
-    """Whether nothing more can be written, whoever tries."""
+    """Whether the error means that nothing more can be written to the disk."""
     return error.errno in _NO_ROOM

@@ -1,8 +1,8 @@
-"""What code of plugins reads in this process: modules, files and environment variables, so that a later run can tell
-whether they have changed. A cell's rows name them, with their digests.
+"""Tracks what plugin code reads in this process: modules, files and environment variables, so that a later run can tell
+whether they have changed. A cell's cell.json lists them, with their digests.
 
-Followed is what Python code opens, imports or looks up below a function of a plugin. What a compiled library opens by
-itself, a listing of a folder and what comes over a network are not.
+Tracked is what Python code opens, imports or looks up within a call of a plugin's function. Files that a compiled
+library opens itself, directory listings and the network are not tracked.
 """
 
 import functools
@@ -22,12 +22,12 @@ from gradebench.storage.digests import of_file
 Stamp = tuple[int, int, int]
 _GONE: Stamp = (0, 0, 0)
 ABSENT, OR = "absent", " or "  # in place of a digest, and between several
-_COPY = 8  # different variables read at one place: a copy of all, that depends on none
+_COPY = 8  # if one place reads more variables, it copies the environment and depends on none
 _SYSTEM = ("/proc/", "/sys/", "/dev/", "/usr/", "/etc/")
 
 
 def _places() -> tuple[str, ...]:
-    """Folders of Python and of GradeBench, whose estimators and tasks may stand elsewhere."""
+    """Folders of Python and of GradeBench, whose estimators and tasks may be in other places."""
     ours = [importlib.util.find_spec(f"gradebench{part}") for part in ("", ".estimators", ".tasks")]
     places = {place for spec in ours if spec for place in spec.submodule_search_locations or ()}
     places |= {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), sys.prefix, sys.base_prefix}
@@ -38,13 +38,13 @@ _LIBRARY = _places()
 
 
 class _Following:
-    """Of this process."""
+    """What this process has read."""
 
     def __init__(self) -> None:
         self.packages: set[str] = set()  # of plugins that are installed
-        self.opened: dict[str, Stamp] = {}  # path, and what it was when it was last opened
+        self.opened: dict[str, Stamp] = {}  # path -> its stamp when it was last opened
         self.written: set[str] = set()
-        self.variables: dict[tuple[CodeType, int], dict[str, str | None]] = {}  # by place in the code
+        self.variables: dict[tuple[CodeType, int], dict[str, str | None]] = {}  # by position in the code
         self.loaded: dict[str, str | None] = {}  # files of modules, with their digests
         self.declared: dict[str, str] = {}  # names that code says it depends on, and the file of that code
         self.readers: dict[str, str] = {}  # by name, the file of the code that read it first
@@ -55,7 +55,7 @@ _following = _Following()
 
 
 def follow(plugins: Sequence[str]) -> None:
-    """From now on, and for good: by the paths of their files, or the names of their packages."""
+    """Start tracking these plugins, given by the paths of their files or the names of their packages."""
     _following.packages |= {plugin for plugin in plugins if os.sep not in plugin}
     if not _following.on:
         _following.on = True
@@ -64,9 +64,9 @@ def follow(plugins: Sequence[str]) -> None:
 
 
 def read(besides: Collection[str] = ()) -> dict[str, str | None]:
-    """What was read by now: the paths of files and, as $NAME, variables, with digests; None for what wasn't there.
+    """What was read so far: paths of files and, as $NAME, variables, with their digests; None if missing.
 
-    `besides` the files that are known to count anyway.
+    `besides` lists files to leave out, because they are in the cell's key anyway.
     """
     for module in list(sys.modules.values()):
         path = getattr(module, "__file__", None)
@@ -76,7 +76,7 @@ def read(besides: Collection[str] = ()) -> dict[str, str | None]:
     found = dict(_following.loaded)
     for path, stamp in _following.opened.items():
         if path not in _following.written and path not in found:
-            # One that was changed meanwhile is of no known content.
+            # The content that was read from a file that has changed meanwhile is unknown.
             found[path] = file_digest(path) if stamp_of(path) == stamp else "changed while it was in use"
     for values in _following.variables.values():
         if len(values) < _COPY:
@@ -112,7 +112,7 @@ def _portable(name: str) -> str:
 
 
 def stale(once: Any) -> list[str]:
-    """Of what was `read` once, the names of what is otherwise now."""
+    """The names of what was `read` earlier and has changed since."""
     if not isinstance(once, Mapping):
         return []
     return [name for name, digest in once.items() if _now(name) != digest]
@@ -123,7 +123,7 @@ def _now(name: str) -> str | None:
 
 
 def file_digest(path: str) -> str | None:
-    """SHA-256, in hexadecimal; None where there is no such file. Read again only when it has changed."""
+    """SHA-256, in hex; None if there is no such file. The file is read again only if it has changed."""
     stamp = stamp_of(path)
     return None if stamp == _GONE else _file_digest(path, stamp)
 
@@ -132,12 +132,12 @@ def file_digest(path: str) -> str | None:
 def _file_digest(path: str, stamp: Stamp) -> str | None:
     try:
         return of_file(Path(path))
-    except OSError:  # a folder, or one that can't be read
+    except OSError:  # a folder, or unreadable
         return None
 
 
 def stamp_of(path: str) -> Stamp:
-    """Changes with the file; zeros where there is none."""
+    """A value that changes with the file; zeros if there is none."""
     try:
         state = os.stat(path)
     except OSError:
@@ -150,7 +150,7 @@ def _of_value(value: str | None) -> str | None:
 
 
 def _is_own(path: str) -> bool:
-    """Whether code of a plugin may stand there: outside of Python, of GradeBench and of packages other than its own."""
+    """Whether the path may be plugin code: outside Python, GradeBench and packages other than its own."""
     return _is_own_code(path, frozenset(_following.packages))
 
 
@@ -169,7 +169,7 @@ def _is_own_code(path: str, packages: frozenset[str]) -> bool:
 
 @functools.cache
 def _is_installed(package: str) -> bool:
-    """Whether a module counts by its version, or is the user's script, which only starts the run."""
+    """Whether a module is tracked by its version only, or is the user's script, which only starts the run."""
     if package in _following.packages:
         return False
     try:
@@ -185,7 +185,7 @@ def _callers(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _hear(event: str, details: tuple[Any, ...]) -> None:
-    """The audit hook: every file that is opened below a function of a plugin."""
+    """The audit hook: notes every file that is opened within a call of a plugin's function."""
     if event != "open" or not isinstance(details[0], str | bytes | os.PathLike):
         return
     places = (frame.f_code.co_filename for frame in _callers(sys._getframe(1)))
@@ -202,7 +202,7 @@ def _hear(event: str, details: tuple[Any, ...]) -> None:
 
 
 class _Environment(type(os.environ)):  # type: ignore[misc]
-    """The environment, noting what code of a plugin looks up."""
+    """The environment, which notes what plugin code looks up."""
 
     def __getitem__(self, name: str) -> str:
         try:

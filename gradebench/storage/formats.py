@@ -1,7 +1,7 @@
-"""Tables and JSON in files: what is written here reads back the same, whatever its names and texts say.
+"""Tables and JSON in files: names and texts are read back exactly as they were written.
 
-Lone surrogates alone read back as their escapes, from every format (`shown.utf8`). Whatever a damaged or foreign file
-holds is an InputError: one line with the file and what is wrong with it.
+The only exception is lone surrogates, which are read back as escapes from every format (`shown.utf8`). A damaged or
+foreign file raises InputError: one line with the file and what is wrong with it.
 """
 
 import json
@@ -21,11 +21,11 @@ from gradebench.core.shown import SURROGATE, escape, utf8
 from gradebench.storage.files import atomic_path
 from gradebench.storage.shapes import misfit
 
-# Twelve digits keep a byte count below 1 TB whole, and hide the last bits, in which machines differ.
+# Twelve digits keep byte counts below 1 TB exact, and hide the last bits, in which machines differ.
 _FLOAT_FORMAT = "%.12g"
 _QUOTED = re.compile('[",\r\n]')
-# A spreadsheet would run what begins like a formula, so an apostrophe goes before it; and before one that is the text's
-# own there, or it would be taken for ours.
+# A spreadsheet would execute text that begins like a formula, so an apostrophe is put before it. Text that has
+# apostrophes before a formula already gets one more, so that reading can remove exactly ours.
 _FORMULA = re.compile("'*[=+\\-@\t\r]")
 _OURS = re.compile("'+[=+\\-@\t\r]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -35,8 +35,8 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Writes UTF-8 CSV, 12 significant digits, line ends of one byte; replaces the file in one step."""
-    columns = [_fields(frame.iloc[:, i]) for i in range(frame.shape[1])]  # four times quicker than frame.to_csv
+    """Writes UTF-8 CSV with 12 significant digits and \\n line ends; replaces the file atomically."""
+    columns = [_fields(frame.iloc[:, i]) for i in range(frame.shape[1])]  # four times faster than frame.to_csv
     with atomic_path(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
         file.write(",".join(map(_field, frame.columns)) + "\n")
         file.writelines(f"{','.join(row)}\n" for row in zip(*columns, strict=True))
@@ -45,7 +45,7 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
 def read_csv(path: Path, numbers: Collection[str], truths: Collection[str] = ()) -> pd.DataFrame:
     """A table that `write_csv` wrote: columns of `numbers`, NaN where empty, of `truths`, and of text, "" where empty.
 
-    Raises        InputError for what is no such table.
+    Raises        InputError if the file isn't such a table.
     """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, skip_blank_lines=False)
@@ -63,13 +63,13 @@ def read_csv(path: Path, numbers: Collection[str], truths: Collection[str] = ())
 
 
 def _fields(column: pd.Series) -> Any:
-    """The column as it stands in a CSV file; texts come again and again, so each is looked at once."""
+    """The column's fields in a CSV file. Texts repeat, so each distinct one is formatted once."""
     if pd.api.types.is_float_dtype(column) and isinstance(column.dtype, np.dtype):
         return ["" if math.isnan(value) else _FLOAT_FORMAT % value for value in column.tolist()]
-    if pd.api.types.infer_dtype(column, skipna=True).startswith("mixed"):  # 1 and True would count as the same
+    if pd.api.types.infer_dtype(column, skipna=True).startswith("mixed"):  # factorize would merge 1 and True
         return ["" if pd.isna(value) else _field(value) for value in column]
     codes, distinct = pd.factorize(column)
-    return np.array([*map(_field, distinct), ""], dtype=object)[codes]  # a missing one has the code -1
+    return np.array([*map(_field, distinct), ""], dtype=object)[codes]  # missing values have the code -1
 
 
 def _field(value: Any) -> str:
@@ -84,13 +84,13 @@ def _field(value: Any) -> str:
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    """Writes Parquet, values in full; replaces the file in one step."""
+    """Writes Parquet with full precision; replaces the file atomically."""
     with atomic_path(path) as part:
         frame.to_parquet(part, index=False, engine="pyarrow")
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """Raises InputError for what is no Parquet, and for text in it that is no UTF-8."""
+    """Raises InputError if the file isn't Parquet, or if text in it isn't UTF-8."""
     try:
         with path.open("rb") as file:
             table = pq.ParquetFile(file).read()
@@ -104,7 +104,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
 
 
 def dumps(content: Any, indent: int | None = None) -> str:
-    """JSON; a number of another library's becomes a plain one, and what JSON has no form for becomes text."""
+    """JSON; numbers of other libraries become plain ones, and values that JSON can't represent become text."""
     text = json.dumps(content, indent=indent, sort_keys=indent is not None, ensure_ascii=False, default=_plain)
     return text if text.isascii() else SURROGATE.sub(lambda match: f"\\{escape(match)}", text)
 
@@ -117,7 +117,7 @@ def _plain(value: Any) -> Any:
 
 
 def loads(text: str) -> Any:
-    """What `dumps` wrote. Raises ValueError for what is no JSON."""
+    """Reads what `dumps` wrote. Raises ValueError for anything that isn't JSON."""
     try:
         content = json.loads(text, parse_int=_whole)
         return _without_surrogates(content) if _ESCAPED_SURROGATE.search(text) else content
@@ -142,12 +142,12 @@ def _without_surrogates(content: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Written whole or not at all."""
+    """Writes JSON atomically."""
     write_text(path, dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path, shape: Any = object) -> Any:
-    """What a JSON file holds. Raises InputError for what is none, or is of another shape (see `shapes`)."""
+    """The content of a JSON file. Raises InputError if it isn't JSON or has another shape (see `shapes`)."""
     try:
         content = loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -158,17 +158,17 @@ def read_json(path: Path, shape: Any = object) -> Any:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """JSON, one object a line; written whole or not at all."""
+    """Writes JSON, one object per line, atomically."""
     write_text(path, "".join(dumps(row) + "\n" for row in rows))
 
 
 def read_lines(path: Path, shape: Any = dict) -> list[dict[str, Any]]:
-    """The objects of such a file; none where there is no file. Raises InputError for a file of anything else."""
+    """The objects of such a file; none if there is no file. Raises InputError for any other file."""
     if not path.is_file():
         return []
     rows = []
     try:
-        # Only "\n" ends a line: texts may hold whatever else `splitlines` takes for an end.
+        # Only "\n" ends a line: texts may contain other characters that `splitlines` splits at.
         lines = [line for line in path.read_bytes().split(b"\n") if line]
         for number, line in enumerate(lines, 1):
             rows.append(loads(line.decode()))
@@ -185,6 +185,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def unreadable(path: Path, error: BaseException) -> InputError:
-    """What a reader raises: the file, and what is wrong with it."""
+    """The error that a reader raises: the file, and what is wrong with it."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return InputError(f"{path} can't be read: {' '.join(said.split())[:160] or type(error).__name__}")

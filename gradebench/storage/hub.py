@@ -1,4 +1,4 @@
-"""Models and data of the hub: whether it can be reached, and where the files of a model lie on this machine."""
+"""The model hub: whether it is reachable, and where a model's files are on this machine."""
 
 import hashlib
 import json
@@ -20,16 +20,16 @@ from gradebench.storage.digests import of_file
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # names the shards of weights in several files
-# Configuration, weights and tokenizer; weights are read in safetensors alone, because other formats can run code.
+# Configuration, weights and tokenizer; weights are read only as safetensors, because other formats can run code.
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-_CODE = "*.py"  # which a model may bring along; fetched and run only for who trusts it
-TRUST = "GRADEBENCH_TRUST_REMOTE_CODE"  # in the environment, so that every worker knows
+_CODE = "*.py"  # code of a model; downloaded and run only if it is trusted
+TRUST = "GRADEBENCH_TRUST_REMOTE_CODE"  # in the environment, so that workers inherit it
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def trusts_remote_code() -> bool:
-    """Whether models may run code of their own (`--trust-remote-code`)."""
+    """Whether models may run their own code (`--trust-remote-code`)."""
     return os.environ.get(TRUST) == "1"
 
 
@@ -38,7 +38,7 @@ def _wanted_files() -> tuple[str, ...]:
 
 
 class HubUnreachable(InputError):
-    """The hub can't be reached and no copy of what it has is cached."""
+    """The hub can't be reached, and no copy is cached."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ def locate_model(name_or_path: str, timeout: float = 10.0) -> ModelFiles:
     """Returns the files of a local folder, of a GGUF file (itself, its folder, or an installed package that carries it),
     or of a hub id, of which a cached copy serves without asking the hub.
 
-    Raises InputError where the files are missing or incomplete, and HubUnreachable within `timeout` seconds where the
-    hub doesn't answer. A download from a hub that does answer takes as long as it takes.
+    Raises InputError if files are missing or incomplete, and HubUnreachable after `timeout` seconds if the hub doesn't
+    answer. The duration of a download isn't limited.
     """
     deadline = time.monotonic() + timeout
     if file := gguf.file_of(name_or_path):
         return ModelFiles(file.stem, gguf.folder_of(file), file)
     path = Path(os.path.expanduser(name_or_path))
-    if os.path.isdir(path):  # unlike Path.is_dir, doesn't raise in a folder that is closed to us
+    if os.path.isdir(path):  # unlike Path.is_dir, doesn't raise without permission
         lacking = lacking_in(path)
         if lacking:
             raise InputError(
@@ -98,7 +98,7 @@ def is_here(name_or_path: str) -> bool:
 
 
 def lacking_in(folder: Path) -> str | None:
-    """Returns what keeps a folder from being a whole model, in a few words; None where nothing does."""
+    """Returns what a folder lacks to be a complete model, in a few words; None if it is complete."""
     if not (folder / CONFIG).is_file():
         alone = (folder / "adapter_config.json").is_file()
         return f"no {CONFIG}{' (an adapter without the model that it is for: merge them)' if alone else ''}"
@@ -115,7 +115,7 @@ def lacking_in(folder: Path) -> str | None:
 
 
 def hub_refusal(path: str, seconds: float) -> str | None:
-    """Returns why a file of the hub can't be had, None where it can: one HEAD request without retries.
+    """Returns why a file of the hub can't be downloaded, or None: one HEAD request without retries.
 
     `path` follows the endpoint, such as "gpt2/resolve/main/config.json".
     """
@@ -126,12 +126,12 @@ def hub_refusal(path: str, seconds: float) -> str | None:
 
     def ask() -> None:
         try:
-            # Only a hub names a commit; the login page of a hotel or a proxy also answers 200.
+            # Only a hub returns a commit; a captive portal or a proxy also answers 200.
             answers.append(None if get_hf_file_metadata(url).commit_hash else f"{url} isn't a hub's")
         except Exception as error:  # noqa: BLE001  reported, whatever it is
             answers.append(f"{constants.ENDPOINT}: {first_line(error)}")
 
-    # No timeout of the client covers the look-up of a name, hence a thread; the interpreter may end while it hangs.
+    # The client's timeouts don't cover name resolution, hence a daemon thread, which may hang at exit.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -141,14 +141,14 @@ def hub_refusal(path: str, seconds: float) -> str | None:
 def seconds_to_ask(deadline: float, timeout: float) -> float:
     """Seconds that the hub has to answer, until half a second before a time of `time.monotonic`.
 
-    Half of `timeout` is the hub's even where importing its libraries took long.
+    It has at least half of `timeout`, even if importing its libraries took long.
     """
     return max(timeout / 2, deadline - time.monotonic() - 0.5)
 
 
 @contextmanager
 def silent_hub(*others: Any) -> Iterator[None]:
-    """Keeps bars and warnings of the hub's library, and of `others` alike, off the terminal; puts settings back."""
+    """Silences progress bars and warnings of the hub's library and of `others`, and restores the settings."""
     import huggingface_hub.utils
 
     libraries: list[Any] = [*others, huggingface_hub.utils]
@@ -166,12 +166,12 @@ def silent_hub(*others: Any) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the error's own words on one line, shortened; its kind where it has none."""
+    """Returns the first line of the error's message, shortened, or its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _cached_snapshot(hub_id: str) -> Path | None:
-    """Returns the folder of the hub's cache that holds the whole model; None where there is none."""
+    """Returns the folder of the hub's cache with the complete model; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     file = try_to_load_from_cache(hub_id, CONFIG)
@@ -180,7 +180,7 @@ def _cached_snapshot(hub_id: str) -> Path | None:
 
 
 def _downloaded(hub_id: str, deadline: float, timeout: float) -> Path:
-    """Returns the folder of the hub's cache after the model's files were fetched into it."""
+    """Downloads the model's files and returns their folder in the hub's cache."""
     from huggingface_hub import constants, snapshot_download
 
     refusal = f"{hub_id} is no folder here and can't be had from the hub: {{}}; give a folder with a model"
@@ -193,7 +193,7 @@ def _downloaded(hub_id: str, deadline: float, timeout: float) -> Path:
         try:
             # Files in subfolders are other formats or checkpoints of the same model.
             folder = Path(snapshot_download(hub_id, allow_patterns=list(_wanted_files()), ignore_patterns=["*/*"]))
-        except Exception as error:  # the libraries in between raise kinds of their own
+        except Exception as error:  # the libraries raise exceptions of their own
             raise HubUnreachable(refusal.format(first_line(error))) from error
     lacking = lacking_in(folder)
     if lacking:

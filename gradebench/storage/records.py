@@ -1,4 +1,4 @@
-"""What a run leaves on disk: cell folders, config.json, environment.json."""
+"""The files of a run: cell folders, config.json, environment.json."""
 
 import contextlib
 import dataclasses
@@ -26,14 +26,14 @@ from gradebench.storage.files import atomic_path
 from gradebench.storage.followed import stale
 from gradebench.storage.formats import dumps, loads, write_json, write_lines
 
-POLICY = "policy"  # folder of a cell with its trained policy, if that was asked for
-ENDED = "cell.json"  # of a cell that has ended, however that was
-FINISHED = ("ok", "skipped")  # statuses of cells that need not be run again
-# Rows of a cell, in Arrow's own format: thousands of them are read together, several times quicker than as parquet.
+POLICY = "policy"  # a cell's folder with its trained policy, if that was requested
+ENDED = "cell.json"  # of a cell that has ended, with any status
+FINISHED = ("ok", "skipped")  # statuses of cells that aren't run again
+# Rows of a cell, in Arrow's own format: thousands are read at once, several times faster than as parquet.
 METRICS, PROBES = "metrics.arrow", "probes.arrow"
-TRAINING = "training.safetensors"  # of a cell, what its training goes on from
-SAMPLES = "samples.jsonl"  # texts; of cells, and of all of them in the run's folder
-# Files of a run's folder that are read again, and so have digests.
+TRAINING = "training.safetensors"  # a cell's checkpoint
+SAMPLES = "samples.jsonl"  # texts, of each cell and of the whole run
+# Files of a run's folder that are read back, and therefore have digests.
 READ_AGAIN = ("metrics.parquet", "config.json", "environment.json", "probes.csv", "tuned.json", SAMPLES)
 
 
@@ -82,7 +82,7 @@ class CellRecord:
         return frame.assign(unit=[METRIC_UNITS.get(metric, "") for metric in frame["metric"]])
 
     def frame(self, status: str) -> pd.DataFrame:
-        """The rows with their status; a cell without any keeps one, so that it never goes missing."""
+        """The rows with their status; a cell without rows gets one, so that it is never missing from tables."""
         rows = self.rows or [
             self.identity | {"phase": "train", "split": "train", "step": 0, "metric": "", "value": float("nan")}
         ]
@@ -111,8 +111,8 @@ def write_cell(
     samples: Sequence[Mapping[str, Any]] = (),
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """The cell's rows, then cell.json, whose presence marks the cell as ended, and which knows the other files, and
-    what it is about."""
+    """Write the cell's rows, then cell.json, which marks the cell as ended and has the digests of the other files and
+    `about`."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [METRICS]
     _write_rows(frame, folder / METRICS)
@@ -131,22 +131,22 @@ def write_cell(
 
 
 def forget_cell(folder: Path) -> None:
-    """Drop what an earlier attempt left, so that a worker that dies now doesn't leave it standing."""
+    """Remove the files of an earlier attempt, so that they don't remain if a worker dies now."""
     for name in (ENDED, METRICS, PROBES, SAMPLES, "error.txt"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / POLICY, ignore_errors=True)
 
 
 def is_finished(folder: Path, key: str) -> bool:
-    """Whether a cell ended `ok` or `skipped` under the same key, every file of it is as it was written, and so is what
-    code of plugins read for it."""
+    """Whether a cell ended `ok` or `skipped` under the same key, and neither its files nor what plugin code read for it
+    has changed."""
     ended = read_ended(folder)
     finished = ended.get("key") == key and ended.get("status") in FINISHED and is_whole(folder, ended)
     return finished and not stale(ended.get("read"))
 
 
 def read_ended(folder: Path) -> dict[str, Any]:
-    """What the cell's cell.json says; empty where there is none that is as it was written."""
+    """The content of the cell's cell.json; empty if that is missing or damaged."""
     try:
         ended = loads((folder / ENDED).read_text(encoding="utf-8"))
         own = ended.pop("digest", None)  # one of an earlier version has none
@@ -156,12 +156,12 @@ def read_ended(folder: Path) -> dict[str, Any]:
 
 
 def is_whole(folder: Path, ended: Mapping[str, Any]) -> bool:
-    """Whether every file of a cell is as it was written."""
+    """Whether no file of a cell has changed since it was written."""
     return damaged_files(folder, ended) == []
 
 
 def damaged_files(folder: Path, ended: Mapping[str, Any]) -> list[str]:
-    """Names of a cell's files that aren't as they were written, METRICS among them where nothing is known of it."""
+    """Names of a cell's files that have changed since they were written; includes METRICS if it has no digest."""
     files = ended.get("files")
     if not isinstance(files, dict) or METRICS not in files:
         return [METRICS]
@@ -169,7 +169,7 @@ def damaged_files(folder: Path, ended: Mapping[str, Any]) -> list[str]:
 
 
 def has_policy(folder: Path) -> bool:
-    """Whether a finished cell's trained policy is there, as it was written; also where it was skipped, and has none."""
+    """Whether a finished cell's trained policy exists undamaged; true also for a skipped cell, which has none."""
     ended = read_ended(folder)
     if ended.get("status") == "skipped":
         return True
@@ -194,12 +194,12 @@ def _write_rows(frame: pd.DataFrame, path: Path) -> None:
 
 
 def read_rows(path: Path) -> pa.Table:
-    """The rows that a cell has written."""
+    """The rows of a cell's file."""
     return pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
 
 
 def merged(parts: Iterable[Path | pd.DataFrame], run_id: str, columns: list[str]) -> pd.DataFrame:
-    """The rows of many cells as one table, under this run's name, in the order given; of files or of frames."""
+    """The rows of many cells, from files or frames, as one table under this run's name, in the order given."""
     tables = [
         read_rows(part) if isinstance(part, Path) else pa.Table.from_pandas(part, preserve_index=False)
         for part in parts
@@ -210,7 +210,7 @@ def merged(parts: Iterable[Path | pd.DataFrame], run_id: str, columns: list[str]
 
 
 def require_writable(folder: Path) -> None:
-    """Raises InputError where nothing can be written into the folder, or it can't be made; leaves nothing behind."""
+    """Raises InputError if the folder can't be created or written to; leaves nothing behind."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -257,7 +257,7 @@ def environment(device: str) -> dict[str, Any]:
 
 @functools.cache
 def version(name: str) -> str | None:
-    """Of an installed package; None where there is none."""
+    """The version of a package; None if it isn't installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -265,7 +265,7 @@ def version(name: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's model where the system tells (Linux), else its architecture."""
+    """The processor's model if the system reports it (Linux), else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

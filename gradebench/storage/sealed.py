@@ -1,4 +1,4 @@
-"""Tensors and a text in one safetensors file with a checksum: read back to the bit, or told to be damaged."""
+"""Tensors and a text in one safetensors file with a checksum, which reveals damage."""
 
 import zlib
 from collections.abc import Mapping
@@ -12,25 +12,25 @@ from torch import Tensor
 from gradebench.core.errors import InputError
 from gradebench.storage.files import atomic_path
 
-_KEY = "gradebench"  # of the checksum and the text: one, as safetensors keeps several in no order
+_KEY = "gradebench"  # one key for checksum and text, because safetensors doesn't keep the order of several
 _LENGTH = 8  # hex digits
 
 
 class Damaged(InputError):
-    """A file that isn't as it was written."""
+    """The file has changed since it was written, or is missing."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], text: str = "") -> None:
-    """Whole or not at all; the tensors are contiguous, and no two share their memory."""
+    """Writes atomically; the tensors must be contiguous, and no two may share memory."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A file of no tensors can't be told from a damaged one by some readers.
+    # Some readers take a file without tensors for a damaged one.
     stored = {name: tensor.cpu() for name, tensor in tensors.items()} or {"0": torch.zeros(())}
     with atomic_path(path) as draft:
         save_file(stored, draft, {_KEY: _checksum(stored, text) + text})
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors, on the CPU, and the text. Raises Damaged, also for a file without a checksum and for none."""
+    """The tensors, on the CPU, and the text. Raises Damaged, also for a missing file or checksum."""
     try:
         with safe_open(path, "pt") as file:
             sealed = (file.metadata() or {})[_KEY]
@@ -39,11 +39,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
             return tensors, text
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
         pass
-    raise Damaged(f"{path} is damaged; run again, and it is made again")
+    raise Damaged(f"{path} is damaged; run again to rebuild it")
 
 
 def is_whole(path: Path) -> bool:
-    """Whether such a file is there, as it was written."""
+    """Whether such a file exists and is undamaged."""
     try:
         read(path)
         return True
@@ -52,7 +52,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
-    """Over all that is stored. CRC-32 and not a longer digest, as large trainings are stored while they wait."""
+    """Over everything stored. CRC-32 and not a longer digest, because training waits while it is computed."""
     found = zlib.crc32(text.encode())
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), found)

@@ -1,4 +1,4 @@
-"""The shapes of JSON that a reader relies on, those of a run's files, and the first thing that isn't as it should be."""
+"""The shapes of JSON that readers rely on, those of a run's files, and a check that names the first mismatch."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Fields:
-    """An object with these entries; others are anything, and one may be missing unless it is `required`."""
+    """An object with these entries, which are optional unless `required`; other entries may be anything."""
 
     entries: Mapping[str, Any]
     required: tuple[str, ...] = ()
 
 
 def misfit(value: Any, shape: Any, where: str = "") -> str:
-    """What is wrong with the value, in words that begin with the place; "" where it fits.
+    """What is wrong with the value, as text that begins with the place; "" if it fits.
 
-    A shape is a type, None for null, a tuple of shapes any of which will do, a list of one shape, a dict of one shape
-    for all its values, or Fields.
+    A shape is a type, None for null, a tuple of alternative shapes, a list of one shape for all items, a dict of one
+    shape for all values, or Fields.
     """
     if isinstance(shape, tuple):
         found = [misfit(value, one, where) for one in shape]
@@ -42,7 +42,7 @@ def _under(where: str, name: str) -> str:
 
 
 def _first(entries: Iterable[tuple[str, Any, Any]]) -> str:
-    """The words on the first of (place, value, shape) that is wrong."""
+    """The message for the first of (place, value, shape) that doesn't fit."""
     return next(filter(None, (misfit(value, shape, where) for where, value, shape in entries)), "")
 
 

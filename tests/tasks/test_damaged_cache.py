@@ -107,7 +107,7 @@ def test_a_worker_refuses_what_was_damaged_since_the_run_began(name):
     worker.settled = task.settled
     worker.load(CPU)
     flipped(task.folder / "policy.safetensors" if name == "imdb" else task.folder / "model.safetensors")
-    with pytest.raises(InputError, match=r"damaged while the run went on.*run again"):
+    with pytest.raises(InputError, match=r"damaged during the run.*run again"):
         worker.load(CPU)
 
 

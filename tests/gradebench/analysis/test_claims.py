@@ -294,7 +294,7 @@ GOOD = '[[claim]]\nid="c"\nsays="s"\nsource="p"\ntask="imdb"\na="a"\nb="b"\nmetr
         (GOOD.replace("at_least=1", "at_least=nan"), "at_least = nan is no number"),
         (GOOD.replace("at_least=1", "at_least=0"), "above 0"),
         (GOOD.replace("at_least=1", 'at_least="1"'), "is no number"),
-        (GOOD.replace('"ratio"', '"quotient"'), "'quotient' is none of"),
+        (GOOD.replace('"ratio"', '"quotient"'), "'quotient' is neither"),
         (GOOD.replace('b="b"', "b=3"), "b = 3 is no text"),
         (GOOD.replace('task="imdb"\n', ""), "lacks task"),
         (GOOD + 'colour="red"', "unknown entry 'colour'"),

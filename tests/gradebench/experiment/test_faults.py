@@ -194,7 +194,7 @@ def test_a_flipped_bit_of_a_runs_files_is_told_or_changes_nothing(gradebench, co
     assert status == 0 and err.count("left out") == 2
     for name in told:
         flipped(out / name)
-    one_line(command("leaderboard", out), "isn't as it was written", "digests.json")
+    one_line(command("leaderboard", out), "has changed since it was written", "digests.json")
     status, _, err = gradebench(out)
     assert status == 0 and f"{out}/config.json is damaged" in err
     timeless = {"config.json", "metrics.csv", "metrics.parquet", "leaderboard.csv", "samples.jsonl", "probes.csv"}

@@ -175,7 +175,7 @@ def test_a_run_uses_the_rates_and_names_them(tuned, command, tiny, tmp_path):
         ({"seeds": "1001"}, "seed 1001 was tuned on"),
         ({"task": "TinyTask:kl=0.5"}, "it is of [kl=0]"),
         ({"file": "nowhere.json"}, "can't read nowhere.json"),
-        ({"file": __file__}, "is no tuned.json"),
+        ({"file": __file__}, "isn't a tuned.json"),
     ],
 )
 def test_rates_of_something_else_are_refused(tuned, command, tiny, tmp_path, change, said):
