@@ -221,9 +221,8 @@ class Imdb(LanguageModelTask):
             log(f"training a vocabulary on {len(learned):,} reviews")
             vocabulary = train_vocabulary([corpus.texts[i] for i in learned], size.vocabulary)
             vocabulary.save(folder / "tokenizer.json")
-        reward = (
-            None if self.is_made("reward") else self.given_reward(vocabulary, size.prompt)
-        )  # first, as it may be refused
+        # Before anything is trained, as it may be refused.
+        reward = None if self.is_made("reward") else self.given_reward(vocabulary, size.prompt)
         ids = vocabulary.encode(corpus.texts)
         parts = {name: rows[[len(ids[i]) >= window for i in rows]] for name, rows in parts.items()}
         prompts = choose_prompts(ids, parts, size)
