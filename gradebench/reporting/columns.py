@@ -27,6 +27,7 @@ class Column:
     form      of its numbers
     high      the column of the upper ends; "" for one of single values
     narrow    whether it is shown where there is little room, as in the terminal
+    short     its heading there, if another
     prose     whether its texts may be folded
     """
 
@@ -35,12 +36,13 @@ class Column:
     form: str = ""
     high: str = ""
     narrow: bool = True
+    short: str = ""
     prose: bool = False
 
-    def text(self, row: Mapping[Any, Any], write: Callable[[Any, str], str] = number) -> str:
-        """The cell of a row."""
+    def text(self, row: Mapping[Any, Any], write: Callable[[Any, str], str] = number, between: str = " ") -> str:
+        """The cell of a row; `between` stands between the ends of an interval."""
         ends = [write(row[name], self.form) for name in (self.name, self.high) if name]
-        return "-" if set(ends) == {"-"} else " to ".join(ends)
+        return "-" if set(ends) == {"-"} else between.join(ends)
 
 
 LEADERBOARD = (
@@ -57,9 +59,9 @@ LEADERBOARD = (
     Column(P_VS_BEST, "p_vs_best_holm", ".3g"),
     Column("p vs baseline", "p_vs_baseline_holm", ".3g"),
     Column("verdict", "verdict"),
-    Column("gold reward", "test_gold_reward_mean", ".3f"),
+    Column("gold reward", "test_gold_reward_mean", ".3f", short="gold"),
     Column("train-test", "generalization_gap", "+.3f"),
-    Column("KL, nats", "kl_mean", ".2f"),
+    Column("KL, nats", "kl_mean", ".2f", short="KL"),
     Column("relative MSE", "gradient_mse_relative", ".3g", narrow=False),
     Column("direction error", "gradient_direction_error", ".3f", narrow=False),
     Column("variance", "gradient_variance", ".3g"),
@@ -85,8 +87,8 @@ INSTANCES = (
     Column(P_VS_BEST, "p_vs_best_holm", ".3g"),
     Column("first in", "n_first", ".0f"),
     Column("reward", "reward_mean", ".3f"),
-    Column("gold reward", "gold_reward_mean", ".3f"),
-    Column("KL, nats", "kl_mean", ".2f"),
+    Column("gold reward", "gold_reward_mean", ".3f", short="gold"),
+    Column("KL, nats", "kl_mean", ".2f", short="KL"),
     Column("instances", "n_instances", ".0f"),
     Column("seeds in all", "n_seeds", ".0f"),
 )

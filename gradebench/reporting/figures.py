@@ -38,7 +38,7 @@ _SCATTERS = (
         "test_gold_reward_mean",
         "test_reward_mean",
         (False, False),
-        "Training reward against an independent judge's: one far above the others at the same gold reward games the reward.",
+        "Training reward against the gold reward of an independent judge, which shows whether the reward is being gamed.",
     ),
     (
         "variance-against-cost",
@@ -317,8 +317,8 @@ def _scatter(board: pd.DataFrame, name: str, x: str, y: str, logs: tuple[bool, b
             points[str(estimator)] = (float(a), float(b))
     if len(points) < 2:
         return None
-    if y.startswith("test_"):
-        caption = f"{caption.rstrip('.')}, {_budget(board)}."
+    if y.startswith("test_") and (budget := _budget(board)):
+        caption = f"{budget.capitalize()}: {caption[0].lower()}{caption[1:]}"
     caption += _without_number(board, points)
     picture = svg.scatter(points, _AXES[x], _AXES[y], logs)
     return Figure(name, picture, caption, board[board["estimator"].isin(points)], ["estimator", x, y])

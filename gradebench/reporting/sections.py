@@ -46,7 +46,9 @@ def table(frame: pd.DataFrame, columns: Sequence[Column], tiers: bool = False) -
     rows, last = [], None
     for record in frame.to_dict("records"):
         tier = record["tier"] if tiers and not pd.isna(record["tier"]) else None
-        rows.append(Row([column.text(record, _text) for column in columns], None not in (tier, last) and tier != last))
+        rows.append(
+            Row([column.text(record, _text, " to ") for column in columns], None not in (tier, last) and tier != last)
+        )
         last = last if tier is None else tier
     return Table(columns, rows)
 

@@ -67,14 +67,15 @@ def _fitting(board: pd.DataFrame) -> list[Column]:
 
 def _add_column(table: Table, column: Column) -> None:
     """Texts left, numbers right; the first column is folded, since a label that is cut short names no estimator."""
+    heading = column.short or column.heading
     if not table.columns:
-        table.add_column(column.heading, overflow="fold")
+        table.add_column(heading, overflow="fold")
     elif column.name == "verdict":
-        table.add_column(column.heading, min_width=VERDICT_WIDTH)
+        table.add_column(heading, min_width=VERDICT_WIDTH)
     elif column.name == "status":
-        table.add_column(column.heading)
+        table.add_column(heading)
     else:
-        table.add_column(column.heading, justify="right")
+        table.add_column(heading, justify="right")
 
 
 def print_notices(metrics: pd.DataFrame) -> None:

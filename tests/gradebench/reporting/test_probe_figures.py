@@ -227,6 +227,18 @@ def test_pooled_intervals_shrink_as_independent_ones():
     assert (variance.low, variance.value, variance.high) == pytest.approx((0.02 / 2**0.5, 0.02, 0.02 * 2**0.5))
 
 
+def test_the_command_names_the_figures_that_it_wrote_and_why_there_is_no_png(
+    command, in_process, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pictures, "no_png", lambda: "no PNG here")
+    task = "enumerable-lm:vocabulary=3,horizon=3,layers=1,width=4"
+    numbers = ["--draws", 12, "--checkpoints", 1, "--steps", 2]
+    status, out, err = command("probe", "-t", task, "-e", "st", *numbers, "--plots", "--out", tmp_path / "probes")
+    assert status == 0 and err.splitlines()[-1] == "no PNG here"
+    written = sorted(f"plots/{path.name}" for path in (tmp_path / "probes" / "plots").iterdir())
+    assert written and sorted(re.findall(r"plots/[^,\s]+", out)) == written
+
+
 def test_a_figure_is_also_a_png_with_its_caption(tmp_path):
     """The PNG is of the same proportions as the SVG with its caption, and has ink: a lost font would leave it without."""
     if pictures.no_png():
