@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from gradebench import cli
@@ -367,6 +367,7 @@ def test_the_work_grows_with_the_number_of_tasks_and_no_faster(tmp_path, monkeyp
 
 
 @settings(max_examples=10, **FEW)
+@example(("samples.jsonl", b'{"task": [1]}\n'), "merge")
 @given(st.one_of(changed_json(), changed_json(), changed_table(), changed_claims()), st.sampled_from(list(COMMANDS)))
 def test_a_changed_file_is_answered_in_one_line(gradebench, change, what):
     name, content = change
