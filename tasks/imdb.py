@@ -87,7 +87,8 @@ class Imdb(LanguageModelTask):
             float | None, Range(0), "beta of the KL penalty, in reward per nat; none: the preset's, 0.05 in mini"
         ] = None,
         policy: Annotated[
-            str, "scratch, or a hub id, folder, GGUF file or package with a causal language model; auto: the preset's, scratch in mini"
+            str,
+            "scratch, or a hub id, folder, GGUF file or package with a causal language model; auto: the preset's, scratch in mini",
         ] = "auto",
         reward: Annotated[
             str, "trained, or a hub id or folder of a sequence classifier, or a function, FILE.py:NAME or MODULE:NAME"

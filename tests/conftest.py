@@ -8,6 +8,7 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from gradebench import Problem
@@ -17,7 +18,15 @@ from gradebench.problems.enumerable import random_sequence_problem
 torch.set_num_threads(1)  # one test process a core; the tensors are tiny
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--examples", type=int, help="of each property test, in place of its own number (by hand: 500)")
+
+
+def pytest_collection_modifyitems(config, items):
+    if number := config.getoption("--examples"):
+        for item in items:
+            if own := getattr(item.obj, "_hypothesis_internal_use_settings", None):
+                item.obj._hypothesis_internal_use_settings = settings(own, max_examples=number)
     items.sort(key=lambda item: item.get_closest_marker("heavy") is None)  # stable: the others keep their order
 
 

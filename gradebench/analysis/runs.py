@@ -83,7 +83,7 @@ def samples_of(folder: Path) -> list[dict[str, Any]]:
     path = folder / records.SAMPLES
     try:
         digests.require_as_written(path)
-        return formats.read_lines(path)
+        return formats.read_lines(path, shapes.SAMPLE)
     except InputError:
         return []
 

@@ -34,10 +34,12 @@ def leaderboard(
     from gradebench.analysis.design import read_design
     from gradebench.analysis.runs import APART
     from gradebench.reporting import terminal_tables
+    from gradebench.reporting.console import at_work
     from gradebench.results import Results
 
     results = Results(*runs, apart=apart, by=by, against=against or (), mend=APART)
-    metrics, board = results.metrics, results.leaderboard
+    with at_work("comparing", results.metrics["task"].nunique()):
+        metrics, board = results.metrics, results.leaderboard
     _write(board, csv)
     _say_unlisted(runs)
     terminal_tables.print_leaderboard(board)
@@ -83,10 +85,11 @@ def merge(
     """
     from gradebench.experiment.merging import merge as merged
     from gradebench.reporting import terminal_tables
+    from gradebench.reporting.console import at_work
     from gradebench.reporting.report import write_report
 
     try:
-        board = merged(runs, out, lambda folder, metrics, board: write_report([folder], metrics, board))
+        board = merged(runs, out, lambda folder, metrics, board: write_report([folder], metrics, board), at_work)
     except OSError as error:
         raise InputError(f"can't write into {out}: {error.strerror}") from error
     _say_unlisted(runs)

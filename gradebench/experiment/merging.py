@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,14 @@ _UNITED = ("estimators", "tasks")  # entries of requests
 _UNFINISHED = ".merging"  # in a folder whose merge hasn't come to its end
 
 
-def merge(folders: Sequence[Path], out: Path, report: Report = lambda folder, metrics, board: None) -> pd.DataFrame:
+def merge(
+    folders: Sequence[Path],
+    out: Path,
+    report: Report = lambda folder, metrics, board: None,
+    working: Callable[[str, int], AbstractContextManager[None]] = lambda doing, tasks: nullcontext(),
+) -> pd.DataFrame:
     """Writes the tables, samples and config.json of all shards into a new folder, then its `report`; returns the
-    leaderboard.
+    leaderboard. `working(doing, tasks)` is around what takes long of many tasks.
 
     Cells themselves stay where they are. What differs between machines stands in the first shard's environment.json.
 
@@ -41,17 +47,20 @@ def merge(folders: Sequence[Path], out: Path, report: Report = lambda folder, me
     names = runs.task_names(folders)
     try:
         by, against = runs.family_of(folders, None, ())
-        comparisons = tables.comparisons(metrics, against)
+        tasks = metrics["task"].nunique()
+        with working("comparing", tasks):
+            comparisons = tables.comparisons(metrics, against)
+            board = tables.leaderboard(metrics, comparisons, by, against)
     except ValueError as error:
         raise InputError(str(error)) from error
-    board = tables.leaderboard(metrics, comparisons, by, against)
     records.require_writable(out)
     with exclusive_lock(out):
         for left in out.iterdir():
             if left.name not in (LOCK, _UNFINISHED):
                 left.unlink()
         (out / _UNFINISHED).touch()
-        _write(folders, names, out, metrics, comparisons, board, by, against)
+        with working("writing curves and tables of", tasks):
+            _write(folders, names, out, metrics, comparisons, board, by, against)
         report(out, metrics, board)
         (out / _UNFINISHED).unlink()
     return board

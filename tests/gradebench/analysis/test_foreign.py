@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from gradebench import cli
@@ -366,7 +366,30 @@ def test_the_work_grows_with_the_number_of_tasks_and_no_faster(tmp_path, monkeyp
     assert counts[1] < 2.02 * counts[0], counts
 
 
+def test_a_leaderboard_looks_at_each_task_once(monkeypatch):
+    """As above, of the step in which the rest would hide it: the tests of each task are found without a search."""
+    compared = 0
+    compare = pd.Series._cmp_method
+
+    def counted(self, other, operator):
+        nonlocal compared
+        compared += len(self)
+        return compare(self, other, operator)
+
+    counts = []
+    for count in (4, 8):
+        rows = pd.concat([metrics().assign(task=f"{TASK}:horizon={i}") for i in range(count)], ignore_index=True)
+        tests = tables.comparisons(rows)
+        with monkeypatch.context() as counting:
+            counting.setattr(pd.Series, "_cmp_method", counted)
+            compared = 0
+            tables.leaderboard(rows, tests)
+            counts.append(compared)
+    assert counts[1] <= 2 * counts[0], counts
+
+
 @settings(max_examples=10, **FEW)
+@example(("samples.jsonl", b'{"task": [1]}\n'), "merge")
 @given(st.one_of(changed_json(), changed_json(), changed_table(), changed_claims()), st.sampled_from(list(COMMANDS)))
 def test_a_changed_file_is_answered_in_one_line(gradebench, change, what):
     name, content = change

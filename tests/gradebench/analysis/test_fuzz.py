@@ -1,4 +1,4 @@
-"""Malformed input of every kind, 200 examples: one clear line, exit status 0, 1 or 2, never a traceback."""
+"""Malformed input of every kind, 250 examples: one clear line, exit status 0, 1 or 2, never a traceback."""
 
 import json
 import os
@@ -143,6 +143,62 @@ def test_folders_of_runs(gradebench, config, samples, changes):
     frame.to_parquet(folder / "metrics.parquet")
     for name in ("status", "leaderboard", "compare", "claims", "report"):
         gradebench(name, folder)
+
+
+places = st.sampled_from(
+    ["", ".", "/", "/proc", "/nowhere/at/all", "~", "\U0001f600\udcff", "a\nb", "x" * 300, "file", "/dev/null"]
+)
+whole = st.sampled_from(["", "0", "1", "-1", "80", "99999", "1e9", "many", " 2 ", "\u0661", "nan"])
+other = st.one_of(
+    places, whole, st.sampled_from(["dumb", "xterm-256color", "C", "tr_TR.UTF-8", "de_DE@euro", "0,1", "GPU-x", "1:2"])
+)
+PLACES = [
+    "HOME",
+    "TMPDIR",
+    "XDG_CACHE_HOME",
+    "GRADEBENCH_CACHE",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "PATH",
+    "PWD",
+    "TORCH_HOME",
+]
+COUNTS = ["COLUMNS", "LINES", "WORLD_SIZE", "RANK", "LOCAL_RANK", "OMP_NUM_THREADS", "SLURM_NTASKS", "SLURM_PROCID"]
+OTHERS = ["TERM", "LANG", "LC_ALL", "LC_NUMERIC", "NO_COLOR", "FORCE_COLOR", "CUDA_VISIBLE_DEVICES", "TZ", "HF_ENDPOINT",
+          "RAY_ADDRESS", "SLURM_JOB_ID", "SBATCH_TIMELIMIT", "PYTHONIOENCODING", "TTY_COMPATIBLE", "USER", "EDITOR"]  # fmt: skip
+COMMANDS = {
+    "list": ["list"], "status": ["status", "run"], "leaderboard": ["leaderboard", "run"], "report": ["report", "run"],
+    "dry run": ["run", "-e", "rloo", "-t", TASK, "--seeds", "0", "--dry-run"],
+    "dry run of a cached task": ["run", "-e", "rloo", "-t", "digits:contexts=3", "--seeds", "0", "--dry-run", "--out", "x"],
+    "doctor": ["doctor"],
+}  # fmt: skip
+
+
+@settings(max_examples=50, suppress_health_check=EASY, **FEW)
+@given(
+    st.sampled_from(list(COMMANDS)),
+    st.dictionaries(st.sampled_from(PLACES), st.one_of(st.none(), places), max_size=3),
+    st.dictionaries(st.sampled_from(COUNTS), st.one_of(st.none(), whole), max_size=2),
+    st.dictionaries(st.sampled_from(OTHERS), st.one_of(st.none(), other), max_size=3),
+)
+def test_environments(gradebench, run, what, in_places, counts, others):
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in (in_places | counts | others).items():
+            environment.delenv(name, raising=False) if value is None else environment.setenv(name, value)
+        gradebench(*COMMANDS[what])
+
+
+@pytest.fixture
+def run(gradebench):
+    row = dict.fromkeys(schema.METRICS_COLUMNS, "x") | {"step": 1, "status": "ok"}
+    row |= {"phase": "evaluation", "split": "test", "metric": "reward"}
+    rows = [
+        row | {"seed": seed, "estimator": name, "value": seed + len(name)} for seed in (0, 1, 2) for name in ("a", "bb")
+    ]
+    Path("run").mkdir()
+    pd.DataFrame(rows).to_parquet("run/metrics.parquet")
+    Path("run/config.json").write_text(json.dumps({"cells": ["x"]}))
+    Path("file").touch()
 
 
 def test_text_that_a_spreadsheet_would_run_is_written_as_text(tmp_path):
