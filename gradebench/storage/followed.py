@@ -154,7 +154,7 @@ def _is_own(path: str) -> bool:
     return _is_own_code(path, frozenset(_following.packages))
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=2**16)  # all modules of a process: with fewer, going through them in turn never hits
 def _is_own_code(path: str, packages: frozenset[str]) -> bool:
     if path.startswith("<"):
         return False

@@ -9,16 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradebench import Problem
 from gradebench.core.sampling import generator
 from gradebench.estimators.actor_critic import Ppo
 from gradebench.estimators.group_relative import Cispo, Dapo, DrGrpo, Grpo, Gspo, ReinforcePp
 from gradebench.estimators.score_function import Rloo
-
-trl = pytest.importorskip("trl")
 
 T, N, PROMPTS = 3, 4, ["a film", "the actor", "one long scene", "nothing"]
 BETA, LENGTHS = 0.5, (1, 2, 3, 3, 2)
@@ -71,14 +67,22 @@ def theirs(rows):
 
 
 @pytest.fixture(scope="module")
+def trl():
+    """Imported late, with what it needs: it takes seconds, and every process that runs tests collects this file."""
+    return pytest.importorskip("trl")
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folders = runpy.run_path(str(Path(__file__).parents[1] / "tiny_models.py"))["Folders"]
     return folders(tmp_path_factory.mktemp("models"))("llama")
 
 
 @pytest.fixture
-def made(folder, tmp_path):
+def made(trl, folder, tmp_path):
     """Builds a trainer, draws its first batch, and gives it with that batch and the problem that we see."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     def build(kind, config, **options):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
@@ -107,7 +111,7 @@ def made(folder, tmp_path):
 
 
 @pytest.fixture
-def grpo(made):
+def grpo(made, trl):
     return lambda **options: made(trl.GRPOTrainer, trl.GRPOConfig, **options)
 
 
@@ -217,6 +221,8 @@ class Penalised(Batch):
 
 @pytest.mark.parametrize("name", ["grpo", "dr-grpo", "dapo", "gspo", "cispo"])
 def test_with_a_penalty_and_ends_gradients_are_those_of_trl(grpo, folder, name):
+    from transformers import AutoModelForCausalLM
+
     _, options, factor = CASES[name]
     trainer, inputs, problem = grpo(**options, scale_rewards="none" if name == "dr-grpo" else "group")
     cut = torch.tensor([LENGTHS[i % len(LENGTHS)] for i in range(len(PROMPTS) * N)])
@@ -246,7 +252,7 @@ def test_with_a_penalty_and_ends_gradients_are_those_of_trl(grpo, folder, name):
     assert float((found - without).norm() / found.norm()) > 0.01  # the penalty weighs
 
 
-def test_leave_one_out_is_that_of_trl(made):
+def test_leave_one_out_is_that_of_trl(made, trl):
     trainer, inputs, problem = made(trl.RLOOTrainer, trl.RLOOConfig, normalize_advantages=False)
     assert_same(flat(Rloo(N).gradient(problem, None).grad), gradient_of(trainer, inputs, problem))
 

@@ -1,6 +1,7 @@
 """What the tests of runs share: the tiny task, the command line in this process, and cells without worker processes."""
 
 import contextlib
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,28 @@ def nothing_read_before(monkeypatch):
     for name in ("opened", "variables", "loaded", "declared", "readers"):
         monkeypatch.setattr(followed._following, name, {})
     monkeypatch.setattr(followed._following, "written", set())
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """For tests that begin with the same run: the first one makes it, the others have a copy of its folder.
+
+    Returns what `make` did. Of a folder that is there already nothing is kept.
+    """
+    kept = {}
+
+    def call(key, folder, make):
+        if folder.exists():
+            return make()
+        if key in kept:
+            shutil.copytree(kept[key][0], folder)
+        else:
+            answer = make()
+            shutil.copytree(folder, copy := tmp_path_factory.mktemp("kept") / folder.name)
+            kept[key] = copy, answer
+        return kept[key][1]
+
+    return call
 
 
 @pytest.fixture

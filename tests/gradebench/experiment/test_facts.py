@@ -17,15 +17,20 @@ ITEMS += [("estimators", item.name) for item in facts.ESTIMATOR]
 
 
 @pytest.fixture
-def run(command, tiny, tmp_path, in_process):
+def run(command, tiny, tmp_path, in_process, made_once):
     """`gradebench run` of the tiny task into a folder; returns the folder."""
 
     def call(name, *more, estimators=("rloo",), seeds="0", first="run", task=None):
         words = [word for one in estimators for word in ("-e", one)]
         words += ["-t", task or tiny(), "--seeds" if first == "run" else "--seed", seeds]
         steps = () if "--steps" in more else ("--steps", 2)
-        status, _, err = command(first, *words, *steps, *more, "--out", tmp_path / name)
-        assert status == 0, err
+        words += [*steps, *more]
+
+        def make():
+            status, _, err = command(first, *words, "--out", tmp_path / name)
+            assert status == 0, err
+
+        made_once(("test_facts", name, first, *words), tmp_path / name, make)
         return tmp_path / name
 
     return call

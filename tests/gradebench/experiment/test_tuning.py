@@ -98,7 +98,7 @@ def test_rates_fill_the_logarithm_evenly(trials):
 
 
 @pytest.fixture
-def tuned(command, tiny, tmp_path, in_process):
+def tuned(command, tiny, tmp_path, in_process, made_once):
     """Tune two estimators of the tiny task; returns the folder and what was printed."""
 
     def call(*more):
@@ -121,9 +121,13 @@ def tuned(command, tiny, tmp_path, in_process):
             "--extensions",
             "0",
         )
-        status, shown, err = command("tune", *arguments, *more)
-        assert status == 0, err
-        return out, shown
+
+        def make():
+            status, shown, err = command("tune", *arguments, *more)
+            assert status == 0, err
+            return shown
+
+        return out, made_once(("test_tuning", *more), out, make)
 
     return call
 

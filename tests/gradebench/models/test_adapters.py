@@ -6,19 +6,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from gradebench import InputError, SequenceProblem
 from gradebench.core.sampling import generator
 from gradebench.models.pretrained import load_policy, load_reward
 from gradebench.plugins import registry
 
-pytest.importorskip("peft", reason="the extra `lora` isn't installed")
-
 # The tests' folders are no packages to import from.
 tiny_models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "tiny_models.py")))
 
 FAMILIES = ("gpt2", "llama")  # two kinds of linear layers
+
+
+@pytest.fixture(scope="module", autouse=True)
+def peft():
+    """Imported late: it takes seconds, and every process that runs tests collects this file."""
+    return pytest.importorskip("peft", reason="the extra `lora` isn't installed")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,8 @@ def test_gradient_is_that_with_a_copy_as_reference(folders, family, name):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged_it_is_a_folder_as_any_other(folders, family, tmp_path):
+    from transformers import AutoModelForCausalLM
+
     policy, _ = adapted(folders, family)
     before = logits_of(policy, IDS)
     policy.merged().save_pretrained(tmp_path)
