@@ -15,7 +15,7 @@ from gradebench.core import options
 from gradebench.core.errors import InputError
 from gradebench.core.task import Task
 from gradebench.experiment import runner
-from gradebench.experiment.plan import Cell
+from gradebench.experiment.plan import Cell, Plan
 from gradebench.plugins import registry
 from gradebench.storage import digests, files, records
 from gradebench.storage.tuned import CURVES, CURVES_COLUMNS
@@ -119,47 +119,85 @@ def tune(
     for label, task in run.tasks.items():
         tried = ", ".join(f"{rate:g}" for rate in sorted(rates[label]))
         progress.note(f"{label} [{task.setting}]: learning rates {tried} for every estimator, on seeds {request.seeds}")
-    asked = [(replace(plan, checkpoints=0), cell) for plan, cell in run.cells]
-    steps = {cell.task: plan.steps for plan, cell in asked}
-    budgets = {cell.task: [step for step in plan.evaluation_steps if step] for plan, cell in asked}
-    betas = {label: task.beta for label, task in run.tasks.items()}
-    run.cells = [
-        (replace(plan, learning_rate=rate), trial)
-        for plan, cell in asked
-        for rate, trial in _trials(cell, rates[cell.task], vary.get(cell.estimator, ()))
-    ]
-
-    def mine(metrics: pd.DataFrame) -> pd.DataFrame:
-        """Trials of earlier commands in the folder count; tasks that this one doesn't tune have tables of their own."""
-        return metrics[metrics["task"].isin(list(steps))]
-
-    extended: set[float] = set()
+    asked = _Asked.of(run)
+    run.cells = asked.cells_at(lambda cell: rates[cell.task], vary)
     with files.exclusive_lock(run.out):
         outcome = runner.measure(request, run, progress)
-        rows = trials_of(mine(outcome.metrics), budgets, betas)
-        for _ in range(extensions if not outcome.interrupted else 0):
-            more = {place: rate for place, rate in beyond(rows, steps).items() if place[1] not in vary}
-            if not more:
-                break
-            extended |= set(more.values())
-            run.cells += [
-                (replace(plan, learning_rate=more[place]), trial)
-                for plan, cell in asked
-                if (place := (cell.task, cell.estimator)) in more
-                for _, trial in _trials(cell, [more[place]], ())
-            ]
-            progress.note(
-                "best at an end: " + ", ".join(f"{name} goes on at {rate:g}" for (_, name), rate in more.items())
-            )
-            again = runner.measure(replace(request, resume=True), run, progress)
-            outcome = replace(again, reused=outcome.reused)
-            rows = trials_of(mine(outcome.metrics), budgets, betas)
-            if outcome.interrupted:
-                break
+        outcome, extended = _extended(request, run, asked, outcome, vary, extensions, progress)
+    rows = asked.trials_in(outcome.metrics)
     beyond_ends = {rate for rate in extended if not any(rate in asked_for for asked_for in rates.values())}
     rates = {label: sorted(set(rows.loc[rows["task"] == label, "learning_rate"]) - beyond_ends) for label in rates}
-    curves = curves_of(rows)
-    choices = {
+    curves, choices = curves_of(rows), _choices(run, asked, rates, rows, extensions)
+    tables.write_csv(rows, run.out / "trials.csv")
+    tables.write_csv(curves, run.out / CURVES)
+    records.write_json(run.out / "tuned.json", choices)
+    digests.seal(run.out, records.READ_AGAIN)
+    return Tuned(curves, choices, run, outcome)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is tuned: the cells, each to be tried at several rates, and what their tasks share."""
+
+    cells: list[tuple[Plan, Cell]]
+    steps: dict[str, int]  # by task
+    budgets: dict[str, list[int]]
+    betas: dict[str, float]
+
+    @classmethod
+    def of(cls, run: runner.Run) -> "_Asked":
+        cells = [(replace(plan, checkpoints=0), cell) for plan, cell in run.cells]
+        steps = {cell.task: plan.steps for plan, cell in cells}
+        budgets = {cell.task: [step for step in plan.evaluation_steps if step] for plan, cell in cells}
+        return cls(cells, steps, budgets, {label: task.beta for label, task in run.tasks.items()})
+
+    def cells_at(
+        self, rates: Callable[[Cell], Sequence[float]], vary: Mapping[str, Sequence[Varied]]
+    ) -> list[tuple[Plan, Cell]]:
+        return [
+            (replace(plan, learning_rate=rate), trial)
+            for plan, cell in self.cells
+            for rate, trial in _trials(cell, rates(cell), vary.get(cell.estimator, ()))
+        ]
+
+    def trials_in(self, metrics: pd.DataFrame) -> pd.DataFrame:
+        """Trials of earlier commands in the folder count; tasks that this one doesn't tune have tables of their own."""
+        return trials_of(metrics[metrics["task"].isin(list(self.steps))], self.budgets, self.betas)
+
+
+def _extended(
+    request: runner.Request,
+    run: runner.Run,
+    asked: _Asked,
+    outcome: runner.Outcome,
+    vary: Mapping[str, Sequence[Varied]],
+    extensions: int,
+    progress: runner.Progress,
+) -> tuple[runner.Outcome, set[float]]:
+    """The outcome with the trials beyond an end where that was best, and their rates."""
+    extended: set[float] = set()
+    for _ in range(extensions):
+        if outcome.interrupted:
+            break
+        rows = asked.trials_in(outcome.metrics)
+        more = {place: [rate] for place, rate in beyond(rows, asked.steps).items() if place[1] not in vary}
+        if not more:
+            break
+        extended |= {rate for (rate,) in more.values()}
+        run.cells += asked.cells_at(lambda cell: more.get((cell.task, cell.estimator), []), {})  # noqa: B023 - called at once
+        progress.note(
+            "best at an end: " + ", ".join(f"{name} goes on at {rate:g}" for (_, name), (rate,) in more.items())
+        )
+        again = runner.measure(replace(request, resume=True), run, progress)
+        outcome = replace(again, reused=outcome.reused)
+    return outcome, extended
+
+
+def _choices(
+    run: runner.Run, asked: _Asked, rates: Mapping[str, Sequence[float]], rows: pd.DataFrame, extensions: int
+) -> dict[str, Any]:
+    """What tuned.json says."""
+    return {
         "protocol": {
             "criterion": "reward - beta * KL on validation prompts at the last step, mean over seeds",
             "choice": "the maximum of a local quadratic along the logarithm of the rate",
@@ -169,22 +207,18 @@ def tune(
         "tasks": {
             label: {
                 "setting": task.setting,
-                "steps": steps[label],
-                "beta": betas[label],
+                "steps": asked.steps[label],
+                "beta": asked.betas[label],
                 "rates": sorted(rates[label]),
-                "estimators": chosen(rows[rows["task"] == label], steps[label]),
+                "estimators": chosen(rows[rows["task"] == label], asked.steps[label]),
                 "budgets": {
-                    str(budget): chosen(rows[rows["task"] == label], budget, final=False) for budget in budgets[label]
+                    str(budget): chosen(rows[rows["task"] == label], budget, final=False)
+                    for budget in asked.budgets[label]
                 },
             }
             for label, task in run.tasks.items()
         },
     }
-    tables.write_csv(rows, run.out / "trials.csv")
-    tables.write_csv(curves, run.out / CURVES)
-    records.write_json(run.out / "tuned.json", choices)
-    digests.seal(run.out, records.READ_AGAIN)
-    return Tuned(curves, choices, run, outcome)
 
 
 def _trials(cell: Cell, rates: Sequence[float], varied: Sequence[Varied]) -> list[tuple[float, Cell]]:
