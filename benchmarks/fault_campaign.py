@@ -34,7 +34,7 @@ import psutil
 import torch
 
 from gradebench import cli
-from gradebench.experiment import harness, runner, workers
+from gradebench.experiment import preparing, runner, train, workers
 from gradebench.reporting import report, terminal, terminal_tables  # noqa: F401
 from gradebench.storage.cache import fault_of
 from gradebench.tasks import grammar
@@ -119,7 +119,7 @@ def command(site: Path, line: str) -> None:
     sys.stdout, sys.stderr = io.TextIOWrapper(os.fdopen(1, "wb")), io.TextIOWrapper(os.fdopen(2, "wb"))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     time.perf_counter = Ticks()
-    harness.peak_memory = lambda device: 1e6
+    train.peak_memory = lambda device: 1e6
     workers.get_context = lambda method: FORK  # type: ignore[assignment]
     sys.argv = ["gradebench", *line.split()]
     try:
@@ -250,9 +250,9 @@ def get_ready() -> None:
     doesn't outlive a fork."""
     torch.set_num_threads(1)
     torch.set_num_threads = lambda nthreads: None
-    plan = functools.partial(runner.Plan, evaluations=2, warm_up=8)
+    plan = functools.partial(preparing.Plan, evaluations=2, warm_up=8)
     plan.probe_draws, plan.reference_draws = 4, 2  # type: ignore[attr-defined]
-    runner.Plan = plan  # type: ignore[assignment,misc]
+    preparing.Plan = plan  # type: ignore[assignment,misc]
     grammar.generate_reviews = functools.cache(grammar.generate_reviews)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADEBENCH_CACHE"] = f"{folder}/cache"

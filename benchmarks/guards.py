@@ -26,7 +26,7 @@ import torch
 from gradebench.core.problem import Ledger
 from gradebench.core.sampling import generator
 from gradebench.core.task import Task
-from gradebench.experiment import harness, isolation, loaded, training
+from gradebench.experiment import cell_setup, isolation, loaded, training
 from gradebench.experiment.plan import Plan
 from gradebench.plugins import registry
 from gradebench.storage import followed
@@ -54,7 +54,7 @@ def seconds_of_a_step(task: Task, plan: Plan, name: str, guarded: bool) -> float
         followed.follow([__file__])
     else:
         training.put_back = lambda *given: contextlib.nullcontext()  # type: ignore[assignment,misc]
-    estimator = harness.make_estimator(name, task, plan)
+    estimator = cell_setup.make_estimator(name, task, plan)
     trainer = training.Trainer(estimator, task, plan, 1e-4)
     prompts, rng, ledger = training.batches(task, plan, estimator.n, 0), generator("cpu", 0), Ledger()
     taken = []
@@ -66,7 +66,8 @@ def seconds_of_a_step(task: Task, plan: Plan, name: str, guarded: bool) -> float
 
 
 def seconds_of_a_cell(task: Task) -> float:
-    loaded._tasks["it"] = loaded.Loaded(task, list(task.params), loaded._print(task, list(task.params)))
+    initial = list(task.params)
+    loaded.worker.loaded = loaded.Loaded("it", task, initial, loaded._print(task, initial))
     began = time.process_time()
     isolation.Watch(("", __file__), "mine").ended()
     return time.process_time() - began
@@ -90,7 +91,7 @@ def accounted(task: Task, plan: Plan, name: str) -> tuple[float, float]:
     for _ in range(10_000):
         followed._hear("object.__getattr__", ())
     each = (time.process_time() - began) / 10_000
-    estimator = harness.make_estimator(name, task, plan)
+    estimator = cell_setup.make_estimator(name, task, plan)
     trainer = training.Trainer(estimator, task, plan, 1e-4)
     problem = task.problem("train", next(training.batches(task, plan, estimator.n, 0)))
     trainer.step(problem, generator("cpu", 0))

@@ -16,7 +16,7 @@ import torch
 
 from gradebench.core.problem import Ledger
 from gradebench.core.sampling import generator
-from gradebench.experiment import harness, runner
+from gradebench.experiment import cell_setup, runner, training
 from gradebench.experiment.plan import Plan
 from gradebench.experiment.training import Trainer
 from gradebench.plugins import registry
@@ -40,9 +40,9 @@ def main() -> None:
     for name in arguments.estimator or ["reinforce"]:
         shares, seconds = [], []
         for seed in range(arguments.runs):
-            estimator = harness.make_estimator(name, task, plan)
+            estimator = cell_setup.make_estimator(name, task, plan)
             trainer = Trainer(estimator, task, replace(plan, learning_rate=1e-4), 1e-4)
-            prompts, rng, ledger = harness.batches(task, plan, estimator.n, seed), generator(device, seed), Ledger()
+            prompts, rng, ledger = training.batches(task, plan, estimator.n, seed), generator(device, seed), Ledger()
             start = time.perf_counter()
             for _ in range(arguments.steps):
                 trainer.step(task.problem("train", next(prompts), ledger), rng)

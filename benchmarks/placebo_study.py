@@ -25,7 +25,7 @@ import torch
 
 from gradebench.analysis import provenance, rate_curve, tables
 from gradebench.core.task import Task
-from gradebench.experiment import harness, runner, tuning
+from gradebench.experiment import cell_setup, loaded, runner, train, tuning
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.plugins import registry
 from gradebench.plugins.scaffold import write_page
@@ -52,9 +52,9 @@ class Placebo:
         """The rows of one training's evaluations."""
         cell = replace(self.cell, estimator=name, seed=seed, twin=name)
         plan = replace(self.plan, learning_rate=rate)
-        record = records.CellRecord(harness.identity_of(plan, cell))
-        harness.set_parameters(self.task, self.initial)
-        harness.train(harness.make_estimator(cell.estimator_spec, self.task, plan), self.task, plan, cell, record)
+        record = records.CellRecord(cell_setup.identity_of(plan, cell))
+        loaded.set_parameters(self.task, self.initial)
+        train.train(cell_setup.make_estimator(cell.estimator_spec, self.task, plan), self.task, plan, cell, record)
         return [row for row in record.rows if row["phase"] == "evaluation"]
 
     def tuned(self, name: str, first_seed: int) -> tuple[rate_curve.Choice, int]:

@@ -27,7 +27,8 @@ import pandas as pd
 
 from gradebench.analysis import tables
 from gradebench.core import schema
-from gradebench.experiment import cells, facts, harness, runner
+from gradebench.experiment import cell_setup, cells, facts, harness, runner
+from gradebench.experiment.plan import Cell, Plan
 from gradebench.measurement.gradient_metrics import Interval
 from gradebench.storage import digests, files, records
 
@@ -38,10 +39,10 @@ SECONDS = "seconds_per_step"  # holds the seconds of the whole simulated cell
 START = 6.0  # seconds that a place takes to start, for `schedule`: Python, torch and the task
 
 
-def simulated_cell(plan: harness.Plan, cell: harness.Cell, key: str, known: object = None) -> tuple[str, str]:
+def simulated_cell(plan: Plan, cell: Cell, key: str, known: object = None) -> tuple[str, str]:
     """What a cell of the main job leaves behind, without what it computes."""
     began = time.perf_counter()
-    record, chance = records.CellRecord(harness.identity_of(plan, cell)), random.Random(cell.id)
+    record, chance = records.CellRecord(cell_setup.identity_of(plan, cell)), random.Random(cell.id)
     for step in STEPS:
         for split in ("train", "validation", "test"):
             record.add("evaluation", split, step, {name: chance.random() for name in EVALUATED})
@@ -72,7 +73,7 @@ class Watched(runner.Progress):
     def __init__(self, total: int):
         self.every, self.ended, self.memory = max(1, total // 10), 0, list[float]()
 
-    def advance(self, cell: harness.Cell | None, status: str) -> None:
+    def advance(self, cell: Cell | None, status: str) -> None:
         self.ended += 1
         if self.ended % self.every == 0:
             self.memory.append(memory())

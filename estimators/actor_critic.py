@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gradebench import Estimate, Estimator, Problem, Range
-from gradebench.estimators.minibatches import enough_for, outside, shuffled
+from gradebench.estimators.minibatches import Minibatched, outside, shuffled
 
 
 class A2c(Estimator):
@@ -44,7 +44,7 @@ class A2c(Estimator):
         return Estimate(problem.grad(objective.mean()), own_loss=mean_square(value - value_target, alive))
 
 
-class Ppo(Estimator):
+class Ppo(Minibatched):
     """PPO with clipped ratio, value head, generalised advantage estimation and minibatches.
 
     Approximates  grad E_{z~p}[f(z)]
@@ -75,23 +75,15 @@ class Ppo(Estimator):
         whiten: Annotated[bool, "advantages to mean 0 and standard deviation 1 in each batch"] = True,
         kl: Annotated[Literal["token", "reward"], "the penalty: charged to each token, or part of f"] = "token",
     ):
-        super().__init__()
-        self.kl = kl
-        self.epochs, self.minibatches, self.clip, self.lam, self.whiten = epochs, minibatches, clip, lam, whiten
-        self.period = epochs * minibatches
-        self.queue: list[dict[str, Tensor]] = []
+        super().__init__(epochs, minibatches)
+        self.clip, self.lam, self.whiten, self.kl = clip, lam, whiten, kl
 
     def init(self, problem: Problem) -> None:
-        enough_for(problem, self.minibatches)
+        super().init(problem)
         self.value = value_head(problem)
 
-    def reset(self) -> None:
-        self.queue = []
-
     def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
-        if not self.queue:
-            self.queue = self.rollout(problem, rng)
-        batch = self.queue.pop(0)
+        batch = self.next_minibatch(problem, rng)
         part, z, advantage = problem.select(batch["index"]), batch["z"], batch["advantage"]
         ratio = (part.log_prob(z) - batch["log_prob"]).exp()  # (n, B / minibatches, T)
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)

@@ -1,12 +1,15 @@
-"""Group-relative policy optimisation: the samples of one context form its baseline; ratios are clipped as in PPO."""
+"""Group-relative policy optimisation: the samples of one context form its baseline; ratios are clipped as in PPO.
+
+Long because each of the six members of the family has its card.
+"""
 
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from gradebench import Estimate, Estimator, Problem, Range, Unsupported
-from gradebench.estimators.minibatches import enough_for, outside, shuffled
+from gradebench import Estimate, Problem, Range, Unsupported
+from gradebench.estimators.minibatches import Minibatched, outside, shuffled
 
 Samples = Annotated[int, Range(2), "samples per context"]
 Epochs = Annotated[int, Range(1), "passes over each batch"]
@@ -52,7 +55,7 @@ def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
     return gap.exp() - 1 - gap
 
 
-class GroupRelative(Estimator):
+class GroupRelative(Minibatched):
     """Clipped surrogate steps on one batch with the advantages of `advantage`; subclasses override what differs.
 
     `kl` says where the penalty goes if f = raw_reward - beta * divergence:
@@ -79,11 +82,9 @@ class GroupRelative(Estimator):
         eps: float,
         kl: str,
     ):  # the options of a subclass have the defaults of its paper
-        super().__init__()
-        self.n, self.epochs, self.minibatches = n, epochs, minibatches
+        super().__init__(epochs, minibatches)
+        self.n = n
         self.clip_low, self.clip_high, self.std, self.eps, self.kl = clip_low, clip_high, std, eps, kl
-        self.period = epochs * minibatches
-        self.queue: list[dict[str, Tensor]] = []
 
     def advantage(self, reward: Tensor) -> tuple[Tensor, Tensor]:
         """Advantage (n, B) of rewards (n, B), and the factor (n, B) by which it scales the gradient of the mean reward.
@@ -113,16 +114,8 @@ class GroupRelative(Estimator):
         """The factor on sequences of maximal length."""
         return float(self.token_weight(torch.ones(1, 1, problem.horizon, dtype=torch.bool)))
 
-    def init(self, problem: Problem) -> None:
-        enough_for(problem, self.minibatches)
-
-    def reset(self) -> None:
-        self.queue = []
-
     def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
-        if not self.queue:
-            self.queue = self.rollout(problem, rng)
-        batch = self.queue.pop(0)
+        batch = self.next_minibatch(problem, rng)
         part = problem if self.minibatches == 1 else problem.select(batch["index"])
         z = batch["z"]  # (n, B / minibatches, T)
         log_prob = part.log_prob(z)

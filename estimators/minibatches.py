@@ -3,7 +3,32 @@
 import torch
 from torch import Tensor
 
-from gradebench import Problem, Unsupported
+from gradebench import Estimator, Problem, Unsupported
+
+
+class Minibatched(Estimator):
+    """Several gradients from one batch: `rollout` cuts a fresh one into minibatches, and each call takes the next."""
+
+    def __init__(self, epochs: int, minibatches: int):
+        super().__init__()
+        self.epochs, self.minibatches = epochs, minibatches
+        self.period = epochs * minibatches
+        self.queue: list[dict[str, Tensor]] = []
+
+    def init(self, problem: Problem) -> None:
+        enough_for(problem, self.minibatches)
+
+    def reset(self) -> None:
+        self.queue = []
+
+    def next_minibatch(self, problem: Problem, rng: torch.Generator) -> dict[str, Tensor]:
+        if not self.queue:
+            self.queue = self.rollout(problem, rng)
+        return self.queue.pop(0)
+
+    def rollout(self, problem: Problem, rng: torch.Generator) -> list[dict[str, Tensor]]:
+        """A fresh batch, cut into the minibatches of every epoch."""
+        raise NotImplementedError
 
 
 def enough_for(problem: Problem, minibatches: int) -> None:

@@ -22,7 +22,7 @@ ALPHA = FALSE_ALARM / 8  # of each: there are at most eight
 MARGIN = 0.15  # of the gradient's norm: a bias that must be seen
 EQUIVALENCE = 0.25  # of the gradient's norm: a bias that must be excluded
 OFFSET = 0.25  # on a reward between 0 and 1
-ROADS: tuple[Literal["recorded", "parallel"], ...] = ("recorded", "parallel")  # of rollouts in training
+MODES: tuple[Literal["recorded", "parallel"], ...] = ("recorded", "parallel")  # of rollouts, as training may take them
 SAME = 1e-6  # of the gradient's norm: two gradients that differ by rounding alone
 RESIDUAL = 0.2  # a probability: the scale of which MARGIN is taken for tokens
 
@@ -201,13 +201,13 @@ def pathwise(subject: Subject) -> str:
     estimator = subject.ready(problem)
     found = subject.gradient(estimator, problem, subject.rng("path"))
     _require_followed(problem.notes, found)
-    for road in ROADS:
+    for mode in MODES:
         trained = subject.sequences(copies=32)
-        trained.straight_through, trained.residual = road, 0.0
+        trained.straight_through, trained.residual = mode, 0.0
         gap = _gap(subject.gradient(estimator, trained, subject.rng("path")), found)
         if not gap <= SAME:
             raise Failed(
-                f"differentiated the {road} way, as in training, the gradient is another one by {gap:.1%} of its norm",
+                f"differentiated the {mode} way, as in training, the gradient is another one by {gap:.1%} of its norm",
                 "what `rollout` is told besides `relax`: `rng` is all that relax draws from, `hard` tokens are one-hots, "
                 "and nothing else changes from one call of relax to the next",
             )

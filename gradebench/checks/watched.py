@@ -76,7 +76,7 @@ class Watched(View):
 
         def noted(logits: Tensor) -> Tensor:
             tokens = relax(logits)
-            if torch.is_grad_enabled() == with_graph:  # and not the draws before those with a graph
+            if torch.is_grad_enabled() == with_graph:  # a parallel rollout draws first, without a graph
                 self.notes.steps.append((logits.detach(), tokens.detach()))
                 self.notes.detached |= not _depends(tokens, logits)
             return tokens

@@ -104,8 +104,8 @@ class Problem(ABC):
     ) -> Tensor:
         """Differentiable draws y (n, B, T, V): relax(logits) is called once a position, in order, and y is fed back.
 
-        That is all that an author has to know. `together`, `rng` and `hard` say more of relax, for speed: see
-        `RolloutHints`. Unnamed they are taken for a version yet.
+        An author needs no more. `together`, `rng` and `hard` say more about relax, so that a problem can be quicker (see
+        `RolloutHints`). They go by name; unnamed ones still count, with a warning.
         """
         if unnamed:
             warnings.warn("name what rollout is told besides: together=, rng=, hard=", DeprecationWarning, stacklevel=2)
@@ -114,7 +114,7 @@ class Problem(ABC):
         return self.relaxed_draws(relax, n, RolloutHints(together, rng, hard))
 
     def relaxed_draws(self, relax: Relax, n: int, hints: RolloutHints) -> Tensor:
-        """What `rollout` gives, of a subclass that can be relaxed. Hints may be ignored."""
+        """The draws of `rollout`, for subclasses to define; they may ignore the hints."""
         raise NotImplementedError(f"{type(self).__name__} has no relaxed draws")
 
     @abstractmethod

@@ -14,9 +14,18 @@ from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.task import Task
 from gradebench.experiment import harness
+from gradebench.experiment.cell_files import (
+    about,
+    checkpoint_file,
+    checkpoint_steps,
+    files_to_go_on_from,
+    training_file,
+)
+from gradebench.experiment.cell_setup import facts_of, identity_of, learning_rate_of
 from gradebench.experiment.earlier import Left, joined
 from gradebench.experiment.facts import Facts, key_of
 from gradebench.experiment.plan import Cell, Plan
+from gradebench.experiment.references import reference_cell
 from gradebench.experiment.workers import Each
 from gradebench.storage import records, sealed
 from gradebench.storage.files import LOCK
@@ -56,7 +65,7 @@ class Run:
         """What the cell's numbers depend on."""
         named = (plan, cell.task, cell.estimator_spec)
         if named not in self.known:
-            self.known[named] = harness.facts_of(plan, cell, self.tasks[cell.task])
+            self.known[named] = facts_of(plan, cell, self.tasks[cell.task])
         return self.known[named]
 
     def key(self, plan: Plan, cell: Cell) -> str:
@@ -66,7 +75,7 @@ class Run:
         """The cell's learning rate, and where it comes from."""
         named = (plan, cell.task, cell.estimator_spec)
         if named not in self.rates:
-            self.rates[named] = harness.learning_rate_of(self.tasks[cell.task], plan, cell.estimator_spec)
+            self.rates[named] = learning_rate_of(self.tasks[cell.task], plan, cell.estimator_spec)
         return self.rates[named]
 
 
@@ -101,14 +110,14 @@ def pending(run: Run, resume: bool) -> list[Job]:
             continue
         records.forget_cell(folder)
         if not resume:
-            harness.training_file(plan, cell).unlink(missing_ok=True)
+            training_file(plan, cell).unlink(missing_ok=True)
         jobs.append((plan, cell, key, run.facts(plan, cell)))
     return jobs
 
 
 def drop_damaged(jobs: Sequence[Job]) -> list[Path]:
     """Remove what cells would go on from where it isn't as it was written; returns what it was."""
-    found = {path for plan, cell, *_ in jobs for path in harness.files_to_go_on_from(plan, cell)}
+    found = {path for plan, cell, *_ in jobs for path in files_to_go_on_from(plan, cell)}
     damaged = sorted(path for path in found if path.is_file() and not sealed.is_whole(path))
     for path in damaged:
         path.unlink()
@@ -157,14 +166,14 @@ def _references(jobs: Sequence[Job], resume: bool) -> Iterator[tuple[Plan, Cell,
     for plan, cell in {(cell.task, cell.seed): (plan, cell) for plan, cell, *_ in jobs}.values():
         if plan.along == "own":
             continue  # each trains its own, and has its truth there
-        for number in range(len(harness.checkpoint_steps(plan))):
-            if not (resume and harness.checkpoint_file(plan, cell, number).is_file()):
+        for number in range(len(checkpoint_steps(plan))):
+            if not (resume and checkpoint_file(plan, cell, number).is_file()):
                 # In a process that never runs the code of the cell's estimator.
                 yield plan, replace(cell, foreign=(*cell.foreign[:1], "") if cell.foreign else ()), number
 
 
 def _reference(plan: Plan, cell: Cell, number: int) -> tuple[str, str]:
-    harness.reference_cell(plan, cell, number)
+    reference_cell(plan, cell, number)
     return "ok", ""
 
 
@@ -183,13 +192,13 @@ def _with_probes(run: Run, jobs: Sequence[Job], troubles: Failures) -> Iterator[
 
 
 def _write_status(run: Run, plan: Plan, cell: Cell, status: str, reason: str) -> None:
-    about = harness.about(cell, run.facts(plan, cell))
+    said = about(cell, run.facts(plan, cell))
     rows = _status_rows(plan, cell, status)
-    records.write_cell(run.folder(cell), run.key(plan, cell), rows, status, reason, about=about)
+    records.write_cell(run.folder(cell), run.key(plan, cell), rows, status, reason, about=said)
 
 
 def _status_rows(plan: Plan, cell: Cell, status: str) -> pd.DataFrame:
-    return records.CellRecord(harness.identity_of(plan, cell)).frame(status)
+    return records.CellRecord(identity_of(plan, cell)).frame(status)
 
 
 def gather(run: Run, note: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:

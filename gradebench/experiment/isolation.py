@@ -10,8 +10,9 @@ from pathlib import Path
 from gradebench.core.errors import InputError
 from gradebench.core.global_state import PROCESS, Setting, put_back
 from gradebench.core.task import Task
-from gradebench.experiment import loaded, workers
+from gradebench.experiment import workers
 from gradebench.experiment.fingerprint import changed, fingerprint
+from gradebench.experiment.loaded import worker
 from gradebench.plugins.patches import Snapshot, imported
 from gradebench.storage import followed
 
@@ -37,7 +38,7 @@ class Watch:
         """Why its numbers can't be used, else nothing. Whatever the next cell would find changed is made anew, and so
         is the process, where it is a worker's."""
         names = [name for plugin in self.plugins for name in imported.get(plugin, ())]
-        names += loaded.changes()
+        names += worker.changes()
         if self.plugins:
             self.settings.__exit__(None, None, None)
             names += self.snapshot.undo(self.plugins[-1])
@@ -45,7 +46,7 @@ class Watch:
                 workers.spend()
         if not names:
             return ""
-        loaded.forget()
+        worker.forget()
         workers.spend()
         return f"{_said(self.plugins, self.name)} changed what other cells use too: {_few(names)}; its numbers are discarded"
 

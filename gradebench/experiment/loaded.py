@@ -15,41 +15,52 @@ from gradebench.plugins import registry
 class Loaded(NamedTuple):
     """A task as it was loaded."""
 
+    identity: str
     task: Task
     initial: list[Tensor]  # its parameters
     print: Print
 
 
-_tasks: dict[str, Loaded] = {}  # of this process
-# metrics and samples at the initial parameters, by task, seed and split
-first_evaluations: dict[tuple[int, int, str], tuple[dict[str, float], list[dict[str, Any]]]] = {}
+class Worker:
+    """What a process keeps from one cell to the next: the task that it has loaded, one at a time, as cells come grouped
+    by task, and what was measured of it before any training."""
+
+    def __init__(self) -> None:
+        self.loaded: Loaded | None = None
+        # metrics and samples at the initial parameters, by task, seed and split
+        self.first_evaluations: dict[tuple[int, int, str], tuple[dict[str, float], list[dict[str, Any]]]] = {}
+
+    def task(self, plan: Plan, cell: Cell) -> Task:
+        """The cell's task at its initial parameters."""
+        options = sorted(cell.task_options.items())
+        identity = f"{cell.task_spec} {cell.digests[:1]} {options} {plan.settled} {plan.device}"
+        if self.loaded is None or self.loaded.identity != identity:
+            self.forget()
+            self.loaded = _load(plan, cell, identity)
+        set_parameters(self.loaded.task, {f"parameter_{i}": p for i, p in enumerate(self.loaded.initial)})
+        return self.loaded.task
+
+    def forget(self) -> None:
+        self.loaded = None
+        self.first_evaluations.clear()
+
+    def changes(self) -> list[str]:
+        """What has changed of the task since it was loaded, but for the numbers of what is trained."""
+        one = self.loaded
+        return [] if one is None else changed(one.print, _print(one.task, one.initial))
 
 
-def loaded_task(plan: Plan, cell: Cell) -> Task:
-    """The cell's task at its initial parameters; loaded once a process."""
-    identity = f"{cell.task_spec} {cell.digests[:1]} {sorted(cell.task_options.items())} {plan.settled} {plan.device}"
-    if identity not in _tasks:
-        forget()  # cells come grouped by task, so one at a time is kept
-        task = registry.resolve("tasks", cell.task_spec).factory(**cell.task_options)
-        task.settled = plan.settled
-        if task.settled is None:
-            task.prepare(torch.device(plan.device), log=lambda message: None)
-        task.load(torch.device(plan.device))
-        initial = [p.detach().clone() for p in task.params]
-        _tasks[identity] = Loaded(task, initial, _print(task, initial))
-    task, initial, _ = _tasks[identity]
-    set_parameters(task, {f"parameter_{i}": p for i, p in enumerate(initial)})
-    return task
+worker = Worker()  # of this process
 
 
-def forget() -> None:
-    _tasks.clear()
-    first_evaluations.clear()
-
-
-def changes() -> list[str]:
-    """What has changed of it since it was loaded, but for the numbers of what is trained."""
-    return [name for one in _tasks.values() for name in changed(one.print, _print(one.task, one.initial))]
+def _load(plan: Plan, cell: Cell, identity: str) -> Loaded:
+    task = registry.resolve("tasks", cell.task_spec).factory(**cell.task_options)
+    task.settled = plan.settled
+    if task.settled is None:
+        task.prepare(torch.device(plan.device), log=lambda message: None)
+    task.load(torch.device(plan.device))
+    initial = [p.detach().clone() for p in task.params]
+    return Loaded(identity, task, initial, _print(task, initial))
 
 
 def _print(task: Task, initial: list[Tensor]) -> Print:

@@ -1,9 +1,8 @@
 """Equal tuning: as many trials for every estimator, at the same learning rates, on seeds that no comparison uses."""
 
-import functools
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,32 +119,15 @@ def tune(
     for label, task in run.tasks.items():
         tried = ", ".join(f"{rate:g}" for rate in sorted(rates[label]))
         progress.note(f"{label} [{task.setting}]: learning rates {tried} for every estimator, on seeds {request.seeds}")
-    grid = _Grid(run, [(replace(plan, checkpoints=0), cell) for plan, cell in run.cells])
-    run.cells = [
-        (replace(plan, learning_rate=rate), trial)
-        for plan, cell in grid.asked
-        for rate, trial in _trials(cell, rates[cell.task], vary.get(cell.estimator, ()))
-    ]
+    asked = _Asked.of(run)
+    run.cells = asked.cells_at(lambda cell: rates[cell.task], vary)
     with files.exclusive_lock(run.out):
         outcome = runner.measure(request, run, progress)
-        rows = grid.trials(outcome.metrics)
-        further: set[float] = set()
-        for _ in range(extensions):
-            if outcome.interrupted:
-                break
-            more = {place: rate for place, rate in beyond(rows, grid.steps).items() if place[1] not in vary}
-            if not more:
-                break
-            further |= set(more.values())
-            run.cells += grid.at(more)
-            progress.note(
-                "best at an end: " + ", ".join(f"{name} goes on at {rate:g}" for (_, name), rate in more.items())
-            )
-            again = runner.measure(replace(request, resume=True), run, progress)
-            outcome = replace(again, reused=outcome.reused)
-            rows = grid.trials(outcome.metrics)
-    further -= {rate for asked in rates.values() for rate in asked}
-    curves, choices = curves_of(rows), grid.choices(rows, further, extensions)
+        outcome, extended = _extended(request, run, asked, outcome, vary, extensions, progress)
+    rows = asked.trials_in(outcome.metrics)
+    beyond_ends = {rate for rate in extended if not any(rate in asked_for for asked_for in rates.values())}
+    rates = {label: sorted(set(rows.loc[rows["task"] == label, "learning_rate"]) - beyond_ends) for label in rates}
+    curves, choices = curves_of(rows), _choices(run, asked, rates, rows, extensions)
     tables.write_csv(rows, run.out / "trials.csv")
     tables.write_csv(curves, run.out / CURVES)
     records.write_json(run.out / "tuned.json", choices)
@@ -154,55 +136,89 @@ def tune(
 
 
 @dataclass(frozen=True)
-class _Grid:
-    """What a tuning trains, before it has rates: the cells that were asked for, and their tasks' budgets."""
+class _Asked:
+    """What is tuned: the cells, each to be tried at several rates, and what their tasks share."""
 
-    run: runner.Run
-    asked: Sequence[tuple[Plan, Cell]]
+    cells: list[tuple[Plan, Cell]]
+    steps: dict[str, int]  # by task
+    budgets: dict[str, list[int]]
+    betas: dict[str, float]
 
-    @functools.cached_property
-    def steps(self) -> dict[str, int]:
-        return {cell.task: plan.steps for plan, cell in self.asked}
+    @classmethod
+    def of(cls, run: runner.Run) -> "_Asked":
+        cells = [(replace(plan, checkpoints=0), cell) for plan, cell in run.cells]
+        steps = {cell.task: plan.steps for plan, cell in cells}
+        budgets = {cell.task: [step for step in plan.evaluation_steps if step] for plan, cell in cells}
+        return cls(cells, steps, budgets, {label: task.beta for label, task in run.tasks.items()})
 
-    @functools.cached_property
-    def budgets(self) -> dict[str, list[int]]:
-        """By task, the steps after 0 at which it is evaluated."""
-        return {cell.task: [step for step in plan.evaluation_steps if step] for plan, cell in self.asked}
-
-    def at(self, rates: Mapping[tuple[str, str], float]) -> list[tuple[Plan, Cell]]:
-        """The cells of some (task, estimator), each at its rate."""
+    def cells_at(
+        self, rates: Callable[[Cell], Sequence[float]], vary: Mapping[str, Sequence[Varied]]
+    ) -> list[tuple[Plan, Cell]]:
         return [
-            (replace(plan, learning_rate=rates[place]), trial)
-            for plan, cell in self.asked
-            if (place := (cell.task, cell.estimator)) in rates
-            for _, trial in _trials(cell, [rates[place]], ())
+            (replace(plan, learning_rate=rate), trial)
+            for plan, cell in self.cells
+            for rate, trial in _trials(cell, rates(cell), vary.get(cell.estimator, ()))
         ]
 
-    def trials(self, metrics: pd.DataFrame) -> pd.DataFrame:
-        """Those of earlier commands in the folder too; tasks that this one doesn't tune have tables of their own."""
-        mine = metrics[metrics["task"].isin(list(self.steps))]
-        return trials_of(mine, self.budgets, {label: task.beta for label, task in self.run.tasks.items()})
+    def trials_in(self, metrics: pd.DataFrame) -> pd.DataFrame:
+        """Trials of earlier commands in the folder count; tasks that this one doesn't tune have tables of their own."""
+        return trials_of(metrics[metrics["task"].isin(list(self.steps))], self.budgets, self.betas)
 
-    def choices(self, rows: pd.DataFrame, further: Collection[float], extensions: int) -> dict[str, Any]:
-        """What tuned.json holds; `further` are the rates that lie beyond the ends of those asked for."""
-        protocol = {
+
+def _extended(
+    request: runner.Request,
+    run: runner.Run,
+    asked: _Asked,
+    outcome: runner.Outcome,
+    vary: Mapping[str, Sequence[Varied]],
+    extensions: int,
+    progress: runner.Progress,
+) -> tuple[runner.Outcome, set[float]]:
+    """The outcome with the trials beyond an end where that was best, and their rates."""
+    extended: set[float] = set()
+    for _ in range(extensions):
+        if outcome.interrupted:
+            break
+        rows = asked.trials_in(outcome.metrics)
+        more = {place: [rate] for place, rate in beyond(rows, asked.steps).items() if place[1] not in vary}
+        if not more:
+            break
+        extended |= {rate for (rate,) in more.values()}
+        run.cells += asked.cells_at(lambda cell: more.get((cell.task, cell.estimator), []), {})  # noqa: B023 - called at once
+        progress.note(
+            "best at an end: " + ", ".join(f"{name} goes on at {rate:g}" for (_, name), (rate,) in more.items())
+        )
+        again = runner.measure(replace(request, resume=True), run, progress)
+        outcome = replace(again, reused=outcome.reused)
+    return outcome, extended
+
+
+def _choices(
+    run: runner.Run, asked: _Asked, rates: Mapping[str, Sequence[float]], rows: pd.DataFrame, extensions: int
+) -> dict[str, Any]:
+    """What tuned.json says."""
+    return {
+        "protocol": {
             "criterion": "reward - beta * KL on validation prompts at the last step, mean over seeds",
             "choice": "the maximum of a local quadratic along the logarithm of the rate",
             "extensions": extensions,
             "seeds": sorted(map(int, rows["seed"].unique())),
-        }
-        tasks = {}
-        for label, task in self.run.tasks.items():
-            mine, steps = rows[rows["task"] == label], self.steps[label]
-            tasks[label] = {
+        },
+        "tasks": {
+            label: {
                 "setting": task.setting,
-                "steps": steps,
-                "beta": task.beta,
-                "rates": sorted(set(mine["learning_rate"]) - set(further)),
-                "estimators": chosen(mine, steps),
-                "budgets": {str(budget): chosen(mine, budget, final=False) for budget in self.budgets[label]},
+                "steps": asked.steps[label],
+                "beta": asked.betas[label],
+                "rates": sorted(rates[label]),
+                "estimators": chosen(rows[rows["task"] == label], asked.steps[label]),
+                "budgets": {
+                    str(budget): chosen(rows[rows["task"] == label], budget, final=False)
+                    for budget in asked.budgets[label]
+                },
             }
-        return {"protocol": protocol, "tasks": tasks}
+            for label, task in run.tasks.items()
+        },
+    }
 
 
 def _trials(cell: Cell, rates: Sequence[float], varied: Sequence[Varied]) -> list[tuple[float, Cell]]:

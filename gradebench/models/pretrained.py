@@ -7,32 +7,25 @@ once when a model is loaded, because the families of the library differ in it an
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.cache_utils import DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging
 
 from gradebench.core.errors import InputError
-from gradebench.core.panics import Panicked, panics_raised, panics_silenced
-from gradebench.models.adapter_folders import with_adapter, without_adapter
+from gradebench.core.panics import panics_raised
 from gradebench.models.classifier_head import AUTO, Head, head_of
-from gradebench.models.declared import hold_against_weights, require_counts
 from gradebench.models.end_of_text import Ends
+from gradebench.models.model_folders import config_of, model_of, quiet, refused, tokenizer_of
 from gradebench.models.transformer import embed_tokens
-from gradebench.storage.hub import first_line, locate_model, trusts_remote_code
-
-# Noise of two ways through one model, relative to its largest output.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float64: 1e-9}
-_TRIED = 3  # tokens of the trial
-_TRIAL_TEXT = "A film, naïve but good!"
+from gradebench.models.trial import trial_features, try_policy, try_reward
+from gradebench.storage.hub import locate_model
 
 
 class PretrainedVocabulary:
@@ -195,7 +188,7 @@ def load_policy(
     """
     folder = locate_model(name_or_path).folder
     with quiet(), refused(name_or_path, "a policy"):
-        config = _config(folder, name_or_path)
+        config = config_of(folder, name_or_path)
         named = getattr(config, "architectures", None) or []
         own_code = getattr(config, "auto_map", None)
         if named and not set(named) & _causal_architectures() and not own_code:
@@ -233,7 +226,7 @@ def load_reward(
     """
     folder = locate_model(name_or_path).folder
     with quiet(), refused(name_or_path, "a reward"):
-        config = _config(folder, name_or_path)
+        config = config_of(folder, name_or_path)
         tokenizer = tokenizer_of(folder, name_or_path)
         own = PretrainedVocabulary(tokenizer)
         check_same_tokens(name_or_path, own, vocabulary)
@@ -316,108 +309,6 @@ def check_same_tokens(name_or_path: str, own: Any, policy: Any) -> None:
     )
 
 
-@torch.no_grad()
-def trial_features(policy: PretrainedPolicy) -> int:
-    """Width D of the features, which configurations don't tell reliably."""
-    first = torch.zeros(1, 1, dtype=torch.int64, device=next(policy.parameters()).device)
-    return int(policy(policy.embed(first))[1].shape[-1])
-
-
-def try_policy(policy: PretrainedPolicy) -> None:
-    """Raises ValueError unless the policy is causal, continues from its cache, doesn't read padding, and can be
-    differentiated twice."""
-    ids = _trial_ids(policy.model, policy.categories)
-    one_hots = _one_hots(policy.model, ids, policy.categories)
-    whole, _, cache = policy(policy.embed(one_hots))
-    if not hasattr(cache, "layers"):
-        raise ValueError("it isn't causal, or keeps no cache of keys and values")
-    by_ids = policy.model(input_ids=ids).logits[..., : policy.categories]
-    _check_close(whole, by_ids, "it reads embeddings in another way than tokens")
-    steps: list[Tensor] = []
-    cache = None
-    for t in range(_TRIED):
-        logits, _, cache = policy(policy.embed(one_hots[:, t : t + 1]), cache)
-        steps.append(logits)
-    _check_close(torch.cat(steps, 1), whole, "it isn't causal, or doesn't continue from its cache")
-    behind = policy.embed(torch.cat([one_hots[:, :1], one_hots], 1))
-    padded, _, _ = policy(behind, pads=torch.ones(1, dtype=torch.int64))
-    _check_close(padded[:, 1:], whole, "it reads the padding before a text")
-    _differentiate_twice(steps[-1], one_hots)
-
-
-def try_reward(reward: PretrainedReward, categories: int) -> None:
-    """Raises ValueError unless the reward reads embeddings as it reads tokens and can be differentiated twice."""
-    ids = _trial_ids(reward.model, categories)
-    one_hots = _one_hots(reward.model, ids, categories)
-    by_embeddings = reward.model(inputs_embeds=reward.embed(one_hots)).logits
-    _check_close(by_embeddings, reward.model(input_ids=ids).logits, "it reads embeddings in another way than tokens")
-    whole = reward(reward.embed(one_hots))
-    keep = torch.ones(1, len(ids[0]) + 1).index_fill_(1, torch.tensor([len(ids[0])]), 0)
-    longer = reward.embed(torch.cat([one_hots, one_hots[:, :1]], 1))
-    _check_close(reward(longer, keep), whole, "it reads what follows the end of a text")
-    _differentiate_twice(whole, one_hots)
-
-
-def _trial_ids(model: nn.Module, categories: int) -> Tensor:
-    """The last ids (1, L) but the padding token's, after which a classifier may look."""
-    padding = model.config.get_text_config().pad_token_id  # type: ignore[union-attr, operator]
-    return torch.tensor([[i for i in range(categories) if i != padding][-_TRIED:]])
-
-
-def _one_hots(model: nn.Module, ids: Tensor, categories: int) -> Tensor:
-    return functional.one_hot(ids, categories).to(next(model.parameters()).dtype).requires_grad_()
-
-
-def _check_close(a: Tensor, b: Tensor, otherwise: str) -> None:
-    tolerance = max(_TOLERANCE[a.dtype], _TOLERANCE[b.dtype])
-    if not (a - b).abs().max() <= tolerance * max(1.0, float(b.detach().abs().max())):  # so that NaN is refused
-        raise ValueError(otherwise)
-
-
-def _differentiate_twice(value: Tensor, by: Tensor) -> None:
-    """Raises RuntimeError where a kernel has no second derivative, or writes over what the first one needs."""
-    (first,) = torch.autograd.grad(value.square().sum(), by, create_graph=True)
-    torch.autograd.grad(first.square().sum(), by)
-
-
-def _config(folder: Path, name_or_path: str) -> Any:
-    require_counts(folder, name_or_path)
-    return AutoConfig.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
-
-
-def tokenizer_of(folder: Path, name_or_path: str) -> Any:
-    """The folder's tokenizer, tried out: a broken one may panic when it is loaded or when it is used."""
-    require_counts(folder, name_or_path)  # the library reads the configuration here too
-    with panics_silenced():
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
-        tokenizer.batch_decode([tokenizer(_TRIAL_TEXT)["input_ids"]])
-    return tokenizer
-
-
-def model_of(auto: Any, folder: Path, name_or_path: str, kind: str, dtype: torch.dtype) -> Any:
-    """The model with the folder's weights, none left out; refuses weights that aren't those of its configuration.
-
-    A LoRA adapter of a language model that lies beside them is added to them.
-    """
-    config = _config(folder, name_or_path)
-    if not getattr(config, "auto_map", None):  # code of its own says more than a configuration
-        hold_against_weights(auto, config, folder, name_or_path, kind)
-    with without_adapter(folder) as bare:
-        model, report = auto.from_pretrained(
-            bare,
-            trust_remote_code=trusts_remote_code(),
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=dtype,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise InputError(f"{name_or_path}: not {kind}, its weights lack {missing[0]}; give one")
-    return with_adapter(model, folder, name_or_path, "CAUSAL_LM" if auto is AutoModelForCausalLM else "SEQ_CLS")
-
-
 def _causal_architectures() -> set[str]:
     names: set[str] = set()
     for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
@@ -440,34 +331,3 @@ def _check_rows(name_or_path: str, model: Any, tokens: int) -> None:
     rows = len(model.get_input_embeddings().weight)
     if rows < tokens:
         raise InputError(f"{name_or_path}: its tokenizer has {tokens:,} ids and its model embeds {rows:,}; mend one")
-
-
-@contextmanager
-def refused(name_or_path: str, role: str) -> Iterator[None]:
-    """Turns whatever a library raises about a model into one line."""
-    try:
-        with panics_raised():
-            yield
-    except Panicked as error:
-        raise InputError(f"{name_or_path}: can't serve as {role}: {error}") from error
-    except InputError:
-        raise
-    except Exception as error:  # configurations, tokenizers and weights each fail with kinds of their own
-        if "trust_remote_code" in str(error):
-            advice = "read it, and give --trust-remote-code if you trust it"
-            raise InputError(f"{name_or_path}: {role} that needs code of its own to be run; {advice}") from error
-        raise InputError(f"{name_or_path}: can't serve as {role}: {first_line(error)}; give another model") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps bars and reports of the library off the terminal; what matters in them is checked here."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        restore: Callable[[], None] = logging.enable_progress_bar if bars else logging.disable_progress_bar
-        restore()

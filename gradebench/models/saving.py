@@ -34,9 +34,9 @@ def save_policy(policy: Any, vocabulary: Any, folder: Path) -> None:
             vocabulary.save(folder / TOKENIZER)
         return
     model = policy.merged() if hasattr(policy, "merged") else policy.model
-    from gradebench.models import pretrained  # the library of models takes seconds to load
+    from gradebench.models import model_folders  # the library of models takes seconds to load
 
-    with pretrained.quiet():
+    with model_folders.quiet():
         model.save_pretrained(folder)
         vocabulary.tokenizer.save_pretrained(folder)
 

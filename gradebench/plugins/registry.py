@@ -18,8 +18,7 @@ import numbers
 import os
 import re
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -27,10 +26,10 @@ from types import ModuleType
 from typing import Any
 
 from gradebench.core.errors import InputError
-from gradebench.core.interrupts import is_users
 from gradebench.core.options import RATE_LIKE, Option, bind, label, parse_spec
+from gradebench.plugins.plugin_files import kept, module_of, one_line
 from gradebench.plugins.plugin_source import Facts, read_facts
-from gradebench.plugins.source_digest import FILE, source_digest, with_declared
+from gradebench.plugins.source_digest import source_digest, with_declared
 
 KINDS = ("estimators", "tasks")
 # The class that what a plugin builds must be of. Named, not imported: listing must not wait for torch.
@@ -188,7 +187,7 @@ def load(kind: str, name: str) -> Plugin:
     if shape is None:
         raise InputError(f"{what} is broken: {_MISSHAPEN.format(point.value)}")
     foreign = "" if _is_builtin(point) else shape[0].partition(".")[0]
-    with _one_line(f"{what} can't be imported"), contextlib.nullcontext() if not foreign else kept(what, foreign):
+    with one_line(f"{what} can't be imported"), contextlib.nullcontext() if not foreign else kept(what, foreign):
         module = importlib.import_module(shape[0])
     try:
         factory = functools.reduce(getattr, shape[1].split("."), module)
@@ -212,7 +211,7 @@ def load_file(path: str, name: str) -> Plugin:
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror}") from error
     digest = hashlib.sha256(content).hexdigest()
-    module = _module_of(file.resolve(), content, digest)
+    module = module_of(file.resolve(), content, digest)
     if not hasattr(module, name):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
         raise InputError(f"{path} has no object {name!r}; it defines {', '.join(own) or 'nothing'}")
@@ -226,97 +225,6 @@ def declared(module: ModuleType, factory: Any) -> list[str]:
     """What a plugin says it depends on, in `depends_on` of its module and of its class or function."""
     both = [getattr(module, "depends_on", ()), getattr(factory, "depends_on", ())]
     return [name for names in both for name in ([names] if isinstance(names, str) else names)]
-
-
-def _module_of(file: Path, content: bytes, digest: str) -> ModuleType:
-    """The file as a module in `sys.modules`, where dataclasses and pickle look for the classes defined in it."""
-    name = f"{FILE}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
-    loaded = sys.modules.get(name)
-    if loaded is not None and getattr(loaded, "__gradebench_digest__", None) == digest:
-        return loaded
-    spec = importlib.util.spec_from_file_location(name, file, loader=_ExactLoader(file, content))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        with _one_line(f"{file} can't be run"), kept(str(file), str(file)), _beside(file.parent):
-            spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    vars(module)["__gradebench_digest__"] = digest
-    return module
-
-
-class _ExactLoader(importlib.abc.SourceLoader):
-    """Runs the very bytes of the digest: a cached .pyc is stale after an edit within the same second."""
-
-    def __init__(self, file: Path, content: bytes):
-        self.file = file
-        self.content = content
-
-    def get_filename(self, fullname: str) -> str:
-        return str(self.file)
-
-    def get_data(self, path: str) -> bytes:
-        return self.content
-
-
-@contextlib.contextmanager
-def _beside(folder: Path) -> Iterator[None]:
-    """The modules in the folder are found first, as they are by a script; one that was loaded from beside another file
-    under the same name is another module."""
-    others = _folders - {folder}
-    for name, module in list(sys.modules.items()):
-        place = getattr(module, "__file__", None)
-        beside = {Path(place).parent, Path(place).parent.parent} if place else set()
-        if (
-            beside & others
-            and not name.startswith(FILE)
-            and importlib.machinery.PathFinder.find_spec(name.partition(".")[0], [str(folder)])
-        ):
-            del sys.modules[name]
-    _folders.add(folder)
-    importlib.invalidate_caches()
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
-_folders: set[Path] = set()  # of the files that were run
-
-
-@contextlib.contextmanager
-def kept(what: str, foreign: str) -> Iterator[None]:
-    """What belongs to the whole process stays as it is while a plugin is imported."""
-    from gradebench.core.global_state import ALL, put_back, say
-    from gradebench.plugins import patches  # here, because it imports torch
-
-    snapshot = patches.Snapshot()
-    try:
-        with put_back(what, ALL):
-            yield
-    finally:
-        if names := snapshot.undo(foreign):
-            patches.imported[foreign] = names
-            say(
-                f"{what} replaced {', '.join(names)} for the whole process; they were put back, and its cells will fail"
-            )
-
-
-@contextlib.contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Turn whatever a plugin's code raises into an InputError with the last line of it."""
-    try:
-        yield
-    except BaseException as error:
-        if is_users(error):
-            raise
-        lines = "".join(traceback.format_exception_only(error)).split("\n")
-        where = f" ({error.filename}, line {error.lineno})" if isinstance(error, SyntaxError) else ""
-        raise InputError(f"{what}: {[line for line in lines if line.strip()][-1].strip()}{where}") from error
 
 
 def _registered(kind: str) -> dict[str, list[EntryPoint]]:

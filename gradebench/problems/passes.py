@@ -1,4 +1,4 @@
-"""What the policy gave for the tokens that it has read or drawn last, kept while nothing of it is stale."""
+"""The last pass of the policy over tokens, and its last draw, kept until they are stale."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -86,7 +86,7 @@ class Rolled(NamedTuple):
 
     y: Tensor  # (n, B, T, V)
     ids: Tensor | None  # (n, B, T) of one-hots
-    passed: Passed  # the policy's pass over it, which it was drawn by
+    passed: Passed  # the policy's pass that it was drawn by
     feedback: Feedback | None = None
 
 

@@ -20,7 +20,7 @@ from gradebench.core.interrupts import is_users
 from gradebench.core.panics import Panicked, panics_raised
 from gradebench.models.classifier_head import AUTO, Head, head_of
 from gradebench.models.end_of_text import Ends
-from gradebench.plugins import registry
+from gradebench.plugins import plugin_files, registry
 from gradebench.plugins.source_digest import source_digest, with_declared
 from gradebench.rewards.answers import Refused, numbers_of
 from gradebench.storage.hub import first_line, locate_model
@@ -167,7 +167,7 @@ def load_function(text: str) -> RewardFunction:
         loaded, digest, label = plugin.factory, plugin.digest, plugin.name
     else:
         try:
-            with registry.kept(f"reward {text}", code_of(text)):
+            with plugin_files.kept(f"reward {text}", code_of(text)):
                 module = importlib.import_module(place)
             loaded, label = getattr(module, name), text
         except BaseException as error:
@@ -191,13 +191,13 @@ def load_text_classifier(name_or_path: str, label: str = AUTO, activation: str =
     # The library of models takes seconds to load.
     from transformers import AutoModelForSequenceClassification
 
-    from gradebench.models import pretrained
+    from gradebench.models import model_folders
 
     folder = locate_model(name_or_path).folder
-    with pretrained.quiet(), pretrained.refused(name_or_path, "a reward"):
-        tokenizer = pretrained.tokenizer_of(folder, name_or_path)
+    with model_folders.quiet(), model_folders.refused(name_or_path, "a reward"):
+        tokenizer = model_folders.tokenizer_of(folder, name_or_path)
         kind = "a sequence classifier"
-        model = pretrained.model_of(AutoModelForSequenceClassification, folder, name_or_path, kind, torch.float32)
+        model = model_folders.model_of(AutoModelForSequenceClassification, folder, name_or_path, kind, torch.float32)
         head = head_of(model.config, name_or_path, label, activation)
         text_config = model.config.get_text_config()
         reads_last = hasattr(model, "score") and text_config.pad_token_id is None and tokenizer.pad_token is None
@@ -217,11 +217,11 @@ def load_text_classifier(name_or_path: str, label: str = AUTO, activation: str =
 
 def shares_tokens(name_or_path: str, vocabulary: Any) -> bool:
     """Whether the ids of a model's tokenizer mean the policy's tokens."""
-    from gradebench.models import pretrained
+    from gradebench.models import model_folders
 
     folder = locate_model(name_or_path).folder
-    with pretrained.quiet(), pretrained.refused(name_or_path, "a reward"):
-        return pretrained.tokenizer_of(folder, name_or_path).get_vocab() == vocabulary.tokenizer.get_vocab()
+    with model_folders.quiet(), model_folders.refused(name_or_path, "a reward"):
+        return model_folders.tokenizer_of(folder, name_or_path).get_vocab() == vocabulary.tokenizer.get_vocab()
 
 
 def _asked(function: Callable[..., Any]) -> list[str]:

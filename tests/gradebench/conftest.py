@@ -79,11 +79,11 @@ def tiny():
 @pytest.fixture
 def few_draws(monkeypatch):
     """As few evaluations and probes as still give every kind of row."""
-    from gradebench.experiment import runner
+    from gradebench.experiment import preparing, runner
 
-    plan = partial(runner.Plan, evaluations=1, warm_up=1)
-    plan.probe_draws, plan.reference_draws = 4, 2  # what the runner reads from the class
-    monkeypatch.setattr(runner, "Plan", plan)
+    plan = partial(preparing.Plan, evaluations=1, warm_up=1)
+    plan.probe_draws, plan.reference_draws = 4, 2  # what a run reads from the class
+    monkeypatch.setattr(preparing, "Plan", plan)
     monkeypatch.setattr(runner, "Request", partial(runner.Request, checkpoints=2))
 
 

@@ -17,9 +17,9 @@ NAN_REVIEW = "a film of many words "
 @pytest.fixture
 def in_process(in_process, monkeypatch):
     """As everywhere, with few draws in `run`, which has no option for them."""
-    from gradebench.experiment import runner
+    from gradebench.experiment.plan import Plan
 
-    monkeypatch.setattr(runner.Plan, "probe_draws", 4, raising=False)
+    monkeypatch.setattr(Plan, "probe_draws", 4, raising=False)
 
 
 @pytest.fixture

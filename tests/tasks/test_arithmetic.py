@@ -10,7 +10,8 @@ import torch
 
 from gradebench import InputError, Unsupported
 from gradebench.core.sampling import generator
-from gradebench.experiment import harness
+from gradebench.experiment import cell_setup, training
+from gradebench.experiment.loaded import set_parameters
 from gradebench.experiment.plan import Plan
 from gradebench.experiment.training import Trainer
 from gradebench.kit.language_model_task import PRETRAINED_LEARNING_RATE
@@ -103,7 +104,7 @@ def test_relaxations_are_skipped_with_the_reason(task):
     plan = Plan("run", "", "cpu", 2, 8, 0.1)
     for name in ("grade", "grade-ste", "rebar"):
         with pytest.raises(Unsupported, match="right or wrong, which has no derivative"):
-            harness.make_estimator(name, task, plan)
+            cell_setup.make_estimator(name, task, plan)
 
 
 @pytest.mark.parametrize("name", ["rloo", "reinforce"])
@@ -112,15 +113,15 @@ def test_score_functions_learn_to_answer(task, name):
     before = task.evaluate("train", generator(CPU, "evaluation"))["reward"]
     gains = []
     for seed in range(3):
-        harness.set_parameters(task, {f"parameter_{i}": p for i, p in enumerate(start)})
+        set_parameters(task, {f"parameter_{i}": p for i, p in enumerate(start)})
         plan = Plan("run", "", "cpu", 40, 64, 3e-3)
-        estimator = harness.make_estimator(name, task, plan).train()
+        estimator = cell_setup.make_estimator(name, task, plan).train()
         trainer, rng = Trainer(estimator, task, plan, 3e-3), generator(CPU, seed)
-        for index, _ in zip(harness.batches(task, plan, estimator.n, seed), range(plan.steps), strict=False):
+        for index, _ in zip(training.batches(task, plan, estimator.n, seed), range(plan.steps), strict=False):
             trainer.step(task.problem("train", index), rng)
         hard = [task.evaluate("train", generator(CPU, "evaluation", i))["reward"] for i in range(8)]
         gains.append(sum(hard) / len(hard) - before)
-    harness.set_parameters(task, {f"parameter_{i}": p for i, p in enumerate(start)})
+    set_parameters(task, {f"parameter_{i}": p for i, p in enumerate(start)})
     assert min(gains) > 0.15, (before, gains)
 
 

@@ -17,7 +17,8 @@ import torch
 from gradebench import InputError, Unsupported
 from gradebench.core.estimator import Estimator
 from gradebench.core.sampling import generator
-from gradebench.experiment import harness
+from gradebench.experiment import cell_setup, harness
+from gradebench.experiment.loaded import worker
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.kit import making
 from gradebench.kit.language_model_task import PRETRAINED_LEARNING_RATE
@@ -195,10 +196,10 @@ def held_to_what_a_text_reward_allows(task, spec):
     for name in MISSION:
         if name in NEED_A_DERIVATIVE:
             with pytest.raises(Unsupported, match=rf"{name} needs soft_reward, .*reward={re.escape(spec)} reads texts"):
-                harness.make_estimator(name, task, plan)
+                cell_setup.make_estimator(name, task, plan)
             continue
         problem = task.problem("train", torch.arange(8))
-        estimate = harness.make_estimator(name, task, plan).gradient(problem, generator(CPU, name))
+        estimate = cell_setup.make_estimator(name, task, plan).gradient(problem, generator(CPU, name))
         assert sum(float(gradient.abs().sum()) for gradient in estimate.grad) > 1e-4
 
 
@@ -308,7 +309,7 @@ def test_the_trained_policy_of_a_cell_is_kept_and_serves_as_policy(corpus, folde
     assert not list(tmp_path.glob("cells/*/policy"))
     assert harness.run_cell(replace(plan, save_policies=True), cell, "key") == ("ok", "")
     (folder,) = tmp_path.glob("cells/*/policy")
-    trained = harness.loaded_task(plan, cell).policy  # at its start again
+    trained = worker.task(plan, cell).policy  # at its start again
     kept = loaded(corpus, policy=folder)
     ids = torch.arange(3, 9)[None]
     with torch.no_grad():

@@ -10,7 +10,7 @@ from gradebench import InputError
 from gradebench.analysis import claims, curves, frontier, instances, multi_task, provenance, tables
 from gradebench.analysis.provenance import Ran, Rate, comparable, together
 from gradebench.core import schema
-from gradebench.experiment import harness
+from gradebench.experiment import cell_setup
 from gradebench.experiment.plan import Plan
 from gradebench.plugins import registry
 
@@ -28,7 +28,7 @@ def rate_of(spec, record=None, setting="kl=0", **plan):
             return record if estimator == "rloo" else None
 
     facts = {"run_id": "run", "out": ".", "device": "cpu", "batch": 8, "setting": setting}
-    return harness.learning_rate_of(Recorded(), Plan(**facts, **({"steps": 40} | plan)), spec)
+    return cell_setup.learning_rate_of(Recorded(), Plan(**facts, **({"steps": 40} | plan)), spec)
 
 
 @pytest.mark.parametrize(

@@ -398,7 +398,7 @@ class OwnNoise(RightPath):
 @pytest.mark.parametrize(("make", "road"), [(SaysHard, "recorded"), (OwnNoise, "parallel")])
 def test_a_path_that_is_wrong_as_training_differentiates_it_alone_is_caught(make, road, monkeypatch):
     assert f"the {road} way" in failures(make, "pathwise")["pathwise"].detail
-    monkeypatch.setattr(statistical, "ROADS", ())
+    monkeypatch.setattr(statistical, "MODES", ())
     assert not failures(make, "pathwise")  # on the plain road there is nothing to see
 
 

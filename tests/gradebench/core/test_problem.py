@@ -8,6 +8,7 @@ from gradebench.core.estimator import NEEDS, FunctionEstimator, score
 from gradebench.core.problem import Ledger, RolloutHints
 from gradebench.core.sampling import generator
 from gradebench.core.view import Guarded
+from gradebench.plugins import registry
 
 
 @pytest.fixture
@@ -177,6 +178,21 @@ def test_what_rollout_is_told_unnamed_counts_and_is_warned_of(tiny_problem):
         with pytest.warns(DeprecationWarning, match="together="):
             problem.rollout(None, 1, *unnamed, **({} if len(unnamed) == 3 else {"hard": True}))
     assert seen == [RolloutHints(True, rng, True)] * 3
+
+
+def test_a_problem_that_defines_rollout_itself_serves_as_before(problem):
+    class Old(type(problem)):
+        def rollout(self, relax, n, together=False, rng=None, hard=False):
+            return super().relaxed_draws(relax, n, None)
+
+        def relaxed_draws(self, relax, n, hints):
+            raise AssertionError("its own rollout is called")
+
+    found = []
+    for one in (problem, Old(problem.weight, problem.of)):
+        estimate = registry.resolve("estimators", "grade").create().gradient(one, generator("cpu", 0))
+        found.append(estimate.grad[0])
+    assert torch.equal(*found)
 
 
 def test_everything_else_passes_the_guard(problem):

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from gradebench.core.shown import utf8
-from gradebench.experiment import harness
+from gradebench.experiment import cell_files, harness, references
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.storage import records
 
@@ -32,8 +32,8 @@ def ran(tmp_path, tiny):
     def call(spec, own=False):
         foreign = (tiny().partition(":")[0], "" if own else str(FILE))
         cell = Cell("tiny", tiny(), {"kl": 0.0}, spec, spec, 0, foreign=foreign)
-        if not harness.checkpoint_file(plan, cell, 0).is_file():
-            harness.reference_cell(plan, cell, 0)
+        if not cell_files.checkpoint_file(plan, cell, 0).is_file():
+            references.reference_cell(plan, cell, 0)
         said = harness.run_cell(plan, cell, "key", {"task": {}, "estimator": {}})
         folder = tmp_path / "cells" / cell.id
         ended = records.read_ended(folder)

@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradebench.experiment import cells, harness
+from gradebench.experiment import cell_files, cells, harness, probe
 from gradebench.experiment.plan import Cell, Plan
+from gradebench.experiment.references import reference_cell
 from gradebench.measurement.gradient_columns import COLUMNS, gradient_columns
 from gradebench.measurement.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
 from gradebench.measurement.moments import Moments, Reference
@@ -143,9 +145,9 @@ def cell_of(tiny):
 
 def run(plan, cell, references=True):
     """Status and reason of a cell, its rows, its probes, and whether a later command leaves it as it is."""
-    for number in range(len(harness.checkpoint_steps(plan)) if references else 0):
-        harness.reference_cell(plan, cell, number)
-    folder = harness.Path(plan.out) / "cells" / cell.id
+    for number in range(len(cell_files.checkpoint_steps(plan)) if references else 0):
+        reference_cell(plan, cell, number)
+    folder = Path(plan.out) / "cells" / cell.id
     records.forget_cell(folder)
     status, reason = harness.run_cell(plan, cell, "key")
     probes = pd.read_feather(folder / records.PROBES) if (folder / records.PROBES).exists() else pd.DataFrame()
@@ -156,25 +158,25 @@ def fails(*arguments, **options):
     raise OverflowError("math range error")
 
 
-@pytest.mark.parametrize("part", ["moments_of", "gradient_metrics", "_shared_checkpoint", "summaries"])
+@pytest.mark.parametrize("part", ["moments_of", "gradient_metrics", "shared_checkpoint", "summaries"])
 def test_a_probe_that_fails_leaves_the_training_ok(plan, cell_of, monkeypatch, part):
     whole = run(plan, cell_of())
     assert whole[:2] == ("ok", "") and whole[4]
-    monkeypatch.setattr(harness, part, fails)
+    monkeypatch.setattr(probe, part, fails)
     status, reason, rows, probes, finished = run(plan, cell_of(), references=False)
     assert (status, reason) == ("ok", "no gradient probes: OverflowError: math range error")
     assert set(rows["status"]) == {"ok"} and probes.empty and not finished
     trained = whole[2][whole[2]["phase"] != "probe"]
     assert len(rows) == len(trained)
     pd.testing.assert_series_equal(rows["metric"], trained["metric"].reset_index(drop=True))
-    folder = harness.Path(plan.out) / "cells" / cell_of().id
+    folder = Path(plan.out) / "cells" / cell_of().id
     assert "Traceback" in (folder / "error.txt").read_text()
     assert json.loads((folder / records.ENDED).read_text())["reason"] == reason
 
 
 @pytest.mark.parametrize(("part", "what"), [("costs_of", "the costs"), ("by_call", "the calls"), ("_probe_batch_sizes", "smaller batches")])  # fmt: skip
 def test_a_part_of_a_probe_that_fails_leaves_the_others(plan, cell_of, monkeypatch, part, what):
-    monkeypatch.setattr(harness, part, fails)
+    monkeypatch.setattr(probe, part, fails)
     status, reason, rows, probes, _ = run(replace(plan, train=False, details=True), cell_of("ppo"))
     assert status == "ok" and what in reason and "OverflowError" in reason
     assert set(rows["status"]) == {"ok"} and {0, 2} == set(probes["step"])
@@ -186,7 +188,7 @@ def test_a_full_disk_is_no_diagnostic(plan, cell_of, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(harness, "summaries", full)
+    monkeypatch.setattr(probe, "summaries", full)
     with pytest.raises(OSError, match="No space"):
         run(plan, cell_of())
 
@@ -220,12 +222,12 @@ def test_draws_that_arent_finite_make_an_empty_probe_with_its_reason(plan, cell_
 
 
 def test_probes_along_each_estimators_own_trajectory_need_no_reference_trajectory(command, tiny, tmp_path, in_process, monkeypatch):  # fmt: skip
-    monkeypatch.setattr(harness, "_reference_cell", fails)
-    probe = ("probe", "-t", tiny(), "-e", "reinforce", "--steps", 2, "--draws", 4)
-    assert command(*probe, "--along", "own", "--out", tmp_path / "own")[0] == 0
+    monkeypatch.setattr("gradebench.experiment.references._reference_cell", fails)
+    command_line = ("probe", "-t", tiny(), "-e", "reinforce", "--steps", 2, "--draws", 4)
+    assert command(*command_line, "--along", "own", "--out", tmp_path / "own")[0] == 0
     assert set(pd.read_csv(tmp_path / "own" / "probes.csv")["along"]) == {"own"}
     assert not list(tmp_path.glob("own/cells/*reference*"))
-    status, _, said = command(*probe, "--out", tmp_path / "shared")
+    status, _, said = command(*command_line, "--out", tmp_path / "shared")
     assert status == 1 and "the reference gradient failed: OverflowError: math range error" in said
 
 

@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 import pandas as pd
 import pytest
 
-from gradebench.experiment import facts, repeat, runner
-from gradebench.experiment.plan import Plan
+from gradebench.experiment import facts, repeat
+from gradebench.experiment.plan import Cell, Plan
 
 TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
 ITEMS = [("tasks", item.name) for item in facts.TASK if item.name != "setting"]  # which stands in the rows
@@ -44,7 +44,7 @@ def changed(value):
 
 def test_every_field_of_a_plan_is_listed_or_has_a_reason_not_to_be(tiny):
     """Read through a plan that tells what was read of it."""
-    cell = runner.Cell("t", tiny(), {}, "rloo", "rloo", 0)
+    cell = Cell("t", tiny(), {}, "rloo", "rloo", 0)
     read = set()
 
     class Telling:
@@ -63,7 +63,7 @@ def test_every_field_of_a_plan_is_listed_or_has_a_reason_not_to_be(tiny):
 
 
 def test_each_item_changes_the_key_and_all_but_steps_and_probes_that_of_a_training():
-    cell = runner.Cell("t", "t", {}, "rloo", "rloo", 0)
+    cell = Cell("t", "t", {}, "rloo", "rloo", 0)
     known = {
         "task": {item.name: 1 for item in facts.TASK},
         "estimator": {item.name: 1 for item in facts.ESTIMATOR},
@@ -217,7 +217,7 @@ def test_the_printed_commands_of_parts_of_several_seeds_and_rates_give_every_val
 
 
 def test_what_was_settled_is_spelled_out(tiny):
-    cell = runner.Cell("t", tiny("TinyTask"), {"kl": 0.5}, "rloo", "rloo", 0)
+    cell = Cell("t", tiny("TinyTask"), {"kl": 0.5}, "rloo", "rloo", 0)
     assert repeat._settled(cell, tiny("TinyTask")) == tiny("TinyTask:kl=0.5")
     assert repeat._settled(replace(cell, task_options={"kl": 0.0}), "spec") == "spec"
 

@@ -9,15 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-from gradebench import Estimate
+from gradebench import Estimate, Estimator
 from gradebench.core import schema
 from gradebench.core.problem import Ledger
 from gradebench.core.sampling import generator
-from gradebench.experiment import facts, harness, loaded
+from gradebench.experiment import cell_files, cell_setup, facts, harness, loaded, references, train, training
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.experiment.training import Trainer
+from gradebench.measurement.moments import Reference
 from gradebench.plugins import registry
-from gradebench.storage import records
+from gradebench.storage import records, sealed
 
 
 @pytest.fixture
@@ -39,12 +40,12 @@ def cell_of(tiny):
 
 @pytest.fixture
 def task(plan, cell_of):
-    return harness.loaded_task(plan, cell_of())
+    return loaded.worker.task(plan, cell_of())
 
 
 def ended(plan, cell):
     """Status and reason of the cell, and the rows that it left."""
-    loaded.forget()
+    loaded.worker.forget()
     status, reason = harness.run_cell(plan, cell, "key")
     return status, reason, pd.read_feather(f"{plan.out}/cells/{cell.id}/metrics.arrow")
 
@@ -55,15 +56,15 @@ def numbers(rows):
 
 
 def trained(plan, cell):
-    task = harness.loaded_task(plan, cell)
-    record = records.CellRecord(harness.identity_of(plan, cell))
-    harness.train(harness.make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record)
+    task = loaded.worker.task(plan, cell)
+    record = records.CellRecord(cell_setup.identity_of(plan, cell))
+    train.train(cell_setup.make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record)
     return record.frame("ok")
 
 
 def write_references(plan, cell):
-    for number in range(len(harness.checkpoint_steps(plan))):
-        harness.reference_cell(plan, cell, number)
+    for number in range(len(cell_files.checkpoint_steps(plan))):
+        references.reference_cell(plan, cell, number)
 
 
 # --- common random numbers --------------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ def test_estimators_of_a_seed_start_from_the_same_evaluation(plan, cell_of):
 
 
 def test_every_estimator_of_a_seed_reads_the_same_order_of_prompts(task, plan):
-    single, four = (harness.batches(task, plan, n, seed=7) for n in (1, 4))
+    single, four = (training.batches(task, plan, n, seed=7) for n in (1, 4))
     for _ in range(10):
         window = next(single)
         assert len(window) == plan.batch
@@ -98,16 +99,16 @@ def test_every_estimator_of_a_seed_reads_the_same_order_of_prompts(task, plan):
 
 
 def test_an_epoch_of_windows_holds_every_prompt_once(task, plan):
-    windows = harness.batches(task, plan, 1, seed=7)
+    windows = training.batches(task, plan, 1, seed=7)
     size = task.sizes["train"]
     first, second = (torch.cat([next(windows) for _ in range(size // plan.batch)]) for _ in range(2))
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(size))
     assert not torch.equal(first, second)
-    assert not torch.equal(first[: plan.batch], next(harness.batches(task, plan, 1, seed=8)))
+    assert not torch.equal(first[: plan.batch], next(training.batches(task, plan, 1, seed=8)))
 
 
 def test_a_batch_larger_than_the_prompts_repeats_them(task, plan):
-    window = next(harness.batches(task, replace(plan, batch=80), 1, seed=0))
+    window = next(training.batches(task, replace(plan, batch=80), 1, seed=0))
     counts = torch.bincount(window, minlength=32)
     assert len(window) == 80 and counts.min() >= 2 and counts.max() <= 3
 
@@ -144,7 +145,7 @@ def test_a_number_of_evaluations_is_spread_evenly(plan, steps, expected):
 def test_the_objective_is_the_reward_less_beta_times_the_divergence(plan, cell_of):
     cell = cell_of(kl=0.1)
     rows = trained(plan, cell)
-    task = harness.loaded_task(plan, cell)
+    task = loaded.worker.task(plan, cell)
     wide = rows[rows["phase"] == "evaluation"].pivot_table(index=["split", "step"], columns="metric", values="value")
     assert task.beta == 0.1
     assert (wide["objective"] - wide["reward"] + task.beta * wide["kl"]).abs().max() < 1e-12
@@ -225,9 +226,9 @@ def test_an_estimators_own_trajectory_is_its_training(plan, cell_of, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", watched)
         trained(plan, cell)
-    task = harness.loaded_task(plan, cell)
-    for number, steps in enumerate(harness.checkpoint_steps(plan)[:2]):
-        trainer, reference = harness._own_checkpoint(task, plan, cell, number)
+    task = loaded.worker.task(plan, cell)
+    for number, steps in enumerate(cell_files.checkpoint_steps(plan)[:2]):
+        trainer, reference = references.own_checkpoint(task, plan, cell, number)
         assert all(torch.equal(p, q) for p, q in zip(task.params, seen[steps], strict=True))
         assert trainer.estimator.state_dict().keys() == {"calls"} and reference.exact
 
@@ -242,9 +243,9 @@ def test_a_run_of_one_step_has_two_checkpoints(plan, cell_of):
 
 def stored_reference(plan, cell, task, number=0):
     """The reference of a checkpoint as a cell reads it, its parameters in the task."""
-    stored = harness.sealed.read(harness.checkpoint_file(plan, cell, number))[0]
-    harness.set_parameters(task, stored)
-    return harness.Reference.of_tensors(stored, harness._sizes(task))
+    stored = sealed.read(cell_files.checkpoint_file(plan, cell, number))[0]
+    loaded.set_parameters(task, stored)
+    return Reference.of_tensors(stored, references.sizes_of(task))
 
 
 def test_the_reference_is_the_exact_gradient_where_the_task_knows_it(plan, cell_of, task, exact_gradient):
@@ -264,7 +265,7 @@ def test_seeds_share_the_parameters_of_a_checkpoint_and_not_the_noise_of_its_gra
     write_references(plan, cell_of(seed=6))
     for number in range(3):
         one, *others = (
-            harness.sealed.read(harness.checkpoint_file(plan, cell_of(seed=seed), number))[0] for seed in (0, 5, 6)
+            sealed.read(cell_files.checkpoint_file(plan, cell_of(seed=seed), number))[0] for seed in (0, 5, 6)
         )
         for other in others:
             assert all(torch.equal(one[name], other[name]) for name in one if name.startswith("parameter_"))
@@ -325,7 +326,7 @@ def test_probing_freezes_the_estimator_and_forgets_the_trained_parameters(
 # --- a step -----------------------------------------------------------------------------------------------------
 
 
-class Learner(harness.Estimator):
+class Learner(Estimator):
     """Returns a gradient of our choice, and an own loss that pulls its one parameter to the reward."""
 
     def __init__(self, size):
@@ -390,7 +391,7 @@ def test_a_few_gradients_that_are_not_finite_are_refused_and_forgiven(task, plan
     for _ in range(plan.patience):
         trainer.step(problem, generator("cpu", 0))
     assert all(torch.equal(p, b) for p, b in zip(task.params, before, strict=True))
-    with pytest.raises(harness.Diverged):
+    with pytest.raises(training.Diverged):
         trainer.step(problem, generator("cpu", 0))
 
 
@@ -450,7 +451,7 @@ def test_updates_that_were_refused_are_counted_and_the_cell_goes_on(plan, cell_o
 
 def test_the_key_changes_with_whatever_the_numbers_depend_on(plan, cell_of, task, monkeypatch):
     def key(plan=plan, cell=None):
-        return harness.cell_key(plan, cell or cell_of(), task)
+        return cell_setup.cell_key(plan, cell or cell_of(), task)
 
     assert key(plan=replace(plan, run_id="another", out="elsewhere")) == key()
     assert key(plan=replace(plan, checkpoint_every=1.0)) == key()

@@ -10,7 +10,7 @@ from gradebench.analysis.provenance import RATE_COLUMNS
 from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.interrupts import Interrupted
-from gradebench.experiment import cells, runner
+from gradebench.experiment import cells, preparing, runner
 from gradebench.storage.formats import read_lines
 from gradebench.storage.records import METRICS_COLUMNS, SAMPLES
 
@@ -160,7 +160,7 @@ def test_cells_that_would_be_left_behind_by_more_steps_are_named(run):
 
 
 def test_policies_that_are_asked_for_later_come_from_the_kept_trainings(run, tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr("gradebench.experiment.runner._saves", lambda task: True)
+    monkeypatch.setattr("gradebench.experiment.preparing.saves", lambda task: True)
     run("rloo", seeds="0")
     monkeypatch.setattr("gradebench.experiment.harness._save_policy", lambda task, folder: folder.mkdir())
     assert run("rloo", seeds="0", save_policies=True).reused == 0
@@ -293,14 +293,14 @@ def test_one_estimator_asked_for_twice_runs_once(run):
 
 
 def test_all_leaves_out_what_cannot_be_loaded_and_says_why(run, monkeypatch):
-    resolve = runner.registry.resolve
+    resolve = preparing.registry.resolve
 
     def broken(kind, spec):
         if spec == "grade":
             raise InputError("estimator grade of somebody 1.0 can't be imported")
         return resolve(kind, spec)
 
-    monkeypatch.setattr(runner.registry, "resolve", broken)
+    monkeypatch.setattr(preparing.registry, "resolve", broken)
     resolved, left_out = runner.expand("estimators", ["all"])
     assert left_out == {"grade": "estimator grade of somebody 1.0 can't be imported"}
     assert {"rloo", "reinforce", "ppo"} <= {one.name for one in resolved}

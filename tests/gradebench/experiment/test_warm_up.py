@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradebench.core.sampling import generator
-from gradebench.experiment import harness, loaded
+from gradebench.experiment import cell_files, cell_setup, harness, loaded, references
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.experiment.training import Trainer
 from gradebench.experiment.warm_up import FIRST, needs_warm_up, warm_up
@@ -73,16 +73,16 @@ def cell_of(tiny):
 
 def probed(plan, cell):
     """The rows of probes.csv of a cell's file, without what a clock says."""
-    loaded.forget()
-    harness.reference_cell(plan, cell, 0)
+    loaded.worker.forget()
+    references.reference_cell(plan, cell, 0)
     assert harness.run_cell(plan, cell, "key") == ("ok", "")
     rows = pd.read_feather(f"{plan.out}/cells/{cell.id}/probes.arrow")
     return rows[~rows["metric"].str.contains("seconds")].reset_index(drop=True)
 
 
 def trainer_of(plan, cell, rate=0.0):
-    task = harness.loaded_task(plan, cell)
-    return Trainer(harness.make_estimator(cell.estimator_spec, task, plan), task, plan, rate)
+    task = loaded.worker.task(plan, cell)
+    return Trainer(cell_setup.make_estimator(cell.estimator_spec, task, plan), task, plan, rate)
 
 
 @pytest.mark.parametrize(("spec", "needed"), [("rloo", False), ("reinforce", True), ("a2c", True), ("dapo:n=2", True)])
@@ -95,7 +95,7 @@ def test_warming_up_leaves_the_policy_where_it_is(plan, cell_of, spec):
     trainer = trainer_of(plan, cell_of(spec))
     before = [p.detach().clone() for p in trainer.task.params]
     task = trainer.task
-    source = harness._source(task, plan, cell_of(spec), "x", 0, plan.batch // trainer.estimator.n)
+    source = references.source_of(task, plan, cell_of(spec), "x", 0, plan.batch // trainer.estimator.n)
     warm_up(trainer, source, 4)
     assert all(torch.equal(p, q) for p, q in zip(task.params, before, strict=True))
     moments = trainer.optimizer.state_dict()["state"]
@@ -150,7 +150,7 @@ def test_means_by_call_are_the_mean_of_a_batch(plan, cell_of):
     cell = cell_of("dapo:n=2,minibatches=2")
     trainer = trainer_of(plan, cell)
     trainer.estimator.eval()
-    source = harness._source(trainer.task, plan, cell, "x", 0, 4)
+    source = references.source_of(trainer.task, plan, cell, "x", 0, 4)
     source = replace(source, moving=lambda: trainer.moving(0.05))
     size = sum(p.numel() for p in trainer.task.params)
     centre = torch.zeros(size, dtype=torch.float64)
@@ -170,10 +170,10 @@ def test_means_by_call_are_the_mean_of_a_batch(plan, cell_of):
 def test_another_seed_finds_the_state_that_it_would_have_made(plan, cell_of, spec, monkeypatch):
     cell = cell_of(spec, seed=1)
     alone = probed(plan, cell)
-    file = harness.warm_file(plan, cell, 0)
+    file = cell_files.warm_file(plan, cell, 0)
     assert file.is_file()
     with monkeypatch.context() as patch:
-        patch.setattr(harness, "warm_up", lambda *_: pytest.fail("it was made again"))
+        patch.setattr(references, "warm_up", lambda *_: pytest.fail("it was made again"))
         pd.testing.assert_frame_equal(probed(plan, cell), alone, check_exact=True)
     file.unlink()
     probed(plan, cell_of(spec, seed=0))  # makes it
@@ -183,7 +183,7 @@ def test_another_seed_finds_the_state_that_it_would_have_made(plan, cell_of, spe
 def test_a_state_of_another_estimator_or_reference_is_made_anew(plan, cell_of, monkeypatch):
     cell, made = cell_of("a2c"), []
     real = warm_up
-    monkeypatch.setattr(harness, "warm_up", lambda *arguments: made.append(1) or real(*arguments))
+    monkeypatch.setattr(references, "warm_up", lambda *arguments: made.append(1) or real(*arguments))
     for changed in (plan, plan, replace(plan, reference_key="another")):
         probed(changed, cell)
     probed(plan, replace(cell, params='{"lam": 0.5}'))
@@ -192,8 +192,8 @@ def test_a_state_of_another_estimator_or_reference_is_made_anew(plan, cell_of, m
 
 def test_what_estimates_say_of_themselves_is_a_metric_of_the_training(plan, cell_of):
     cell = cell_of("gspo:n=2,minibatches=2")
-    task = harness.loaded_task(plan, cell)
-    trainer = Trainer(harness.make_estimator(cell.estimator_spec, task, plan), task, plan, 0.05)
+    task = loaded.worker.task(plan, cell)
+    trainer = Trainer(cell_setup.make_estimator(cell.estimator_spec, task, plan), task, plan, 0.05)
     for _ in range(3):
         trainer.step(task.problem("train", torch.arange(4)), generator("cpu", 1))
     summary = trainer.updates.summary()

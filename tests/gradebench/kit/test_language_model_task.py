@@ -12,7 +12,7 @@ import torch
 from gradebench import DifferentiableReward, InputError, LanguageModelTask, Unsupported
 from gradebench.core.options import bind, options_of
 from gradebench.core.sampling import generator
-from gradebench.experiment import harness
+from gradebench.experiment import cell_setup, loaded
 from gradebench.experiment.plan import Plan
 from gradebench.kit import making
 from gradebench.kit.language_model_task import ADAPTERS_LEARNING_RATE, PRETRAINED_LEARNING_RATE
@@ -115,7 +115,7 @@ def soft(one_cache):
 @pytest.mark.parametrize("name", ["rloo", "grpo", "ppo"])
 def test_estimators_that_need_no_derivative_make_a_gradient(counts, name):
     problem = counts.problem("train", torch.arange(4))
-    estimate = harness.make_estimator(name, counts, Plan("run", "", "cpu", 2, 16, 0.1)).gradient(
+    estimate = cell_setup.make_estimator(name, counts, Plan("run", "", "cpu", 2, 16, 0.1)).gradient(
         problem, generator(CPU)
     )
     assert sum(float(gradient.abs().sum()) for gradient in estimate.grad) > 1e-6
@@ -124,13 +124,15 @@ def test_estimators_that_need_no_derivative_make_a_gradient(counts, name):
 @pytest.mark.parametrize("name", ["grade", "grade-ste", "rebar", "rloo"])
 def test_relaxations_follow_a_reward_with_a_derivative(soft, name):
     problem = soft.problem("train", torch.arange(4))
-    estimate = harness.make_estimator(name, soft, Plan("run", "", "cpu", 2, 16, 0.1)).gradient(problem, generator(CPU))
+    estimate = cell_setup.make_estimator(name, soft, Plan("run", "", "cpu", 2, 16, 0.1)).gradient(
+        problem, generator(CPU)
+    )
     assert sum(float(gradient.abs().sum()) for gradient in estimate.grad) > 1e-6
 
 
 def test_relaxations_are_skipped_with_the_reason_where_a_reward_reads_texts(counts):
     with pytest.raises(Unsupported, match="reads texts, which have no derivative"):
-        harness.make_estimator("grade", counts, Plan("run", "", "cpu", 2, 16, 0.1))
+        cell_setup.make_estimator("grade", counts, Plan("run", "", "cpu", 2, 16, 0.1))
 
 
 def test_a_reward_is_of_what_the_policy_wrote_after_the_prompt(counts, soft):
@@ -198,7 +200,7 @@ def test_metrics_have_the_documented_keys(counts, soft):
 def test_a_policy_moves_away_from_its_reference_towards_the_reward(soft):
     start = [p.detach().clone() for p in soft.params]
     optimizer, rng = torch.optim.Adam(soft.params, lr=0.02), generator(CPU)
-    estimator = harness.make_estimator("rloo", soft, Plan("run", "", "cpu", 30, 32, 0.02))
+    estimator = cell_setup.make_estimator("rloo", soft, Plan("run", "", "cpu", 30, 32, 0.02))
     before = soft.evaluate("train", generator(CPU))
     for _ in range(30):
         estimate = estimator.gradient(soft.problem("train", torch.arange(8)), rng)
@@ -206,7 +208,7 @@ def test_a_policy_moves_away_from_its_reference_towards_the_reward(soft):
             p.grad = -gradient
         optimizer.step()
     after = soft.evaluate("train", generator(CPU))
-    harness.set_parameters(soft, {f"parameter_{i}": p for i, p in enumerate(start)})
+    loaded.set_parameters(soft, {f"parameter_{i}": p for i, p in enumerate(start)})
     assert before["kl"] == pytest.approx(0, abs=1e-6) and after["kl"] > 0.01
     assert after["reward"] > before["reward"] + 0.05
 

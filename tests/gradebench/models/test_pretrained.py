@@ -16,7 +16,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from gradebench import InputError, SequenceProblem, generator, gumbel, harden, straight_through
 from gradebench.estimators.control_variate import Rebar
 from gradebench.estimators.relaxed import GradeSte
-from gradebench.models.pretrained import PretrainedPolicy, load_policy, load_reward, try_policy
+from gradebench.models.pretrained import PretrainedPolicy, load_policy, load_reward
+from gradebench.models.trial import try_policy
 from gradebench.models.vocabulary import train_vocabulary
 from gradebench.storage.hub import locate_model
 

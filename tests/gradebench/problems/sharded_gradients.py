@@ -54,12 +54,12 @@ def write(path):
 
 def lead():
     from gradebench import cli
-    from gradebench.experiment import runner
+    from gradebench.experiment import preparing, runner
 
     parallel.call(write, sys.argv[1])
-    plan = partial(runner.Plan, evaluations=1, warm_up=1)
-    plan.probe_draws, plan.reference_draws = 4, 2  # what the runner reads from the class
-    runner.Plan, runner.Request = plan, partial(runner.Request, checkpoints=2)
+    plan = partial(preparing.Plan, evaluations=1, warm_up=1)
+    plan.probe_draws, plan.reference_draws = 4, 2  # what a run reads from the class
+    preparing.Plan, runner.Request = plan, partial(runner.Request, checkpoints=2)
     cli.app(sys.argv[2:])
 
 

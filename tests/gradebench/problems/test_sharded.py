@@ -14,8 +14,8 @@ import torch
 from gradebench import Unsupported
 from gradebench.core import parallel
 from gradebench.core.sampling import generator
-from gradebench.experiment import harness
-from gradebench.experiment.plan import Plan
+from gradebench.experiment import cell_files, cell_setup, harness, loaded, references
+from gradebench.experiment.plan import Cell, Plan
 from gradebench.plugins import registry
 from gradebench.problems.sharded import Sharded
 
@@ -60,12 +60,12 @@ def test_running_state_is_that_of_the_whole_batch(tiny_problem):
 
 
 def test_one_shard_is_the_estimator_itself_and_several_are_wrapped(tmp_path):
-    task = harness.loaded_task(_plan(tmp_path), _cell("rloo"))
-    assert not isinstance(harness.make_estimator("rloo", task, _plan(tmp_path)), Sharded)
-    estimator = harness.make_estimator("ppo", task, _plan(tmp_path, shards=2))
+    task = loaded.worker.task(_plan(tmp_path), _cell("rloo"))
+    assert not isinstance(cell_setup.make_estimator("rloo", task, _plan(tmp_path)), Sharded)
+    estimator = cell_setup.make_estimator("ppo", task, _plan(tmp_path, shards=2))
     assert isinstance(estimator, Sharded) and estimator.period == 8 and estimator.inner.value is not None
     with pytest.raises(Unsupported, match="1 contexts can't fill 2 minibatches"):
-        harness.make_estimator("ppo", task, _plan(tmp_path, shards=8))
+        cell_setup.make_estimator("ppo", task, _plan(tmp_path, shards=8))
 
 
 def _plan(folder, **options):
@@ -73,14 +73,14 @@ def _plan(folder, **options):
 
 
 def _cell(estimator):
-    return harness.Cell("tiny", f"{TINY}:TinyTask", {"kl": 0.1}, estimator, estimator, 0)
+    return Cell("tiny", f"{TINY}:TinyTask", {"kl": 0.1}, estimator, estimator, 0)
 
 
 def test_a_cell_runs_in_parts_from_training_to_its_probes(tmp_path):
     for folder, shards in (("whole", 1), ("parts", 2)):
         plan = _plan(tmp_path / folder, shards=shards)
-        for number in range(len(harness.checkpoint_steps(plan))):
-            harness.reference_cell(plan, _cell("ppo"), number)
+        for number in range(len(cell_files.checkpoint_steps(plan))):
+            references.reference_cell(plan, _cell("ppo"), number)
         assert harness.run_cell(plan, _cell("ppo"), "key") == ("ok", "")
     whole, parts = (
         pd.read_feather(next((tmp_path / folder / "cells").glob("tiny--ppo*")) / "metrics.arrow")
@@ -132,6 +132,6 @@ def test_a_run_of_two_processes_writes_what_one_writes(two_processes, tmp_path, 
 
 @pytest.mark.parametrize("shards", [3])
 def test_shards_that_processes_cant_share_are_refused(monkeypatch, shards, command):
-    monkeypatch.setattr(parallel, "world", lambda: 2)
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
     status, _, said = command("run", "-e", "rloo", "-t", "bernoulli-toy", "--micro-batches", shards)
     assert status == 2 and "--micro-batches 3: 2 processes can't share them; give a multiple" in said

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradebench.core.interrupts import Interrupted
-from gradebench.experiment import harness, loaded
+from gradebench.experiment import cell_files, harness, loaded
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.experiment.training import Trainer
 from gradebench.storage import checkpoints
@@ -71,7 +71,7 @@ def run(monkeypatch):
     """Run a cell as a new process would, killed before its step of that number; returns the steps made."""
 
     def call(plan, cell, killed_before=None, key="key"):
-        loaded.forget()
+        loaded.worker.forget()
         made, step = [], Trainer.step
 
         def counted(self, *arguments, **keywords):
@@ -94,10 +94,10 @@ def run(monkeypatch):
 
 def result(plan, cell):
     """Rows but for the clock's, samples, and the parameters at the end."""
-    folder = harness.training_file(plan, cell).parent
+    folder = cell_files.training_file(plan, cell).parent
     rows = pd.read_feather(folder / "metrics.arrow")
     rows = rows[~rows["metric"].isin(["seconds", "seconds_per_step", "peak_memory_bytes"])].reset_index(drop=True)
-    params = [p.detach().clone() for p in next(iter(loaded._tasks.values())).task.params]
+    params = [p.detach().clone() for p in loaded.worker.loaded.task.params]
     return rows, (folder / SAMPLES).read_bytes(), params
 
 
@@ -108,13 +108,13 @@ def test_a_training_that_was_cut_off_twice_ends_as_one_in_one_piece(plan, cell_o
     expected = result(whole, cell)
     assert run(plan, cell, killed_before=2) == 2
     assert run(plan, cell, killed_before=3) == 3
-    assert harness.training_file(plan, cell).is_file()
+    assert cell_files.training_file(plan, cell).is_file()
     assert run(plan, cell) == STEPS - 5
     rows, samples, params = result(plan, cell)
     pd.testing.assert_frame_equal(rows, expected[0], check_exact=True)
     assert samples == expected[1]
     assert all(torch.equal(p, q) for p, q in zip(params, expected[2], strict=True))
-    assert harness.training_file(plan, cell).is_file()  # for more steps
+    assert cell_files.training_file(plan, cell).is_file()  # for more steps
 
 
 @pytest.mark.parametrize("estimator", ["rloo", "ppo", "Attributes"])
@@ -142,7 +142,7 @@ def test_a_training_evaluated_elsewhere_than_is_wanted_starts_over(plan, cell_of
 def test_a_state_that_is_too_large_is_not_kept(plan, cell_of, run, monkeypatch):
     monkeypatch.setattr(checkpoints, "KEPT", 100)
     run(plan, cell_of("rloo"))
-    assert not harness.training_file(plan, cell_of("rloo")).exists()
+    assert not cell_files.training_file(plan, cell_of("rloo")).exists()
 
 
 def test_what_keeps_no_plain_data_starts_over(plan, cell_of, run):
@@ -150,14 +150,14 @@ def test_what_keeps_no_plain_data_starts_over(plan, cell_of, run):
     run(whole, cell)
     expected = result(whole, cell)
     assert run(plan, cell, killed_before=4) == 4
-    assert not harness.training_file(plan, cell).exists()
+    assert not cell_files.training_file(plan, cell).exists()
     assert run(plan, cell) == STEPS
     pd.testing.assert_frame_equal(result(plan, cell)[0], expected[0], check_exact=True)
 
 
 def test_a_checkpoint_of_another_key_or_a_damaged_one_is_not_used(plan, cell_of, run):
     cell = cell_of("rloo")
-    path = harness.training_file(plan, cell)
+    path = cell_files.training_file(plan, cell)
     run(plan, cell, killed_before=4)
     kept = path.read_bytes()
     assert run(plan, cell, key="another") == STEPS
@@ -171,7 +171,7 @@ def test_a_checkpoint_of_another_key_or_a_damaged_one_is_not_used(plan, cell_of,
 def test_a_checkpoint_is_written_when_its_time_has_come(plan, cell_of, run):
     cell = cell_of("rloo")
     run(replace(plan, checkpoint_every=1e6), cell, killed_before=4)
-    assert not harness.training_file(plan, cell).exists()
+    assert not cell_files.training_file(plan, cell).exists()
 
 
 def test_plain_data_comes_back_to_the_bit_and_nothing_else_is_taken(tmp_path):

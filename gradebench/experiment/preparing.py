@@ -1,0 +1,307 @@
+"""Before a run: the names resolved, the tasks made ready, and a cell for each estimator, task and seed."""
+
+import contextlib
+import json
+import os
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from gradebench.analysis import tables
+from gradebench.analysis.design import RATE, Variant, parse_sweep, variants
+from gradebench.analysis.provenance import Rate, tuned_rate
+from gradebench.core import parallel
+from gradebench.core.errors import InputError, Unsupported
+from gradebench.core.global_state import PROCESS
+from gradebench.core.interrupts import is_users
+from gradebench.core.options import with_values
+from gradebench.core.seeds import parse_seeds
+from gradebench.core.task import Task
+from gradebench.experiment.cell_files import checkpoint_steps
+from gradebench.experiment.cell_setup import cell_key, make_estimator
+from gradebench.experiment.cells import Progress, Run
+from gradebench.experiment.isolation import unchanged
+from gradebench.experiment.launchers import default_jobs
+from gradebench.experiment.plan import Cell, Plan
+from gradebench.experiment.request import Request, choose_device, default_folder, require_family, require_numbers
+from gradebench.experiment.workers import require_started, usable_cores
+from gradebench.plugins import registry
+from gradebench.rewards.text_reward import code_of, names_function
+from gradebench.storage import files, records
+from gradebench.storage.hub import TRUST
+from gradebench.storage.tuned import read_choices, records_of
+
+# --- names and tasks --------------------------------------------------------------------------------------------
+
+
+def expand(kind: str, specs: Sequence[str]) -> tuple[list[registry.Resolved], dict[str, str]]:
+    """Resolved specs, `all` standing for every healthy plugin; and what `all` had to leave out."""
+    left_out: dict[str, str] = {}
+    resolved: dict[str, registry.Resolved] = {}
+    for line in registry.collisions(kind):
+        warnings.warn(line, stacklevel=2)
+    for spec in specs:
+        if spec != "all":
+            one = registry.resolve(kind, spec)
+            if resolved.setdefault(one.label, one).digest != one.digest:
+                raise InputError(f"two different {kind} are called {one.label}; rename one of the files")
+            continue
+        healthy, left_out = registry.names(kind)
+        for name in healthy:
+            try:
+                resolved[name] = registry.resolve(kind, name)
+            except InputError as reason:  # a plugin nobody asked for by name must not end the run
+                left_out[name] = str(reason)
+    if not resolved:
+        raise InputError(f"no {kind} to run; {registry.INSTALL_HINT}")
+    return list(resolved.values()), left_out
+
+
+def missing(request: Request, progress: Progress) -> list[str]:
+    """What a run of these tasks would download for long; where there is any, what they need is told."""
+    tasks = [resolved.create() for resolved in expand("tasks", request.tasks)[0]]
+    names = [name for task in tasks for name in task.missing()]
+    for line in (line for task in tasks if names for line in task.needs()):
+        progress.note(line)
+    return names
+
+
+def ready_task(resolved: registry.Resolved, device: str, strict: bool, progress: Progress) -> Task:
+    """The task with everything prepared, and loaded in this process."""
+    task = resolved.create()
+    for line in task.needs():
+        progress.note(line)
+    torch.set_num_threads(min(2, usable_cores()))  # fixed, so that what is trained here doesn't vary with jobs
+    task.prepare(torch.device(device), progress.note, strict)
+    task.load(torch.device(device))
+    return task
+
+
+def saves(task: Task) -> bool:
+    """Whether the task can save policies."""
+    return type(task).save_policy is not Task.save_policy
+
+
+@contextlib.contextmanager
+def plugin_errors(what: str) -> Iterator[None]:
+    """Whatever a plugin's code raises, as an InputError that says where; its traceback would bury that."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if is_users(error):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        message = " ".join(str(error).split())
+        raise InputError(f"{what} can't be used: {type(error).__name__}: {message} ({where})") from error
+
+
+# --- the cells of a run ------------------------------------------------------------------------------------------
+
+
+def prepare(request: Request, progress: Progress) -> Run:
+    """Check everything that can be checked before the first cell, and make the tasks ready; writes no results.
+
+    Raises InputError for whatever in the request can't be used.
+    """
+    require_started()
+    require_numbers(request)
+    if request.trust_remote_code:
+        os.environ[TRUST] = "1"
+    estimators, left_out = expand("estimators", request.estimators)
+    task_specs, left_out_tasks = expand("tasks", request.tasks)
+    require_family(request, [one.label for one in estimators])
+    seeds = None if request.seeds is None else parse_seeds(request.seeds)
+    device = choose_device(request.device)
+    out = Path(request.out or default_folder(task_specs, "" if request.train else "probe-"))
+    records.require_writable(out)
+    files.require_unlocked(out)
+    jobs = request.jobs or default_jobs(device)
+    run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
+    grids, settled = [], dict[tuple[str, float | None], str]()
+    ready: dict[str, Task] = {}  # by spec: learning rates share theirs
+    for variant in _varied(request, task_specs, progress):
+        resolved = variant.resolved
+        what = f"task {resolved.label}"
+        with plugin_errors(what), unchanged(what, resolved.foreign):
+            task = ready.get(resolved.spec) or ready_task(resolved, device, request.strict, progress)
+            ready[resolved.spec] = task
+            same = settled.setdefault((f"{resolved.name} {task.setting} {task.options}", variant.rate), resolved.label)
+            if same != resolved.label:
+                progress.note(f"{resolved.label} settled to the same as {same}, and runs under that name alone")
+                continue
+            if variant.values:
+                run.design[resolved.label] = variant.facts
+            run.tasks[resolved.label] = task
+            if request.save_policies and not saves(task):
+                progress.note(f"--save-policies: {resolved.label} keeps no policies; it runs without")
+            rates, mine = _tuned(request, resolved, task, estimators, progress)
+            plan = _at_rate(replace(_plan(request, run, task), tuned=rates), variant)
+            grids.append((_tried(plan, resolved, task, mine), mine))
+    if seeds is None:
+        baselines = len(set(request.against))
+        seeds = list(range(max(tables.default_seed_count(grid.supported, baselines) for grid, _ in grids)))
+    _require_other_seeds(request, seeds)
+    for grid, mine in grids:
+        cells = grid.cells(mine, seeds)
+        run.cells += cells
+        if request.control:
+            run.cells += [(plan, _twin(cell)) for plan, cell in cells]
+    return run
+
+
+def _varied(request: Request, tasks: Sequence[registry.Resolved], progress: Progress) -> list[Variant]:
+    """The tasks at every value of --sweep, in all --instances."""
+    sweep = parse_sweep(request.sweep)
+    if RATE in sweep and (request.learning_rate is not None or request.tuned):
+        other = "--tuned" if request.tuned else "--learning-rate"
+        raise InputError(f"--sweep {RATE} and {other} both say at which rates; leave one out")
+    found = variants(tasks, sweep, request.instances)
+    if request.instances is not None and request.instances > 1:
+        progress.note(
+            f"{request.instances} instances of each task; what one takes long to make is made once and cached"
+        )
+    return found
+
+
+def _at_rate(plan: Plan, variant: Variant) -> Plan:
+    """The plan at a swept learning rate, which its setting then names."""
+    if variant.rate is None:
+        return plan
+    return replace(plan, learning_rate=variant.rate, setting=f"{plan.setting} {RATE}={variant.rate:g}")
+
+
+def _tuned(
+    request: Request,
+    resolved: registry.Resolved,
+    task: Task,
+    estimators: Sequence[registry.Resolved],
+    progress: Progress,
+) -> tuple[dict[str, Rate], Sequence[registry.Resolved]]:
+    """The learning rates of --tuned for a task, and the estimators with the options that it chose, under their labels.
+
+    Raises InputError where they are of something else than what runs.
+    """
+    if not request.tuned:
+        return {}, estimators
+    found = read_choices(Path(request.tuned))
+    label, tasks = resolved.label, found["tasks"]
+    if label not in tasks and request.tune:
+        return {}, estimators
+    if label not in tasks:
+        raise InputError(f"--tuned {request.tuned}: it has no {label}, only {', '.join(tasks)}")
+    choices = tasks[label]
+    if choices["setting"] != task.setting:
+        raise InputError(
+            f"--tuned {request.tuned}: it is of [{choices['setting']}], and this would run [{task.setting}]"
+        )
+    steps = request.steps or task.default_steps
+    rates = {
+        name: tuned_rate(recorded, steps, task.setting, request.tuned)
+        for name, recorded in records_of(found, label).items()
+    }
+    lacking = [estimator.label for estimator in estimators if estimator.label not in rates]
+    if lacking and not request.tune:
+        progress.note(f"--tuned {request.tuned} has no rate for {', '.join(lacking)}; they keep theirs")
+    if steps not in {choices["steps"], *map(int, choices.get("budgets", {}))}:
+        progress.note(f"--tuned {request.tuned} is of {choices['steps']} steps, and these are {steps}")
+    mine = []
+    for estimator in estimators:
+        chosen = choices["estimators"].get(estimator.label, {}).get("options", {})
+        tuned = registry.resolve("estimators", with_values(estimator.spec, chosen)) if chosen else estimator
+        if chosen:
+            rates[tuned.label] = rates[estimator.label]
+        mine.append(replace(tuned, label=estimator.label))
+    return rates, mine
+
+
+def _require_other_seeds(request: Request, seeds: Sequence[int]) -> None:
+    """Raises InputError where a seed of the comparison was tuned on."""
+    tuned = read_choices(Path(request.tuned))["seeds"] if request.tuned else []
+    if both := sorted(set(seeds) & set(tuned)):
+        raise InputError(f"--tuned {request.tuned}: seed {both[0]} was tuned on; compare on other seeds")
+
+
+def _plan(request: Request, run: Run, task: Task) -> Plan:
+    draws = request.draws or (Plan.probe_draws if request.train else task.default_draws)
+    return Plan(
+        run_id=run.out.resolve().name,
+        out=str(run.out),
+        device=run.device,
+        steps=request.steps or task.default_steps,
+        batch=request.batch or task.default_batch,
+        learning_rate=request.learning_rate,
+        clip=request.clip,
+        checkpoint_every=request.checkpoint_every,
+        train=request.train,
+        checkpoints=request.checkpoints,
+        along=request.along,
+        probe_draws=draws + draws % 2,
+        details=not request.train,
+        reference_draws=Plan.reference_draws if request.train else 8 * Plan.reference_draws,
+        shards=request.shards or parallel.world_size(),
+        save_policies=request.save_policies and saves(task),
+        setting=task.setting,
+        settled=task.settled,
+    )
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A task whose estimators have been tried out."""
+
+    plan: Plan
+    resolved: registry.Resolved
+    task: Task
+    supported: int  # estimators that can run on it
+
+    def cells(self, estimators: Sequence[registry.Resolved], seeds: Sequence[int]) -> list[tuple[Plan, Cell]]:
+        """One cell for each estimator and seed; without training, for each checkpoint too, to keep all cores busy."""
+        numbers = [None] if self.plan.train else range(len(checkpoint_steps(self.plan)))
+        return [
+            (self.plan, replace(_cell(self.resolved, self.task, estimator, seed), checkpoint=number))
+            for seed in seeds
+            for number in numbers
+            for estimator in estimators
+        ]
+
+
+def _cell(resolved: registry.Resolved, task: Task, estimator: registry.Resolved, seed: int) -> Cell:
+    params, digests = json.dumps(estimator.params, sort_keys=True), (resolved.digest, estimator.digest)
+    foreign = (resolved.foreign or _function_of(task), estimator.foreign)
+    names = (estimator.label, estimator.spec, seed, params, estimator.source, digests, foreign)
+    return Cell(resolved.label, resolved.spec, task.options, *names)
+
+
+def _twin(cell: Cell) -> Cell:
+    return replace(cell, estimator=cell.estimator + tables.CONTROL, twin="control")
+
+
+def _function_of(task: Task) -> str:
+    """The reward function that the user gave a task, whose code runs in its cells."""
+    values = (value for value in task.options.values() if isinstance(value, str))
+    return next((code_of(value) for value in values if names_function(value)), "")
+
+
+def _tried(plan: Plan, resolved: registry.Resolved, task: Task, estimators: Sequence[registry.Resolved]) -> _Grid:
+    """Each estimator built once for the task, so that what is wrong with one shows before the first cell."""
+    reference = registry.resolve("estimators", plan.reference)
+    unsupported: dict[str, str] = {}
+    for estimator in [*estimators, reference]:
+        what = f"estimator {estimator.label}"
+        with plugin_errors(what), unchanged(what, estimator.foreign, [task], PROCESS):
+            try:
+                make_estimator(estimator.spec, task, plan)
+            except Unsupported as reason:
+                unsupported[estimator.label] = str(reason)
+    supported = sum(estimator.label not in unsupported for estimator in estimators)
+    if not supported:
+        raise InputError(f"nothing can run on {resolved.label}: {'; '.join(unsupported.values())}")
+    plan = replace(plan, reference_key=cell_key(plan, _cell(resolved, task, reference, 0), task))
+    return _Grid(plan, resolved, task, supported)

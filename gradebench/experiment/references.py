@@ -1,0 +1,136 @@
+"""The points of a trajectory at which gradients are probed, and the truth there.
+
+All estimators of a task share the reference's trajectory; with --along own, each has its own.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gradebench.core import parallel
+from gradebench.core.estimator import Estimator
+from gradebench.core.problem import Ledger
+from gradebench.core.sampling import generator
+from gradebench.core.task import Task
+from gradebench.experiment.cell_files import checkpoint_file, checkpoint_steps, warm_file, what_was_read
+from gradebench.experiment.cell_setup import identity_of, learning_rate_of, make_estimator
+from gradebench.experiment.loaded import set_parameters, worker
+from gradebench.experiment.plan import Cell, Plan
+from gradebench.experiment.training import Trainer, batches
+from gradebench.experiment.warm_up import needs_warm_up, warm_up
+from gradebench.measurement.moments import Moments, Reference, flatten
+from gradebench.measurement.probes import Source, one_estimate
+from gradebench.storage import records, sealed
+from gradebench.storage.checkpoints import Checkpoint
+
+
+def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
+    """Checkpoint `number` of the reference trajectory, and the seed's true gradient there, into its file.
+
+    Each worker runs the trajectory up to it, unless the first seed's is there: cheaper than waiting for another one.
+    """
+    with parallel.agree_on_failure():
+        _reference_cell(plan, cell, number)
+
+
+def _reference_cell(plan: Plan, cell: Cell, number: int) -> None:
+    task, first = worker.task(plan, cell), replace(cell, seed=0)
+    rng = generator(plan.device, first.seed, "reference", "sampling")
+    steps, known = checkpoint_steps(plan)[number], checkpoint_file(plan, first, number)
+    if cell.seed != first.seed and parallel.world_size() == 1 and sealed.is_whole(known):
+        set_parameters(task, sealed.read(known)[0])
+    else:
+        _trajectory(make_estimator(plan.reference, task, plan), task, plan, first, plan.reference, steps, rng)
+    tensors = {f"parameter_{i}": p.detach().clone() for i, p in enumerate(task.params)}
+    tensors |= reference_gradient(task, plan, cell.seed, number).tensors()
+    if parallel.is_main():
+        sealed.write(checkpoint_file(plan, cell, number), tensors)
+
+
+def reference_gradient(task: Task, plan: Plan, seed: int, number: int) -> Reference:
+    """grad J over all train prompts at the task's present parameters: exact where the task knows it, else a long run
+    of the (unbiased) reference estimator."""
+    everything = torch.arange(task.sizes["train"], device=plan.device)
+    problem = task.problem("train", everything)
+    if "exact" in problem.offers:
+        return Reference.known(flatten(problem.exact_gradient()), sizes_of(task))
+    estimator = make_estimator(plan.reference, task, plan).eval()
+    start = torch.zeros(sum(sizes_of(task)), dtype=torch.float64, device=plan.device)
+    moments = Moments(start, sizes_of(task), min(8, plan.reference_draws))
+    for draw in range(plan.reference_draws):
+        rng = generator(plan.device, seed, "reference", number, draw)
+        parts = everything.split(max(1, 8 * plan.batch // estimator.n))  # larger passes than a step's: quicker
+        vectors = [one_estimate(estimator, task.problem("train", part), rng) * len(part) for part in parts]
+        moments.add((torch.stack(vectors).sum(0) / len(everything))[None])
+    return Reference(moments.recentred(), exact=False)
+
+
+def shared_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Trainer, Reference]:
+    """The reference trajectory's parameters, put into the task; the estimator with its own state warmed up there."""
+    tensors, _ = sealed.read(checkpoint_file(plan, cell, number))
+    stored = {name: tensor.to(plan.device) for name, tensor in tensors.items()}
+    set_parameters(task, stored)
+    trainer = Trainer(make_estimator(cell.estimator_spec, task, plan), task, plan, 0.0)
+    if needs_warm_up(trainer):
+        _warm(trainer, task, plan, cell, number)
+    return trainer, Reference.of_tensors(stored, sizes_of(task))
+
+
+def _warm(trainer: Trainer, task: Task, plan: Plan, cell: Cell, number: int) -> None:
+    """The state as another seed's cell has left it, else by training; the same either way, since its draws are those of
+    no seed."""
+    anyone = replace(cell, seed=0, checkpoint=None, twin="")
+    step, estimator = checkpoint_steps(plan)[number], trainer.estimator
+    source = source_of(task, plan, anyone, "warm-up", step, plan.batch // estimator.n)
+    training = trainer.training(
+        generator(plan.device, 0, "warm-up"), Ledger(), records.CellRecord(identity_of(plan, anyone))
+    )
+    # The reference's key changes with whatever a number depends on, but for the estimator.
+    key = f"{plan.reference_key} {cell.estimator_spec} {cell.params} {cell.digests[1:]} {number}"
+    kept = Checkpoint(warm_file(plan, cell, number), key, 0.0, plan.device, lambda: what_was_read(cell))
+    alone = parallel.world_size() == 1  # several processes must do the same, whatever each of them finds
+    if not (alone and kept.restored(training)):
+        done = warm_up(trainer, source, plan.warm_up)
+        if alone:
+            kept.keep(done, training)
+
+
+def own_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Trainer, Reference]:
+    """The parameters that the estimator itself has trained by then, in the task, and its own state with them."""
+    task = worker.task(plan, cell)
+    estimator = make_estimator(cell.estimator_spec, task, plan)
+    steps = checkpoint_steps(plan)[number]
+    rng = generator(plan.device, cell.seed, "sampling")
+    trainer = _trajectory(estimator, task, plan, cell, cell.estimator_spec, steps, rng)
+    return trainer, reference_gradient(task, plan, cell.seed, number)
+
+
+def _trajectory(
+    estimator: Estimator, task: Task, plan: Plan, cell: Cell, spec: str, steps: int, rng: torch.Generator
+) -> Trainer:
+    """Train for `steps` steps and measure nothing."""
+    trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, spec).value)
+    prompts = batches(task, plan, estimator.n, cell.seed)
+    for _ in range(steps):
+        trainer.step(task.problem("train", next(prompts)), rng)
+    return trainer
+
+
+def source_of(task: Task, plan: Plan, cell: Cell, part: str, step: int, contexts: int) -> Source:
+    """Draws with fresh prompts for each pair, all seeded by name."""
+    size = task.sizes["train"]
+
+    def indices(number: int) -> Tensor:
+        rng = generator("cpu", cell.seed, part, step, number, "prompts")
+        return torch.randperm(size, generator=rng)[:contexts].to(plan.device)
+
+    return Source(
+        contexts=indices,
+        problem=lambda index, ledger: task.problem("train", index, ledger),
+        generator=lambda draw: generator(plan.device, cell.seed, part, step, draw),
+    )
+
+
+def sizes_of(task: Task) -> list[int]:
+    return [p.numel() for p in task.params]

@@ -1,0 +1,62 @@
+"""The training of a cell, with evaluations on the way, from its start or from where an earlier process had come to."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gradebench.core.estimator import Estimator
+from gradebench.core.memory import peak_memory, reset_peak_memory
+from gradebench.core.problem import Ledger
+from gradebench.core.sampling import generator
+from gradebench.core.task import Task
+from gradebench.experiment.cell_setup import learning_rate_of
+from gradebench.experiment.evaluation import evaluate
+from gradebench.experiment.plan import Cell, Plan
+from gradebench.experiment.training import Trainer, batches
+from gradebench.storage import records
+from gradebench.storage.checkpoints import Checkpoint
+
+
+def train(
+    estimator: Estimator,
+    task: Task,
+    plan: Plan,
+    cell: Cell,
+    record: records.CellRecord,
+    checkpoint: Checkpoint | None = None,
+) -> Trainer:
+    """`steps` steps from the task's initial parameters, with evaluations on the way; records rewards and costs.
+
+    With a `checkpoint`, from where an earlier process had come to, and to the bit as if it had been this one.
+    """
+    ledger = Ledger()
+    trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, cell.estimator_spec).value)
+    prompts = batches(task, plan, estimator.n, cell.seed)
+    rng = generator(plan.device, cell.seed, "sampling", *filter(None, [cell.twin]))
+    evaluated = plan.evaluation_steps
+    estimator.train()
+    reset_peak_memory(plan.device)
+    training = trainer.training(rng, ledger, record)
+    done = checkpoint.restored(training, lambda step, rows: _fits(step, rows, plan)) if checkpoint else 0
+    for _ in range(done):
+        next(prompts)
+    for step in range(done, plan.steps + 1):
+        if step in evaluated:
+            record.add("train", "train", step, trainer.costs(ledger))
+            evaluate(task, plan, cell.seed, step, record)
+        if step < plan.steps:
+            trainer.step(task.problem("train", next(prompts), ledger), rng)
+            if checkpoint and step + 1 < plan.steps:
+                checkpoint.after(step + 1, training)
+            elif checkpoint:
+                checkpoint.keep(plan.steps, training)
+    seconds = trainer.clock.estimator + trainer.clock.optimizer
+    figures = {"seconds_per_step": seconds / max(1, plan.steps), "peak_memory_bytes": peak_memory(plan.device)}
+    record.add("train", "train", plan.steps, figures | trainer.updates.summary())
+    return trainer
+
+
+def _fits(done: int, rows: Sequence[Mapping[str, Any]], plan: Plan) -> bool:
+    """Whether a training that has come so far and has these rows can go on to the plan's steps: it isn't too far, and
+    was evaluated where the plan is."""
+    evaluated = {row["step"] for row in rows if row["phase"] == "evaluation"}
+    return done <= plan.steps and evaluated == {step for step in plan.evaluation_steps if step < done}
