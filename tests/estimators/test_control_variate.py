@@ -1,5 +1,8 @@
 """Identities of REBAR, RELAX and MuProp: what they reduce to, how their noise is coupled, what they are on average over
-all outcomes, and that what they learn lowers their variance."""
+all outcomes, and that what they learn lowers their variance.
+
+Long because one file tests one module.
+"""
 
 import copy
 import itertools

@@ -1,4 +1,7 @@
-"""Relaxed paths against a plain loop with the same noise, their Jacobians, and what wrong twins of them would give."""
+"""Relaxed paths against a plain loop with the same noise, their Jacobians, and what wrong twins of them would give.
+
+Long because one file tests one module.
+"""
 
 import itertools
 from unittest import mock

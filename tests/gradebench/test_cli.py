@@ -1,4 +1,7 @@
-"""What the command line says: one clear line and status 2 for bad input, and tables on stdout only."""
+"""What the command line says: one clear line and status 2 for bad input, and tables on stdout only.
+
+Long because one file tests one module.
+"""
 
 import os
 import subprocess

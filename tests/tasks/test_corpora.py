@@ -1,4 +1,7 @@
-"""Corpora: every format gives the same corpus, every defect one line, and no text or film stands in two parts."""
+"""Corpora: every format gives the same corpus, every defect one line, and no text or film stands in two parts.
+
+Long because one file tests one module.
+"""
 
 import csv
 import http.server

@@ -1,4 +1,7 @@
-"""Exactness against closed forms and independent oracles; error rates by seeded simulation with stated bounds."""
+"""Exactness against closed forms and independent oracles; error rates by seeded simulation with stated bounds.
+
+Long because one file tests one module.
+"""
 
 import itertools
 import math

@@ -1,4 +1,7 @@
-"""The tables against numbers worked out by hand, and against every way in which a run can be incomplete."""
+"""The tables against numbers worked out by hand, and against every way in which a run can be incomplete.
+
+Long because one file tests one module.
+"""
 
 import math
 import os

@@ -1,4 +1,7 @@
-"""Every check passes a right estimator and fails one that breaks the rule it is for, naming what to look at."""
+"""Every check passes a right estimator and fails one that breaks the rule it is for, naming what to look at.
+
+Long because one file tests one module.
+"""
 
 import functools
 import json

@@ -1,4 +1,7 @@
-"""One cell, in this process: what is shared between estimators, what is counted, and how a cell can end."""
+"""One cell, in this process: what is shared between estimators, what is counted, and how a cell can end.
+
+Long because one file tests one module.
+"""
 
 import json
 import math

@@ -12,7 +12,8 @@ import torch
 from gradebench import DifferentiableReward, InputError, LanguageModelTask, Unsupported
 from gradebench.core.options import bind, options_of
 from gradebench.core.sampling import generator
-from gradebench.experiment import cell_setup, loaded
+from gradebench.experiment import cell_setup
+from gradebench.experiment.loaded import set_parameters
 from gradebench.experiment.plan import Plan
 from gradebench.kit import making
 from gradebench.kit.language_model_task import ADAPTERS_LEARNING_RATE, PRETRAINED_LEARNING_RATE
@@ -208,7 +209,7 @@ def test_a_policy_moves_away_from_its_reference_towards_the_reward(soft):
             p.grad = -gradient
         optimizer.step()
     after = soft.evaluate("train", generator(CPU))
-    loaded.set_parameters(soft, {f"parameter_{i}": p for i, p in enumerate(start)})
+    set_parameters(soft, {f"parameter_{i}": p for i, p in enumerate(start)})
     assert before["kl"] == pytest.approx(0, abs=1e-6) and after["kl"] > 0.01
     assert after["reward"] > before["reward"] + 0.05
 

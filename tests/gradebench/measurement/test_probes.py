@@ -1,5 +1,8 @@
 """Streaming moments against their definitions, draws in one pass against draws one by one, and the probe's metrics on
-simulated gradients whose truth is known: their intervals cover it."""
+simulated gradients whose truth is known: their intervals cover it.
+
+Long because one file tests one module.
+"""
 
 import itertools
 import math

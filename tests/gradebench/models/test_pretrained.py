@@ -1,4 +1,7 @@
-"""Models of the hub as policies and rewards: one model however it is read, differentiable twice, or refused."""
+"""Models of the hub as policies and rewards: one model however it is read, differentiable twice, or refused.
+
+Long because one file tests one module.
+"""
 
 import json
 import re

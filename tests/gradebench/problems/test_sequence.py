@@ -1,4 +1,7 @@
-"""The language-model problem against enumeration: V = 3, T = 3, float64, a reward that is no sum over tokens."""
+"""The language-model problem against enumeration: V = 3, T = 3, float64, a reward that is no sum over tokens.
+
+Long because one file tests one module.
+"""
 
 import pytest
 import torch

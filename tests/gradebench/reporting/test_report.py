@@ -1,4 +1,7 @@
-"""The report of a run: whole, escaped, offline, and every figure with its numbers."""
+"""The report of a run: whole, escaped, offline, and every figure with its numbers.
+
+Long because one file tests one module.
+"""
 
 import functools
 import json
