@@ -18,7 +18,7 @@ _PACKAGE = {
     "pyproject.toml": "pyproject.toml.txt",
     "$package/estimator.py": "estimator.py.txt",
     "$package/task.py": "task.py.txt",
-    "tests/test_plugin.py": "test_plugin.py.txt",
+    "tests/test_plugin.py": "plugin_test.py.txt",
     "README.md": "README.md.txt",
     ".github/workflows/test.yml": "workflow.yml.txt",
     ".gitignore": "gitignore.txt",
