@@ -28,6 +28,12 @@ def gradebench(command, tiny, in_process):
     )
 
 
+@pytest.fixture
+def finished(gradebench, made_once):
+    """A folder with that run, or a copy of it: the command in its config.json may name another folder."""
+    return lambda out: made_once("test_faults", out, lambda: gradebench(out))
+
+
 def board(out):
     return pd.read_csv(out / "leaderboard.csv").drop(columns=TIMES[1:])
 
@@ -134,9 +140,9 @@ def test_a_run_is_refused_while_another_one_has_the_folder_before_anything_is_pr
 
 
 @pytest.mark.parametrize("damage", [halved, garbled, emptied])
-def test_commands_that_read_a_damaged_run_say_so_in_one_line(gradebench, command, tmp_path, damage):
+def test_commands_that_read_a_damaged_run_say_so_in_one_line(finished, command, tmp_path, damage):
     out = tmp_path / "run"
-    gradebench(out)
+    finished(out)
     kept = tmp_path / "kept"
     shutil.copytree(out, kept)
     for name, commands in {
@@ -201,9 +207,9 @@ def test_a_flipped_bit_of_a_runs_files_is_told_or_changes_nothing(gradebench, co
     assert all((out / name).read_bytes() == whole[out / name] for name in timeless)
 
 
-def test_damaged_cells_that_are_not_asked_for_cost_what_is_damaged(gradebench, command, tiny, tmp_path):
+def test_damaged_cells_that_are_not_asked_for_cost_what_is_damaged(finished, command, tiny, tmp_path):
     out = tmp_path / "run"
-    gradebench(out)
+    finished(out)
     before = {name: pd.read_csv(out / f"{name}.csv") for name in ("metrics", "probes")}
     cells = sorted(path.parent for path in out.glob("cells/*--reinforce--*/cell.json"))
     flipped(cells[0] / SAMPLES)
@@ -222,9 +228,9 @@ def test_damaged_cells_that_are_not_asked_for_cost_what_is_damaged(gradebench, c
         pd.testing.assert_frame_equal(one, other)
 
 
-def test_names_in_a_config_do_not_lead_out_of_the_run(gradebench, command, tmp_path):
+def test_names_in_a_config_do_not_lead_out_of_the_run(finished, command, tmp_path):
     out = tmp_path / "run"
-    gradebench(out)
+    finished(out)
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "cell.json").write_text('{"status": "failed", "reason": "the secret"}')
     config = json.loads((out / "config.json").read_text())

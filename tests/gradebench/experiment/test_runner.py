@@ -40,6 +40,12 @@ def run(tiny, tmp_path, in_process):
 
 
 @pytest.fixture
+def two(run, made_once, tmp_path):
+    """A finished run of reinforce and rloo, in the folder `run`."""
+    return made_once("test_runner", tmp_path / "run", lambda: run("reinforce", "rloo"))
+
+
+@pytest.fixture
 def mine(tmp_path):
     """Write the user's own estimator; returns its spec."""
 
@@ -57,9 +63,8 @@ def statuses(outcome):
 # --- what a run writes ------------------------------------------------------------------------------------------
 
 
-def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(run, tmp_path):
-    outcome = run("reinforce", "rloo")
-    out = tmp_path / "run"
+def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(two, tmp_path):
+    outcome, out = two, tmp_path / "run"
     written = {path.name for path in out.iterdir()}
     files = {"config.json", "digests.json", "environment.json"}
     files |= {"metrics.parquet", "metrics.csv", "tests.csv", "leaderboard.csv"}
@@ -113,8 +118,8 @@ def test_a_resumed_cell_has_the_numbers_of_the_first_run(run):
     pd.testing.assert_frame_equal(first, again, check_exact=True)
 
 
-def test_a_part_of_a_larger_run_never_shrinks_it_and_others_add_to_it(run, tmp_path):
-    whole = run("reinforce", "rloo", seeds="0-1")
+def test_a_part_of_a_larger_run_never_shrinks_it_and_others_add_to_it(two, run, tmp_path):
+    whole = two
     part = run("rloo", seeds="1")
     assert part.reused == 1 and part.complete
     order = [name for name in METRICS_COLUMNS if name != "value"]
@@ -190,8 +195,8 @@ def test_editing_an_estimators_file_computes_its_cells_anew(run, mine):
 
 
 @pytest.mark.parametrize("change", [{"steps": 1}, {"batch": 16}, {"learning_rate": 0.5}, {"clip": 0.1}, {"draws": 6}])
-def test_cells_of_other_settings_are_refused_or_made_anew_and_never_mixed(run, change):
-    first = run("reinforce", "rloo")
+def test_cells_of_other_settings_are_refused_or_made_anew_and_never_mixed(two, run, change):
+    first = two
     with pytest.raises(InputError, match=r"run has finished cells that this would discard: .*; give --fresh"):
         run(**change)
     assert run("reinforce", "rloo").metrics.equals(first.metrics)
@@ -343,8 +348,7 @@ def test_a_twin_starts_where_its_estimator_does(run):
 # --- samples ----------------------------------------------------------------------------------------------------
 
 
-def test_samples_of_all_cells_stand_in_one_file_before_and_after_training(run, tmp_path):
-    run("rloo", "reinforce")
+def test_samples_of_all_cells_stand_in_one_file_before_and_after_training(two, tmp_path):
     rows = pd.DataFrame(read_lines(tmp_path / "run" / SAMPLES))
     assert len(rows) == 2 * 2 * 3 * 2 * 2  # estimators, seeds, splits, steps, prompts
     assert set(rows["step"]) == {0, 2}
