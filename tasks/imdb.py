@@ -19,6 +19,7 @@ from gradebench.kit.language_model_task import ADAPTERS_LEARNING_RATE
 from gradebench.kit.making import parameters_of, pretrained, with_weights, write_report
 from gradebench.models.classifier_head import AUTO, Activation, Head
 from gradebench.models.pretraining import accuracy, token_rows, train_classifier
+from gradebench.models.saving import is_scratch
 from gradebench.models.transformer import ScratchClassifier, ScratchPolicy
 from gradebench.models.vocabulary import load_vocabulary, train_vocabulary
 from gradebench.storage.cache import cached_folder
@@ -125,14 +126,14 @@ class Imdb(LanguageModelTask):
     ):
         chosen = PRESETS[preset]
         policy = chosen.policy if policy == "auto" else policy
-        made = policy == self.made["policy"]  # the preset's adapters and precision are for a given one
-        if made and lora:
-            raise InputError(f"imdb: lora={lora} is for a given policy; leave it out, or give policy=")
+        # The preset's adapters and precision are for models of others.
+        small = policy == self.made["policy"] or is_scratch(policy)
         super().__init__(
             chosen.kl if kl is None else kl,
             policy,
             reward,
-            precision=("float32" if made else chosen.precision) if precision == "auto" else precision,
+            lora=(0 if small else chosen.lora) if lora is None else lora,
+            precision=("float32" if small else chosen.precision) if precision == "auto" else precision,
             instance=instance,
             corpus=chosen.corpus if corpus == "auto" else corpus,
             size=chosen.size if size == "auto" else size,
@@ -141,7 +142,6 @@ class Imdb(LanguageModelTask):
             label=label,
             activation=activation,
         )
-        self.options["lora"] = 0 if made else chosen.lora if lora is None else lora
         for name in ("label", "activation"):  # only where given: runs from before there were such options have neither
             if self.options[name] == AUTO:
                 del self.options[name]

