@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -160,3 +161,15 @@ def test_a_finished_cell_goes_with_what_it_read(command, tiny, short, tmp_path):
     assert status == 2 and f"read {tmp_path / 'data.txt'}, changed since" in err.splitlines()[-1]
     (tmp_path / "data.txt").write_text("1")
     assert "1 cells were finished by an earlier run and kept" in run()[2]
+
+
+def test_a_file_of_a_module_is_looked_up_once_however_many_there_are(monkeypatch):
+    """Every cell goes through all modules, and large libraries bring thousands."""
+    for number in range(5000):
+        module = ModuleType(f"torch.many{number}")
+        module.__file__ = os.path.join(os.path.dirname(os.__file__), f"many{number}.py")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    followed.read()
+    before = followed._is_own_code.cache_info().misses
+    followed.read()
+    assert followed._is_own_code.cache_info().misses == before
