@@ -199,3 +199,13 @@ def test_every_room_and_every_module_on_a_cells_way_is_on_the_map():
         name for name in re.findall(r"`([a-z_]+/[a-z_]+\.py)`", way) if not (ROOT / "gradebench" / name).is_file()
     ]
     assert missing == []
+
+
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "results" / "README.md"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: page.name)
+def test_relative_links_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not lost

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import typer.main
 
-from gradebench import Estimator, generator
+from gradebench import Estimator, cli, generator
 from gradebench.plugins.registry import entries
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +102,18 @@ def test_the_readme_lists_every_estimator_beside_its_family():
     for name, entry in entries("estimators").items():
         if entry.builtin:
             assert f"`{name}`" in rows[entry.card["family"]], name
+
+
+def test_the_readme_lists_every_task():
+    for name, entry in entries("tasks").items():
+        if entry.builtin:
+            assert re.search(rf"^\| `{name}` \|", README, re.MULTILINE), name
+
+
+def test_the_readme_lists_every_command():
+    rows = " ".join(re.findall(r"^\| (`gradebench [^|]*) \|", README, re.MULTILINE))
+    listed = {word.partition(" ")[0] for word in re.findall(r"`(?:gradebench )?([^`]*)`", rows)}
+    assert listed == set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 
 
 def example_of_an_estimator() -> str:

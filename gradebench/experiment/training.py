@@ -57,6 +57,15 @@ class Updates:
         return figures | {name: float(count) for name, count in refused.items() if count}
 
 
+def _require_shapes(gradient: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+    found, wanted = ([tuple(one.shape) for one in tensors] for tensors in (gradient, params))
+    if len(found) != len(wanted):
+        raise ValueError(f"its gradient has {len(found)} tensors, and the task has {len(wanted)} parameters")
+    if found != wanted:
+        i = next(i for i, (one, other) in enumerate(zip(found, wanted, strict=True)) if one != other)
+        raise ValueError(f"tensor {i} of its gradient has the shape {found[i]}, and the parameter {wanted[i]}")
+
+
 class Trainer:
     """The optimizers of policy and estimator, and the order in which they step."""
 
@@ -76,6 +85,7 @@ class Trainer:
             start = time.perf_counter()
             with put_back(type(self.estimator).__name__):
                 estimate = self.estimator.gradient(guarded, rng)  # type: ignore[arg-type]
+            _require_shapes(estimate.grad, self.task.params)
             middle = time.perf_counter()
             self._descend_own_loss(estimate)
             if update_policy:

@@ -259,7 +259,7 @@ def test_probing_writes_one_row_a_metric_with_ends_around_its_value(probe, task,
     assert list(rows) == PROBES_COLUMNS
     assert not rows.duplicated(PLACE).any() and set(rows["run_id"]) == {"probes"}
     assert set(rows["estimator"]) == {"rloo", "grade"} and set(rows["step"]) == {0, 2}
-    assert set(rows["along"]) == {"reference"} and set(rows["seed"]) == {0} and (rows["unit"] != "").all()
+    assert set(rows["along"]) == {"reference"} and set(rows["seed"]) == {0} and rows["unit"].notna().all()
     measured = rows.dropna(subset=["ci_low", "ci_high"])
     assert ((measured["ci_low"] <= measured["value"]) & (measured["value"] <= measured["ci_high"])).all()
     assert (measured["ci_low"] < measured["ci_high"])[measured["metric"] == "gradient_variance"].all()

@@ -109,6 +109,18 @@ class Nan(Plain):
         return Estimate([torch.full_like(p, float("nan")) for p in problem.params])
 
 
+class Doubled(Plain):
+    """Takes a list of tensors for a tensor."""
+
+    def gradient(self, problem, rng):
+        return Estimate(2 * [torch.zeros_like(p) for p in problem.params])
+
+
+class Flat(Plain):
+    def gradient(self, problem, rng):
+        return Estimate([torch.zeros(3, 1) for p in problem.params])
+
+
 class NanOnce(Plain):
     """Its first gradient isn't finite, nor is the first of its own parameter."""
 

@@ -127,7 +127,7 @@ def test_evaluations_are_a_geometric_series(plan, cell_of, steps, expected):
     for split, least in (("train", {0, steps}), ("validation", expected), ("test", expected)):
         assert set(evaluated.loc[evaluated["split"] == split, "step"]) == least
     metrics = {"reward", "gold_reward", "kl", "entropy", "distinct_2", "reference_nll", "objective"}
-    assert metrics == set(evaluated["metric"])
+    assert metrics == set(evaluated["metric"]) and (evaluated["unit"] != "").all()
     # Beside each, what it took to get there.
     spent = rows[(rows["phase"] == "train") & (rows["metric"] == "tokens_sampled")].set_index("step")["value"]
     assert spent.to_dict() == {step: 3 * plan.batch * step for step in expected}
@@ -421,6 +421,14 @@ def test_an_estimator_that_raises_is_a_failed_row_with_its_traceback(plan, cell_
     said = json.loads((folder / "cell.json").read_text())
     assert (said["key"], said["status"], said["reason"]) == ("key", "failed", reason)
     assert set(rows["status"]) == {"failed"} and set(rows["setting"]) == {"kl=0"}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "said"), [("Doubled", "2 tensors, and the task has 1"), ("Flat", "the shape (3, 1)")]
+)
+def test_a_gradient_of_another_shape_than_the_parameters_is_told(plan, cell_of, estimator, said):
+    status, reason, _ = ended(plan, cell_of(estimator))
+    assert status == "failed" and said in reason
 
 
 def test_a_task_that_fails_in_a_worker_keeps_the_rows_setting(plan, cell_of, tiny):

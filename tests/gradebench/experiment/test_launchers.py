@@ -9,6 +9,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from gradebench.cli.options import Launcher
 from gradebench.core.errors import InputError
 from gradebench.experiment import launchers, runner, workers
 from gradebench.experiment.workers import Place
@@ -272,3 +273,7 @@ class FullDisk:
         return each
 
     def __exit__(self, *error): ...
+
+
+def test_the_command_line_knows_the_launchers_that_there_are():
+    assert {one.value for one in Launcher} == set(launchers.LAUNCHERS)
