@@ -10,6 +10,7 @@ from gradebench.core.task import Task
 from gradebench.experiment.fingerprint import Print, changed, fingerprint, of_tensors
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.plugins import registry
+from gradebench.storage import followed
 
 
 class Loaded(NamedTuple):
@@ -54,6 +55,8 @@ worker = Worker()  # of this process
 
 
 def _load(plan: Plan, cell: Cell, identity: str) -> Loaded:
+    if plugins := [one for one in cell.foreign if one]:
+        followed.follow(plugins)  # a reference gradient may load it before any cell is watched
     task = registry.resolve("tasks", cell.task_spec).factory(**cell.task_options)
     task.settled = plan.settled
     if task.settled is None:

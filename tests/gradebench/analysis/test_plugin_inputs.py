@@ -130,7 +130,7 @@ def test_what_a_task_read_is_compared_also_where_no_estimator_is_in_both(folder,
     names = iter(("rloo", "reinforce", "grpo", "st"))
 
     def fresh(name):
-        loaded.forget()
+        loaded.worker.forget()
         return run(name, next(names), task=f"{folder / 'mine.py'}:Mine")
 
     first, same = fresh("first"), fresh("same")

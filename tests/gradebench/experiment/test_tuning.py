@@ -279,7 +279,7 @@ def test_options_are_tuned_along_and_a_run_uses_and_names_them(command, tiny, tm
     assert options == {"grade": {"tau": tau}} and rates["grade"] == task["estimators"]["grade"]["learning_rate"]
     assert (run / "curves.csv").read_bytes() == (out / "curves.csv").read_bytes()
     text = (run / "report.html").read_text()
-    assert f"tau={tau}" in text and "Other options varied along with it" in text
+    assert f"tau={tau}" in text and "Other options varied too" in text
 
 
 def test_rates_can_be_listed(tuned):
