@@ -99,7 +99,7 @@ def short(monkeypatch, in_process):
     from gradebench.experiment import runner
 
     monkeypatch.setattr(runner, "Request", partial(runner.Request, checkpoints=1))
-    monkeypatch.setattr("gradebench.reporting.report.write_report", lambda *given, **named: None)
+    monkeypatch.setattr("gradebench.api.write_report", lambda *given, **named: None)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def run(command, tiny, in_process, tmp_path, monkeypatch):
         words = ["-e", estimator, "-t", task or tiny(), "--seeds", seeds, "--steps", 2, "--out", tmp_path / name]
         with monkeypatch.context() as brief:
             brief.setattr(runner, "Request", partial(runner.Request, checkpoints=1))
-            brief.setattr("gradebench.reporting.report.write_report", lambda *given, **named: None)
+            brief.setattr("gradebench.api.write_report", lambda *given, **named: None)
             status, _, err = command("run", *words, *more)
         assert status == 0, err
         call.said = err
