@@ -1,5 +1,6 @@
 """Models and tokenizers read from a folder in the hub's format; whatever the library raises about them becomes one line."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,12 +76,14 @@ def refused(name_or_path: str, role: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps bars and reports of the library off the terminal; what matters in them is checked here."""
+    """Keeps bars, reports and deprecations of the library off the terminal; what matters in them is checked here."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # libraries warn of each other, which no user can mend
+            yield
     finally:
         logging.set_verbosity(level)
         restore: Callable[[], None] = logging.enable_progress_bar if bars else logging.disable_progress_bar
