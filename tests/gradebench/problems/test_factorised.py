@@ -166,6 +166,12 @@ def test_a_part_of_the_contexts_shares_table_and_ledger(problem):
     assert problem.ledger.tokens_sampled == 4 * 1 * 3
 
 
+def test_ledger_counts_draws_that_are_chosen():
+    problem = problem_of(ledger=Ledger())
+    z = problem.draw(lambda logits: logits.argmax(-1), 4)
+    assert z.shape == (4, 2, 3) and problem.ledger == Ledger(tokens_sampled=24, forward_passes=1)
+
+
 def test_ledger_counts_draws_rewards_and_passes():
     ledger = Ledger()
     problem = problem_of(ledger=ledger)
