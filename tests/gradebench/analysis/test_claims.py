@@ -56,6 +56,19 @@ def decided(one, a, b):
     return claims._verdict(row, row["contrast"], 1)["verdict"]
 
 
+def test_only_ratios_of_variances_are_geometric():
+    """A difference of variances, and a ratio of rewards, are of plain means."""
+    both = pd.DataFrame({"a": [0.2, 0.8, 0.2, 0.8], "b": [0.4, 0.4, 0.4, 0.4]})
+
+    def measured(metric, form):
+        return claims._measured(claim(metric=metric, form=form, at_least=1.0), both, "place")["measured"]
+
+    assert measured("gradient_variance", "ratio") == pytest.approx(1.0)
+    assert measured("gradient_variance", "difference") == pytest.approx(0.1)
+    assert measured("reward", "ratio") == pytest.approx(1.25)
+    assert measured("reward", "difference") == pytest.approx(0.1)
+
+
 @pytest.fixture
 def verdicts_alone(monkeypatch):
     """Without what takes time and decides nothing."""
