@@ -60,6 +60,7 @@ def draws(shape, seed, number, scale, odd):
     return torch.tensor(values)
 
 
+LIMITS = {"gradient_cosine": (-1, 1), "gradient_direction_error": (0, 1)}
 shapes = st.sampled_from(["plain", "alike", "one other", "near one", "uneven"])
 scales = st.sampled_from(SCALES)
 
@@ -86,6 +87,8 @@ def test_metrics_of_draws_of_any_size_are_numbers_or_empty(one, two, scale, odd,
             assert not math.isinf(interval.value), name
             if not math.isnan(interval.low):
                 assert interval.low <= interval.value <= interval.high, name
+            least, most = LIMITS.get(name, (-math.inf, math.inf))
+            assert all(math.isnan(end) or least <= end <= most for end in vars(interval).values()), name
 
 
 @settings(max_examples=50, **FEW)
