@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from gradebench.core.errors import InputError
-from gradebench.storage.hub import HubUnreachable, first_line, hub_refusal, seconds_to_ask, silent_hub
+from gradebench.storage.hub import HubUnreachable, hub_refusal, seconds_to_ask, silent_hub
+from gradebench.storage.libraries import first_line
 from gradebench.tasks.corpus_files import (
     LABEL_COLUMNS,
     LABEL_OF,

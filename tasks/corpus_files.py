@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from gradebench.core.errors import InputError
-from gradebench.storage.hub import first_line
+from gradebench.storage.libraries import first_line
 
 LABEL_COLUMNS = ("label", "sentiment")
 

@@ -1,20 +1,19 @@
 """Models and tokenizers read from a folder in the hub's format; whatever the library raises about them becomes one line."""
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 from gradebench.core.errors import InputError
 from gradebench.core.panics import Panicked, panics_raised, panics_silenced
 from gradebench.models.adapter_folders import with_adapter, without_adapter
 from gradebench.models.declared import hold_against_weights, require_counts
-from gradebench.storage.hub import first_line, trusts_remote_code
+from gradebench.storage.hub import trusts_remote_code
+from gradebench.storage.libraries import first_line
 
 _TRIAL_TEXT = "A film, naïve but good!"
 
@@ -72,19 +71,3 @@ def refused(name_or_path: str, role: str) -> Iterator[None]:
             advice = "read it, and give --trust-remote-code if you trust it"
             raise InputError(f"{name_or_path}: {role} that needs code of its own to be run; {advice}") from error
         raise InputError(f"{name_or_path}: can't serve as {role}: {first_line(error)}; give another model") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps bars, reports and deprecations of the library off the terminal; what matters in them is checked here."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # libraries warn of each other, which no user can mend
-            yield
-    finally:
-        logging.set_verbosity(level)
-        restore: Callable[[], None] = logging.enable_progress_bar if bars else logging.disable_progress_bar
-        restore()

@@ -22,10 +22,11 @@ from gradebench.core.errors import InputError
 from gradebench.core.panics import panics_raised
 from gradebench.models.classifier_head import AUTO, Head, head_of
 from gradebench.models.end_of_text import Ends
-from gradebench.models.model_folders import config_of, model_of, quiet, refused, tokenizer_of
+from gradebench.models.model_folders import config_of, model_of, refused, tokenizer_of
 from gradebench.models.transformer import embed_tokens
 from gradebench.models.trial import trial_features, try_policy, try_reward
 from gradebench.storage.hub import locate_model
+from gradebench.storage.libraries import quiet
 
 
 class PretrainedVocabulary:

@@ -13,7 +13,8 @@ from gradebench.core.panics import panics_silenced
 from gradebench.models.declared import require_layers, shapes_in
 from gradebench.models.transformer import ScratchPolicy
 from gradebench.models.vocabulary import Vocabulary, load_vocabulary
-from gradebench.storage.hub import CONFIG, WEIGHTS, first_line
+from gradebench.storage.hub import CONFIG, WEIGHTS
+from gradebench.storage.libraries import first_line, quiet
 
 _SCRATCH = "gradebench-scratch"  # the model type of policies made here, which other libraries don't know
 TOKENIZER = "tokenizer.json"
@@ -34,9 +35,8 @@ def save_policy(policy: Any, vocabulary: Any, folder: Path) -> None:
             vocabulary.save(folder / TOKENIZER)
         return
     model = policy.merged() if hasattr(policy, "merged") else policy.model
-    from gradebench.models import model_folders  # the library of models takes seconds to load
 
-    with model_folders.quiet():
+    with quiet():
         model.save_pretrained(folder)
         vocabulary.tokenizer.save_pretrained(folder)
 

@@ -23,7 +23,8 @@ from gradebench.models.end_of_text import Ends
 from gradebench.plugins import plugin_files, registry
 from gradebench.plugins.source_digest import source_digest, with_declared
 from gradebench.rewards.answers import Refused, numbers_of
-from gradebench.storage.hub import first_line, locate_model
+from gradebench.storage.hub import locate_model
+from gradebench.storage.libraries import first_line, quiet
 
 AT_ONCE = 64  # texts that a classifier reads in one pass
 _FUNCTION = re.compile(r".+\.py:\w+|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -194,7 +195,7 @@ def load_text_classifier(name_or_path: str, label: str = AUTO, activation: str =
     from gradebench.models import model_folders
 
     folder = locate_model(name_or_path).folder
-    with model_folders.quiet(), model_folders.refused(name_or_path, "a reward"):
+    with quiet(), model_folders.refused(name_or_path, "a reward"):
         tokenizer = model_folders.tokenizer_of(folder, name_or_path)
         kind = "a sequence classifier"
         model = model_folders.model_of(AutoModelForSequenceClassification, folder, name_or_path, kind, torch.float32)
@@ -220,7 +221,7 @@ def shares_tokens(name_or_path: str, vocabulary: Any) -> bool:
     from gradebench.models import model_folders
 
     folder = locate_model(name_or_path).folder
-    with model_folders.quiet(), model_folders.refused(name_or_path, "a reward"):
+    with quiet(), model_folders.refused(name_or_path, "a reward"):
         return model_folders.tokenizer_of(folder, name_or_path).get_vocab() == vocabulary.tokenizer.get_vocab()
 
 

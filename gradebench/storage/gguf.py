@@ -8,7 +8,6 @@ import functools
 import importlib.metadata
 import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from gradebench.core.errors import InputError
 from gradebench.core.panics import panics_raised, panics_silenced
 from gradebench.storage.cache import cached_folder
 from gradebench.storage.digests import of_file
+from gradebench.storage.libraries import first_line, quiet
 
 ENDING = ".gguf"
 # Packages known to carry a model, and what installs them. Theirs need llama.cpp to be compiled, which isn't used here.
@@ -79,7 +79,8 @@ def _folder_of(file: Path, changed: int, size: int) -> Path:
 
 def _convert(file: Path, folder: Path) -> None:
     try:
-        with _quiet(), panics_raised():
+        # One of its bars isn't the library's own.
+        with quiet(), contextlib.redirect_stderr(io.StringIO()), panics_raised():
             model, tokenizer = _read(file)
             # Its weights are plain numbers now; with these marks the library refuses to save them.
             model.config.__dict__.pop("quantization_config", None)
@@ -89,8 +90,7 @@ def _convert(file: Path, folder: Path) -> None:
     except InputError:
         raise
     except Exception as error:  # a damaged file, or one that the library can't read, each in a way of its own
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        raise InputError(f"{file}: can't be read as a model: {said}; give another file") from error
+        raise InputError(f"{file}: can't be read as a model: {first_line(error)}; give another file") from error
 
 
 def _read(file: Path) -> tuple[Any, Any]:
@@ -106,20 +106,3 @@ def _read(file: Path) -> tuple[Any, Any]:
     except Exception as error:
         raise InputError(f"{file}: no tokenizer in it that can be read; give another file") from error
     return model, tokenizer
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps bars and reports of the library off the terminal."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # one bar isn't the library's own
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

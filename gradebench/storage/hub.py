@@ -16,6 +16,7 @@ from typing import Any
 from gradebench.core.errors import InputError
 from gradebench.storage import gguf
 from gradebench.storage.digests import of_file
+from gradebench.storage.libraries import first_line
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -163,11 +164,6 @@ def silent_hub(*others: Any) -> Iterator[None]:
             library.logging.set_verbosity(level)
             if not without_bars:
                 library.enable_progress_bars()
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of the error's message, shortened, or its type if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _cached_snapshot(hub_id: str) -> Path | None:
