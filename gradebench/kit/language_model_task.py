@@ -17,13 +17,14 @@ from gradebench.core.problem import Ledger
 from gradebench.core.task import Log, Task
 from gradebench.kit.making import Pretraining, make_policy
 from gradebench.kit.options import Instance, Kl, Lora, Policy, Precision, Reward
-from gradebench.kit.prompts import Prompts, Texts, digest_of, encoded, filler_of, padded, read_prompts, read_texts
+from gradebench.kit.prompts import Prompts, Texts, encoded, filler_of, padded, read_prompts, read_texts
 from gradebench.kit.rewards import load_reward, own_reward, try_reward
 from gradebench.measurement.sequence_metrics import evaluate_sequences
 from gradebench.models.saving import is_scratch, load_saved_vocabulary, load_scratch, save_policy
 from gradebench.problems.sequence import SequenceProblem
 from gradebench.rewards.text_reward import load_function, names_function
 from gradebench.storage.cache import REPORT, cached_folder, digests_of, require_whole
+from gradebench.storage.digests import of_json
 from gradebench.storage.hub import is_here, locate_model
 
 PRETRAINED_LEARNING_RATE = 1e-5  # usual for tuning a whole pretrained model; the base's suits small ones
@@ -232,7 +233,7 @@ class LanguageModelTask(Task):
         lengths = {"horizon": self.horizon, "longest_prompt": self.longest_prompt}
         return lengths | {
             "prompts": prompts.digest,
-            "corpus": digest_of(self._corpus()),
+            "corpus": of_json(self._corpus()),
             "pretraining": asdict(self.pretraining),
         }
 

@@ -1,7 +1,5 @@
 """Prompts of a task: lines of a file or texts, in disjoint splits, as ids of one length."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from gradebench.core.errors import InputError
 from gradebench.models.end_of_text import Ends
+from gradebench.storage.digests import of_json
 
 HELD_OUT = 5  # one prompt in five is for validation, and one for the test
 FEWEST = 2 * HELD_OUT  # so that each split has two
@@ -29,12 +28,7 @@ class Prompts:
 
     @property
     def digest(self) -> str:
-        return digest_of({split: list(texts) for split, texts in self.splits.items()})
-
-
-def digest_of(content: Any) -> str:
-    """SHA-256, in hexadecimal, of plain data."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return of_json({split: list(texts) for split, texts in self.splits.items()})
 
 
 def read_texts(given: Texts, what: str) -> list[str]:
