@@ -218,8 +218,8 @@ def of_task(
 
 
 _SIZES = (
-    Column("lead of", "of"),
     Column("over", "over"),
+    Column("lead of", "of"),
     Column("by", "difference", "+.3f"),
     Column("adjusted 95 % interval", "low", "+.3f", high="high"),
     Column("significant", "significant"),
@@ -229,7 +229,10 @@ _SIZES = (
 def _sizes(found: summary.Sizes | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    return {"sentence": found.sentence, "leads": table(found.leads, _SIZES), "note": found.note}
+    columns = list(_SIZES)
+    if len(leaders := set(found.leads["of"])) == 1:
+        columns[:2] = [replace(_SIZES[0], heading=f"lead of {leaders.pop()} over")]
+    return {"sentence": found.sentence, "leads": table(found.leads, columns), "note": found.note}
 
 
 _GRADIENTS = "Gradients were measured at frozen parameters; nothing was trained, so nothing is ranked by reward."

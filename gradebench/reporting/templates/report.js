@@ -220,7 +220,14 @@
     return found;
   }
 
-  const tickLabel = (tick) => (tick === 0 || (Math.abs(tick) >= 1e-3 && Math.abs(tick) < 1e5) ? String(Number(tick.toPrecision(4))) : tick.toExponential());
+  /** The number of a tick; powers of ten are written as such where zeros would have to be counted. */
+  function tickLabel(tick) {
+    if (tick === 0 || (Math.abs(tick) >= 1e-3 && Math.abs(tick) < 1e5)) return String(Number(tick.toPrecision(4)));
+    const [factor, power] = tick.toExponential().split("e");
+    const raised = [...power.replace("+", "")].map((letter) => (letter === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[letter])).join("");
+    return factor === "1" ? `10${raised}` : `${Number(Number(factor).toPrecision(4))}·10${raised}`;
+  }
+
   const write = (number) => String(Number(number.toPrecision(4)));
 
   /** The columns of a leaderboard that have numbers, each with its points: the estimator, its sign, value, low and high. */
@@ -243,7 +250,8 @@
     const preferred = (keys) => Math.max(0, keys.map((key) => columns.findIndex((column) => column.key === key)).find((place) => place >= 0) ?? 0);
     const x = chooser(preferred(["gradient_variance_relative", "kl_mean"]));
     const y = chooser(preferred(["test_objective_mean", "test_reward_mean", "gradient_mse_relative"]));
-    const choice = make("div", { class: "choice" }, make("label", {}, "across ", x.select), x.label, make("label", {}, "up ", y.select), y.label);
+    const side = (words, one) => make("span", {}, make("label", {}, words, one.select), " ", one.label);
+    const choice = make("div", { class: "choice" }, side("across ", x), side("up ", y));
     const picture = make("div", { class: "wide" });
     const caption = make("figcaption");
     const numbers = make("div", { class: "wide" });

@@ -140,7 +140,7 @@ def test_labels_keep_off_each_other_and_inside_the_figure():
             x, y, width = float(node.get("x")), float(node.get("y")), svg.LETTER * len("".join(node.itertext()))
             boxes.append((x, y - 10, x + width, y + 2))
     assert len(boxes) == 2 * len(TABLE)
-    assert not any(svg._overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(svg.overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert all(box[0] >= svg.LEFT and box[2] <= svg.WIDTH for box in boxes)
 
 

@@ -419,7 +419,7 @@ def test_samples_stand_side_by_side_and_are_escaped(run):
     (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = Page(text_of(run))
     words = " ".join(page.words)
-    assert "script" not in page.seen
+    assert page.seen.count("script") == 1  # ours
     for shown in ("<script>rloo 0 40 (0.25)", "<script>ppo 0 40 (0.25)", "0 0 (0.25)", "before training"):
         assert shown in words
     assert "rloo 1 40" not in words  # one seed
