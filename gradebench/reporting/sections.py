@@ -295,7 +295,8 @@ def of_budgets(budgets: pd.DataFrame, rows: pd.DataFrame, drawn: Sequence[Figure
         "metric": wording.metric_in_words(metric),
         "same": same,
         "leaders": table(first, _LEADERS),
-        "crossings": table(crossed, _CROSSINGS) if len(crossed) else None,
+        "crossings": table(met, _CROSSINGS) if len(met := crossed[crossed["crossing"].notna()]) else None,
+        "all_crossings": table(crossed, _CROSSINGS) if len(crossed) else None,
         "figures": [figure(one) for one in drawn],
     }
 

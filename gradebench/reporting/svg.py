@@ -16,6 +16,7 @@ from gradebench.reporting import families
 WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW = 540, 62, 14, 12, 46, 20  # narrow: on a phone its letters are still read
 PLOT_HEIGHT = 360
 LETTER, LINE = 6.6, 12.0  # of a label: pixels a letter, at most, and a line
+NEXT_TO = 7  # pixels from the middle of a mark to its label
 STRIP, CAPTION = 16, 15  # pixels of a row below a figure, and of a line of its caption
 FONTS = "DejaVu Sans, Verdana, Arial, Helvetica, Liberation Sans, Noto Sans, sans-serif"  # the first one installed
 # Words have a contrast of 4.5 to 1 against the page, and marks of 3 to 1.
@@ -118,23 +119,24 @@ def labelled(name: str, cx: float, cy: float, taken: list[Box], frame: Box) -> l
     taken.append(box)
     middle = (box[1] + box[3]) / 2
     words = text(box[0], middle + 4, name, "start")
-    if abs(middle - cy) <= 2:
-        return [words]
     near = box[0] if box[0] > cx else box[2]
+    if abs(middle - cy) <= 2 and abs(near - cx) <= NEXT_TO:
+        return [words]
     return [f'<line class="leader" x1="{cx:.1f}" y1="{cy:.1f}" x2="{near:.1f}" y2="{middle:.1f}"/>', words]
 
 
 def free_box(name: str, cx: float, cy: float, taken: Sequence[Box], frame: Box) -> Box:
     """Where in the frame the label of a dot hides nothing: next to it, or else above or below, as near as possible."""
-    width, middle = LETTER * len(name), cy
-    for away in range(40):
-        for middle in sorted({cy + away * LINE / 2, cy - away * LINE / 2}):
-            for left in (cx + 7, cx - 7 - width, cx + 42, cx - 42 - width):
+    width = LETTER * len(name)
+    places = [(aside, away * LINE / 2) for aside in (NEXT_TO, 42, 84, 126) for away in range(40)]
+    for aside, away in sorted(places, key=lambda place: math.hypot(*place)):
+        for middle in sorted({cy + away, cy - away}):
+            for left in (cx + aside, cx - aside - width):
                 box = (left, middle - LINE / 2, left + width, middle + LINE / 2)
                 inside = left >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
                 if inside and not any(overlap(box, other) for other in taken):
                     return box
-    return cx + 7, middle - LINE / 2, cx + 7 + width, middle + LINE / 2
+    return cx + NEXT_TO, cy - LINE / 2, cx + NEXT_TO + width, cy + LINE / 2
 
 
 def overlap(a: Box, b: Box) -> bool:

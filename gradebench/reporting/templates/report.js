@@ -259,7 +259,8 @@
     const title = make("h3", {}, "Any two columns");
     const figure = make("figure", { "data-name": "two-columns", class: "explorer" }, title, choice, picture, caption, details);
     const grid = board.closest("section").querySelector(".figures");
-    if (grid) grid.prepend(figure);
+    const below = grid && board.compareDocumentPosition(grid) & Node.DOCUMENT_POSITION_FOLLOWING;
+    if (below) grid.prepend(figure);
     else board.after(figure);
     tools(figure);
     draw();

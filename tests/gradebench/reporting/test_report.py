@@ -99,6 +99,7 @@ def hostile_page():
         }
 
     budgets = {"metric": hostile(), "same": [hostile(), hostile()], "leaders": table(), "crossings": table()}
+    budgets |= {"all_crossings": table()}
     names = ("name", "verdict", "ranked_at", "ranking")
     task = {name: hostile() for name in names} | {"board": table(), "figures": [figure()], "lead": [figure()]}
     task |= {"ranked": True, "notices": [hostile()], "front": [hostile(), hostile()], "no_figures": [hostile()]}
