@@ -386,7 +386,7 @@ def _fill(templates: list[_Template], positive: bool, film: dict[str, str], rng:
     score = template.weight
     tokens = []
     for position, (slot, table) in enumerate(zip(template.slots, template.tables, strict=True)):
-        if position == template.pivot:  # no factor after it is negative: the sign is settled here
+        if position == template.pivot:  # no factor after it is negative: the sign is decided here
             token = _choose(template.pivot_words[positive == (score > 0)], rng)
         else:
             token = film.get(slot) or _choose(template.words[position], rng)

@@ -152,8 +152,8 @@ class Imdb(LanguageModelTask):
 
     # --- once a run -------------------------------------------------------------------------------------------
 
-    def needs(self) -> list[str]:
-        return PRESETS[self.options["preset"]].needs(self.options, SIZES.get(self.options["size"]))
+    def requirements(self) -> list[str]:
+        return PRESETS[self.options["preset"]].requirements(self.options, SIZES.get(self.options["size"]))
 
     def prepare(self, device: torch.device, log: Log, strict: bool = False) -> None:
         given = self.given_parts()  # first, so that a misspelt one is refused at once
@@ -174,7 +174,7 @@ class Imdb(LanguageModelTask):
         }
         folder = cached_folder("imdb", facts, lambda folder: self._build(folder, device, log, corpus), log)
         words = [f"corpus={corpus.name}:{corpus.digest[:8]}"]
-        self.settle(folder, words, given, f"scratch-{self.options['size']}")
+        self.set_prepared(folder, words, given, f"scratch-{self.options['size']}")
 
     @property
     def size(self) -> Size:

@@ -33,7 +33,7 @@ class Preset:
     vocabulary: int = 0
     advice: str = ""
 
-    def needs(self, options: Mapping[str, Any], size: Any) -> list[str]:
+    def requirements(self, options: Mapping[str, Any], size: Any) -> list[str]:
         """What a run with these options will download and take, in lines; nothing where all of it is made here."""
         if options["policy"] == "scratch" or is_here(options["policy"]):
             return []  # of a folder its owner knows

@@ -72,10 +72,10 @@ def controls(metrics: pd.DataFrame) -> pd.DataFrame:
     for group in groups_of(metrics, controls=True):
         for metric, split, per_seed_of, suffix in _FAMILIES:
             values = per_seed_of(group).dropna().unstack("estimator")
-            for twin in [name for name in values.columns if name.endswith(CONTROL)]:
-                a = twin.removesuffix(CONTROL)
+            for control in [name for name in values.columns if name.endswith(CONTROL)]:
+                a = control.removesuffix(CONTROL)
                 if a in values.columns:
-                    row = _compared(group, metric, split, suffix, values, a, twin)
+                    row = _compared(group, metric, split, suffix, values, a, control)
                     alarm = row["p_value"] < statistics.ALPHA
                     rows.append(row | {"verdict": "false alarm" if alarm else "not distinguishable"})
     return pd.DataFrame(rows, columns=TESTS_COLUMNS)

@@ -243,9 +243,9 @@ def family_of(folders: Sequence[Path], by: str | None, against: Sequence[str]) -
     """
     requests = [read_config(folder).get("request", {}) for folder in folders]
     metrics = {request.get("by") for request in requests}
-    planned = {tuple(map(str, request.get("against") or ())) for request in requests}
+    asked = {tuple(map(str, request.get("against") or ())) for request in requests}
     by = by or (metrics.pop() if len(metrics) == 1 else None)
-    against = list(dict.fromkeys(against)) or list(planned.pop() if len(planned) == 1 else ())
+    against = list(dict.fromkeys(against)) or list(asked.pop() if len(asked) == 1 else ())
     return by, [] if ALL in against else against
 
 

@@ -90,7 +90,7 @@ def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
         if ours is None and left.task and left.task not in tasks:
             same = next((name for name, mine in tasks.items() if _is_one(left.facts["task"], mine)), None)
             if same:
-                _lose(found, left, f"of {left.task}, which settled to the same as {same} (give -t {left.task})")
+                _lose(found, left, f"of {left.task}, which resolved to the same as {same} (give -t {left.task})")
             else:
                 _keep(found, left)
         elif not left.finished and ours is not None:
@@ -116,7 +116,7 @@ def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
 
 
 def _is_one(task: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two spellings of a task settled to the same."""
+    """Whether two spellings of a task resolve to the same."""
     return bool(task) and not {"task", "setting", "options"} & set(differences.differing(task, other))
 
 

@@ -32,7 +32,7 @@ NOT_LISTED = {
     "device": "its kind is listed",
     "learning_rate": "listed for each estimator",
     "tuned": "listed for each estimator",
-    "settled": "names folders of this machine's cache; what is in them is listed",
+    "prepared": "names folders of this machine's cache; what is in them is listed",
     "checkpoint_every": "a training that goes on ends as one in one piece",
     "save_policies": "adds a file",
     "reference_key": "made of the items",
@@ -139,14 +139,14 @@ def facts_of(known: Known) -> Facts:
 
 def key_of(facts: Facts, cell: Cell) -> str:
     """What a finished cell can be told by: changes with any fact, and with which cell it is."""
-    return _digest([facts, [cell.task, cell.estimator, cell.seed, cell.checkpoint, cell.twin]])
+    return _digest([facts, [cell.task, cell.estimator, cell.seed, cell.checkpoint, cell.other_draws]])
 
 
 def training_key_of(facts: Facts, cell: Cell) -> str:
     """What a training can be told by, however far it has come: without its steps and what only probes depend on."""
     probes = {item.name for item in TASK if not item.training}
     trained = {name: value for name, value in facts["task"].items() if name not in probes | {STEPS}}
-    return _digest([trained, facts["estimator"], [cell.task, cell.estimator, cell.seed, cell.twin]])
+    return _digest([trained, facts["estimator"], [cell.task, cell.estimator, cell.seed, cell.other_draws]])
 
 
 def _digest(content: Any) -> str:

@@ -82,7 +82,7 @@ def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, fol
         train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record, checkpoint)
         if plan.save_policies and parallel.is_main():
             _save_policy(task, folder / records.POLICY)
-    if not plan.checkpoints or cell.twin:
+    if not plan.checkpoints or cell.other_draws:
         return []
     if not plan.train:
         return probe(task, plan, cell, record)

@@ -34,7 +34,7 @@ class Worker:
     def task(self, plan: Plan, cell: Cell) -> Task:
         """The cell's task at its initial parameters."""
         options = sorted(cell.task_options.items())
-        identity = f"{cell.task_spec} {cell.digests[:1]} {options} {plan.settled} {plan.device}"
+        identity = f"{cell.task_spec} {cell.digests[:1]} {options} {plan.prepared} {plan.device}"
         if self.loaded is None or self.loaded.identity != identity:
             self.forget()
             self.loaded = _load(plan, cell, identity)
@@ -58,8 +58,8 @@ def _load(plan: Plan, cell: Cell, identity: str) -> Loaded:
     if plugins := [one for one in cell.foreign if one]:
         followed.follow(plugins)  # a reference gradient may load it before any cell is watched
     task = registry.resolve("tasks", cell.task_spec).factory(**cell.task_options)
-    task.settled = plan.settled
-    if task.settled is None:
+    task.prepared = plan.prepared
+    if task.prepared is None:
         task.prepare(torch.device(plan.device), log=lambda message: None)
     task.load(torch.device(plan.device))
     initial = [p.detach().clone() for p in task.params]

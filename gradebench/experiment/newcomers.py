@@ -107,6 +107,6 @@ def _tuned(
 
 
 def folder_of(request: runner.Request) -> Path:
-    """The run's folder, which its tuning is in: settled before either begins."""
+    """The run's folder, which its tuning is in: chosen before either begins."""
     tasks, _ = runner.expand("tasks", request.tasks)
     return Path(request.out) if request.out else runner.default_folder(tasks)

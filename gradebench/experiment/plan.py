@@ -31,8 +31,8 @@ class Plan:
     reference_draws: int = 4  # of each seed, each over all train prompts
     checkpoint_every: float = 60.0  # seconds of training, after which what it has come to is written down
     patience: int = 5  # updates refused because the gradient isn't finite, before a cell counts as diverged
-    setting: str = ""  # what the task runs on, as `prepare` settled it
-    settled: dict[str, Any] | None = field(default=None, hash=False)  # of the task, for workers
+    setting: str = ""  # what the task runs on, as `prepare` resolved it
+    prepared: dict[str, Any] | None = field(default=None, hash=False)  # what `Task.prepare` left for `load`
     shards: int = 1  # parts of a batch, each with random numbers of its own; several processes share them
     save_policies: bool = False  # keep the trained policy in the cell's folder
     tuned: dict[str, Rate] = field(default_factory=dict, hash=False)  # learning rates found by `gradebench tune`
@@ -56,7 +56,7 @@ class Cell:
 
     task: str  # label
     task_spec: str
-    task_options: dict[str, Any] = field(hash=False)  # as settled by `prepare`
+    task_options: dict[str, Any] = field(hash=False)  # as resolved by `prepare`
     estimator: str  # label
     estimator_spec: str
     seed: int
@@ -65,7 +65,7 @@ class Cell:
     digests: tuple[str, ...] = ()  # of the code of task and estimator; empty: whatever it is now
     foreign: tuple[str, ...] = ()  # where the code of task and estimator comes from, "" for our own
     checkpoint: int | None = None  # the only one to probe; None: all of them
-    twin: str = ""  # names other draws than the seed's own, for an A/A control; it is trained and not probed
+    other_draws: str = ""  # names other draws than the seed's own, for an A/A control; it is trained and not probed
 
     @property
     def id(self) -> str:

@@ -65,7 +65,7 @@ def missing(request: Request, progress: Progress) -> list[str]:
     """What a run of these tasks would download for long; where there is any, what they need is told."""
     tasks = [resolved.create() for resolved in expand("tasks", request.tasks)[0]]
     names = [name for task in tasks for name in task.missing()]
-    for line in (line for task in tasks if names for line in task.needs()):
+    for line in (line for task in tasks if names for line in task.requirements()):
         progress.note(line)
     return names
 
@@ -73,7 +73,7 @@ def missing(request: Request, progress: Progress) -> list[str]:
 def ready_task(resolved: registry.Resolved, device: str, strict: bool, progress: Progress) -> Task:
     """The task with everything prepared, and loaded in this process."""
     task = resolved.create()
-    for line in task.needs():
+    for line in task.requirements():
         progress.note(line)
     torch.set_num_threads(min(2, usable_cores()))  # fixed, so that what is trained here doesn't vary with jobs
     task.prepare(torch.device(device), progress.note, strict)
@@ -124,7 +124,7 @@ def prepare(request: Request, progress: Progress) -> Run:
     files.require_unlocked(out)
     jobs = request.jobs or default_jobs(device)
     run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
-    grids, settled = [], dict[tuple[str, float | None], str]()
+    grids, labels = [], dict[tuple[str, float | None], str]()
     ready: dict[str, Task] = {}  # by spec: learning rates share theirs
     for variant in _varied(request, task_specs, progress):
         resolved = variant.resolved
@@ -132,9 +132,9 @@ def prepare(request: Request, progress: Progress) -> Run:
         with plugin_errors(what), unchanged(what, resolved.foreign):
             task = ready.get(resolved.spec) or ready_task(resolved, device, request.strict, progress)
             ready[resolved.spec] = task
-            same = settled.setdefault((f"{resolved.name} {task.setting} {task.options}", variant.rate), resolved.label)
+            same = labels.setdefault((f"{resolved.name} {task.setting} {task.options}", variant.rate), resolved.label)
             if same != resolved.label:
-                progress.note(f"{resolved.label} settled to the same as {same}, and runs under that name alone")
+                progress.note(f"{resolved.label} resolves to the same as {same}, and runs under that name alone")
                 continue
             if variant.values:
                 run.design[resolved.label] = variant.facts
@@ -152,7 +152,7 @@ def prepare(request: Request, progress: Progress) -> Run:
         cells = grid.cells(mine, seeds)
         run.cells += cells
         if request.control:
-            run.cells += [(plan, _twin(cell)) for plan, cell in cells]
+            run.cells += [(plan, _aa_control(cell)) for plan, cell in cells]
     return run
 
 
@@ -248,7 +248,7 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         shards=request.shards or parallel.world_size(),
         save_policies=request.save_policies and saves(task),
         setting=task.setting,
-        settled=task.settled,
+        prepared=task.prepared,
     )
 
 
@@ -279,8 +279,8 @@ def _cell(resolved: registry.Resolved, task: Task, estimator: registry.Resolved,
     return Cell(resolved.label, resolved.spec, task.options, *names)
 
 
-def _twin(cell: Cell) -> Cell:
-    return replace(cell, estimator=cell.estimator + tables.CONTROL, twin="control")
+def _aa_control(cell: Cell) -> Cell:
+    return replace(cell, estimator=cell.estimator + tables.CONTROL, other_draws="control")
 
 
 def _function_of(task: Task) -> str:

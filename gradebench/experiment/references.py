@@ -80,7 +80,7 @@ def shared_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[
 def _warm(trainer: Trainer, task: Task, plan: Plan, cell: Cell, number: int) -> None:
     """The state as another seed's cell has left it, else by training; the same either way, since its draws are those of
     no seed."""
-    anyone = replace(cell, seed=0, checkpoint=None, twin="")
+    anyone = replace(cell, seed=0, checkpoint=None, other_draws="")
     step, estimator = checkpoint_steps(plan)[number], trainer.estimator
     source = source_of(task, plan, anyone, "warm-up", step, plan.batch // estimator.n)
     training = trainer.training(

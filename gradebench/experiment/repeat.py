@@ -19,7 +19,7 @@ def given(request: Mapping[str, Any], cells: Iterable[tuple[Plan, Cell]]) -> dic
     answer: dict[str, Any] = {"tasks": {}, "estimators": {}}
     for plan, cell in cells:
         if cell.task not in answer["tasks"]:
-            answer["tasks"][cell.task] = _settled(cell, typed["tasks"].get(cell.task, cell.task_spec))
+            answer["tasks"][cell.task] = _resolved(cell, typed["tasks"].get(cell.task, cell.task_spec))
         one = (
             answer["estimators"]
             .setdefault(cell.task, {})
@@ -44,17 +44,19 @@ def _typed(kind: str, specs: Sequence[str]) -> dict[str, str]:
     return {registry.resolve(kind, spec).label: spec for spec in specs if spec != "all"}
 
 
-def _settled(cell: Cell, spec: str) -> str:
-    """The task with what `prepare` settled, which may come out otherwise elsewhere (a hub that is out of reach)."""
+def _resolved(cell: Cell, spec: str) -> str:
+    """The task with the options that `prepare` resolved, which may resolve differently elsewhere (a hub that is out of reach)."""
     before = registry.resolve("tasks", cell.task_spec)
     options = getattr(before.create(), "options", {})
-    settled = {
+    resolved = {
         name: text_of(value)
         for name, value in cell.task_options.items()
         if name in before.params and options.get(name) != value
     }
     parsed = parse_spec(spec)
-    return f"{parsed.target}:{','.join(f'{k}={v}' for k, v in (parsed.options | settled).items())}" if settled else spec
+    return (
+        f"{parsed.target}:{','.join(f'{k}={v}' for k, v in (parsed.options | resolved).items())}" if resolved else spec
+    )
 
 
 def commands_of(config: Mapping[str, Any]) -> list[str]:
@@ -101,9 +103,9 @@ def _parts(
     for label, one in estimators.items():
         if label.endswith(CONTROL):
             continue
-        twins = set(estimators.get(label + CONTROL, {}).get("seeds", ()))
+        controlled = set(estimators.get(label + CONTROL, {}).get("seeds", ()))
         for control in (False, True):
-            seeds = [seed for seed in one["seeds"] if (seed in twins) == control]
+            seeds = [seed for seed in one["seeds"] if (seed in controlled) == control]
             for some in [[seed] for seed in seeds] if command == "probe" else [seeds] if seeds else []:
                 groups.setdefault((*_seeds(command, some), *_own(one, control)), []).append(str(one["spec"]))
     shared = _shared(command, known)

@@ -65,7 +65,7 @@ class Outcome:
     reused: int  # cells that an earlier run had finished
     comparisons: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=schema.TESTS_COLUMNS))
     leaderboard: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=schema.LEADERBOARD_COLUMNS))
-    # every estimator against its control twin, if the run has them
+    # every estimator against its A/A control, if the run has them
     controls: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=schema.TESTS_COLUMNS))
     frontier: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=frontier.COLUMNS))
     areas: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=frontier.TESTS_COLUMNS))

@@ -110,8 +110,8 @@ def config_of(request: Request, run: Run) -> dict[str, Any]:
         sources.setdefault(cell.task, {})[cell.estimator] = rate.source
     return {
         "request": asdict(request),
-        # `settled` names folders of this machine's cache; what ran stands in the setting.
-        "plans": {label: {k: v for k, v in asdict(plan).items() if k != "settled"} for label, plan in plans.items()},
+        # `prepared` names folders of this machine's cache; what ran stands in the setting.
+        "plans": {label: {k: v for k, v in asdict(plan).items() if k != "prepared"} for label, plan in plans.items()},
         "tasks": {label: {"setting": task.setting, **task.describe()} for label, task in run.tasks.items()},
         "learning_rates": rates,
         "rate_sources": sources,

@@ -31,7 +31,7 @@ def train(
     ledger = Ledger()
     trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, cell.estimator_spec).value)
     prompts = batches(task, plan, estimator.n, cell.seed)
-    rng = generator(plan.device, cell.seed, "sampling", *filter(None, [cell.twin]))
+    rng = generator(plan.device, cell.seed, "sampling", *filter(None, [cell.other_draws]))
     evaluated = plan.evaluation_steps
     estimator.train()
     reset_peak_memory(plan.device)

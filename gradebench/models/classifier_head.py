@@ -35,7 +35,7 @@ def head_of(config: Any, name_or_path: str, label: str = AUTO, activation: str =
     label       a label's name in any case, or its index; "auto": the only one, or the one whose name says positive
     activation  "auto": none for one output and for regression, sigmoid for multi-label, else softmax
 
-    Raises InputError, with the labels, where they don't settle which one is rewarded.
+    Raises InputError, with the labels, where they don't say which one is rewarded.
     """
     labels = _labels(config, name_or_path)
     index = _rewarded(labels, name_or_path) if label == AUTO else _named(labels, label, name_or_path)

@@ -227,7 +227,7 @@ def print_tuning(tunings: pd.DataFrame, choices: Mapping[str, Any], out: Path) -
     )
 
 
-def print_plan(needed: pd.DataFrame) -> None:
+def print_power(needed: pd.DataFrame) -> None:
     """The seeds that each pair needs, the largest spread first, and what all of them need."""
     console = stdout_console()
     for (task, setting), pairs in needed.groupby(["task", "setting"], sort=False):

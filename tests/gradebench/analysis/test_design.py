@@ -149,16 +149,16 @@ def test_a_run_without_either_has_none_of_their_tables(command, in_process, tiny
     assert status == 0 and "[reward within KL" in out, err
 
 
-def test_runs_that_settled_to_the_same_have_one_design(tmp_path):
+def test_runs_that_resolved_to_the_same_have_one_design(tmp_path):
     """As where one was asked for imdb, which fell back to what the other one was given: no label says so."""
     for folder, base, kls in (("a", "imdb", ("0.1", "0.2")), ("b", "imdb:corpus=embedded", ("0.2", "0.3"))):
         labels = {kl: with_values(base, {"kl": kl}) for kl in kls}
-        settled = {"task": "imdb", "setting": "s"}
+        resolved = {"task": "imdb", "setting": "s"}
         config = {
             "design": {label: {"task": base, "values": {"kl": kl}} for kl, label in labels.items()},
             "facts": {
                 "tasks": {
-                    label: settled | {"options": {"corpus": "embedded", "kl": float(kl)}}
+                    label: resolved | {"options": {"corpus": "embedded", "kl": float(kl)}}
                     for kl, label in labels.items()
                 }
             },

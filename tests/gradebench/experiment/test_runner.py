@@ -337,7 +337,7 @@ def test_a_control_trains_every_estimator_twice_with_other_draws_and_ranks_it_on
     assert len(written) == len(outcome.controls)
 
 
-def test_a_twin_starts_where_its_estimator_does(run):
+def test_an_aa_control_starts_where_its_estimator_does(run):
     metrics = run("rloo", control=True).metrics
     first = metrics.query("phase == 'evaluation' and step == 0").pivot_table(
         index=["seed", "split", "metric"], columns="estimator", values="value"
