@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradebench import InputError, LanguageModelTask, Range, generator
+from gradebench.core.shown import counted
 from gradebench.core.task import Log
 from gradebench.kit.making import parameters_of, write_report
 from gradebench.kit.options import Instance, Kl, Lora, Policy, Precision
@@ -100,7 +101,7 @@ class Arithmetic(LanguageModelTask):
     def _build(self, folder: Path, device: torch.device, log: Log) -> None:
         """Pretrain the scratch policy on problems that are no prompts, some of them answered wrongly."""
         shape, problems = Pretraining(), self._problems()["pretraining"]
-        log(f"pretraining the policy: {shape.steps:,} steps on {len(problems):,} problems")
+        log(f"pretraining the policy: {counted(shape.steps, 'step')} on {counted(len(problems), 'problem')}")
         torch.manual_seed(self.seed)  # initial weights, the one thing that reads the global generator
         policy = self._scratch().to(device)
         rows = self._rows(problems).to(device)  # (texts, answers right and off by -9 to 9, P + T)

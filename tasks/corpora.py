@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gradebench.core.errors import InputError
+from gradebench.core.shown import counted
 from gradebench.storage.hub import HubUnreachable, hub_refusal, seconds_to_ask, silent_hub
 from gradebench.storage.libraries import first_line
 from gradebench.tasks.corpus_files import (
@@ -154,7 +155,9 @@ def split_corpus(corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
         parts |= _deal(np.flatnonzero(in_test), groups, _TEST_SHARES, generator)
     for part, rows in parts.items():
         if len(np.unique(corpus.labels[rows])) < 2:
-            raise InputError(f"corpus {corpus.name}: part {part!r} ({len(rows)} texts) lacks a label; give more texts")
+            raise InputError(
+                f"corpus {corpus.name}: part {part!r} ({counted(len(rows), 'text')}) lacks a label; give more texts"
+            )
     return parts
 
 
@@ -202,7 +205,9 @@ def _corpus(name: str, frame: pd.DataFrame, source: str) -> Corpus:
     rows["film"] = "" if film is None else [str(value).strip() for value in values_of(film)]
     kept = _without_repeats(rows)
     if len(kept) < FEWEST_TEXTS:
-        raise InputError(f"{source}: {len(kept)} usable texts (not empty, not repeated); give at least {FEWEST_TEXTS}")
+        raise InputError(
+            f"{source}: {counted(len(kept), 'usable text')} (not empty, not repeated); give at least {FEWEST_TEXTS}"
+        )
     if kept["label"].nunique() < 2:
         raise InputError(f"{source}: every text has the label {kept['label'].iloc[0]}; give texts of both labels")
     return Corpus(
@@ -224,7 +229,7 @@ def _reading(rows: pd.DataFrame, kept: pd.DataFrame, source: str) -> str:
     positive = int(kept["label"].sum())
     first = kept["text"].iloc[0]
     return (
-        f"{source}: {len(rows):,} rows, {len(kept):,} texts{without}, {positive:,} of them positive; "
+        f"{source}: {counted(len(rows), 'row')}, {counted(len(kept), 'text')}{without}, {positive:,} of them positive; "
         f"the first: {first[:60]!r}{'...' if len(first) > 60 else ''}"
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from gradebench.core.errors import InputError
+from gradebench.core.shown import counted
 from gradebench.storage.libraries import first_line
 
 LABEL_COLUMNS = ("label", "sentiment")
@@ -114,7 +115,9 @@ def sidecar_films(sidecar: Path, rows: int) -> list[Any]:
     if film is None:
         raise InputError(f"{sidecar}: no column 'movie'; mend or remove this file of film ids")
     if len(film) != rows:
-        raise InputError(f"{sidecar}: {len(film)} rows for the corpus's {rows}; mend or remove this file of film ids")
+        raise InputError(
+            f"{sidecar}: {counted(len(film), 'row')} for the corpus's {rows}; mend or remove this file of film ids"
+        )
     return values_of(film)
 
 

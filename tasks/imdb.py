@@ -14,6 +14,7 @@ from torch import Tensor
 from gradebench import LanguageModelTask, Range
 from gradebench.core.errors import InputError
 from gradebench.core.seeds import parse_seeds
+from gradebench.core.shown import counted
 from gradebench.core.task import Log
 from gradebench.kit.language_model_task import ADAPTERS_LEARNING_RATE
 from gradebench.kit.making import parameters_of, pretrained, with_weights, write_report
@@ -326,7 +327,7 @@ def choose_prompts(ids: list[list[int]], parts: Mapping[str, np.ndarray], size: 
                 prompts.append(opening)
         if len(prompts) < 32:
             raise InputError(
-                f"the corpus gives only {len(prompts)} {split} prompts of reviews with at least "
+                f"the corpus gives only {counted(len(prompts), f'{split} prompt')} of reviews with at least "
                 f"{size.prompt + size.horizon} tokens, 32 are needed; use a larger corpus"
             )
         chosen[split] = torch.tensor(prompts)
@@ -337,7 +338,7 @@ def build_reward(
     folder: Path, reward: ScratchReward, text: Any, labels: Tensor, size: Size, log: Log, seed: int
 ) -> None:
     """Train the reward on texts with labels (rows,) and save it."""
-    log(f"training the reward model: {size.reward_steps:,} steps on {len(labels):,} labelled reviews")
+    log(f"training the reward model: {counted(size.reward_steps, 'step')} on {counted(len(labels), 'labelled review')}")
     window = size.prompt + size.horizon
     train_classifier(reward, text, labels, window, size.reward_steps, 64, 1e-3, seed)
     save_file(reward.state_dict(), folder / "reward.safetensors")

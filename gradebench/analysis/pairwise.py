@@ -9,7 +9,6 @@ import pandas as pd
 
 from gradebench.analysis import provenance, statistics
 from gradebench.analysis.groups import (
-    CONTROL,
     Group,
     by_mean,
     column_of,
@@ -70,10 +69,11 @@ def controls(metrics: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for group in groups_of(metrics, controls=True):
+        of = dict(zip(group.rows["estimator"], group.rows["control_of"], strict=True))
         for metric, split, per_seed_of, suffix in _FAMILIES:
             values = per_seed_of(group).dropna().unstack("estimator")
-            for control in [name for name in values.columns if name.endswith(CONTROL)]:
-                a = control.removesuffix(CONTROL)
+            for control in values.columns:
+                a = of.get(control, "")
                 if a in values.columns:
                     row = _compared(group, metric, split, suffix, values, a, control)
                     alarm = row["p_value"] < statistics.ALPHA

@@ -26,6 +26,7 @@ from gradebench.cli.options import (
     rates_of,
 )
 from gradebench.core.errors import InputError
+from gradebench.core.shown import counted
 from gradebench.core.streams import plugins_aside
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def run(
     if dry_run:
         for _, cell in prepared.cells:
             typer.echo(cell.id)
-        progress.note(f"dry run: {len(prepared.cells)} cells")
+        progress.note(f"dry run: {counted(len(prepared.cells), 'cell')}")
         return
     with plugins_aside():
         outcome = api.execute(request, prepared, progress)

@@ -27,3 +27,8 @@ def utf8(text: str) -> str:
 
 def escape(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode("ascii")
+
+
+def counted(number: float, noun: str, plural: str = "") -> str:
+    """ "1 seed", "0 seeds", "1,200 seeds": a whole number with its noun; `plural` is the noun's own where it takes no s."""
+    return f"{int(number):,} {noun if number == 1 else plural or f'{noun}s'}"

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from gradebench.analysis import cell_labels
 from gradebench.experiment.facts import Facts
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.plugins.source_digest import known_files
@@ -44,7 +45,8 @@ def files_to_go_on_from(plan: Plan, cell: Cell) -> list[Path]:
 
 def about(cell: Cell, known: Facts | None) -> dict[str, Any]:
     """What cell.json says of a cell, so that another command in its folder can tell what it is."""
-    return {"task": cell.task, "estimator": cell.estimator, "seed": cell.seed, "facts": known}
+    which = {name: getattr(cell, name) for name in ("task", "estimator", "seed", *cell_labels.COLUMNS)}
+    return which | {"facts": known}
 
 
 def what_was_read(cell: Cell) -> dict[str, str | None]:

@@ -5,6 +5,7 @@ import torch
 from gradebench.analysis.provenance import GIVEN, TASK, Rate, tuned_rate
 from gradebench.core.errors import InputError, Unsupported
 from gradebench.core.estimator import Estimator
+from gradebench.core.shown import counted
 from gradebench.core.task import Task
 from gradebench.experiment import facts
 from gradebench.experiment.plan import Cell, Plan
@@ -27,7 +28,9 @@ def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:
     resolved = registry.resolve("estimators", spec)
     estimator, label = resolved.create(), resolved.label
     if plan.batch % estimator.n:
-        raise Unsupported(f"{label} takes {estimator.n} samples a prompt, which does not divide --batch {plan.batch}")
+        raise Unsupported(
+            f"{label} takes {counted(estimator.n, 'sample')} a prompt, which does not divide --batch {plan.batch}"
+        )
     contexts = min(plan.batch // estimator.n, task.sizes["train"])
     problem = task.problem("train", torch.arange(contexts, device=plan.device))
     lacking = estimator.needs - problem.offers

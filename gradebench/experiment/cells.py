@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench.analysis import plugin_inputs
-from gradebench.analysis.provenance import Rate
+from gradebench.analysis import cell_labels, plugin_inputs
+from gradebench.analysis.provenance import RATE_COLUMNS, Rate
 from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.task import Task
@@ -252,18 +252,26 @@ def _texts(path: Path, note: Callable[[str], None]) -> list[dict[str, Any]]:
 
 
 def _with_rates(metrics: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """The metrics with learning_rate and rate_source: said by the run, since where a rate comes from may change while its value doesn't,
-    and a finished cell with it."""
-    rates = {cell.id: run.rate(plan, cell) for plan, cell in run.cells}
-    said = {cell: (rate.value, rate.source) for cell, rate in rates.items()}
+    """The metrics with RATE_COLUMNS and the columns of `cell_labels`.
+
+    The run has the rates: a finished cell stays the same if its rate comes from elsewhere now but has the same value.
+    """
+    said: dict[str, dict[str, Any]] = {}
+    for plan, cell in run.cells:
+        rate, which = run.rate(plan, cell), {name: getattr(cell, name) for name in cell_labels.COLUMNS}
+        said[cell.id] = {"learning_rate": rate.value, "rate_source": rate.source} | which
     for left in run.kept:  # of earlier commands, whose config.json this command's goes on from
-        rate = left.facts["estimator"].get("learning rate", math.nan)
-        said[left.id] = (rate, run.sources.get(left.task, {}).get(left.estimator, ""))
-    value, source = ({cell: one[i] for cell, one in said.items()} for i in range(2))
-    return metrics.assign(
-        learning_rate=metrics["cell_id"].map(value).astype(float),
-        rate_source=metrics["cell_id"].map(source).fillna("").astype(object),
-    )
+        value = left.facts["estimator"].get("learning rate", math.nan)
+        source = run.sources.get(left.task, {}).get(left.estimator, "")
+        parsed = cell_labels.parsed(left.estimator)
+        which = {name: str(left.ended.get(name, parsed[name])) for name in cell_labels.COLUMNS}
+        said[left.id] = {"learning_rate": value, "rate_source": source} | which
+    labelled = cell_labels.with_columns(metrics)  # for what no command knows any more
+    for name in (*RATE_COLUMNS, *cell_labels.COLUMNS):
+        found = metrics["cell_id"].map({cell: one[name] for cell, one in said.items()})
+        found = found.fillna("" if name == "rate_source" else labelled[name]) if name != "learning_rate" else found
+        labelled[name] = found.astype(float if name == "learning_rate" else object)
+    return labelled[[*metrics.columns, *RATE_COLUMNS, *cell_labels.COLUMNS]]
 
 
 def _interrupted(run: Run) -> list[pd.DataFrame]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gradebench.analysis import differences
-from gradebench.analysis.tables import CONTROL
+from gradebench.analysis import cell_labels, differences
+from gradebench.core.shown import counted
 from gradebench.experiment import facts
 from gradebench.experiment.plan import Cell
 from gradebench.storage import records
@@ -64,8 +64,8 @@ class Earlier:
 
     def refusal(self, out: Path) -> str:
         """What would be lost, in one line."""
-        said = [f"{count} {'cell' if count == 1 else 'cells'} {kind}" for kind, count in self.kinds.items()]
-        more = f"; and {len(said) - _SHOWN} more kinds" if len(said) > _SHOWN else ""
+        said = [f"{counted(count, 'cell')} {kind}" for kind, count in self.kinds.items()]
+        more = f"; and {counted(len(said) - _SHOWN, 'more kind')}" if len(said) > _SHOWN else ""
         return (
             f"{out} has finished cells that this would discard: {'; '.join(said[:_SHOWN])}{more}; give --fresh to "
             "discard them, or another folder with --out"
@@ -99,9 +99,8 @@ def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
             _lose(found, left, _OLD)
         else:
             task = ours["task"] if ours else tasks[left.task]
-            estimator = (
-                ours["estimator"] if ours else estimators.get((left.task, left.estimator.removesuffix(CONTROL)), {})
-            )
+            name = cell_labels.control_of(left.ended, left.estimator) or left.estimator
+            estimator = ours["estimator"] if ours else estimators.get((left.task, name), {})
             difference = _difference(left, task, estimator)
             more = difference == facts.STEPS and not stale(left.ended.get("read"))
             if more and ours is not None and task[facts.STEPS] > left.facts["task"][facts.STEPS]:

@@ -11,6 +11,7 @@ from gradebench.analysis import rate_curve, tables
 from gradebench.analysis.provenance import TUNED
 from gradebench.core.errors import InputError
 from gradebench.core.seeds import parse_seeds
+from gradebench.core.shown import counted
 from gradebench.core.task import Task
 from gradebench.experiment import runner, tuning
 from gradebench.experiment.cells import Progress, Run
@@ -61,8 +62,10 @@ def tune_newcomers(request: runner.Request, progress: Progress, dry: bool = Fals
     protocols = {label: protocol(run.tasks[label], names) for label in found}
     compared = {cell.seed for _, cell in run.cells}
     for label, (rates, seeds) in protocols.items():
-        trials = f"{len(rates)} rates x {len(parse_seeds(seeds))} seeds"
-        progress.note(f"--tune: {', '.join(found[label])} on {label}, by {trials} of {_steps(run, label)} steps each")
+        trials = f"{counted(len(rates), 'rate')} x {counted(len(parse_seeds(seeds)), 'seed')}"
+        progress.note(
+            f"--tune: {', '.join(found[label])} on {label}, by {trials} of {counted(_steps(run, label), 'step')} each"
+        )
         if both := sorted(compared & set(parse_seeds(seeds))):
             raise InputError(f"--tune: seed {both[0]} is for tuning; compare on other seeds than {seeds}")
     if dry:

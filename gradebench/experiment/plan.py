@@ -66,6 +66,9 @@ class Cell:
     foreign: tuple[str, ...] = ()  # where the code of task and estimator comes from, "" for our own
     checkpoint: int | None = None  # the only one to probe; None: all of them
     other_draws: str = ""  # names other draws than the seed's own, for an A/A control; it is trained and not probed
+    control_of: str = ""  # label of the estimator that this is the A/A control of
+    trial_of: str = ""  # label of the estimator that this is a trial of, in a tuning
+    trial_options: str = ""  # options of the estimator that the trial changes, "name=value,name=value"
 
     @property
     def id(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gradebench.analysis import tables
+from gradebench.analysis import cell_labels, tables
 from gradebench.analysis.design import RATE, Variant, parse_sweep, variants
 from gradebench.analysis.provenance import Rate, tuned_rate
 from gradebench.core import parallel
@@ -20,6 +20,7 @@ from gradebench.core.global_state import PROCESS
 from gradebench.core.interrupts import is_users
 from gradebench.core.options import with_values
 from gradebench.core.seeds import parse_seeds
+from gradebench.core.shown import counted
 from gradebench.core.task import Task
 from gradebench.experiment.cell_files import checkpoint_steps
 from gradebench.experiment.cell_setup import cell_key, make_estimator
@@ -165,7 +166,7 @@ def _varied(request: Request, tasks: Sequence[registry.Resolved], progress: Prog
     found = variants(tasks, sweep, request.instances)
     if request.instances is not None and request.instances > 1:
         progress.note(
-            f"{request.instances} instances of each task; what one takes long to make is made once and cached"
+            f"{counted(request.instances, 'instance')} of each task; what one takes long to make is made once and cached"
         )
     return found
 
@@ -210,7 +211,7 @@ def _tuned(
     if lacking and not request.tune:
         progress.note(f"--tuned {request.tuned} has no rate for {', '.join(lacking)}; they keep theirs")
     if steps not in {choices["steps"], *map(int, choices.get("budgets", {}))}:
-        progress.note(f"--tuned {request.tuned} is of {choices['steps']} steps, and these are {steps}")
+        progress.note(f"--tuned {request.tuned} is of {counted(choices['steps'], 'step')}, and this runs {steps}")
     mine = []
     for estimator in estimators:
         chosen = choices["estimators"].get(estimator.label, {}).get("options", {})
@@ -280,7 +281,8 @@ def _cell(resolved: registry.Resolved, task: Task, estimator: registry.Resolved,
 
 
 def _aa_control(cell: Cell) -> Cell:
-    return replace(cell, estimator=cell.estimator + tables.CONTROL, other_draws="control")
+    label = cell_labels.control_label(cell.estimator)
+    return replace(cell, estimator=label, control_of=cell.estimator, other_draws="control")
 
 
 def _function_of(task: Task) -> str:

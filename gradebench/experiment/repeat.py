@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gradebench.analysis.tables import CONTROL
+from gradebench.analysis import cell_labels
 from gradebench.core.options import parse_spec, text_of
 from gradebench.experiment import facts
 from gradebench.experiment.plan import Cell, Plan
@@ -26,7 +26,8 @@ def given(request: Mapping[str, Any], cells: Iterable[tuple[Plan, Cell]]) -> dic
             .setdefault(
                 cell.estimator,
                 {
-                    "spec": typed["estimators"].get(cell.estimator.removesuffix(CONTROL), cell.estimator_spec),
+                    "spec": typed["estimators"].get(cell.control_of or cell.estimator, cell.estimator_spec),
+                    "control_of": cell.control_of,
                     "learning_rate": plan.learning_rate,
                     "tuned": None if request.get("tune") else request.get("tuned"),
                     "tune": bool(request.get("tune")),
@@ -100,10 +101,11 @@ def _parts(
     """Command, estimators and options of each command that a task takes: one for all that share seeds and rates."""
     command = "run" if known.get("training", True) else "probe"
     groups: dict[tuple[str, ...], list[str]] = {}
+    controls = {cell_labels.control_of(one, label): one for label, one in estimators.items()}
     for label, one in estimators.items():
-        if label.endswith(CONTROL):
+        if cell_labels.control_of(one, label):
             continue
-        controlled = set(estimators.get(label + CONTROL, {}).get("seeds", ()))
+        controlled = set(controls.get(label, {}).get("seeds", ()))
         for control in (False, True):
             seeds = [seed for seed in one["seeds"] if (seed in controlled) == control]
             for some in [[seed] for seed in seeds] if command == "probe" else [seeds] if seeds else []:

@@ -14,6 +14,7 @@ from gradebench.analysis import frontier, instances
 from gradebench.analysis.runs import require_rankable
 from gradebench.core import parallel, schema
 from gradebench.core.errors import InputError
+from gradebench.core.shown import counted
 from gradebench.plugins import registry
 from gradebench.storage import records
 
@@ -107,7 +108,7 @@ def require_family(request: Request, labels: Sequence[str]) -> None:
 def require_numbers(request: Request) -> None:
     if (request.shards or parallel.world_size()) % parallel.world_size():
         raise InputError(
-            f"--micro-batches {request.shards}: {parallel.world_size()} processes can't share them; give a multiple"
+            f"--micro-batches {request.shards}: {counted(parallel.world_size(), 'process', 'processes')} can't share them; give a multiple"
         )
     least = {"steps": 1, "batch": 1, "jobs": 1, "draws": 4, "checkpoints": 1, "shards": 1, "instances": 1}
     for name, minimum in least.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 from gradebench.analysis import curves, frontier, instances, runs, tables
 from gradebench.core.errors import InputError
+from gradebench.core.shown import counted
 from gradebench.experiment import earlier, repeat
 from gradebench.experiment.cells import Failures, Progress, Run, carry_out, drop_damaged, gather, pending, with_inputs
 from gradebench.experiment.launchers import launched
@@ -78,7 +79,9 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
     jobs, troubles, interrupted = pending(run, request.resume), Failures(), False
     reused = len(run.cells) - len(jobs)
     if damaged := drop_damaged(jobs):
-        progress.note(f"{len(damaged)} files of unfinished cells are damaged, as {damaged[0]}; they are made again")
+        progress.note(
+            f"{counted(len(damaged), 'file of unfinished cells is', 'files of unfinished cells are')} damaged, such as {damaged[0]}; made again"
+        )
     progress.start(len(run.cells), reused)
     try:
         if jobs:
@@ -169,9 +172,13 @@ def stand_beside(request: Request, run: Run, before: Mapping[str, Any], progress
         if fresh:
             progress.note(f"{len(fresh)} start over: their last state was too large to keep, or no plain data")
     if found.kept:
-        progress.note(f"{len(found.kept)} other cells of {run.out} stay in its tables")
+        progress.note(
+            f"{counted(len(found.kept), f'other cell of {run.out} stays', f'other cells of {run.out} stay')} in its tables"
+        )
     if without := [left for left in found.kept if left.damaged]:
         name = without[0].folder / without[0].damaged[0]
-        progress.note(f"{len(without)} of them stay without files that are damaged, as {name}")
+        progress.note(f"{counted(len(without), 'of them stays', 'of them stay')} without damaged files, such as {name}")
     if found.damaged:
-        progress.note(f"{len(found.damaged)} cells are damaged and left out, as {found.damaged[0]}; ask for them again")
+        progress.note(
+            f"{counted(len(found.damaged), 'cell is', 'cells are')} damaged and left out, such as {found.damaged[0]}; ask for them again"
+        )

@@ -15,6 +15,7 @@ from gradebench.core.estimator import Estimate, Estimator
 from gradebench.core.global_state import put_back
 from gradebench.core.problem import Ledger, Problem
 from gradebench.core.sampling import generator
+from gradebench.core.shown import counted
 from gradebench.core.task import Task
 from gradebench.core.view import Guarded
 from gradebench.experiment.plan import Plan
@@ -60,7 +61,9 @@ class Updates:
 def _require_shapes(gradient: Sequence[Tensor], params: Sequence[Tensor]) -> None:
     found, wanted = ([tuple(one.shape) for one in tensors] for tensors in (gradient, params))
     if len(found) != len(wanted):
-        raise ValueError(f"its gradient has {len(found)} tensors, and the task has {len(wanted)} parameters")
+        raise ValueError(
+            f"its gradient has {counted(len(found), 'tensor')}, and the task has {counted(len(wanted), 'parameter')}"
+        )
     if found != wanted:
         i = next(i for i, (one, other) in enumerate(zip(found, wanted, strict=True)) if one != other)
         raise ValueError(f"tensor {i} of its gradient has the shape {found[i]}, and the parameter {wanted[i]}")
@@ -118,7 +121,7 @@ class Trainer:
             self.updates.updates_refused += 1
             refused = self.updates.updates_refused
             if refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
-                raise Diverged(f"the gradient was not finite in {refused} updates{cause_in(problem)}")
+                raise Diverged(f"the gradient was not finite in {counted(refused, 'update')}{cause_in(problem)}")
             return
         self.updates.updates += 1
         self.updates.clipped += factor < 1
@@ -176,7 +179,7 @@ def cause_in(problem: Problem) -> str:
         return f"; asked again, the reward {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     odd, largest = int((~rewards.isfinite()).sum()), float(rewards.abs().max())
     if odd:
-        return f"; neither was the reward of {odd} in {rewards.numel()} draws"
+        return f"; neither was the reward of {odd} in {counted(rewards.numel(), 'draw')}"
     if largest > math.sqrt(torch.finfo(rewards.dtype).max):
         return f"; rewards as large as {largest:.3g} have no square in {str(rewards.dtype).removeprefix('torch.')}"
     return ""

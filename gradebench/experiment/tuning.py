@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from gradebench.analysis import rate_curve, tables
+from gradebench.analysis import cell_labels, rate_curve, tables
 from gradebench.core import options
 from gradebench.core.errors import InputError
 from gradebench.core.task import Task
@@ -21,7 +21,6 @@ from gradebench.storage import digests, files, records
 from gradebench.storage.tuned import CURVES, CURVES_COLUMNS
 
 EXTENSIONS = 2  # rates beyond either end that an estimator may try where its best is at that end
-_AT = " @ "  # between the estimator and the trial in the names of a tuning's cells
 
 
 @dataclass
@@ -224,25 +223,27 @@ def _choices(
 def _trials(cell: Cell, rates: Sequence[float], varied: Sequence[Varied]) -> list[tuple[float, Cell]]:
     """The cell at each rate, and at a point of what varies, named by both."""
     if not varied:
-        return [(rate, replace(cell, estimator=f"{cell.estimator}{_AT}{rate:g}")) for rate in rates]
+        return [(rate, _trial(cell, rate)) for rate in rates]
     found = []
     for rate, (_, *shares) in zip(rates, quasi_random(len(rates), 1 + len(varied)), strict=True):
         values = {one.name: one.at(float(share)) for one, share in zip(varied, shares, strict=True)}
         resolved = registry.resolve("estimators", options.with_values(cell.estimator_spec, values))
         said = ",".join(f"{name}={value}" for name, value in values.items())
-        trial = replace(
-            cell,
-            estimator=f"{cell.estimator}{_AT}{rate:g} {said}",
-            estimator_spec=resolved.spec,
-            params=json.dumps(resolved.params, sort_keys=True),
-        )
-        found.append((rate, trial))
+        made = replace(cell, estimator_spec=resolved.spec, params=json.dumps(resolved.params, sort_keys=True))
+        found.append((rate, _trial(made, rate, said)))
     return found
+
+
+def _trial(cell: Cell, rate: float, said: str = "") -> Cell:
+    label = cell_labels.trial_label(cell.estimator, rate, said)
+    return replace(cell, estimator=label, trial_of=cell.estimator, trial_options=said)
 
 
 def trials_of(metrics: pd.DataFrame, budgets: Mapping[str, Sequence[int]], betas: Mapping[str, float]) -> pd.DataFrame:
     """One row a trial and budget, a number of steps: the cell's status, its validation reward, KL and objective there."""
-    cells = metrics.groupby(["task", "setting", "estimator", "seed"], sort=False)["status"].first().reset_index()
+    metrics = cell_labels.with_trial_rates(cell_labels.with_columns(metrics))
+    which = ["status", "trial_of", "learning_rate", "trial_options"]
+    cells = metrics.groupby(["task", "setting", "estimator", "seed"], sort=False)[which].first().reset_index()
     cells["step"] = cells["task"].map(budgets)
     cells = cells.explode("step", ignore_index=True).astype({"step": int})
     index = ["task", "setting", "estimator", "seed", "step"]
@@ -250,9 +251,7 @@ def trials_of(metrics: pd.DataFrame, budgets: Mapping[str, Sequence[int]], betas
     wide = found.pivot_table(index=index, columns="metric", values="value").reindex(columns=["reward", "kl"])
     rows = cells.join(wide, on=index)
     rows["objective"] = rows["reward"] - rows["task"].map(betas) * rows["kl"].fillna(0.0)
-    rows[["estimator", "trial"]] = rows["estimator"].str.rsplit(_AT, n=1, expand=True)
-    rows[["learning_rate", "options"]] = rows["trial"].str.partition(" ")[[0, 2]]
-    rows["learning_rate"] = rows["learning_rate"].astype(float)
+    rows = rows.assign(estimator=rows["trial_of"], options=rows["trial_options"])
     order = ["task", "setting", "estimator", "learning_rate", "options", "seed", "step"]
     return rows[[*order, "status", "reward", "kl", "objective"]].sort_values(order, ignore_index=True)
 

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from gradebench.core.errors import InputError
 from gradebench.core.panics import panics_raised
+from gradebench.core.shown import counted
 from gradebench.models.classifier_head import AUTO, Head, head_of
 from gradebench.models.end_of_text import Ends
 from gradebench.models.model_folders import config_of, model_of, refused, tokenizer_of
@@ -305,8 +306,8 @@ def check_same_tokens(name_or_path: str, own: Any, policy: Any) -> None:
         return
     differing = sum(ours.get(token) != i for token, i in theirs.items())
     raise InputError(
-        f"{name_or_path}: its vocabulary ({len(theirs):,} tokens, {differing:,} of them other ones) isn't the policy's "
-        f"({len(ours):,} tokens); give a classifier with the policy's tokenizer, or reward=trained"
+        f"{name_or_path}: its vocabulary ({counted(len(theirs), 'token')}, {differing:,} of them other ones) isn't the policy's "
+        f"({counted(len(ours), 'token')}); give a classifier with the policy's tokenizer, or reward=trained"
     )
 
 
@@ -323,7 +324,7 @@ def _check_context(name_or_path: str, config: Any, tokenizer: Any, length: int) 
     limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit > 0]
     if limits and min(limits) < length:
         raise InputError(
-            f"{name_or_path}: its context of {min(limits):,} tokens is shorter than prompt and horizon together "
+            f"{name_or_path}: its context of {counted(min(limits), 'token')} is shorter than prompt and horizon together "
             f"({length}, special tokens included); give a model with a longer one, or a smaller size"
         )
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from gradebench.models import kernels
 from gradebench.models.transformer import Block, ScratchPolicy, hidden_by
 
 EPS = 1e-5  # of the norms: nn.LayerNorm's default
@@ -74,7 +76,7 @@ class Recording:
     def start(self) -> Tensor:
         """Logits (N, V) after the prompts."""
         rows = slice(0, self.size.prompt_rows)
-        read = torch.embedding(self.table, self.prompts.T.flatten())
+        read = functional.embedding(self.prompts.T.flatten(), self.table)
         torch.add(read, self.position[self.at[rows]], out=self.layers[0].x[rows])
         self._up(rows, Layer.read_prompts)
         return self._ahead(self.out[rows][-self.size.contexts :])
@@ -104,7 +106,7 @@ class Recording:
         """Logits (N, V) from the last layer at the newest position: (N, D), or (B, D) of all draws alike."""
         place = self.done if self.size.keeps else 0
         self.done += 1
-        features = torch.native_layer_norm(last, last.shape[1:], *self.norm, EPS)[0]
+        features = kernels.layer_norm(last, *self.norm, EPS)[0]
         self.features[:, place].view(-1, *features.shape)[:] = features
         if len(features) == self.size.sequences:
             return torch.mm(features, self.table.T, out=self.logits[:, place])
@@ -183,12 +185,12 @@ class Layer:
         """The block's output, into the rows of `above`, after its attention."""
         self.mixed[rows] = mixed
         between = torch.addmm(self.mix[1], mixed, self.mix[0].T, out=self.between[rows]).add_(self.x[rows])
-        normed = torch.native_layer_norm(between, between.shape[1:], *self.norm_2, EPS)[0]
+        normed = kernels.layer_norm(between, *self.norm_2, EPS)[0]
         hidden = torch.addmm(self.widen[1], normed, self.widen[0].T, out=self.hidden[rows])
-        active = torch._C._nn.gelu(hidden, out=self.active[rows])  # type: ignore[call-arg]
+        active = kernels.gelu(hidden, self.active[rows])
         torch.addmm(self.narrow[1], active, self.narrow[0].T, out=above[rows]).add_(between)
 
     def _in(self, rows: slice) -> Tensor:
         x = self.x[rows]
-        normed = torch.native_layer_norm(x, x.shape[1:], *self.norm_1, EPS)[0]
+        normed = kernels.layer_norm(x, *self.norm_1, EPS)[0]
         return torch.addmm(self.qkv[1], normed, self.qkv[0].T)

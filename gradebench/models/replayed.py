@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradebench.models import kernels
 from gradebench.models.recorded import EPS, Layer, Recording
 
-aten = torch.ops.aten
 TOGETHER = 8  # tokens whose gradients of earlier keys and values are summed up in one product
 
 
@@ -114,7 +114,7 @@ class LayerDerivative:
         """From the rows of `of_y` to those of `of_x`, the gradient of what the layer read."""
         layer, of_y = self.layer, self.of_y[rows]
         of_hidden = self.of_hidden[rows]
-        aten.gelu_backward.grad_input(of_y @ layer.narrow[0], layer.hidden[rows], grad_input=of_hidden)
+        kernels.gelu_backward(of_y @ layer.narrow[0], layer.hidden[rows], of_hidden)
         of_normed = torch.mm(of_hidden, layer.widen[0], out=self.of_normed_2[rows])
         of_between = torch.add(self.norm_2.back(of_normed, rows), of_y, out=self.of_between[rows])
         self.of_mixed = of_between @ layer.mix[0]
@@ -134,7 +134,7 @@ class LayerDerivative:
         self.of_mixes[:, now] = of_mix
         of_weights = torch.bmm(of_mix, v[:, : place + 1].transpose(1, 2))
         weights = layer.weights[:, now, : place + 1]
-        of_scores = aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_scores = kernels.softmax_backward(of_weights, weights)
         self.of_scores[:, now, : place + 1] = of_scores
         of_q = torch.baddbmm(layer.unscored, of_scores, k[:, : place + 1], beta=0, alpha=layer.scale)
         end = min(number // TOGETHER * TOGETHER + TOGETHER, size.steps)
@@ -156,7 +156,7 @@ class LayerDerivative:
         later = self.of_mixed[size.prompt_rows :].view(size.steps, *q.shape[::2])
         self.of_mixes.copy_(later.transpose(0, 1))
         of_weights = torch.bmm(self.of_mixes, v.transpose(1, 2))
-        of_scores = aten._softmax_backward_data(of_weights, layer.weights, -1, of_weights.dtype)
+        of_scores = kernels.softmax_backward(of_weights, layer.weights)
         of_q = torch.bmm(of_scores, k).mul_(layer.scale)
         self.of_k = torch.bmm(of_scores.transpose(1, 2), q[:, size.prompt :]).mul_(layer.scale)
         self.of_v = torch.bmm(layer.weights.transpose(1, 2), self.of_mixes)
@@ -175,7 +175,7 @@ class LayerDerivative:
         q, k, v = layer.room[:, :contexts, :, :length]  # (B, h, P, d)
         of_mix = self.of_mixed[: size.prompt_rows].view(length, contexts, layer.heads, -1).permute(1, 2, 0, 3)
         weights, of_weights = layer.prompt_weights, of_mix @ v.transpose(-1, -2)
-        of_scores = aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_scores = kernels.softmax_backward(of_weights, weights)
         of_q = (of_scores @ k) * layer.scale
         own = (of_scores.transpose(-1, -2) @ q) * layer.scale, weights.transpose(-1, -2) @ of_mix
         answer = self.of_qkv[: size.prompt_rows].view(length, contexts, 3, layer.heads, -1)
@@ -198,7 +198,7 @@ class Norm:
 
     def __init__(self, x: Tensor, scale: Tensor, shift: Tensor):
         self.x, self.scale, self.shift = x, scale, shift
-        self.normed, self.mean, self.inverse = torch.native_layer_norm(x, x.shape[1:], scale, shift, EPS)
+        self.normed, self.mean, self.inverse = kernels.layer_norm(x, scale, shift, EPS)
 
     def back(self, of_normed: Tensor, rows: slice) -> Tensor:
         """The gradient of the rows that it read, from that of those that it gave."""
@@ -212,8 +212,8 @@ class Norm:
         return [sums.over(standard.mul_(of_normed)), sums.over(of_normed)]
 
     def _back(self, of_normed: Tensor, rows: slice, wanted: list[bool]) -> Sequence[Tensor]:
-        inputs = (self.x[rows], self.scale.shape, self.mean[rows], self.inverse[rows], self.scale, self.shift)
-        return aten.native_layer_norm_backward(of_normed, *inputs, wanted)
+        inputs = (self.x[rows], self.mean[rows], self.inverse[rows], self.scale, self.shift)
+        return kernels.layer_norm_backward(of_normed, *inputs, wanted)
 
 
 class Sums:

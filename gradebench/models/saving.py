@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from gradebench.core.errors import InputError
 from gradebench.core.panics import panics_silenced
+from gradebench.core.shown import counted
 from gradebench.models.declared import require_layers, shapes_in
 from gradebench.models.transformer import ScratchPolicy
 from gradebench.models.vocabulary import Vocabulary, load_vocabulary
@@ -69,7 +70,7 @@ def load_scratch(name_or_path: str, length: int) -> ScratchPolicy:
         raise InputError(f"{name_or_path}: a damaged policy ({type(error).__name__}); save it again") from error
     if policy.length < length:
         raise InputError(
-            f"{name_or_path}: its context of {policy.length} tokens is shorter than prompt and horizon together "
+            f"{name_or_path}: its context of {counted(policy.length, 'token')} is shorter than prompt and horizon together "
             f"({length}); give a smaller size"
         )
     return policy.eval()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gradebench.core.shown import counted
 from gradebench.measurement.gradient_metrics import Interval
 from gradebench.reporting import bias_plot, pictures, svg
 from gradebench.reporting.bias_plot import Point
@@ -186,7 +187,7 @@ def _how(measured: pd.DataFrame, batch: bool) -> str:
     along = measured["along"].iloc[0]
     facts += [f"along {'their own trajectories' if along == 'own' else f'the {along} trajectory'}"] if along else []
     seeds = measured["seed"].nunique()
-    return ", ".join([*facts, *([f"means over {seeds} seeds"] if seeds > 1 else [])])
+    return ", ".join([*facts, *([f"means over {counted(seeds, 'seed')}"] if seeds > 1 else [])])
 
 
 def _counts(column: pd.Series) -> str:

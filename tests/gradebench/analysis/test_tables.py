@@ -447,7 +447,7 @@ def test_a_run_of_probes_alone_has_no_ranks():
 def test_rows_that_come_twice_are_refused():
     metrics = simulated({"a": 1.0, "b": 0.0})
     twice = pd.concat([metrics, metrics.iloc[[5]]])
-    with pytest.raises(ValueError, match="1 rows of the metrics come twice"):
+    with pytest.raises(ValueError, match="1 row of the metrics comes twice"):
         tables.comparisons(twice)
     with pytest.raises(ValueError, match="come twice"):
         tables.leaderboard(twice, tables.comparisons(metrics))

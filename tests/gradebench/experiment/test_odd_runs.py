@@ -82,7 +82,7 @@ ODD = {
     ),
 }
 REFUSED = {
-    "rows twice": (pd.concat([ODD["one seed"], ODD["one seed"].iloc[:1]]), "come twice"),
+    "rows twice": (pd.concat([ODD["one seed"], ODD["one seed"].iloc[:1]]), "comes twice"),
     "no seed id": (ODD["one seed"].assign(seed=None), "no seed"),
     "two sets of parameters": (
         pd.concat([ODD["one seed"], ODD["one seed"].assign(seed=1, estimator_params='{"k": 2}')]),

@@ -343,7 +343,7 @@ def test_a_task_that_lacks_a_part_is_refused():
 
 
 def test_a_score_that_isnt_a_number_for_each_text_fails_in_one_line(counts):
-    for answer, said in (([1.0], "gave 1 numbers for 2 texts"), ([1, float("nan")], "gave nan"), (None, "gave None")):
+    for answer, said in (([1.0], "gave 1 number for 2 texts"), ([1, float("nan")], "gave nan"), (None, "gave None")):
         task = like(score=0)()
         task.score = lambda prompts, completions, answer=answer: answer
         task.prepare(CPU, log=lambda message: None)
