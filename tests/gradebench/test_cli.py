@@ -70,8 +70,8 @@ def refused(command, tmp_path, monkeypatch):
         (["--by", "kl"], ["--by kl: ranks go by objective, reward, gold_reward"]),
         (["--against", "rloo"], ["--against rloo: it isn't among the estimators, reinforce; add -e rloo"]),
         (["--against", "reinforce"], ["--against reinforce: nothing else is left"]),
-        (["--device", "toaster"], ["--device 'toaster'", "auto, cpu and cuda"]),
-        (["--device", "meta"], ["--device 'meta'", "auto, cpu and cuda"]),
+        (["--device", "toaster"], ["--device 'toaster'", "auto, cpu or cuda"]),
+        (["--device", "meta"], ["--device 'meta'", "auto, cpu or cuda"]),
         (["-e", "nowhere.py:Mine"], ["nowhere.py", "No such file"]),
         (["--batch", "6", "-e", "rloo"], ["rloo takes 4 samples a prompt", "--batch 6"]),
         (["--batch", "4", "-e", "ppo:minibatches=8"], ["ppo:minibatches=8", "4 contexts", "8 minibatches"]),
@@ -455,7 +455,7 @@ def test_a_cell_without_memory_says_what_takes_less_and_the_others_go_on(command
 def test_a_task_that_keeps_no_policies_runs_without(command, tiny, tmp_path, in_process):
     arguments = ("-t", tiny(), "-e", "rloo", "--seeds", "0", "--steps", "1", "--out", tmp_path, "--save-policies")
     status, _, said = command("run", *arguments)
-    assert status == 0 and "--save-policies: tiny.py:TinyTask keeps no policies; it runs without" in said
+    assert status == 0 and "--save-policies: tiny.py:TinyTask can't save policies; it runs without" in said
 
 
 def test_a_dry_run_downloads_nothing_and_says_what_would_be(command, tmp_path, monkeypatch):

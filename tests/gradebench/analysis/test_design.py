@@ -57,7 +57,7 @@ def test_families_differ_in_nothing_else():
         (["--sweep", "kl=-1"], "kl=-1 won't do"),
         (["--sweep", "beta=1"], "task enumerable-lm has no option beta; it has vocabulary"),
         (["--sweep", "learning-rate=0"], "'0' won't do; numbers above 0"),
-        (["--sweep", "learning-rate=1e-3", "--learning-rate", "1"], "both say at which rates"),
+        (["--sweep", "learning-rate=1e-3", "--learning-rate", "1"], "both set learning rates"),
         (["--instances", "0"], "--instances 0: at least 1 is needed"),
         (["--instances", "two"], "--instances"),
         (["-t", "bernoulli-toy", "--instances", "2"], "task bernoulli-toy has no option instance"),
