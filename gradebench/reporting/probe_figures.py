@@ -182,7 +182,7 @@ def _how(measured: pd.DataFrame, batch: bool) -> str:
     """How the shown rows were measured: draws, batch, trajectory and seeds, as far as they are known."""
     facts = ["with 95 % intervals"]
     if measured["draws"].notna().any():
-        drawn = f"from {_counts(measured['draws'])} draws"
+        drawn = f"from {counted(_counts(measured['draws']), 'draw')}"
         facts.append(f"{drawn} of batch {_counts(measured['samples'])}" if batch else f"{drawn} a batch size")
     along = measured["along"].iloc[0]
     facts += [f"along {'their own trajectories' if along == 'own' else f'the {along} trajectory'}"] if along else []

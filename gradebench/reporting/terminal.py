@@ -135,7 +135,7 @@ def print_probes(run: Run, outcome: Outcome, drawn: Sequence[Path], progress: Pr
         if main.empty:
             continue
         draws, batch = int(main["draws"].iloc[0]), int(main["samples"].iloc[0])
-        title = f"{task}, step {step}  [{setting}]  {draws} draws of {batch} sequences, along {main['along'].iloc[0]}"
+        title = f"{task}, step {step}  [{setting}]  {counted(draws, 'draw')} of {counted(batch, 'sequence')}, along {main['along'].iloc[0]}"
         table = Table(title=title, title_justify="left")
         table.add_column("estimator", overflow="fold")
         for heading, *_ in _PROBED:

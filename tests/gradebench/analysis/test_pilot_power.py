@@ -67,7 +67,7 @@ def test_the_command_counts_seeds_and_runs_nothing(command, tmp_path, monkeypatc
     tables.write_parquet(pilot(rewards), tmp_path / "pilot" / "metrics.parquet")
     status, out, err = command("run", "-e", "rloo", "-e", "grpo", "--power", "pilot", "--difference", "0.05")
     assert status == 0, err
-    assert "over 1 pairs" in out and "0.05 between" in out
+    assert "over 1 pair)" in out and "0.05 between" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pilot"]
     status, out, err = command("run", "-e", "rloo", "-e", "grpo", "-e", "st", "--power", "pilot")
     assert status == 0 and "over 3 pairs" in out

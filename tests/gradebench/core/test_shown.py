@@ -38,14 +38,26 @@ COUNTABLE = [
     "shard",
     "value",
 ]
-# Names before a plural, such as a split's, and numbers that are never one. The sources of rates are values of tables,
-# which older runs have as they are.
-OTHER = ("split", "found", "MONTE_CARLO_DRAWS", "trials", "nearest", "rates", "seeds", "vocabulary ** horizon")
+# Words before a plural, such as a split's name, and numbers that are never one. The sources of learning rates are values of
+# tables, which older runs have as they are: "6 rates x 5 seeds".
+OTHER = {
+    *("split", "found", "trials", "nearest", "rates", "seeds", "MONTE_CARLO_DRAWS", "vocabulary ** horizon"),
+    *("size.horizon", "size.prompt + size.horizon", "1 / report['false_alarm_rate']", "len(names)"),
+}
 PLURAL = re.compile(rf" (?:{'|'.join(COUNTABLE)})s\b")
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(0, "0 seeds"), (1, "1 seed"), (1.0, "1 seed"), (2, "2 seeds"), (1200, "1,200 seeds")]
+    ("number", "said"),
+    [
+        (0, "0 seeds"),
+        (1, "1 seed"),
+        (1.0, "1 seed"),
+        (2, "2 seeds"),
+        (1200, "1,200 seeds"),
+        ("1", "1 seed"),
+        ("no", "no seeds"),
+    ],
 )
 def test_a_count_has_its_noun_in_the_right_number(number, said):
     assert counted(number, "seed") == said
