@@ -449,7 +449,7 @@ def test_rows_that_come_twice_are_refused():
     twice = pd.concat([metrics, metrics.iloc[[5]]])
     with pytest.raises(ValueError, match="1 row of the metrics comes twice"):
         tables.comparisons(twice)
-    with pytest.raises(ValueError, match="comes? twice"):
+    with pytest.raises(ValueError, match=r"comes? twice"):
         tables.leaderboard(twice, tables.comparisons(metrics))
 
 
