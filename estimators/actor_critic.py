@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gradebench import Estimate, Estimator, Problem, Range
-from gradebench.estimators.minibatches import Minibatched, outside, shuffled
+from gradebench.estimators.minibatches import Minibatched, mean_of, outside, share, shuffled, variance_of
 
 
 class A2c(Estimator):
@@ -73,7 +73,9 @@ class Ppo(Minibatched):
         clip: Annotated[float, Range(0, low_open=True), "the ratio is clipped to 1 - clip, 1 + clip"] = 0.2,
         lam: Annotated[float, Range(0, 1), "lambda of the advantage estimate"] = 0.95,
         whiten: Annotated[bool, "advantages to mean 0 and standard deviation 1 in each batch"] = True,
-        kl: Annotated[Literal["token", "reward"], "the penalty: charged to each token, or part of f"] = "token",
+        kl: Annotated[
+            Literal["token", "reward"], "the penalty: subtracted from the reward of each token, or part of f"
+        ] = "token",
     ):
         super().__init__(epochs, minibatches)
         self.clip, self.lam, self.whiten, self.kl = clip, lam, whiten, kl
@@ -96,11 +98,11 @@ class Ppo(Minibatched):
         alive = problem.alive(z)
         with torch.no_grad():
             dropped = outside(ratio, advantage, self.clip, self.clip)
-            info = {"clipped_tokens": float(dropped[alive].float().mean())}
+            info = {"clipped_tokens": share(dropped, alive)}
         return Estimate(part.grad(objective), own_loss=mean_square(value_error, alive), info=info)
 
     def splits(self, problem: Problem) -> bool:
-        """Whether tokens are charged with the penalty. It then needs no grad f, because grad log p has mean zero."""
+        """Whether the penalty is subtracted from each token's reward. No grad f is needed then, because grad log p has mean zero."""
         return problem.beta != 0 and self.kl == "token"
 
     @torch.no_grad()
@@ -117,8 +119,8 @@ class Ppo(Minibatched):
         value_target = advantage + value
         scale = torch.ones_like(reward[0, 0])
         if self.whiten:
-            scale = (advantage[alive].var() + 1e-8).rsqrt()
-            advantage = (advantage - advantage[alive].mean()) * scale
+            scale = (variance_of(advantage, alive) + 1e-8).rsqrt()
+            advantage = (advantage - mean_of(advantage, alive)) * scale
         return [
             {
                 "index": index,

@@ -1,6 +1,6 @@
 """Group-relative policy optimisation: the samples of one context form its baseline; ratios are clipped as in PPO.
 
-Long because each of the six members of the family has its card.
+Long because each of the six estimators has its card.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradebench import Estimate, Problem, Range, Unsupported
-from gradebench.estimators.minibatches import Minibatched, outside, shuffled
+from gradebench.estimators.minibatches import Minibatched, mean_of, outside, share, shuffled, variance_of
 
 Samples = Annotated[int, Range(2), "samples per context"]
 Epochs = Annotated[int, Range(1), "passes over each batch"]
@@ -40,7 +40,7 @@ def standardised(reward: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def mean_over_batch(alive: Tensor) -> Tensor:
-    """Factor (n, B) on each sequence's sum, with which the mean over sequences is that over the batch's tokens."""
+    """Factor (n, B) on each sequence's sum that makes the mean over sequences the mean over the batch's tokens."""
     return (alive[..., 0].numel() / alive.sum(dtype=torch.float64)).expand_as(alive[..., 0])
 
 
@@ -130,7 +130,7 @@ class GroupRelative(Minibatched):
             objective = objective + (batch["scale"] * importance).to(reward) * reward
         with torch.no_grad():
             clipped = self.is_clipped(log_ratio, batch["advantage"], alive)
-            info = {"clipped_tokens": float(clipped[alive].float().mean())}
+            info = {"clipped_tokens": share(clipped, alive)}
         return Estimate(part.grad((batch["weight"].to(objective) * objective).mean()), info=info)
 
     def is_clipped(self, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
@@ -399,7 +399,7 @@ class ReinforcePp(GroupRelative):
             raise Unsupported("whitening needs a batch of two sequences or more")
 
     def penalty(self, part: Problem, batch: dict[str, Tensor], log_prob: Tensor) -> Tensor:
-        """Zero if tokens are charged with it: the mean of grad log p / p_ref is zero."""
+        """Zero if the penalty is part of each token's return, because grad log p / p_ref has mean zero."""
         return torch.zeros_like(log_prob[..., 0]) if self.kl == "token" else super().penalty(part, batch, log_prob)
 
     def advantages(self, problem: Problem, reward: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -410,9 +410,11 @@ class ReinforcePp(GroupRelative):
             returns = returns - charge.flip(-1).cumsum(-1).flip(-1)
         if not self.whiten:
             return returns, torch.ones_like(reward)
-        counted, scale = standardised(returns[alive], self.eps)
-        advantage = torch.zeros_like(returns).masked_scatter(alive, counted)
-        return advantage, ((1 - 1 / reward.numel()) * scale).expand_as(reward)
+        centred = (returns - mean_of(returns, alive)).where(alive, 0.0)
+        scale = 1 / (variance_of(returns, alive).sqrt() + self.eps)
+        equal = (returns == returns[:1, :1, :1]).where(alive, True).all()  # every text has a first token
+        scale = scale.masked_fill(equal, 0.0)
+        return centred * scale, ((1 - 1 / reward.numel()) * scale).expand_as(reward)
 
     def expected_scale(self, problem: Problem) -> float:
         return self.whole_weight(problem)

@@ -1,4 +1,5 @@
-"""Relaxed paths: backpropagation through sampling, reward and tokens fed back; they differ only in `relax`."""
+"""Pathwise estimators: the reward is differentiated through relaxed or straight-through tokens, which are fed back into the
+policy. They differ only in `relax`."""
 
 from typing import Annotated, ClassVar
 
@@ -39,11 +40,11 @@ class Relaxed(Estimator):
             self.register_buffer("calls", torch.zeros(()))
 
     @property
-    def tau(self) -> float:
+    def tau(self) -> float | Tensor:
         """The current temperature."""
         if self.last is None:
             return self.first
-        return self.first + (self.last - self.first) * min(1.0, float(self.calls) / self.anneal)
+        return self.first + (self.last - self.first) * (self.calls.double() / self.anneal).clamp_max(1)
 
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
         """The relaxed one-hots (n, B, V) drawn from logits (n, B, V) at one position, or at several at once."""

@@ -9,6 +9,7 @@ import pandas as pd
 
 from gradebench.analysis import pairwise, statistics, tables
 from gradebench.analysis.runs import read_config
+from gradebench.core.shown import counted
 from gradebench.measurement.gradient_metrics import Interval
 from gradebench.reporting import families, wording
 from gradebench.reporting.columns import named
@@ -21,7 +22,7 @@ def facts_of_runs(folders: Sequence[Path], environments: Sequence[Mapping[str, A
     found: dict[str, list[str]] = {}
     for environment in environments:
         packages = environment.get("packages", {})
-        cores = f"{environment['cpu_count']} cores" if environment.get("cpu_count") else ""
+        cores = counted(str(environment["cpu_count"]), "core") if environment.get("cpu_count") else ""
         versions = [f"{name} {packages[name]}" for name in ("gradebench", "torch") if packages.get(name)]
         versions += [f"Python {environment['python']}"] if environment.get("python") else []
         each = {
@@ -43,16 +44,19 @@ def facts_of_task(board: pd.DataFrame, rows: pd.DataFrame, folders: Sequence[Pat
     """What was run on one task and setting: budget, seeds and estimators."""
     task = str(board["task"].iloc[0])
     plans = [plan for folder in folders if (plan := read_config(folder).get("plans", {}).get(task))]
-    probed = [plan for plan in plans if not plan.get("train", True) and plan.get("probe_draws")]
     found = {"setting": str(board["setting"].iloc[0])}
-    batches = sorted({plan["batch"] for plan in plans if "batch" in plan})
-    each = f" of {' or '.join(f'{batch:g}' for batch in batches)} sequences" if batches else ""
+    batches = sorted({plan["batch"] for plan in plans if isinstance(plan.get("batch"), int)})
+    each = " or ".join(counted(batch, "sequence") for batch in batches)
     if steps := wording.at_steps(board):
-        found["budget"] = f"{steps.removeprefix('at ')}{each}"
-    for plan in probed[:1]:
+        found["budget"] = f"{steps.removeprefix('at ')}{f' of {each}' if each else ''}"
+    probed = [plan for plan in plans if plan.get("train") is False and isinstance(plan.get("probe_draws"), int)]
+    if probed and each:
+        places = (
+            counted(probed[0]["checkpoints"], "checkpoint") if isinstance(probed[0].get("checkpoints"), int) else ""
+        )
+        where = "their own trajectories" if probed[0].get("along") == "own" else "the reference trajectory"
         found["probes"] = (
-            f"{plan['probe_draws']:g} draws of {plan['batch']:g} sequences at {plan['checkpoints']:g} checkpoints, along "
-            f"{'their own trajectories' if plan['along'] == 'own' else 'the reference trajectory'}"
+            f"{counted(probed[0]['probe_draws'], 'draw')} of {each}{f' at {places}' if places else ''}, along {where}"
         )
     seeds = sorted({int(seed) for seed in rows.loc[rows["status"] == "ok", "seed"]})
     if seeds:
@@ -102,7 +106,7 @@ def sizes(ranked: pd.DataFrame, metrics: pd.DataFrame, against: Sequence[str] = 
         below = dict(zip(names, fair["p_vs_best_holm"].to_numpy(float) < statistics.ALPHA, strict=True))
         equal, apart = ([name for name in names[1:] if below[name] == wanted] for wanted in (False, True))
         chosen = [(names[0], name, below[name]) for name in [*equal[:SIZES], *apart[:NEAREST]]]
-        sentence = f"{_ends(fair.iloc[0].to_dict(), metric)} {len(apart)} of the {len(names) - 1} others are significantly below it."
+        sentence = f"{_ends(fair.iloc[0].to_dict(), metric)} {len(apart)} of the {len(names) - 1} {'other is' if len(names) == 2 else 'others are'} significantly below it."
     rows = []
     for first, other, significant in chosen:
         differences = (values[first] - values[other]).dropna().to_numpy()
@@ -111,7 +115,7 @@ def sizes(ranked: pd.DataFrame, metrics: pd.DataFrame, against: Sequence[str] = 
             ends = statistics.simultaneous_interval(differences, generator, pairs)
             rows.append((first, other, float(differences.mean()), *ends, "yes" if significant else "no"))
     note = (
-        f"Differences are paired by seed. The intervals hold together, in 95 %, for all {pairs} pairs (Bonferroni); what is "
+        f"Differences are paired by seed. The intervals hold together, in 95 %, for all {counted(pairs, 'pair')} (Bonferroni); what is "
         "significant is decided by Holm's method, which is slightly sharper."
     )
     return Sizes(sentence, pd.DataFrame(rows, columns=["of", "over", "difference", "low", "high", "significant"]), note)
