@@ -230,6 +230,8 @@ def _sizes(found: summary.Sizes | None) -> dict[str, Any] | None:
     if found is None:
         return None
     columns = list(_SIZES)
+    if found.pairs == 1:
+        columns[3] = replace(_SIZES[3], heading=INTERVAL)
     if len(leaders := set(found.leads["of"])) == 1:
         columns[:2] = [replace(_SIZES[0], heading=f"lead of {leaders.pop()} over")]
     return {"sentence": found.sentence, "leads": table(found.leads, columns), "note": found.note}

@@ -76,6 +76,7 @@ class Sizes:
     sentence: str
     leads: pd.DataFrame  # of, over, difference, low, high, significant
     note: str
+    pairs: int  # for which the intervals hold together
 
 
 def sizes(ranked: pd.DataFrame, metrics: pd.DataFrame, against: Sequence[str] = ()) -> Sizes | None:
@@ -106,7 +107,8 @@ def sizes(ranked: pd.DataFrame, metrics: pd.DataFrame, against: Sequence[str] = 
         below = dict(zip(names, fair["p_vs_best_holm"].to_numpy(float) < statistics.ALPHA, strict=True))
         equal, apart = ([name for name in names[1:] if below[name] == wanted] for wanted in (False, True))
         chosen = [(names[0], name, below[name]) for name in [*equal[:SIZES], *apart[:NEAREST]]]
-        sentence = f"{_ends(fair.iloc[0].to_dict(), metric)} {len(apart)} of the {len(names) - 1} {'other is' if len(names) == 2 else 'others are'} significantly below it."
+        counts = f" {len(apart)} of the {len(names) - 1} others are significantly below it." if len(names) > 2 else ""
+        sentence = _ends(fair.iloc[0].to_dict(), metric) + counts
     rows = []
     for first, other, significant in chosen:
         differences = (values[first] - values[other]).dropna().to_numpy()
@@ -114,11 +116,15 @@ def sizes(ranked: pd.DataFrame, metrics: pd.DataFrame, against: Sequence[str] = 
             generator = tables.named_generator("simultaneous", metric, *place, first, other)
             ends = statistics.simultaneous_interval(differences, generator, pairs)
             rows.append((first, other, float(differences.mean()), *ends, "yes" if significant else "no"))
-    note = (
-        f"Differences are paired by seed. The intervals hold together, in 95 %, for all {counted(pairs, 'pair')} (Bonferroni); what is "
-        "significant is decided by Holm's method, which is slightly sharper."
+    note = "Differences are paired by seed."
+    if pairs > 1:
+        note += (
+            f" The intervals hold together, in 95 %, for all {pairs} pairs (Bonferroni); what is significant is decided by "
+            "Holm's method, which is slightly sharper."
+        )
+    return Sizes(
+        sentence, pd.DataFrame(rows, columns=["of", "over", "difference", "low", "high", "significant"]), note, pairs
     )
-    return Sizes(sentence, pd.DataFrame(rows, columns=["of", "over", "difference", "low", "high", "significant"]), note)
 
 
 def _ends(row: Mapping[Any, Any], metric: str) -> str:

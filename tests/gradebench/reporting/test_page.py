@@ -126,7 +126,9 @@ def test_a_figure_is_copied_as_svg_and_its_numbers_saved_as_csv(page, nasty):
     assert marks["ppo"].find(f"{SVG}title").text.startswith("ppo: test reward")
     page.point(f"{figure}.querySelectorAll('.tools button')[2]", press=True)
     page.wait_for("Browser.downloadProgress", lambda one: one["state"] == "completed")
-    rows = list(csv.reader(io.StringIO((page.downloads / "test-reward.csv").read_text())))
+    saved = (page.downloads / "test-reward.csv").read_text()
+    assert '"' + nasty.replace('"', '""') + '",' in saved  # quoted, as it has a quotation mark
+    rows = list(csv.reader(io.StringIO(saved)))
     shown = page.value(
         f"[...{figure}.querySelectorAll('table.numbers tr')].map(row => [...row.cells].map(cell => cell.textContent.trim()))"
     )
