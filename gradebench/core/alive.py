@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from gradebench.core import progress
 from gradebench.core.shown import one_line
 
-ON_TERMINAL = 2.0  # seconds of silence before the first sign; promised are 3
+ON_TERMINAL = 1.5  # seconds of silence before the first sign; promised are 3
 IN_LOG = 25.0  # promised are 30
-CHECK = 0.5
+CHECK = 0.25
 
 
 class Watch:

@@ -27,7 +27,8 @@ _NEEDED = re.compile(r"needs ([\w, ]+), which the task does not offer(?:: (.*))?
 def with_half_width(row: Mapping[Any, Any], ranking: str, form: str = ".3f") -> str:
     """A mean and half the width of its 95 % interval, "0.516 ± 0.005"; `ranking` as "test_objective_"."""
     mean = number(row[f"{ranking}mean"], form)
-    half = number((row[f"{ranking}ci_high"] - row[f"{ranking}ci_low"]) / 2, form)
+    low, high = (row.get(f"{ranking}{end}", math.nan) for end in ("ci_low", "ci_high"))  # the gold reward has none
+    half = number((high - low) / 2, form)
     return mean if half == "-" else f"{mean} ± {half}"
 
 

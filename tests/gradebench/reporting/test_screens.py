@@ -24,7 +24,7 @@ from gradebench.core.options import Option, Range
 from gradebench.experiment.plan import Cell
 from gradebench.experiment.runner import Outcome, Run
 from gradebench.plugins.registry import Entry
-from gradebench.reporting import listing, next_steps, pair_tables, terminal, terminal_tables
+from gradebench.reporting import listing, next_steps, pair_tables, terminal, terminal_tables, verdicts
 
 SCREENS = Path(__file__).with_name("screens")
 WIDTHS = (80, 100, 140, 200)
@@ -264,6 +264,29 @@ def test_wider_terminals_show_more_and_the_first_columns_are_everywhere():
         headings[width] = re.split(r" {2,}", lines[rule + 1])
     assert [len(headings[width]) for width in WIDTHS] == sorted({len(headings[width]) for width in WIDTHS})
     assert headings[80][:3] == ["gapped-st", "1", "1"] and {"0.727 ± 0.011", "1.09", "1.03"} <= set(headings[80])
+
+
+@pytest.mark.parametrize("by", ["objective", "reward", "gold_reward"])
+def test_a_verdict_is_about_what_ranks(by):
+    """With an interval where the leaderboard has one, which it hasn't of the gold reward."""
+    ranked = board().assign(ranked_by=by, test_gold_reward_mean=0.5)
+    said = verdicts.lead(ranked, paired(by))
+    assert f"gapped-st has the highest test {by.replace('_', ' ')}, 0." in said
+    assert ("±" in said) == (by != "gold_reward") and "3 of the 5 others, by 0.146 (rloo) to 0.211 (es)" in said
+    terminal_tables.print_leaderboard(ranked, paired(by))
+
+
+def test_a_verdict_of_one_estimator_compares_nothing():
+    said = verdicts.lead(board().iloc[:1], paired().iloc[:0])
+    assert (
+        said.startswith("gapped-st has a test objective, 0.727 ± 0.011, after 40 steps")
+        and "nothing to compare" in said
+    )
+
+
+def test_a_verdict_where_nobody_differs_says_so():
+    alike = board().assign(letters="a", p_vs_best_holm=1.0)
+    assert "No two of the 6 estimators are significantly different" in verdicts.lead(alike, paired())
 
 
 def test_there_is_a_file_for_each_screen_and_no_other():
