@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.cells import cell_len
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from gradebench.core import alive
@@ -20,6 +21,7 @@ from gradebench.experiment.runner import Progress
 from gradebench.reporting.console import stderr_console
 
 SHOWN = 2  # cells at work that are named
+BAR = 16  # characters
 EVERY = 0.5  # seconds between two looks at them
 
 
@@ -49,7 +51,7 @@ class TerminalProgress(Progress):
 
     def _draw(self) -> None:
         text = TextColumn("{task.description}", markup=False)
-        self.bar = Bar(BarColumn(), TimeElapsedColumn(), text, console=self.console, refresh_per_second=2)
+        self.bar = Bar(BarColumn(BAR), text, console=self.console, refresh_per_second=2)
         self.identity = self.bar.add_task("", total=1.0)
         self.bar.start()
         self.ended = threading.Event()
@@ -63,8 +65,12 @@ class TerminalProgress(Progress):
         self.show()
 
     def show(self) -> None:
-        if self.bar is not None:
-            self.bar.update(self.identity, completed=self.part(), description=one_line(self.state()))
+        """The bar as it is now; in narrow terminals with fewer cells named."""
+        if self.bar is None:
+            return
+        states = [one_line(self.state(shown)) for shown in range(SHOWN, -1, -1)]
+        fitting = next((one for one in states if cell_len(one) < self.console.width - BAR - 1), states[-1])
+        self.bar.update(self.identity, completed=self.part(), description=fitting)
 
     def phase(self, references: int) -> None:
         self.references = references
@@ -104,7 +110,7 @@ class TerminalProgress(Progress):
         done = self.cells_done - self.kept + self.references_done + sum(one.part for one in self._at_work())
         return min(1.0, done / todo) if todo > 0 else 1.0
 
-    def state(self) -> str:
+    def state(self, shown: int = SHOWN) -> str:
         """Like "cells 3/20, about 4 min left: rloo seed 2 12/40 steps"."""
         counts = f"cells {self.cells_done}/{self.cells}"
         if self.references > self.references_done:
@@ -113,5 +119,7 @@ class TerminalProgress(Progress):
         if 0 < part < 1:
             counts += f", about {alive.duration((self.clock() - self.began) * (1 - part) / part)} left"
         work = [f"{one.what} {one.done}/{one.total}" for one in self._at_work()]
-        named = "; ".join(work[:SHOWN]) + (f" and {len(work) - SHOWN} more" if len(work) > SHOWN else "")
+        if not shown:
+            return counts
+        named = "; ".join(work[:shown]) + (f" and {len(work) - shown} more" if len(work) > shown else "")
         return f"{counts}: {named or self.last}" if named or self.last else counts

@@ -95,6 +95,22 @@ def test_on_a_terminal_a_bar_shows_cells_steps_and_the_time_left(clock):
     assert "cells 2/4, about 10 s left: rloo seed 3 20/40" in screen.getvalue()
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_the_bar_fits_the_terminal_and_cuts_no_number(clock, width):
+    screen = io.StringIO()
+    progress = TerminalProgress(clock)
+    progress.console = console.PlainConsole(file=screen, force_terminal=True, width=width, _environ={"TERM": "xterm"})
+    progress.start(total=40, done=1)
+    clock.now += 10
+    for name in "1234":
+        worker(progress, name, f"20\t40\tgrade-ste seed {name}")
+    progress.advance(CELL, "ok")
+    progress.stop()
+    assert "cells 2/40, about 2 min left" in screen.getvalue() and "…" not in screen.getvalue()
+    named = screen.getvalue().split("\r")[-1]
+    assert ("grade-ste seed 1 20/40; grade-ste seed 2 20/40 and 2 more" in named) == (width >= 140)
+
+
 def test_on_a_dumb_terminal_there_is_no_bar(clock):
     screen = io.StringIO()
     progress = TerminalProgress(clock)
