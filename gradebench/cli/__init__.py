@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import gradebench
-from gradebench.cli import completion, plugins, reading, running
+from gradebench.cli import completion, plugins, reading, running, usage
 from gradebench.cli.renamed import current_names
 from gradebench.core.alive import watched
 from gradebench.core.errors import InputError
@@ -93,11 +93,10 @@ def _run_app() -> None:
     if os.environ.get(completion.VARIABLE) == "complete_bash":
         completion.in_bash(lambda: app(prog_name="gradebench"))
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        app(standalone_mode=True)
-        return
+        usage.run(app)
     from gradebench.core import parallel
 
     if parallel.launched():
-        parallel.run(lambda: app(standalone_mode=True))
+        parallel.run(lambda: usage.run(app))
     else:
-        app(standalone_mode=True)
+        usage.run(app)

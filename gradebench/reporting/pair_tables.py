@@ -8,6 +8,7 @@ import pandas as pd
 
 from gradebench.analysis.curves import amount, axis_name
 from gradebench.analysis.statistics import ALPHA
+from gradebench.core.shown import counted
 from gradebench.reporting.columns import INTERVAL, Column, number
 from gradebench.reporting.console import stdout_console
 from gradebench.reporting.fitted import Shown, print_table
@@ -38,7 +39,7 @@ def print_frontier(table: pd.DataFrame, areas: pd.DataFrame) -> None:
         tests = areas[(areas["task"] == task) & (areas["metric"] == metric)]
         decided = tests[tests["verdict"].isin(["a higher", "b higher"])]
         console.say(
-            f"area under the frontier: {len(decided)} of {len(tests)} pairs differ significantly (Holm over all pairs)"
+            f"area under the frontier: {len(decided)} of {counted(len(tests), 'pair')} differ significantly (Holm over all pairs)"
         )
         for row in decided.head(PAIRS_SHOWN).to_dict("records"):
             ends = f"{number(row['ci_low'], '+.3f')} to {number(row['ci_high'], '+.3f')}"
@@ -59,7 +60,7 @@ def print_tuning(tunings: pd.DataFrame, choices: Mapping[str, Any], out: Path) -
     last = tunings[tunings["steps"] == tunings.groupby("task")["steps"].transform("max")]
     for (task, setting), curves in last.groupby(["task", "setting"], sort=False):
         steps = int(curves["steps"].iloc[0])
-        title = f"{task}  [{setting}]  mean objective at {steps} steps"
+        title = f"{task}  [{setting}]  mean objective at {counted(steps, 'step')}"
         cells: dict[str, dict[float, str]] = {}
         for row in curves.to_dict("records"):
             objective = number(row["objective"], ".3f") + ("*" if row["chosen"] else "")
@@ -87,7 +88,7 @@ def print_tuning(tunings: pd.DataFrame, choices: Mapping[str, Any], out: Path) -
     )
 
 
-def print_plan(needed: pd.DataFrame) -> None:
+def print_power(needed: pd.DataFrame) -> None:
     """The seeds that each pair needs, the largest spread first, and what all of them need."""
     console = stdout_console()
     for (task, setting), pairs in needed.groupby(["task", "setting"], sort=False):
@@ -97,12 +98,14 @@ def print_plan(needed: pd.DataFrame) -> None:
             shown.append(Shown(heading, [number(row[name], form) for row in rows], place))
         print_table(console, f"{task}  [{setting}]", shown)
         if len(pairs) > PAIRS_SHOWN:
-            console.say(f"and {len(pairs) - PAIRS_SHOWN} more pairs, which need no more seeds than these")
+            console.say(
+                f"and {counted(len(pairs) - PAIRS_SHOWN, 'more pair')}, none of which needs more seeds than these"
+            )
         first, most = pairs.iloc[0], pairs["seeds_needed"].max()
         console.say(
-            f"{task}: {number(most, '.0f')} seeds detect a difference in test {metric_in_words(first['metric'])} of "
+            f"{task}: {counted(number(most, '.0f'), 'seed detects', 'seeds detect')} a difference in test {metric_in_words(first['metric'])} of "
             f"{first['difference']:g} between any two of them with a power of 0.8 (p < {ALPHA:g} after Holm over "
-            f"{first['family']} pairs); half of the pairs need {number(pairs['seeds_needed'].median(), '.0f')} or fewer"
+            f"{counted(first['family'], 'pair')}); half of the pairs need {number(pairs['seeds_needed'].median(), '.0f')} or fewer"
         )
     console.say(
         "spread: standard deviation over the pilot's seeds of the paired difference; at most: seeds needed if the spread is at "
@@ -151,7 +154,7 @@ def print_comparisons(rows: pd.DataFrame, against: Sequence[str] = (), pair: tup
         if pair:
             console.print()
             console.say(pair_in_words(tests.assign(named=metrics), *pair))
-    family = f"{int(rows['family'].max())} pairs"
+    family = counted(rows["family"].max(), "pair")
     family = f"the {family} with {' or '.join(against)}" if against else f"all {family} of the run"
     console.say(
         f"difference: a - b, paired by seed; p (Holm): corrected for {family}; p: uncorrected, for a pair chosen in advance; "

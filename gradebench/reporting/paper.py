@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from gradebench.analysis.statistics import ALPHA
-from gradebench.core.shown import one_line
+from gradebench.core.shown import counted, one_line
 from gradebench.reporting.fitted import EMPTY, Shown
 from gradebench.reporting.terminal_tables import columns_of
 from gradebench.reporting.verdicts import has_nothing
@@ -56,18 +56,18 @@ def caption(board: pd.DataFrame, tests: pd.DataFrame, code: Callable[[str], str]
     metric = str(first["ranked_by"])
     seeds = sorted({int(n) for n in board["n_seeds"] if n > 0})
     counts = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}" if seeds else "no"
-    steps = "" if pd.isna(first["steps"]) else f" after {first['steps']:.0f} steps"
+    steps = "" if pd.isna(first["steps"]) else f" after {counted(first['steps'], 'step')}"
     said = (
         f"Test {metric_in_words(metric)} on {code(str(first['task']))} ({plain(str(first['setting']))}){plain(steps)}, "
     )
-    said += plain(f"mean over {counts} seeds ± half the width of its 95 % interval.")
+    said += plain(f"mean over {counted(counts, 'seed')} ± half the width of its 95 % interval.")
     place = (tests[["task", "setting", "metric", "split"]] == [first["task"], first["setting"], metric, "test"]).all(
         axis=1
     )
     used = tests[place & (tests["n_pairs"] > 0)]
     if not used.empty:
         pairs = int(used["family"].max())
-        said += plain(f" Tests: {used['test'].iloc[0]}, corrected by Holm's method over {pairs} pairs.")
+        said += plain(f" Tests: {used['test'].iloc[0]}, corrected by Holm's method over {counted(pairs, 'pair')}.")
     if (board["letters"].fillna("") != "").any():
         said += plain(f" Estimators that share a letter aren't significantly different (p < {ALPHA:g}).")
     if board["gradient_variance_relative"].notna().any():
@@ -135,8 +135,8 @@ def methods(config: Mapping[str, Any], environment: Mapping[str, Any], board: pd
         names = [str(name) for name in mine.loc[~has_nothing(mine), "estimator"]]
         seeds = config.get("seeds", [])
         said.append(
-            f"We trained {len(names)} gradient estimators ({', '.join(names)}) on {task} ({plan.get('setting', '')}), each "
-            f"for {plan['steps']} steps of {plan['batch']} sampled sequences with {len(seeds)} seeds, by Adam with gradients "
+            f"We trained {counted(len(names), 'gradient estimator')} ({', '.join(names)}) on {task} ({plan.get('setting', '')}), each "
+            f"for {counted(plan['steps'], 'step')} of {counted(plan['batch'], 'sampled sequence')} with {counted(len(seeds), 'seed')}, by Adam with gradients "
             f"clipped at a norm of {plan['clip']:g}."
         )
         given = config.get("rate_sources", {}).get(task, {})
@@ -150,7 +150,7 @@ def methods(config: Mapping[str, Any], environment: Mapping[str, Any], board: pd
             if not used.empty:
                 said.append(
                     f"Pairs were compared by seed ({used['test'].iloc[0]}), with Holm's correction over "
-                    f"{int(used['family'].max())} pairs at a level of {ALPHA:g}; intervals are at 95 %."
+                    f"{counted(used['family'].max(), 'pair')} at a level of {ALPHA:g}; intervals are at 95 %."
                 )
     versions = ", ".join(
         f"{name} {packages[name]}" for name in ("gradebench", "torch", "transformers") if name in packages

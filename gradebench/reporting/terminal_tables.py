@@ -14,6 +14,7 @@ from gradebench.analysis.multi_task import Ranks
 from gradebench.analysis.runs import CellStatus
 from gradebench.analysis.statistics import ALPHA
 from gradebench.analysis.tables import pareto_front
+from gradebench.core.shown import counted
 from gradebench.reporting import columns
 from gradebench.reporting.columns import Column, number
 from gradebench.reporting.console import PlainConsole, stdout_console
@@ -110,7 +111,7 @@ def print_across(table: pd.DataFrame, ranks: Ranks | str) -> None:
     shown = [Shown("estimator", [str(row["estimator"]) for row in rows], left=True)]
     for one in _ACROSS:
         shown.append(Shown(one.heading, [one.text(row, between=" to ") for row in rows], one.place))
-    print_table(console, f"over {table['tasks'].iloc[0]} tasks", shown)
+    print_table(console, f"over {counted(table['tasks'].iloc[0], 'task')}", shown)
     console.say(
         "IQM: interquartile mean, over tasks and seeds, of the gain in each task's ranking metric, as a fraction of the best "
         "estimator's gain; above: the share of runs with a larger gain"
@@ -139,7 +140,7 @@ def print_underpowered(comparisons: pd.DataFrame, leaderboard: pd.DataFrame) -> 
         n, family = int(tests["n_pairs"].max()), int(tests["family"].max())
         least = min(1.0, float(tests["smallest_attainable_p"].min()) * family)
         stdout_console().say(
-            f"{task} is underpowered: with {n} seeds the smallest p after Holm over {family} comparisons is {least:.3g}; "
+            f"{task} is underpowered: with {counted(n, 'seed')} the smallest p after Holm over {counted(family, 'comparison')} is {least:.3g}; "
             "no difference can be significant without more seeds"
         )
     return found
@@ -156,7 +157,7 @@ def print_instances(board: pd.DataFrame | None) -> None:
             Shown(one.short or one.heading, [one.text(row) for row in rows], one.place, left=one.name == "estimator")
             for one in columns.INSTANCES
         ]
-        print_table(console, f"{task}  [over {found['n_instances'].max()} instances, by {metric}]", shown)
+        print_table(console, f"{task}  [over {counted(found['n_instances'].max(), 'instance')}, by {metric}]", shown)
     console.say(
         "mean: over instances, equally weighted, with its 95 % t interval; first in: instances in which it is the highest; "
         "p: of the mean difference from the best, over instances (t test, Holm over all pairs)"
@@ -174,7 +175,7 @@ def print_controls(controls: pd.DataFrame) -> None:
         step = tested["smallest_attainable_p"]  # p-values are its multiples: so many of them are below the level
         expected = float((step * (np.ceil(ALPHA / step) - 1)).sum())
         stdout_console().say(
-            f"A/A control of {task}, {metric}: {alarms} of {len(tested)} estimators differed significantly from themselves at "
+            f"A/A control of {task}, {metric}: {alarms} of {counted(len(tested), 'estimator')} differed significantly from themselves at "
             f"p < {ALPHA:g}; {expected:.1f} are expected by chance; the 95 % interval of the rate ends at {high:.0%}"
         )
 
@@ -191,7 +192,8 @@ def print_claims(verdicts: pd.DataFrame) -> None:
     counts = Counter(verdicts["verdict"])
     console.print()
     console.say(
-        f"{len(verdicts)} claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+        f"{counted(len(verdicts), 'claim')}: "
+        + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     )
     console.say("A verdict holds for these tasks, scales and budgets; the papers used others.")
 
@@ -202,11 +204,11 @@ def _of_claim(row: Mapping[Any, Any]) -> Iterator[str]:
     if row["verdict"] == "untested":
         yield row["reason"].partition(COMMAND)[0].rstrip()
         return
-    budget = "" if pd.isna(row["steps"]) else f", at {row['steps']:.0f} steps"
+    budget = "" if pd.isna(row["steps"]) else f", at {counted(row['steps'], 'step')}"
     place = f"on {row['task']} [{row['setting']}]{budget}"
     ends = f"{number(row['ci_low'], '.4g')} to {number(row['ci_high'], '.4g')}"
     yield (
-        f"claimed {row['claimed']}, measured {number(row['measured'], '.4g')} ({ends}), {row['n_pairs']} seeds, "
+        f"claimed {row['claimed']}, measured {number(row['measured'], '.4g')} ({ends}), {counted(row['n_pairs'], 'seed')}, "
         f"p (Holm) {number(row['p_holm'], '.3g')}, effect {number(row['effect_size'], '+.2f')} from the bound"
     )
     if row["verdict"] == OUT_OF_REACH:
@@ -218,7 +220,7 @@ def _of_claim(row: Mapping[Any, Any]) -> Iterator[str]:
     yield f"power {number(row['power'], '.2f')} if the truth is as measured; {seen}"
     if not pd.isna(row["seeds_needed"]):
         needed = number(row["seeds_needed"], ".0f")
-        yield f"{'no number of' if needed == '-' else needed} seeds would be needed, if the truth is as measured"
+        yield f"{'no number of seeds' if needed == '-' else counted(needed, 'seed')} would be needed, if the truth is as measured"
     yield place
 
 
@@ -226,7 +228,9 @@ def print_statuses(statuses: Sequence[CellStatus], steps: Sequence[Step] = ()) -
     """How many cells have which status, then each status but ok with its reason, and the `steps` to take then."""
     console = stdout_console()
     counts = Counter(cell.status for cell in statuses)
-    console.say(f"{len(statuses)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.most_common()))
+    console.say(
+        f"{counted(len(statuses), 'cell')}: " + ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    )
     reasons = Counter((cell.status, cell.reason) for cell in statuses if cell.status != "ok" or cell.reason)
     for (status, reason), count in reasons.most_common():
         first = next(cell.cell for cell in statuses if (cell.status, cell.reason) == (status, reason))

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from gradebench.analysis.statistics import ALPHA
+from gradebench.core.shown import counted
 from gradebench.reporting.columns import named, number
 from gradebench.reporting.wording import metric_in_words, verdict
 
@@ -57,13 +58,13 @@ def lead(board: pd.DataFrame, tests: pd.DataFrame, against: Sequence[str] = ()) 
     said += "."
     lower = [row for row in others if row["p_vs_best_holm"] < ALPHA]
     equals = [row for row in others if not row["p_vs_best_holm"] < ALPHA]
-    family = f"Holm over {int(tests.loc[place, 'family'].max())} pairs" if place.any() else "Holm"
+    family = f"Holm over {counted(tests.loc[place, 'family'].max(), 'pair')}" if place.any() else "Holm"
     if lower:
         said += (
             f" It is significantly above {_how_many(lower, others)}, {_amounts(lower, differences)} after {family})."
         )
     if equals and len(set(fair["letters"])) == 1:
-        said += f" No two of the {len(fair)} estimators are significantly different (p < {ALPHA:g} after {family})."
+        said += f" No two of the {counted(len(fair), 'estimator')} are significantly different (p < {ALPHA:g} after {family})."
     elif equals:
         said += f" Not significantly different from it: {', '.join(map(named, equals))}."
     return said
@@ -72,8 +73,8 @@ def lead(board: pd.DataFrame, tests: pd.DataFrame, against: Sequence[str] = ()) 
 def _budget(board: pd.DataFrame) -> str:
     """After how many steps, and with how many seeds."""
     steps, seeds = board["steps"].iloc[0], int(board["n_seeds"].max())
-    trained = "" if pd.isna(steps) else f"after {steps:.0f} steps, "
-    return f"{trained}with {seeds} seed{'s' if seeds != 1 else ''}"
+    trained = "" if pd.isna(steps) else f"after {counted(steps, 'step')}, "
+    return f"{trained}with {counted(seeds, 'seed')}"
 
 
 def _from_first(first: str, tests: pd.DataFrame) -> dict[str, float]:
@@ -166,7 +167,10 @@ def lacking_in_words(board: pd.DataFrame, reasons: Mapping[tuple[str, str], str]
         if several or counts.startswith("ok"):
             said.append(f"{row['estimator']}: {row['status']}")
         else:
-            said.append(f"{row['status']} cells of {row['estimator']}" + (f": {in_words(reason)}" if reason else ""))
+            said.append(
+                f"{counts.rpartition(' ')[0]} {counted(counts.rpartition(' ')[2], 'cell')} of {row['estimator']}"
+                + (f": {in_words(reason)}" if reason else "")
+            )
     return said
 
 

@@ -47,7 +47,7 @@ def test_latex_has_whole_escaped_names_in_booktabs_and_a_caption_of_what_was_tes
         "14 seeds",
         "95 \\% interval",
         "sign-flip",
-        "Holm's method over 1 pairs",
+        "Holm's method over 1 pair",
         r"policy=a\_b",
     ):
         assert words in caption
@@ -111,7 +111,7 @@ def test_cite_says_what_was_run_and_tested_with_which_versions(cited):
         "Holm",
     ):
         assert words in out
-    assert "over 1 pairs" in out and "torch 2.13.0 and Python 3.11.7 on cpu" in out and "sign-flip" in out
+    assert "over 1 pair" in out and "torch 2.13.0 and Python 3.11.7 on cpu" in out and "sign-flip" in out
 
 
 def test_a_format_prints_the_table_alone(cited):
