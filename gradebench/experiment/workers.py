@@ -14,13 +14,14 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, current_process, get_context, parent_process, resource_tracker
+from multiprocessing import Pipe, connection, current_process, parent_process, resource_tracker
 from pathlib import Path
 from typing import Any
 
 from gradebench.core.errors import InputError
 from gradebench.core.interrupts import is_users
 from gradebench.core.streams import make_ready
+from gradebench.experiment import starting
 from gradebench.plugins import descendants
 from gradebench.storage.files import out_of_room
 
@@ -40,10 +41,11 @@ _GUARD = (
 @dataclass(frozen=True)
 class Place:
     """Where one call at a time runs: so many threads, and the one GPU that its process sees, as
-    CUDA_VISIBLE_DEVICES names it; None: what there is."""
+    CUDA_VISIBLE_DEVICES names it; None: what there is. `forked`: its process may be, as it needs no GPU."""
 
     threads: int = 1
     gpu: str | None = None
+    forked: bool = False
 
 
 def places(jobs: int, device: str, gpus: Sequence[str]) -> list[Place]:
@@ -52,7 +54,7 @@ def places(jobs: int, device: str, gpus: Sequence[str]) -> list[Place]:
     On a CPU each has one thread, so that results don't depend on how many cells run side by side.
     """
     if not device.startswith("cuda"):
-        return [Place()] * jobs
+        return [Place(forked=True)] * jobs
     seen: Sequence[str | None] = gpus if device == "cuda" and gpus else [None]  # cuda:1 is that one, for all
     threads = max(1, usable_cores() // (jobs * len(seen)))
     return [Place(threads, gpu) for _ in range(jobs) for gpu in seen]
@@ -178,13 +180,11 @@ class _Worker:
             self.pipe.send((self.function, self.call))
 
     def _start(self) -> None:
-        context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.place))
+        self.pipe, theirs = Pipe()
         self.ready = self.spent = False
         self.mark = uuid.uuid4().hex
-        with _interrupts_held(), _in_environment(descendants.MARK, self.mark):
-            self.process.start()
+        with _interrupts_held():
+            self.process = starting.start(_serve, (theirs, self.place), self.mark, self.place.forked)
         theirs.close()  # so that its end is the end of the pipe
 
     @property
@@ -264,15 +264,6 @@ def _wait(busy: Sequence[_Worker], timeout: float | None) -> None:
 
 
 @contextlib.contextmanager
-def _in_environment(name: str, value: str) -> Iterator[None]:
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]
-
-
-@contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Ctrl-C reaches every process of a terminal: those started in here never see it, this one does afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
@@ -323,11 +314,13 @@ def spend() -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed can't kill its workers, which must not go on writing into a folder it gave up."""
-    parent = parent_process()
+    """A parent that was killed can't kill its workers, which must not go on writing into a folder it gave up. Nor can
+    it where the server is killed that this process was forked from: it takes its workers for dead then."""
+    parent, above = parent_process(), os.getppid()
     assert parent is not None
     mark = os.environ.get(descendants.MARK, "")
-    connection.wait([parent.sentinel])
+    while not connection.wait([parent.sentinel], 1.0) and os.getppid() == above:
+        pass
     descendants.end(descendants.of(os.getpid(), mark))
     os._exit(1)
 
