@@ -70,6 +70,8 @@ def controls(metrics: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for group in groups_of(metrics, controls=True):
+        if not any(name.endswith(CONTROL) for name in group.estimators):
+            continue
         for metric, split, per_seed_of, suffix in _FAMILIES:
             values = per_seed_of(group).dropna().unstack("estimator")
             for twin in [name for name in values.columns if name.endswith(CONTROL)]:
