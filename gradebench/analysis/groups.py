@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradebench.analysis import provenance
+from gradebench.analysis import cell_labels, provenance
 from gradebench.core.schema import METRICS_COLUMNS
+from gradebench.core.shown import counted
 
 RANKABLE = ("objective", "reward", "gold_reward")  # of the test prompts; by default the first that was measured
-CONTROL = " (control)"  # suffix of an estimator's A/A control, which no table ranks
 _CELL = ["task", "setting", "estimator", "seed"]
 _KEY = [*_CELL, "phase", "split", "step", "metric"]
 _STRING = pd.Series([""], dtype=object).astype(str).dtype  # in pandas 2 it tells nothing about the values
-_TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value")]
+_TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value")] + cell_labels.COLUMNS
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def groups_of(metrics: pd.DataFrame, controls: bool = False) -> Iterator[Group]:
 def _made(metrics: pd.DataFrame, controls: bool) -> Iterator[Group]:
     rows = _checked(metrics)
     if not controls:
-        rows = rows[~rows["estimator"].str.endswith(CONTROL)]
+        rows = rows[rows["control_of"] == ""]
     for (task, setting), group in rows.groupby(["task", "setting"], sort=True):
         status = group.groupby(["estimator", "seed"])["status"].agg(_cell_status)
         cells = pd.MultiIndex.from_frame(group[["estimator", "seed"]])
@@ -138,7 +138,7 @@ def ok_rows(metrics: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFra
     Raises        ValueError as `comparisons` does.
     """
     rows = _checked(metrics)
-    rows = rows[~rows["estimator"].str.endswith(CONTROL)]
+    rows = rows[rows["control_of"] == ""]
     for (task, setting), group in rows.groupby(["task", "setting"], sort=True):
         status = group.groupby(["estimator", "seed"])["status"].agg(_cell_status)
         cells = pd.MultiIndex.from_frame(group[["estimator", "seed"]])
@@ -204,7 +204,7 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise ValueError(f"metrics lack the columns {missing}")
     rates = [name for name in provenance.RATE_COLUMNS if name in metrics.columns]
-    rows = metrics[METRICS_COLUMNS + rates].reset_index(drop=True)
+    rows = cell_labels.with_columns(metrics)[[*METRICS_COLUMNS, *rates, *cell_labels.COLUMNS]].reset_index(drop=True)
     rows[_TEXT] = rows[_TEXT].apply(text_column)
     for name in ("step", "value"):
         # A table without a single number holds "" or None there.
@@ -216,7 +216,7 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
     if duplicated.any():
         example = rows.loc[duplicated, _KEY].iloc[0].to_dict()
         raise ValueError(
-            f"{int(duplicated.sum())} rows of the metrics come twice, the first is {example}: pass a run once"
+            f"{counted(int(duplicated.sum()), 'row of the metrics comes', 'rows of the metrics come')} twice, the first is {example}: pass a run once"
         )
     return rows
 
