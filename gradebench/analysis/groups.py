@@ -9,10 +9,12 @@ too noisy to report, such as a ratio to a squared norm whose interval contains z
 out would favour the noisier estimator.
 """
 
+import contextlib
 import functools
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from gradebench.core.shown import counted
 RANKABLE = ("objective", "reward", "gold_reward")  # of the test prompts; by default the first that was measured
 _CELL = ["task", "setting", "estimator", "seed"]
 _KEY = [*_CELL, "phase", "split", "step", "metric"]
+_STRING = pd.Series([""], dtype=object).astype(str).dtype  # in pandas 2 it tells nothing about the values
 _TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value")] + cell_labels.COLUMNS
 
 
@@ -89,11 +92,34 @@ class Group:
         return provenance.incomparable(self.rows)
 
 
+_kept: ContextVar[dict[tuple[int, bool], tuple[pd.DataFrame, list[Group]]] | None] = ContextVar("_kept", default=None)
+
+
+@contextlib.contextmanager
+def groups_kept() -> Iterator[None]:
+    """Within it, the groups of a table are made once. No table may be changed meanwhile."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
 def groups_of(metrics: pd.DataFrame, controls: bool = False) -> Iterator[Group]:
     """The groups by task, then setting; within them, groupby and unstack sort by name, seed and step.
 
     Raises ValueError as `_checked` and `_reject_mixed_parameters` do.
     """
+    kept, key = _kept.get(), (id(metrics), controls)
+    if kept is None:
+        yield from _made(metrics, controls)
+        return
+    if key not in kept:
+        kept[key] = metrics, list(_made(metrics, controls))  # with the table, so that no other one gets its id
+    yield from kept[key][1]
+
+
+def _made(metrics: pd.DataFrame, controls: bool) -> Iterator[Group]:
     rows = _checked(metrics)
     if not controls:
         rows = rows[rows["control_of"] == ""]
@@ -130,13 +156,18 @@ def per_seed(metrics: pd.DataFrame, metric: str, split: str) -> Iterator[tuple[t
     Raises        ValueError as `comparisons` does.
     """
     for group in groups_of(metrics):
-        if metric == "gradient_variance":
-            values = np.exp(log_variance(group))
-        elif metric == "generalization_gap":
-            values = column_of(group.final, ("train", "reward")) - column_of(group.final, ("test", "reward"))
-        else:
-            values = column_of(group.final, (split, metric))
-        yield (group.task, group.setting), values.dropna().unstack("estimator")
+        yield (group.task, group.setting), values_of(group, metric, split)
+
+
+def values_of(group: Group, metric: str, split: str) -> pd.DataFrame:
+    """The values of one group (seed x estimator), as `per_seed` gives them."""
+    if metric == "gradient_variance":
+        values = np.exp(log_variance(group))
+    elif metric == "generalization_gap":
+        values = column_of(group.final, ("train", "reward")) - column_of(group.final, ("test", "reward"))
+    else:
+        values = column_of(group.final, (split, metric))
+    return values.dropna().unstack("estimator")
 
 
 def ranked_per_seed(
@@ -192,6 +223,8 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def text_column(column: pd.Series) -> pd.Series:
     """The column as strings, "" where missing; pandas reads a CSV column of empty strings as all NaN."""
+    if isinstance(_STRING, pd.StringDtype) and column.dtype == _STRING and not column.hasnans:
+        return column  # as most are that come from a run
     return column.astype(object).where(column.notna(), "").astype(str)
 
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gradebench.analysis import curves, frontier, instances, provenance, tables
 from gradebench.analysis.design import Design, read_design
+from gradebench.analysis.groups import groups_kept
 from gradebench.analysis.runs import (
     family_of,
     read_config,
@@ -35,6 +36,7 @@ from gradebench.storage.tuned import CURVES, CURVES_COLUMNS, CURVES_NUMBERS, CUR
 Place = tuple[str, str]  # task and setting
 
 
+@groups_kept()
 def write_report(
     folders: Sequence[Path],
     metrics: pd.DataFrame | None = None,
