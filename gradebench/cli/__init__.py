@@ -1,5 +1,6 @@
 """The command line. `--help` and `list` never import torch; every command loads what it needs inside."""
 
+import contextlib
 import os
 import sys
 
@@ -44,7 +45,8 @@ def main() -> None:
     make_ready()
     sys.argv[1:] = current_names(sys.argv[1:])
     try:
-        with listening():
+        with listening(), contextlib.ExitStack() as last:
+            last.callback(sys.stdout.flush)  # here, where its failure can be told
             _run_app()
     except InputError as error:
         print(f"gradebench: {one_line(str(error))}", file=sys.stderr)

@@ -48,5 +48,6 @@ def about(cell: Cell, known: Facts | None) -> dict[str, Any]:
 
 
 def what_was_read(cell: Cell) -> dict[str, str | None]:
-    """Files and variables that code of plugins has read in this process, besides those that the facts have."""
-    return followed.read(known_files()) if any(cell.foreign) else {}
+    """Files and variables that code of plugins has read in this process, and where the task was prepared, besides those
+    that the facts have."""
+    return cell.read | followed.read(known_files()) if any(cell.foreign) else {}

@@ -64,6 +64,7 @@ class Cell:
     source: str = ""  # where the estimator comes from
     digests: tuple[str, ...] = ()  # of the code of task and estimator; empty: whatever it is now
     foreign: tuple[str, ...] = ()  # where the code of task and estimator comes from, "" for our own
+    read: dict[str, str | None] = field(default_factory=dict, hash=False)  # by code of the task's plugin, to prepare it
     checkpoint: int | None = None  # the only one to probe; None: all of them
     twin: str = ""  # names other draws than the seed's own, for an A/A control; it is trained and not probed
 

@@ -42,7 +42,7 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
         shown = _fitting(board)
         for column in shown:
             _add_column(table, column)
-        for row in board.to_dict("records"):
+        for row in columns.records(board):
             table.add_row(*(column.text(row) for column in shown))
         console.print(table)
         if not columns.is_empty(board["letters"]):
