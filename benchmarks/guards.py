@@ -1,10 +1,10 @@
 """What it costs that code of plugins is watched: a step with the guards of a plugin's cell, and without any.
 
-    python benchmarks/guards.py [--pairs 400] [--runs 9] [--csv FILE]
+    python benchmarks/guards.py [--pairs 1000] [--runs 9] [--csv FILE]
 
 Steps with guards and without take turns in one process, so that both meet the same machine, however busy: what is put
 back after every call, the audit hook and the environment that notes what is read. Seconds are those of the processor.
-The ratio of a pair says little, their median over hundreds is known to less than 1 %. `cell` is what is done once a cell: settings, functions and the task's fingerprint before and after.
+The ratio of a pair says little, their median over a thousand is known to half a percent. `cell` is what is done once a cell: settings, functions and the task's fingerprint before and after.
 """
 
 import argparse
@@ -135,7 +135,8 @@ def accounted(task: Task, plan: Plan, name: str) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=400, help="of steps")
+    parser.add_argument("--estimators", default="rloo,grade-ste")
+    parser.add_argument("--pairs", type=int, default=1000, help="of steps")
     parser.add_argument("--runs", type=int, default=9, help="of the checks that a cell begins and ends with")
     parser.add_argument("--task", default="imdb:corpus=embedded")
     parser.add_argument("--csv", type=Path)
@@ -146,7 +147,7 @@ def main() -> None:
     task.load(torch.device("cpu"))
     plan = Plan("guards", tempfile.gettempdir(), "cpu", 2 * options.pairs + 2, task.default_batch)
     rows = []
-    for name in ("rloo", "grade-ste"):
+    for name in options.estimators.split(","):
         pairs = forked(functools.partial(seconds_of_steps, task, plan, name, options.pairs))
         without, guarded = (statistics.median(one) for one in zip(*pairs, strict=True))
         ratios = [b / a for a, b in pairs]
