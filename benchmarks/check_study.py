@@ -1,9 +1,9 @@
-"""`gradebench check` on every built-in estimator and every wrong twin of the tests, with 20 seeds each.
+"""`gradebench check` on every built-in estimator and every mutant of the tests, with 20 seeds each.
 
     python benchmarks/check_study.py --seeds 20
 
-Truths run the whole suite, twins the check that is meant for them (tests/estimators/twins.py has both lists).
-Writes results/check/study.csv, one row an estimator or twin: how many seeds passed, and the least p-value.
+Truths run the whole suite, mutants the check that is meant for them (tests/estimators/mutants.py has both lists).
+Writes results/check/study.csv, one row an estimator or mutant: how many seeds passed, and the least p-value.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from gradebench.checks.conformance import Finding, check
 from gradebench.plugins import registry
 
-LISTS = Path(__file__).parents[1] / "tests" / "estimators" / "twins.py"
+LISTS = Path(__file__).parents[1] / "tests" / "estimators" / "mutants.py"
 
 
 def judged(kind: str, name: str, seeds: int) -> dict[str, object]:
@@ -31,7 +31,7 @@ def judged(kind: str, name: str, seeds: int) -> dict[str, object]:
     passed = [all(finding.status != "fail" for finding in findings) for findings in runs]
     p_values = [p for findings in runs for p in _p_values(findings)]
     return {
-        "kind": "true" if kind == "TRUE" else "twin",
+        "kind": "true" if kind == "TRUE" else "mutant",
         "name": name,
         "check": "all" if kind == "TRUE" else listed[1],
         "seeds": seeds,
@@ -64,7 +64,7 @@ def main() -> None:
     table = pd.DataFrame(rows)
     if out.is_file() and arguments.only:
         table = pd.concat([table, pd.read_csv(out)]).drop_duplicates(["kind", "name"])
-    order = {("true" if kind == "TRUE" else "twin", name): place for place, (kind, name) in enumerate(listed)}
+    order = {("true" if kind == "TRUE" else "mutant", name): place for place, (kind, name) in enumerate(listed)}
     table["place"] = [order.get(pair) for pair in zip(table["kind"], table["name"], strict=True)]
     table = table.dropna(subset="place").sort_values("place").drop(columns="place")
     table.to_csv(out, index=False, float_format="%.3g")

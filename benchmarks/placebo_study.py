@@ -50,7 +50,7 @@ class Placebo:
 
     def trained(self, name: str, rate: float, seed: int) -> list[dict[str, Any]]:
         """The rows of one training's evaluations."""
-        cell = replace(self.cell, estimator=name, seed=seed, twin=name)
+        cell = replace(self.cell, estimator=name, seed=seed, other_draws=name)
         plan = replace(self.plan, learning_rate=rate)
         record = records.CellRecord(cell_setup.identity_of(plan, cell))
         loaded.set_parameters(self.task, self.initial)

@@ -32,7 +32,8 @@ SEEDS = (5, 8, 14)
 ESTIMATORS = 5
 MANY = 23  # as many as there are; 253 pairs, or 22 comparisons with one baseline
 FAMILIES = {3: (8, 14, 20), 22: (10, 14, 20), 253: (14, 16, 20, 24)}  # size -> seeds that power is looked at with
-POWER, PLANNED = "detectable difference seen", "by what is detectable, seen"  # parts of what their rows say, for --only
+POWER = "detectable difference seen"  # parts of what their rows say, for --only
+POWER_OF_BEST = "by what is detectable, seen"
 TASKS = 10  # that ranks are compared over
 CENTRES = (0.5, 0.7, 0.9, 1.0)  # scores of an estimator on the tasks of an interquartile mean
 
@@ -65,7 +66,7 @@ def a_family(law: str, rng: np.random.Generator, seeds: int) -> bool:
     return bool((statistics.holm(p) < statistics.ALPHA).any())
 
 
-def a_planned_family(law: str, rng: np.random.Generator, seeds: int) -> bool:
+def a_family_with_a_baseline(law: str, rng: np.random.Generator, seeds: int) -> bool:
     """Any of the comparisons of one baseline with the 22 others, all equal, after Holm."""
     baseline, *others = rewards(law, rng, MANY, seeds)
     p = [statistics.paired_permutation_p(other - baseline) for other in others]
@@ -178,7 +179,9 @@ def level(seeds: int) -> float:
 QUESTIONS = {
     "pair of equal estimators told apart": Question(a_pair, attainable),
     f"any pair of {ESTIMATORS} equal estimators told apart, after Holm": Question(a_family, level),
-    f"any of {MANY - 1} comparisons with one equal baseline decided, after Holm": Question(a_planned_family, level),
+    f"any of {MANY - 1} comparisons with one equal baseline decided, after Holm": Question(
+        a_family_with_a_baseline, level
+    ),
     f"any pair of {MANY} equal estimators told apart, after Holm": Question(a_large_family, level),
     f"a second tier among {ESTIMATORS} equal estimators": Question(a_tier, level),
     "claimed difference decided at its bound": Question(a_claimed_difference, attainable),
@@ -195,20 +198,20 @@ QUESTIONS = {
 }
 
 
-def table_of(law: str, seeds: int, draws: int, twins: bool) -> pd.DataFrame:
-    """A table of metrics: with `twins`, estimators beside their controls, else pairs in settings of their own."""
+def table_of(law: str, seeds: int, draws: int, controls: bool) -> pd.DataFrame:
+    """A table of metrics: with `controls`, estimators beside their controls, else pairs in settings of their own."""
     rng = np.random.default_rng(seeds)
     cells = pd.DataFrame(
         {
             "task": "simulated",
-            "setting": "s" if twins else f"s{draw}",
-            "estimator": name + (tables.CONTROL if twins and second else ""),
+            "setting": "s" if controls else f"s{draw}",
+            "estimator": name + (tables.CONTROL if controls and second else ""),
             "seed": seed,
             "value": value,
         }
         for draw in range(draws)
         for second, (name, values) in enumerate(
-            zip([f"e{draw}"] * 2 if twins else ["a", "b"], rewards(law, rng, 2, seeds), strict=True)
+            zip([f"e{draw}"] * 2 if controls else ["a", "b"], rewards(law, rng, 2, seeds), strict=True)
         )
         for seed, value in enumerate(values)
     )
@@ -218,8 +221,8 @@ def table_of(law: str, seeds: int, draws: int, twins: bool) -> pd.DataFrame:
 
 def rows_of_tables(law: str, seeds: int, draws: int) -> list[dict[str, object]]:
     """The same alarms through the tables that commands print: controls, comparisons and the tiers of leaderboards."""
-    controls = tables.controls(table_of(law, seeds, draws, twins=True))
-    metrics = table_of(law, seeds, draws, twins=False)
+    controls = tables.controls(table_of(law, seeds, draws, controls=True))
+    metrics = table_of(law, seeds, draws, controls=False)
     comparisons = tables.comparisons(metrics)
     board = tables.leaderboard(metrics, comparisons)
     found = {
@@ -234,7 +237,7 @@ def rows_of_tables(law: str, seeds: int, draws: int) -> list[dict[str, object]]:
 
 
 def power_rows(law: str, draws: int) -> list[dict[str, object]]:
-    """What `run --plan` and `claims` call detectable in families of 3, 22 and 253, tested at Bonferroni's level.
+    """What `run --power` and `claims` call detectable in families of 3, 22 and 253, tested at Bonferroni's level.
 
     And the seeds that they ask for to see a difference of 0.8 standard deviations among three.
     """
@@ -256,7 +259,7 @@ def power_rows(law: str, draws: int) -> list[dict[str, object]]:
     return found
 
 
-def planned_rows(law: str, draws: int) -> list[dict[str, object]]:
+def power_of_best_rows(law: str, draws: int) -> list[dict[str, object]]:
     """One of 23 estimators is above all others by what 14 seeds detect in the family: is it seen after Holm?
 
     Among all pairs, the share of its 22 pairs; against one baseline, its pair with that.
@@ -321,8 +324,8 @@ def main() -> None:
         show(rows_of_tables("skewed", 8, arguments.draws))
     if not arguments.only or arguments.only in POWER:
         show([row for law in LAWS for row in power_rows(law, arguments.draws)])
-    if not arguments.only or arguments.only in PLANNED:
-        show([row for law in LAWS for row in planned_rows(law, arguments.draws // 5)])
+    if not arguments.only or arguments.only in POWER_OF_BEST:
+        show([row for law in LAWS for row in power_of_best_rows(law, arguments.draws // 5)])
     if arguments.csv:
         arguments.csv.parent.mkdir(parents=True, exist_ok=True)
         study = pd.DataFrame(rows)

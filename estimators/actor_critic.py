@@ -73,7 +73,9 @@ class Ppo(Minibatched):
         clip: Annotated[float, Range(0, low_open=True), "the ratio is clipped to 1 - clip, 1 + clip"] = 0.2,
         lam: Annotated[float, Range(0, 1), "lambda of the advantage estimate"] = 0.95,
         whiten: Annotated[bool, "advantages to mean 0 and standard deviation 1 in each batch"] = True,
-        kl: Annotated[Literal["token", "reward"], "the penalty: charged to each token, or part of f"] = "token",
+        kl: Annotated[
+            Literal["token", "reward"], "the penalty: subtracted from the reward of each token, or part of f"
+        ] = "token",
     ):
         super().__init__(epochs, minibatches)
         self.clip, self.lam, self.whiten, self.kl = clip, lam, whiten, kl
@@ -100,7 +102,7 @@ class Ppo(Minibatched):
         return Estimate(part.grad(objective), own_loss=mean_square(value_error, alive), info=info)
 
     def splits(self, problem: Problem) -> bool:
-        """Whether tokens are charged with the penalty. It then needs no grad f, because grad log p has mean zero."""
+        """Whether the penalty is subtracted from each token's reward. No grad f is needed then, because grad log p has mean zero."""
         return problem.beta != 0 and self.kl == "token"
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """Group-relative policy optimisation: the samples of one context form its baseline; ratios are clipped as in PPO.
 
-Long because each of the six members of the family has its card.
+Long because each of the six estimators has its card.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -40,7 +40,7 @@ def standardised(reward: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def mean_over_batch(alive: Tensor) -> Tensor:
-    """Factor (n, B) on each sequence's sum, with which the mean over sequences is that over the batch's tokens."""
+    """Factor (n, B) on each sequence's sum that makes the mean over sequences the mean over the batch's tokens."""
     return (alive[..., 0].numel() / alive.sum(dtype=torch.float64)).expand_as(alive[..., 0])
 
 
@@ -399,7 +399,7 @@ class ReinforcePp(GroupRelative):
             raise Unsupported("whitening needs a batch of two sequences or more")
 
     def penalty(self, part: Problem, batch: dict[str, Tensor], log_prob: Tensor) -> Tensor:
-        """Zero if tokens are charged with it: the mean of grad log p / p_ref is zero."""
+        """Zero if the penalty is part of each token's return, because grad log p / p_ref has mean zero."""
         return torch.zeros_like(log_prob[..., 0]) if self.kl == "token" else super().penalty(part, batch, log_prob)
 
     def advantages(self, problem: Problem, reward: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

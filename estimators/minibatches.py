@@ -7,7 +7,7 @@ from gradebench import Estimator, Problem, Unsupported
 
 
 class Minibatched(Estimator):
-    """Several gradients from one batch: `rollout` cuts a fresh one into minibatches, and each call takes the next."""
+    """Several gradients from one batch: `rollout` splits a new batch into minibatches, and each call uses the next one."""
 
     def __init__(self, epochs: int, minibatches: int):
         super().__init__()
@@ -27,7 +27,7 @@ class Minibatched(Estimator):
         return self.queue.pop(0)
 
     def rollout(self, problem: Problem, rng: torch.Generator) -> list[dict[str, Tensor]]:
-        """A fresh batch, cut into the minibatches of every epoch."""
+        """A new batch, split into the minibatches of every epoch."""
         raise NotImplementedError
 
 
@@ -39,7 +39,7 @@ def enough_for(problem: Problem, minibatches: int) -> None:
 
 def shuffled(problem: Problem, epochs: int, minibatches: int, rng: torch.Generator) -> list[Tensor]:
     """Indices of contexts, shuffled in every epoch: one tensor (about B / minibatches,) for each minibatch."""
-    enough_for(problem, minibatches)  # a probe at a smaller batch doesn't call init
+    enough_for(problem, minibatches)  # because a probe with a smaller batch doesn't call init
     device = problem.params[0].device
     return [
         index
@@ -49,5 +49,5 @@ def shuffled(problem: Problem, epochs: int, minibatches: int, rng: torch.Generat
 
 
 def outside(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
-    """Where min(ratio A, clip(ratio) A) is the clipped term, whose derivative by the ratio is zero."""
+    """Where the minimum of ratio A and clip(ratio) A is the clipped term, whose derivative with respect to the ratio is zero."""
     return ((ratio > 1 + high) & (advantage > 0)) | ((ratio < 1 - low) & (advantage < 0))

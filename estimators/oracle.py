@@ -1,4 +1,4 @@
-"""The exact gradient of tasks that can be enumerated, which every estimator approximates."""
+"""The exact gradient, which every estimator approximates, for tasks whose outcomes can be enumerated."""
 
 import torch
 

@@ -1,4 +1,5 @@
-"""Relaxed paths: backpropagation through sampling, reward and tokens fed back; they differ only in `relax`."""
+"""Pathwise estimators: the reward is differentiated through relaxed or straight-through tokens, which are fed back into the
+policy. They differ only in `relax`."""
 
 from typing import Annotated, ClassVar
 

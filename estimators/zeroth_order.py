@@ -1,4 +1,4 @@
-"""Zeroth order: the policy is a black box too; its weights are perturbed, and only rewards are compared."""
+"""Zeroth-order estimators: policy and reward are black boxes; only rewards under perturbed weights are compared."""
 
 from typing import Annotated
 

@@ -1,1 +1,1 @@
-"""The built-in tasks, one file a task."""
+"""The built-in tasks, one file per task."""

@@ -1,4 +1,4 @@
-"""Sums to be answered: a verifiable reward, 1 for the exact answer and else 0."""
+"""Arithmetic problems with a verifiable reward: 1 for the exact answer, else 0."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradebench import InputError, LanguageModelTask, Range, generator
+from gradebench.core.shown import counted
 from gradebench.core.task import Log
 from gradebench.kit.making import parameters_of, write_report
 from gradebench.kit.options import Instance, Kl, Lora, Policy, Precision
@@ -18,9 +19,9 @@ from gradebench.kit.prompts import Prompts
 from gradebench.models.saving import save_policy
 from gradebench.models.transformer import ScratchPolicy
 
-PROBLEMS = 20_000  # at most, of all that there are
+PROBLEMS = 20_000  # maximum number of problems
 PROMPTS = {"train": 1024, "validation": 256, "test": 256}  # at most
-PRETRAINING = 0.7  # share of the problems that the scratch policy learns from; none of them is a prompt
+PRETRAINING = 0.7  # share of the problems for pretraining the scratch policy; none of them is a prompt
 END = "."
 _ALPHABET = " 0123456789+-*=" + END
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
@@ -31,7 +32,7 @@ _PROMPT = re.compile(r"(\d+)([-+*])(\d+)=\s*$")
 class Pretraining:
     """Shape and training of the scratch policy.
 
-    `wrong`: share of the texts whose answer is off by up to 9, so that the policy knows how to answer and errs often.
+    `wrong`: share of the texts whose answer is wrong by up to 9, so that the policy learns the form of answers and often errs.
     """
 
     width: int = 64
@@ -44,7 +45,7 @@ class Pretraining:
 
 
 class Characters:
-    """A token a character; `end` ends an answer, and what follows it is no part of a text."""
+    """One token for each character; a text is what comes before `end`."""
 
     end = _ALPHABET.index(END)
 
@@ -59,7 +60,7 @@ class Characters:
 
 
 class Arithmetic(LanguageModelTask):
-    """Sums such as 17+5= continued with the exact answer, which a program checks (verifiable reward)."""
+    """Problems such as 17+5=, to be continued with the exact answer, which is checked (verifiable reward)."""
 
     version = 1
     default_steps = 150
@@ -69,8 +70,8 @@ class Arithmetic(LanguageModelTask):
 
     def __init__(
         self,
-        digits: Annotated[int, Range(1, 4), "of each operand, at most"] = 2,
-        operators: Annotated[str, "those of + - * that occur, such as +-"] = "+",
+        digits: Annotated[int, Range(1, 4), "maximum number of digits of an operand"] = 2,
+        operators: Annotated[str, "the operators, out of + - *, such as +-"] = "+",
         kl: Kl = 0.01,
         policy: Policy = "scratch",
         lora: Lora = 0,
@@ -84,7 +85,9 @@ class Arithmetic(LanguageModelTask):
         )
         self.horizon = self._answer_length
         length = self._prompt_length + self._answer_length
-        self.longest_prompt = self._prompt_length + (0 if self.small else length)  # tokens may be less than characters
+        self.longest_prompt = self._prompt_length + (
+            0 if self.small else length
+        )  # there may be fewer tokens than characters
 
     # --- once a run -------------------------------------------------------------------------------------------
 
@@ -98,18 +101,18 @@ class Arithmetic(LanguageModelTask):
         return {"kind": kind, "pretraining": asdict(Pretraining())}
 
     def _build(self, folder: Path, device: torch.device, log: Log) -> None:
-        """Pretrain the scratch policy on problems that are no prompts, some of them answered wrongly."""
+        """Pretrain the scratch policy on problems that aren't prompts, some of them with wrong answers."""
         shape, problems = Pretraining(), self._problems()["pretraining"]
-        log(f"pretraining the policy: {shape.steps:,} steps on {len(problems):,} problems")
-        torch.manual_seed(self.seed)  # initial weights, the one thing that reads the global generator
+        log(f"pretraining the policy: {counted(shape.steps, 'step')} on {counted(len(problems), 'problem')}")
+        torch.manual_seed(self.seed)  # for initial weights, which alone use the global generator
         policy = self._scratch().to(device)
-        rows = self._rows(problems).to(device)  # (texts, answers right and off by -9 to 9, P + T)
+        rows = self._rows(problems).to(device)  # (problems, right answer and those off by -9 to 9, P + T)
         loss = pretrain(policy, rows, self._prompt_length, shape, self.seed)
         save_policy(policy, None, folder)
         write_report(folder, {"policy_parameters": parameters_of(policy), "policy_loss_nats_per_token": loss})
 
     def _problems(self) -> dict[str, list[str]]:
-        """Prompts such as 17+5= of each part. 5+17= is in the part of 17+5=."""
+        """The prompts, such as 17+5=, of each part. 5+17= is in the same part as 17+5=."""
         most = 10 ** self.options["digits"]
         rng = torch.Generator().manual_seed(self.seed)
         groups: dict[tuple[str, int, int], list[str]] = {}
@@ -139,7 +142,7 @@ class Arithmetic(LanguageModelTask):
 
     @property
     def _answer_length(self) -> int:
-        """Characters of the longest answer and the end."""
+        """The number of characters of the longest answer, with its end."""
         return max(len(str(_OPERATIONS[o](a, b))) for o in self.options["operators"] for a, b in self._extremes) + 1
 
     @property
@@ -152,7 +155,7 @@ class Arithmetic(LanguageModelTask):
         return ScratchPolicy(len(_ALPHABET), shape.width, shape.layers, shape.heads, length)
 
     def _rows(self, prompts: Sequence[str]) -> Tensor:
-        """Ids (N, 19, P + T) of prompts with the right answer, and with those off by -9 to -1 and 1 to 9."""
+        """Ids (N, 19, P + T) of the prompts with the right answer, and with answers off by -9 to -1 and 1 to 9."""
         errors = [0, *range(-9, 0), *range(1, 10)]
         texts = [
             prompt.rjust(self._prompt_length) + str(answer_of(prompt) + error).ljust(self._answer_length, END)
@@ -173,32 +176,32 @@ class Arithmetic(LanguageModelTask):
         return right(prompts, completions)
 
     def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
-        """The gold reward is the reward: there is nothing beyond an exact answer."""
+        """Metrics of a split; the gold reward equals the reward, because that is exact."""
         metrics = super().evaluate(split, rng)
         return metrics | {"gold_reward": metrics["reward"]}
 
     def samples(self, split: str, rng: torch.Generator) -> list[dict[str, Any]]:
-        """Without the spaces before a short problem."""
+        """Samples, without the spaces that pad short problems."""
         found = super().samples(split, rng)
         return [one | {"prompt": one["prompt"].strip(), "text": one["text"].strip()} for one in found]
 
 
 def answer_of(prompt: str) -> int:
-    """What comes after the = that a prompt ends with."""
+    """The right answer to a prompt, which ends with =."""
     match = _PROMPT.search(prompt)
     assert match is not None, prompt
     return _OPERATIONS[match[2]](int(match[1]), int(match[3]))
 
 
 def right(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """1 where a completion is the answer, spaces around it aside, else 0."""
+    """1 if a completion is the right answer, apart from spaces around it, else 0."""
     pairs = zip(prompts, completions, strict=True)
     return [float(completion.strip() == str(answer_of(prompt))) for prompt, completion in pairs]
 
 
 def pretrain(policy: ScratchPolicy, rows: Tensor, prompt: int, shape: Pretraining, seed: int) -> float:
-    """Next-token prediction of the answers in rows (problems, right or off by something, P + T); returns the mean loss
-    (nats a token) over the last tenth of the steps."""
+    """Next-token prediction of the answers in rows (problems, right and wrong answers, P + T); returns the mean loss
+    (nats per token) over the last tenth of the steps."""
     rng = generator("cpu", seed, "arithmetic")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=shape.learning_rate, weight_decay=0.01)
     warm = max(1, shape.steps // 20)

@@ -1,4 +1,4 @@
-"""Labelled corpora of reviews: read from a file, a folder or the hub, and split with no text or film in two parts."""
+"""Labelled corpora of reviews from a file, a folder or the hub, and splits in which no text or film is in two parts."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gradebench.core.errors import InputError
+from gradebench.core.shown import counted
 from gradebench.storage.hub import HubUnreachable, hub_refusal, seconds_to_ask, silent_hub
 from gradebench.storage.libraries import first_line
 from gradebench.tasks.corpus_files import (
@@ -38,22 +39,22 @@ FILM_COLUMNS = ("movie", "film")
 _SPLIT_OF = {"train": "train", "test": "test"}
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
-# The parts' shares of all rows. The reward model and the gold judge get equal ones, so that neither is the better for
-# having seen more; the policy's prompts need only openings, hence less.
+# The parts' shares of all rows. The reward model and the gold judge get equally many, so that neither has an advantage;
+# prompts need fewer.
 _TRAIN_SHARES = {"reward": 0.32, "judge": 0.32, "train": 0.16}
 _TEST_SHARES = {"validation": 0.1, "test": 0.1}
 
-_hub_refusal = partial(hub_refusal, f"datasets/{HUB_DATASET}/resolve/main/README.md")  # of seconds
+_hub_refusal = partial(hub_refusal, f"datasets/{HUB_DATASET}/resolve/main/README.md")  # a function of seconds
 _HUB_REFUSAL = f"{HUB_DATASET} can't be had from the hub: {{}}; give corpus=embedded or corpus=PATH"
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Labelled texts, cleaned, without repeats; every field is aligned by row.
+    """Labelled texts, cleaned and without duplicates; all fields have one entry per row.
 
-    `labels` is int8, 1 for positive. `groups` holds a film id a row, "" where that row's film isn't known; None where
-    no film is. `official` holds 'train' or 'test' a row; None where the corpus doesn't come with both. `reading` says
-    what was read and what of it was left out; "" of a corpus that was made here.
+    `labels` is int8, 1 for positive. `groups` has each row's film id, "" if it isn't known; None if no film is known.
+    `official` has 'train' or 'test' for each row; None unless the corpus has both. `reading` says in words what was read
+    and what was left out; "" for a generated corpus.
     """
 
     name: str
@@ -65,17 +66,17 @@ class Corpus:
 
     @cached_property
     def digest(self) -> str:
-        """The first 16 hex digits of a sha256 over texts and labels: the same wherever the corpus was read from."""
+        """The first 16 hex digits of a sha256 of texts and labels, whatever the corpus was read from."""
         sha = hashlib.sha256()
         for text in self.texts:
             encoded = text.encode()
-            sha.update(b"%d:%s" % (len(encoded), encoded))  # the length keeps ["ab", "c"] apart from ["a", "bc"]
+            sha.update(b"%d:%s" % (len(encoded), encoded))  # the length distinguishes ["ab", "c"] from ["a", "bc"]
         sha.update(np.asarray(self.labels, dtype=np.int8).tobytes())
         return sha.hexdigest()[:16]
 
     @cached_property
     def split_digest(self) -> str:
-        """The same over films and the official split, which our splits follow."""
+        """The same of films and official split, on which our splits depend."""
         official = None if self.official is None else self.official.tolist()
         return hashlib.sha256(json.dumps([self.groups, official]).encode()).hexdigest()[:16]
 
@@ -83,18 +84,18 @@ class Corpus:
 def read_corpus(path: str | Path) -> Corpus:
     """Returns the corpus in a parquet, csv, tsv or jsonl file, or in a folder laid out as the original IMDB data.
 
-    The accepted names of columns are TEXT_COLUMNS, LABEL_COLUMNS, `split` and FILM_COLUMNS, in any case. Film ids may
-    also stand in `<stem>_meta.parquet` beside the file, row by row, or in a folder's `urls_pos.txt` and `urls_neg.txt`.
+    Accepted column names are TEXT_COLUMNS, LABEL_COLUMNS, `split` and FILM_COLUMNS, in any case of letters. Film ids may
+    also be in `<stem>_meta.parquet` beside the file, row by row, or in a folder's `urls_pos.txt` and `urls_neg.txt`.
 
-    Raises InputError, in one line, for whatever keeps the corpus from being used.
+    Raises InputError if the corpus can't be used.
     """
     path = Path(os.path.expanduser(path))
-    if os.path.isdir(path):  # unlike Path.is_dir, doesn't raise in a folder that is closed to us
+    if os.path.isdir(path):  # unlike Path.is_dir, it doesn't raise without permission
         return _corpus(_unreserved(path.resolve().name), read_folder(path), str(path))
     suffix = path.suffix.lower()
     if os.path.exists(path) and suffix not in READERS:
         raise InputError(f"{path}: unknown suffix {suffix!r}; give a folder or one of {', '.join(READERS)}")
-    data = bytes_of(path)  # ahead of the reader: a missing file is refused as missing, whatever its suffix
+    data = bytes_of(path)  # first, so that a missing file is reported as missing, whatever its suffix
     frame = READERS[suffix](data, path)
     sidecar = path.with_name(f"{path.stem}_meta.parquet")
     if column_of(frame, FILM_COLUMNS, str(path)) is None and os.path.exists(sidecar):
@@ -103,15 +104,15 @@ def read_corpus(path: str | Path) -> Corpus:
 
 
 def _unreserved(name: str) -> str:
-    """Another name for a given corpus that has the name of one that isn't: `embedded.csv` is no work of our grammar."""
+    """The name of a given corpus, changed if it is a reserved one: `embedded.csv` isn't the embedded corpus."""
     return f"{name}-given" if name in RESERVED else name
 
 
 def hub_corpus(timeout: float = 10.0) -> Corpus:
-    """Returns the hub's IMDB reviews (train and test), from the cached copy where there is one.
+    """Returns the hub's IMDB reviews (train and test), from the cached copy if there is one.
 
-    Raises HubUnreachable within `timeout` seconds where there is no cached copy and the hub doesn't answer. A download
-    from a hub that does answer takes as long as it takes.
+    Raises HubUnreachable within `timeout` seconds if there is no cached copy and the hub doesn't answer. The time of a
+    download isn't limited.
     """
     deadline = time.monotonic() + timeout
     import datasets  # slow, and only needed here
@@ -128,7 +129,7 @@ def hub_corpus(timeout: float = 10.0) -> Corpus:
                 raise HubUnreachable(_HUB_REFUSAL.format(refusal))
             try:
                 frame = _joined(datasets.load_dataset(HUB_DATASET, split=["train", "test"]))
-            except Exception as error:  # the libraries in between raise kinds of their own
+            except Exception as error:  # several libraries are involved, each with its own exceptions
                 raise HubUnreachable(_HUB_REFUSAL.format(first_line(error))) from error
     return _corpus(FROM_HUB, frame, f"hub {HUB_DATASET}")
 
@@ -136,12 +137,13 @@ def hub_corpus(timeout: float = 10.0) -> Corpus:
 def split_corpus(corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
     """Returns five disjoint arrays of row numbers: train, validation and test (prompts), reward, judge.
 
-    Rows that share a film or a text (letter case aside) go to one part together. With an official split, validation
-    and test are dealt from its test rows, the others from its train rows, and a group on both sides gives up its train
-    rows. Shares are of rows: 40 % reward, 40 % judge and 20 % prompts of the train side, halves of the test side;
-    without an official split the test side is 20 %. Each part comes shuffled, so that a prefix of it is a fair sample.
+    Rows with the same film or the same text (in any case of letters) form a group, which stays in one part. With an
+    official split, validation and test come from its test rows and the other parts from its train rows; train rows of a
+    group with rows in both are dropped. Of the train rows, 40 % go to reward, 40 % to judge and 20 % to prompts; of the
+    test rows, half to validation and half to test. Without an official split, 20 % of all rows serve as test rows. Parts
+    are shuffled, so that the first rows of a part are a random sample.
 
-    Raises InputError where a part would lack a label.
+    Raises InputError if a part would lack one of the labels.
     """
     generator = np.random.default_rng(seed)
     groups = _linked_groups(corpus)  # (rows,)
@@ -154,18 +156,20 @@ def split_corpus(corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
         parts |= _deal(np.flatnonzero(in_test), groups, _TEST_SHARES, generator)
     for part, rows in parts.items():
         if len(np.unique(corpus.labels[rows])) < 2:
-            raise InputError(f"corpus {corpus.name}: part {part!r} ({len(rows)} texts) lacks a label; give more texts")
+            raise InputError(
+                f"corpus {corpus.name}: part {part!r} ({counted(len(rows), 'text')}) lacks a label; give more texts"
+            )
     return parts
 
 
 def _linked_groups(corpus: Corpus) -> np.ndarray:
-    """Returns a group number a row, (rows,): two rows share it where films and texts link them, over any others."""
-    from scipy.sparse import coo_array  # scipy is slow to load, and listing the tasks must not wait for it
+    """Returns each row's group number, (rows,): rows linked by films or texts, also through other rows, form a group."""
+    from scipy.sparse import coo_array  # scipy is slow to import, and `gradebench list` must be fast
     from scipy.sparse.csgraph import connected_components
 
     count = len(corpus.texts)
     texts, _ = pd.Series([text.casefold() for text in corpus.texts]).factorize()
-    # A row whose film isn't known is a film of its own.
+    # A row of unknown film counts as a film of its own.
     films, _ = pd.Series([film or f"row {row}" for row, film in enumerate(corpus.groups or [""] * count)]).factorize()
     # Nodes are rows, then texts, then films; each row is linked to its text and to its film.
     links = np.tile(np.arange(count), 2), np.concatenate([count + texts, 2 * count + films])
@@ -176,10 +180,10 @@ def _linked_groups(corpus: Corpus) -> np.ndarray:
 def _deal(
     rows: np.ndarray, groups: np.ndarray, shares: dict[str, float], generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Returns `rows` dealt into parts whose sizes stand to each other as `shares`, whole groups only, each shuffled."""
+    """Returns `rows` split into shuffled parts of whole groups, with sizes in proportion to `shares`."""
     _, group, sizes = np.unique(groups[rows], return_inverse=True, return_counts=True)
     order = generator.permutation(len(sizes))
-    middles = np.cumsum(sizes[order]) - sizes[order] / 2  # a group goes where its middle falls
+    middles = np.cumsum(sizes[order]) - sizes[order] / 2  # a group goes to the part in which its middle falls
     cuts = np.cumsum(list(shares.values()))[:-1] / sum(shares.values()) * len(rows)
     part_of_group = np.empty(len(sizes), dtype=np.int64)
     part_of_group[order] = np.searchsorted(cuts, middles, side="right")
@@ -187,7 +191,7 @@ def _deal(
 
 
 def _corpus(name: str, frame: pd.DataFrame, source: str) -> Corpus:
-    """Returns the corpus in a frame with columns under any accepted name: checked, cleaned, without repeats."""
+    """Returns the corpus in a frame with any of the accepted column names: checked, cleaned, without duplicates."""
     text, label = column_of(frame, TEXT_COLUMNS, source), column_of(frame, LABEL_COLUMNS, source)
     if len(frame) == 0:
         raise InputError(f"{source}: no rows; give a corpus of at least {FEWEST_TEXTS} labelled texts")
@@ -202,7 +206,9 @@ def _corpus(name: str, frame: pd.DataFrame, source: str) -> Corpus:
     rows["film"] = "" if film is None else [str(value).strip() for value in values_of(film)]
     kept = _without_repeats(rows)
     if len(kept) < FEWEST_TEXTS:
-        raise InputError(f"{source}: {len(kept)} usable texts (not empty, not repeated); give at least {FEWEST_TEXTS}")
+        raise InputError(
+            f"{source}: {counted(len(kept), 'usable text')} (not empty, not repeated); give at least {FEWEST_TEXTS}"
+        )
     if kept["label"].nunique() < 2:
         raise InputError(f"{source}: every text has the label {kept['label'].iloc[0]}; give texts of both labels")
     return Corpus(
@@ -216,7 +222,7 @@ def _corpus(name: str, frame: pd.DataFrame, source: str) -> Corpus:
 
 
 def _reading(rows: pd.DataFrame, kept: pd.DataFrame, source: str) -> str:
-    """What a reader must see to know that the corpus is the one that was meant."""
+    """A summary by which a user sees whether the right corpus was read."""
     empty = int((rows["text"] == "").sum())
     repeated = len(rows) - empty - len(kept)
     left_out = [f"{count:,} {what}" for count, what in ((repeated, "repeated"), (empty, "empty")) if count]
@@ -224,13 +230,13 @@ def _reading(rows: pd.DataFrame, kept: pd.DataFrame, source: str) -> str:
     positive = int(kept["label"].sum())
     first = kept["text"].iloc[0]
     return (
-        f"{source}: {len(rows):,} rows, {len(kept):,} texts{without}, {positive:,} of them positive; "
+        f"{source}: {counted(len(rows), 'row')}, {counted(len(kept), 'text')}{without}, {positive:,} of them positive; "
         f"the first: {first[:60]!r}{'...' if len(first) > 60 else ''}"
     )
 
 
 def _without_repeats(rows: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows with a text, each text once: the first, but never a train row where a test row has the text."""
+    """Returns the rows with nonempty texts, each text once: its first test row, or else its first row."""
     rows = rows[rows["text"] != ""]
     in_test = rows["official"] == "test"
     return rows[in_test | ~rows["text"].isin(rows.loc[in_test, "text"])].drop_duplicates("text")
@@ -240,7 +246,7 @@ def _clean_texts(column: pd.Series, source: str) -> list[str]:
     texts = []
     for row, value in enumerate(values_of(column), start=1):
         try:
-            value.encode()  # jsonl can spell half of a surrogate pair, which no tokenizer takes
+            value.encode()  # JSON can contain lone surrogates, which tokenizers don't accept
         except (AttributeError, UnicodeEncodeError) as error:
             raise InputError(f"{source}: row {row} holds {value!r:.60} for a text; give UTF-8 text") from error
         texts.append(" ".join(_LINE_BREAK.sub(" ", value).split()))
@@ -248,7 +254,7 @@ def _clean_texts(column: pd.Series, source: str) -> list[str]:
 
 
 def _recoded(column: pd.Series, codes: dict[str, Any], wanted: str, source: str) -> list[Any]:
-    """Returns the code of each value, letter case aside; refuses the first value that has none."""
+    """Returns the code of each value, in any case of letters. Raises InputError for a value without one."""
     values = values_of(column)
     recoded = [codes.get(str(value).strip().casefold()) for value in values]
     if None in recoded:
@@ -258,14 +264,14 @@ def _recoded(column: pd.Series, codes: dict[str, Any], wanted: str, source: str)
 
 
 def _cached_hub_frame() -> pd.DataFrame | None:
-    """Returns the hub's reviews from the local cache of `datasets`, asking nothing of the network; None without one."""
+    """Returns the hub's reviews from the local cache of `datasets`, without the network; None if they aren't cached."""
     try:
-        # What load_dataset itself falls back on, but only after minutes of retries.
+        # What load_dataset itself does, but only after minutes of retries.
         from datasets.packaged_modules.cache.cache import Cache
 
         builder = Cache(repo_id=HUB_DATASET, dataset_name=HUB_DATASET.split("/")[-1], version="auto", hash="auto")
         return _joined(builder.as_dataset(split=["train", "test"]))
-    except Exception:  # noqa: BLE001  whatever an unfinished download fails with means that no copy is cached
+    except Exception:  # noqa: BLE001  any failure, as of an unfinished download, means that no copy is cached
         return None
 
 

@@ -1,4 +1,4 @@
-"""The files and folders that labelled reviews are read from, as tables of text; what could be read in two ways is refused."""
+"""Reads files and folders of labelled reviews as tables of text. Ambiguous files are refused."""
 
 import csv
 import io
@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from gradebench.core.errors import InputError
+from gradebench.core.shown import counted
 from gradebench.storage.libraries import first_line
 
 LABEL_COLUMNS = ("label", "sentiment")
@@ -24,16 +25,16 @@ _FILM_ID = re.compile(r"tt\d+")
 
 
 def column_of(frame: pd.DataFrame, names: tuple[str, ...], source: str) -> pd.Series | None:
-    """Returns the column under one of `names`, letter case aside; None where there is none, refused where several are."""
+    """Returns the column with one of `names`, in any case of letters, or None. Raises InputError if there are several."""
     found = [position for position, column in enumerate(frame.columns) if str(column).strip().casefold() in names]
     if len(found) > 1:
         listed = " and ".join(f"{str(frame.columns[position])!r:.40}" for position in found)
-        raise InputError(f"{source}: {listed} are columns of one meaning; keep one of them, or rename the others")
+        raise InputError(f"{source}: {listed} have the same meaning; keep one of these columns, or rename the others")
     return frame.iloc[:, found[0]] if found else None
 
 
 def values_of(column: pd.Series) -> list[Any]:
-    """Returns the values as Python's own, "" for a missing one."""
+    """Returns the values as Python objects, with "" for missing ones."""
     return column.astype(object).where(column.notna(), "").tolist()
 
 
@@ -42,21 +43,21 @@ def _read_parquet(data: bytes, path: Path) -> pd.DataFrame:
 
     try:
         table = parquet.read_table(io.BytesIO(data))
-        table.validate(full=True)  # else text that isn't UTF-8 comes to light much later
-        return table.to_pandas(ignore_metadata=True)  # what pandas had as an index is a column
+        table.validate(full=True)  # otherwise invalid UTF-8 is noticed only much later
+        return table.to_pandas(ignore_metadata=True)  # an index that pandas stored becomes a column
     except (ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: no readable parquet of UTF-8 text ({first_line(error)}); write it again") from error
 
 
 def _read_csv(data: bytes, path: Path, separator: str = ",") -> pd.DataFrame:
-    """All of it as text: a review that reads "NA" is a review. Refuses what could be read in two ways."""
+    """Reads all values as text, because "NA" may be a review. Raises InputError for ambiguous files."""
     text = _decoded(data, path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header: list[str] = []
     rows = []
     try:
-        for cells in filter(None, lines):  # without blank lines
+        for cells in filter(None, lines):  # skips blank lines
             header = header or cells
             if len(cells) != len(header):
                 wanted = f"{len(cells)} fields in line {lines.line_num}, {len(header)} in the header"
@@ -72,8 +73,8 @@ def _read_csv(data: bytes, path: Path, separator: str = ",") -> pd.DataFrame:
 
 
 def _holds_a_row(cell: str, header: list[str], separator: str) -> bool:
-    """Whether a line within a cell ends in a label, or begins with one, where the labels stand at that end: a quote that
-    was never closed swallows the rows up to the next."""
+    """Whether a line inside of a cell has a label where rows have theirs: after an unclosed quote, a cell swallows the
+    following rows."""
     if "\n" not in cell:
         return False
     first, last = (name.strip().casefold() in LABEL_COLUMNS for name in (header[0], header[-1]))
@@ -89,7 +90,7 @@ def _read_jsonl(data: bytes, path: Path) -> pd.DataFrame:
     for number, line in ((number, line) for number, line in enumerate(lines, start=1) if line.strip()):
         try:
             records.append(dict(json.loads(line, object_pairs_hook=_object).items()))
-        except (ValueError, AttributeError, RecursionError) as error:  # AttributeError: JSON, but no object
+        except (ValueError, AttributeError, RecursionError) as error:  # AttributeError: JSON that isn't an object
             raise InputError(f"{path}: line {number} isn't a JSON object ({first_line(error)}); mend it") from error
     return pd.DataFrame(records, dtype=object)
 
@@ -114,12 +115,14 @@ def sidecar_films(sidecar: Path, rows: int) -> list[Any]:
     if film is None:
         raise InputError(f"{sidecar}: no column 'movie'; mend or remove this file of film ids")
     if len(film) != rows:
-        raise InputError(f"{sidecar}: {len(film)} rows for the corpus's {rows}; mend or remove this file of film ids")
+        raise InputError(
+            f"{sidecar}: {counted(len(film), 'row')} for the corpus's {rows}; mend or remove this file of film ids"
+        )
     return values_of(film)
 
 
 def read_folder(root: Path) -> pd.DataFrame:
-    """Returns the reviews under root/train and root/test, or under root itself, each holding pos/ and neg/."""
+    """Returns the reviews in pos/ and neg/ under root/train and root/test, or under root itself."""
     sides = {side: root / side for side in ("train", "test") if os.path.isdir(root / side)} or {"": root}
     for folder in (side / sentiment for side in sides.values() for sentiment in _SENTIMENTS):
         if not os.path.isdir(folder):
@@ -137,7 +140,7 @@ def _folder_rows(side: Path, sentiment: str, split: str) -> list[tuple[str, str,
     except OSError as error:
         raise InputError(f"{side / sentiment}: can't be listed ({error.strerror}); check its permissions") from error
     rows = []
-    for name in sorted(names, key=lambda name: (name.find("_"), name)):  # by number: shorter ids stand first
+    for name in sorted(names, key=lambda name: (name.find("_"), name)):  # by number: shorter ids first
         file, review = side / sentiment / name, name.removesuffix(".txt").partition("_")[0]
         if films and review not in films:
             raise InputError(f"{file}: urls_{sentiment}.txt has no line for this review; mend or remove that file")
@@ -146,7 +149,7 @@ def _folder_rows(side: Path, sentiment: str, split: str) -> list[tuple[str, str,
 
 
 def _films_by_id(urls: Path) -> dict[str, str]:
-    """Returns the film id by the number of its line, "" where a line has none; empty where there is no such file."""
+    """Returns the film ids by line number, "" for lines without one; empty if the file doesn't exist."""
     lines = _decoded(bytes_of(urls), urls).splitlines() if os.path.exists(urls) else []
     return {str(number): "".join(_FILM_ID.findall(line)[:1]) for number, line in enumerate(lines)}
 
@@ -160,6 +163,6 @@ def bytes_of(path: Path) -> bytes:
 
 def _decoded(data: bytes, path: Path) -> str:
     try:
-        return data.decode("utf-8").removeprefix("\ufeff")  # a mark some programs put before UTF-8
+        return data.decode("utf-8").removeprefix("\ufeff")  # the byte-order mark that some programs write
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} isn't UTF-8; save the file as UTF-8") from error

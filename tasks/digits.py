@@ -1,4 +1,4 @@
-"""A variational autoencoder of small digits with categorical latents: f depends on the parameters."""
+"""A variational autoencoder of small digits with categorical latents, so f depends on the parameters."""
 
 import math
 from typing import Annotated
@@ -48,9 +48,9 @@ class Decoder(nn.Module):
 class LatentProblem(Problem):
     """J = mean over images of E_{z ~ q(.|x)} [ log p(x|z) - sum_t KL(q(.|x)_t || uniform) ], the ELBO in nats.
 
-    The T latents are independent given x. The penalty is the divergence itself and not a sample of it; it doesn't
-    depend on z, and its gradient comes through f. Encoder and decoder are both learned. The ledger counts a pass of
-    the encoder where logits are asked for or drawn from; the one in f is part of the reward call.
+    The T latents are independent given x. The penalty is the exact divergence, not a sample of it; it doesn't depend on
+    z, and its gradient is part of grad f. Encoder and decoder are both trained. The ledger counts an encoder pass for
+    logits and for samples; the pass in f is part of the reward call.
 
     images (B, P) of 0 and 1.
     """
@@ -98,7 +98,7 @@ class LatentProblem(Problem):
         return self.encoder(self.images)[0].expand(len(z), -1, -1, -1)
 
     def features(self, z: Tensor) -> Tensor:
-        """The encoder's hidden layer: all that is known of an image, whatever came before a position."""
+        """The encoder's hidden layer at every position, because latents don't depend on earlier ones."""
         self.ledger.forward_passes += 1
         with torch.no_grad():
             features = self.encoder(self.images)[1]  # (B, D)
@@ -117,7 +117,7 @@ class LatentProblem(Problem):
         return self.log_likelihood(y) - self.prior_divergence()
 
     def log_likelihood(self, y: Tensor) -> Tensor:
-        """log p(x|z) in nats, (n, B), of one-hots (n, B, T, V)."""
+        """log p(x|z) in nats, (n, B), for one-hots (n, B, T, V)."""
         logits = self.decoder(y.flatten(0, 1)).view(len(y), self.contexts, -1)
         return log_bernoulli(self.images, logits).sum(-1)
 
@@ -126,7 +126,7 @@ class LatentProblem(Problem):
         return self.horizon * math.log(self.categories) - self.entropy().sum(-1)
 
     def entropy(self) -> Tensor:
-        """Of every latent given its image, in nats, (B, T)."""
+        """The entropy of every latent given its image, in nats, (B, T)."""
         log_p = self._posterior()
         return -(log_p.exp() * log_p).sum(-1)
 
@@ -145,7 +145,7 @@ class LatentProblem(Problem):
         return torch.cartesian_prod(*[values] * self.horizon).view(-1, self.horizon)
 
     def log_evidence(self) -> Tensor:
-        """log p(x) = log sum_z p(z) p(x|z) in nats, (B,): exact, by decoding every outcome once."""
+        """log p(x) = log sum_z p(z) p(x|z) in nats, (B,), exact by enumeration of all outcomes."""
         codes = functional.one_hot(self.support(), self.categories).to(self.images)  # (V^T, T, V)
         logits = self.decoder(codes)  # (V^T, P)
         # log p(x|z) is affine in x, so one product serves all pairs of images and outcomes
@@ -161,14 +161,14 @@ class LatentProblem(Problem):
 
 
 def log_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
-    """log p(x) in nats of bits x under their logits, elementwise; differentiable twice."""
+    """log p(x) in nats of bits x given their logits, elementwise; twice differentiable."""
     return x * logits + functional.logsigmoid(-logits)
 
 
 class DigitsVae(Task):
     """Handwritten digits of 8x8 black and white pixels through a few categorical latents (variational autoencoder).
 
-    Reward is the ELBO, gold reward the log-likelihood that it bounds from below, both in nats an image.
+    Reward is the ELBO, gold reward the log-likelihood of which it is a lower bound, both in nats per image.
     Data: the test part of the UCI set "Optical Recognition of Handwritten Digits", which scikit-learn ships. In black
     and white 1750 of its 1797 images are distinct; those are used, so that no test image is a train image.
     """
@@ -195,7 +195,7 @@ class DigitsVae(Task):
         self.rows = dict(zip(SPLITS, order.split(list(SPLITS.values())), strict=True))
         self.images = {split: images[rows.to(device)] for split, rows in self.rows.items()}
         shape = images.shape[1], self.options["width"], self.options["latents"], self.options["categories"]
-        with torch.random.fork_rng(devices=[]):  # initial weights read the global generator, which is left as it was
+        with torch.random.fork_rng(devices=[]):  # initial weights use the global generator, whose state is restored
             torch.default_generator.manual_seed(START_SEED)
             self.encoder, self.decoder = Encoder(*shape).to(device), Decoder(*shape).to(device)
         self.params = [*self.encoder.parameters(), *self.decoder.parameters()]
@@ -206,10 +206,10 @@ class DigitsVae(Task):
 
     @torch.no_grad()
     def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
-        """Over a whole split: one hard sample an image for the ELBO; all else is exact.
+        """Metrics of a whole split: the ELBO with one hard sample per image; all else is exact.
 
-        reward and gold_reward in nats an image, kl in nats an image, entropy in nats a latent. gold_reward only where
-        outcomes can be enumerated.
+        reward, gold_reward and kl in nats per image, entropy in nats per latent; gold_reward only if outcomes can be
+        enumerated.
         """
         problem = self.problem(split, torch.arange(self.sizes[split], device=rng.device))
         metrics = {
@@ -224,6 +224,6 @@ class DigitsVae(Task):
 
 def binary_digits() -> Tensor:
     """The distinct images (1750, 64), 1 where a pixel has at least half of the ink."""
-    from sklearn.datasets import load_digits  # the library takes a second to load
+    from sklearn.datasets import load_digits  # scikit-learn takes a second to import
 
     return (torch.from_numpy(load_digits().data) >= THRESHOLD).float().unique(dim=0)

@@ -1,4 +1,4 @@
-"""A language model so small that all of its sequences can be listed: every gradient is known exactly."""
+"""A language model so small that all sequences can be enumerated, so gradients are known exactly."""
 
 from typing import Annotated
 
@@ -15,7 +15,7 @@ CONTEXTS = 128  # in all splits, at most
 
 
 class EnumerableLm(LanguageModelTask):
-    """Align a tiny causal transformer with a random, non-additive reward, all V^T continuations known.
+    """Align a tiny causal transformer with a random, non-additive reward; all V^T continuations can be enumerated.
 
     Policy, reference and reward are random transformers (weights of order one) in float64. Evaluations are exact
     expectations over all sequences, so they have no sampling noise.
@@ -33,7 +33,7 @@ class EnumerableLm(LanguageModelTask):
         layers: Annotated[int, Range(1, 8), "of the policy"] = 2,
         width: Annotated[int, Range(2, 64), "of the policy; even"] = 8,
         kl: Kl = 0.05,
-        instance: Annotated[int, Range(0), "which random weights"] = 0,
+        instance: Annotated[int, Range(0), "seed of the random weights"] = 0,
     ):
         if vocabulary**horizon > ENUMERABLE:
             raise InputError(
@@ -67,7 +67,7 @@ class EnumerableLm(LanguageModelTask):
 
     @torch.no_grad()
     def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
-        """Exact expectations; `rng` goes unused. kl in nats a sequence, entropy in nats a token."""
+        """Exact expectations, without `rng`; kl in nats per sequence, entropy in nats per token."""
         problem = self.problem(split, torch.arange(self.sizes[split], device=rng.device))
         z = problem.support().unsqueeze(1).expand(-1, problem.contexts, -1)  # (V^T, B, T)
         probability = problem.log_prob(z).sum(-1).exp()  # (V^T, B)

@@ -1,8 +1,8 @@
-"""Synthetic film reviews with exact sentiment: the corpus of `imdb` where no data hub can be reached.
+"""Synthetic film reviews with exact sentiment: the corpus of `imdb` if the data hub can't be reached.
 
-One set of tables (`_SLOTS`, and the clause templates below it) serves two readers: the generator fills the templates,
-and the parser matches them. So the parser knows the true sentiment of anything a language model writes, and a policy
-that games a learned reward (one good word for ever, a negation that the reward overlooks) gains nothing from it.
+Generator and parser share one set of tables (`_SLOTS` and the clause templates below it): the generator fills the
+templates, and the parser matches them. So the parser knows the true sentiment of any text, and a policy that exploits a
+learned reward (one good word repeated, a negation that the reward ignores) gains no gold reward by it.
 
 A text is sentences ended by "." or "!". A sentence is one clause or two:
 
@@ -12,11 +12,11 @@ and a clause is an instance of a template. Its score is the template's weight ti
 
     the plot is not very clever    =  1 * -1/2 (not) * 1 (very) * 1 (clever)  =  -1/2
 
-The side that a contrast concedes counts an eighth, so the other side decides the sentence. Plot facts, names and visits
-to the cinema have weight zero. All factors are dyadic fractions: sums are exact on every machine, ties are exact ties.
+The conceded side of a contrast counts one eighth, so the other side decides the sentence. Plot facts, names and visits
+to the cinema have weight zero. All factors are dyadic fractions, so sums and ties are exact on every machine.
 
-Standard library only. The one source of randomness is `random.Random(seed).random()`, which the library promises to
-keep the same in every version; no set and no hash decides an order.
+Only the standard library is used. Random numbers come only from `random.Random(seed).random()`, which Python guarantees
+to be the same in every version; no order depends on a set or a hash.
 """
 
 import math
@@ -26,7 +26,9 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import TypeVar
 
-_CONCEDED = 0.125  # below (weakest clause, 1/2) / (strongest, 3): a conceded clause can't outweigh its main clause
+_CONCEDED = (
+    0.125  # less than 1/2 (the weakest clause) / 3 (the strongest), so a conceded clause can't outweigh its main clause
+)
 
 # Each line: slot, factor, words.
 _WORDS = """
@@ -84,12 +86,12 @@ _WORDS = """
 
 
 def _slots(lines: str) -> dict[str, dict[str, float]]:
-    """Slot -> word -> factor, with the slots that follow from others."""
+    """Slot -> word -> factor, with the slots that are derived from others."""
     slots: dict[str, dict[str, float]] = {}
     for line in lines.strip().splitlines():
         slot, factor, words = line.split(maxsplit=2)
         slots.setdefault(slot, {}).update(dict.fromkeys(words.split(), float(factor)))
-    for past, verb in (("affected", "affect"), ("felt", "feel")):  # every verb of the two is regular
+    for past, verb in (("affected", "affect"), ("felt", "feel")):  # all verbs of both slots are regular
         slots[past] = {word + ("d" if word.endswith("e") else "ed"): factor for word, factor in slots[verb].items()}
     graded = slots["adjective"].items()
     slots["plain_adjective"] = {word: factor for word, factor in graded if word[0] not in "aeiou"}  # after "a"
@@ -100,10 +102,10 @@ def _slots(lines: str) -> dict[str, dict[str, float]]:
 
 
 _SLOTS = _slots(_WORDS)
-# Facts of a film, the same in all its reviews.
+# Facts of a film, which are the same in all its reviews.
 _FILM_SLOTS = ("genre", "role", "place", "actor", "actor_surname", "director", "director_surname")
 
-# Each line: how often, weight, pattern.
+# Each line: frequency, weight, pattern.
 _JUDGEMENTS = """
     10 1     the <part> <seems> <adjective>
     10 1     the <part> <seems> <degree> <adjective>
@@ -141,7 +143,7 @@ _JUDGEMENTS = """
     1  0.5   the <part> <is> not without <quality>
     1  -0.5  the <part> lacks <quality>
 """
-# What was expected or hearsay is not a judgement: it leans a little, and the writer's own view soon outweighs it.
+# Expectations and hearsay aren't judgements: they have small weights, which the writer's own views outweigh.
 _EXPECTATIONS = """
     2  0.25  i expected a <verdict>
     1  0.25  my <companion> had promised me a <verdict>
@@ -163,7 +165,7 @@ _FILLERS = """
     1  0     it was shown at the festival in <place>
 """
 _LEADING_CONCESSIONS = ("although", "though", "while")  # "although X , Y": X is conceded
-_JOINTS = {  # "X , joint Y": what X and what Y count
+_JOINTS = {  # "X , joint Y": the weights of X and Y
     "and": (1.0, 1.0),
     "but": (_CONCEDED, 1.0),
     "yet": (_CONCEDED, 1.0),
@@ -176,7 +178,7 @@ _SENTENCE_ENDS = (".", "!")
 
 @dataclass(frozen=True)
 class Review:
-    """A generated review; `scores` are its clauses' scores as the generator meant them, in the order of `clauses`."""
+    """A generated review; `scores` are the scores of its clauses by the generator, in the order of `clauses`."""
 
     text: str  # lower-case tokens separated by single spaces
     label: int  # 1 positive, 0 negative
@@ -186,7 +188,7 @@ class Review:
 
 @dataclass(frozen=True)
 class Clause:
-    """A clause of a text, what it adds to the total, and why: "main", "conceded", "repeated" or "unparsed"."""
+    """A clause of a text, its score, and its kind: "main", "conceded", "repeated" or "unparsed"."""
 
     tokens: tuple[str, ...]
     score: float
@@ -195,18 +197,18 @@ class Clause:
 
 @dataclass(frozen=True)
 class _Template:
-    """A clause pattern: at each position a table of the words allowed there (a literal is a table of one word)."""
+    """A clause pattern: for each position a table of the allowed words (for a literal, of one word)."""
 
     weight: float
     slots: tuple[str, ...]  # slot name, or "" at a literal
     tables: tuple[dict[str, float], ...]
-    words: tuple[tuple[str, ...], ...]  # the words of the tables, to draw from
-    pivot: int  # position whose word gives the clause its sign, the last with factors of both signs; -1 without one
-    pivot_words: dict[bool, tuple[str, ...]]  # True: those with a positive factor
+    words: tuple[tuple[str, ...], ...]  # the tables' words, for sampling
+    pivot: int  # the last position with factors of both signs, which determines the clause's sign; -1 if there is none
+    pivot_words: dict[bool, tuple[str, ...]]  # its words, True: with a positive factor
 
 
 def _templates(lines: str) -> list[_Template]:
-    """Templates of a table above, each as many times as it says, so that a uniform draw has the frequencies asked."""
+    """The templates of a table, each repeated according to its frequency, for uniform sampling."""
     templates: list[_Template] = []
     for line in lines.strip().splitlines():
         frequency, weight, *pattern = line.split()
@@ -222,7 +224,7 @@ def _templates(lines: str) -> list[_Template]:
 
 
 def _indexed(templates: list[_Template]) -> dict[tuple[int, str], list[_Template]]:
-    """Templates by length and first word, so that the parser tries a few of them instead of all."""
+    """Templates by length and first word, so that the parser has to try only a few."""
     index: dict[tuple[int, str], list[_Template]] = {}
     for template in templates:
         for first_word in template.tables[0]:
@@ -239,7 +241,7 @@ _INDEX = _indexed(_JUDGEMENT_TEMPLATES + _EXPECTATION_TEMPLATES + _FILLER_TEMPLA
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every token that a generated review can hold, sorted."""
+    """All tokens that can occur in generated reviews, sorted."""
     words = {word for bucket in _INDEX.values() for template in bucket for table in template.tables for word in table}
     return tuple(sorted(words | {",", *_SENTENCE_ENDS, *_LEADING_CONCESSIONS, *_JOINTS}))
 
@@ -248,23 +250,23 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def sentiment(text: str) -> float:
-    """Ground-truth sentiment of any text, in [0, 1]: 1 positive, 0 negative, 1/2 none or tied.
+    """The true sentiment of any text, in [0, 1]: 1 positive, 0 negative, 1/2 if there is none or a tie.
 
     sentiment = 1 / (1 + exp(-S / 2)),  S = the sum of the scores of `clauses(text)`.
 
     A plain judgement ("the plot is clever") has score 1 and so sentiment 0.62, two strong ones ("superb") 0.88, four
-    0.98. On generated reviews the label is 1 exactly where the sentiment is above 1/2, and |S| is at least 1.
+    0.98. For generated reviews, the label is 1 if and only if the sentiment is above 1/2, and |S| is at least 1.
     """
     total = sum(clause.score for clause in clauses(text))
     return 0.5 + 0.5 * math.tanh(total / 4)  # the same function; exp would overflow on a long negative text
 
 
 def clauses(text: str) -> list[Clause]:
-    """Clauses of any text with the score each adds; never raises.
+    """The clauses of any text, with their scores; never raises.
 
-    A clause that matches no template scores 0, so word salad earns nothing. One that was read earlier in the text
-    scores 0 too, whatever it counted there, so copying a good sentence for ever doesn't pay. An unfinished last
-    sentence is read like any other: those of its clauses count whose tokens already form a complete clause.
+    A clause that matches no template scores 0, so random words gain nothing. A clause that occurred earlier in the text
+    scores 0 too, so repeating a good sentence gains nothing. In an unfinished last sentence, complete clauses count as in
+    any other.
     """
     read: list[Clause] = []
     seen: set[tuple[str, ...]] = set()
@@ -282,7 +284,7 @@ def clauses(text: str) -> list[Clause]:
 
 
 def _divide(sentence: tuple[str, ...]) -> list[tuple[tuple[str, ...], float]]:
-    """Clauses of a sentence, each with the share of its score that counts; no template holds a comma."""
+    """The clauses of a sentence, each with the weight of its score. No template contains a comma."""
     if sentence[0] in _LEADING_CONCESSIONS:
         comma = sentence.index(",") if "," in sentence else len(sentence)
         parts = [(sentence[1:comma], _CONCEDED), (sentence[comma + 1 :], 1.0)]
@@ -297,7 +299,7 @@ def _divide(sentence: tuple[str, ...]) -> list[tuple[tuple[str, ...], float]]:
 
 
 def _score(tokens: tuple[str, ...]) -> float | None:
-    """Score of a clause by the first template that it matches, None where it matches none."""
+    """The score of a clause by the first matching template; None if there is none."""
     for template in _INDEX.get((len(tokens), tokens[0]), ()):
         pairs = list(zip(tokens, template.tables, strict=True))
         if all(token in table for token, table in pairs):
@@ -308,28 +310,28 @@ def _score(tokens: tuple[str, ...]) -> float | None:
 # The generator.
 
 _Item = TypeVar("_Item")
-_Said = tuple[tuple[str, ...], float]  # a clause and the score that it is meant to have
+_Said = tuple[tuple[str, ...], float]  # a clause and its intended score
 
-_WRONG_OPENING, _NEUTRAL_OPENING = 0.34, 0.22  # shares of first sentences that lean against the label, that don't lean
-_OPENING_FORMS = ("expectation",) * 2 + ("judgement",) * 2 + ("contrast",)  # where they do lean
+_WRONG_OPENING, _NEUTRAL_OPENING = 0.34, 0.22  # shares of first sentences against the label, and neutral ones
+_OPENING_FORMS = ("expectation",) * 2 + ("judgement",) * 2 + ("contrast",)  # of first sentences that aren't neutral
 _LATER_FORMS = ("judgement",) * 10 + ("filler",) * 5 + ("contrast",) * 3 + ("joined",) * 2
-_DISSENT = 0.08  # share of later sentences that go against the label
-_EXCLAIMED = 0.1  # share of sentences that end in "!"
-_MARGIN = 1.0  # least |total score| of a review: labels are never a tie, nor a matter of taste
-_LEAST_LENGTHS = range(40, 59)  # a review ends with the sentence that reaches the length drawn: 40 to 80 tokens
+_DISSENT = 0.08  # share of later sentences against the label
+_EXCLAIMED = 0.1  # share of sentences that end with "!"
+_MARGIN = 1.0  # minimum |total score| of a review, so that labels are clear
+_LEAST_LENGTHS = range(40, 59)  # a review ends with the sentence that reaches the drawn length; it has 40 to 80 tokens
 _REVIEWS_OF_A_FILM = range(4, 13)
 
 
 def generate_reviews(count: int, seed: int) -> list[Review]:
-    """`count` distinct reviews, film after film; a smaller count gives the beginning of the same list.
+    """`count` distinct reviews, one film after the other; a smaller count gives the beginning of the same list.
 
-    A film has its own cast, place and quality; its quality, between 0.2 and 0.8, is the chance that a review of it is
-    positive, so the labels are balanced over films and mixed within one. Raises ValueError on a negative count.
+    Each film has its own cast, place and quality. The quality, between 0.2 and 0.8, is the probability that a review is
+    positive, so labels are balanced over films and mixed within each. Raises ValueError for a negative count.
     """
     if count < 0:
         raise ValueError(f"count is {count}: ask for 0 reviews or more")
     rng = random.Random(seed)
-    reviews: dict[str, Review] = {}  # by text: no text twice, so that none can be in two splits
+    reviews: dict[str, Review] = {}  # by text, because duplicates could be in two splits
     number = 0
     while len(reviews) < count:
         film = {slot: _choose(tuple(_SLOTS[slot]), rng) for slot in _FILM_SLOTS}
@@ -343,8 +345,8 @@ def generate_reviews(count: int, seed: int) -> list[Review]:
 
 
 def _compose(film: dict[str, str], positive: bool, rng: random.Random) -> tuple[str, tuple[float, ...]]:
-    """Text and clause scores of one review, drawn again until it is clearly on the side asked."""
-    # Drawn once: a wrong opening fails more often, and drawing it again with the rest would thin such openings out.
+    """Text and clause scores of one review, drawn until its score is clearly on the requested side."""
+    # Drawn once, because redrawing it with the rest would make openings against the label rarer.
     lean = rng.random()
     opening_sign = positive if lean >= _WRONG_OPENING else not positive
     opening_forms = _OPENING_FORMS if lean < 1 - _NEUTRAL_OPENING else ("filler",)
@@ -357,12 +359,12 @@ def _compose(film: dict[str, str], positive: bool, rng: random.Random) -> tuple[
             tokens, said = tokens + more_tokens, said + more_said
         scores = tuple(score for _, score in said)
         clear = sum(scores) * (1 if positive else -1) >= _MARGIN
-        if clear and len({clause for clause, _ in said}) == len(said):  # a repeated clause would not count
+        if clear and len({clause for clause, _ in said}) == len(said):  # repeated clauses wouldn't count
             return " ".join(tokens), scores
 
 
 def _sentence(form: str, positive: bool, film: dict[str, str], rng: random.Random) -> tuple[list[str], list[_Said]]:
-    """Tokens of a sentence of the sign asked, and its clauses with what each counts in it."""
+    """The tokens of a sentence with the requested sign, and its clauses with their scores."""
     end = "!" if rng.random() < _EXCLAIMED else "."
     alone = {"filler": _FILLER_TEMPLATES, "expectation": _EXPECTATION_TEMPLATES, "judgement": _JUDGEMENT_TEMPLATES}
     if form in alone:
@@ -381,12 +383,12 @@ def _sentence(form: str, positive: bool, film: dict[str, str], rng: random.Rando
 
 
 def _fill(templates: list[_Template], positive: bool, film: dict[str, str], rng: random.Random) -> _Said:
-    """A clause of the sign asked (zero if its template has no pivot), and its score."""
+    """A clause with the requested sign (zero if its template has no pivot), and its score."""
     template = _choose(templates, rng)
     score = template.weight
     tokens = []
     for position, (slot, table) in enumerate(zip(template.slots, template.tables, strict=True)):
-        if position == template.pivot:  # no factor after it is negative: the sign is settled here
+        if position == template.pivot:  # no factor after it is negative: the sign is decided here
             token = _choose(template.pivot_words[positive == (score > 0)], rng)
         else:
             token = film.get(slot) or _choose(template.words[position], rng)

@@ -14,6 +14,7 @@ from torch import Tensor
 from gradebench import LanguageModelTask, Range
 from gradebench.core.errors import InputError
 from gradebench.core.seeds import parse_seeds
+from gradebench.core.shown import counted
 from gradebench.core.task import Log
 from gradebench.kit.language_model_task import ADAPTERS_LEARNING_RATE
 from gradebench.kit.making import parameters_of, pretrained, with_weights, write_report
@@ -29,13 +30,13 @@ from gradebench.tasks.corpora import EMBEDDED, Corpus, HubUnreachable, hub_corpu
 from gradebench.tasks.judge import load_judge, train_judge
 from gradebench.tasks.presets import GPT2, MINI, PAPER, SMOLLM2
 
-SPLIT_SEED = 0  # of instance 0's corpus, splits and everything trained before the comparison; others count on from it
-_READ = ("train", "reward", "judge")  # parts that vocabulary and policy learn from
+SPLIT_SEED = 0  # seed of instance 0's corpus, splits and models; other instances add their number
+_READ = ("train", "reward", "judge")  # parts on which vocabulary and policy are trained
 
 
 @dataclass(frozen=True)
 class Size:
-    """Shapes and training budgets of what is made from scratch."""
+    """Shapes and training budgets of the models made here."""
 
     width: int
     layers: int
@@ -46,7 +47,7 @@ class Size:
     prompts: int  # in each split, at most
     policy_steps: int
     reward_steps: int
-    steps: int  # of the comparison
+    steps: int  # training steps of a cell
 
 
 SIZES = {
@@ -56,7 +57,7 @@ SIZES = {
     "gpt2": Size(128, 2, 4, 1000, 16, 32, 1024, 2500, 2000, 200),
     "paper": Size(128, 2, 4, 1000, 32, 64, 10_000, 2500, 2000, 250),
 }
-# What that takes on 2 CPU cores, without a GPU.
+# Measured on 2 CPU cores, without a GPU.
 MADE_HERE = {
     "mini": "a minute, 2 GB of memory",
     "small": "with 18 cells of the real reviews half an hour, 4 GB of memory",
@@ -82,7 +83,7 @@ class Imdb(LanguageModelTask):
         corpus: Annotated[str, "auto (hub, else embedded), hub, embedded, or a path to reviews"] = "auto",
         size: Annotated[
             Literal["auto", "mini", "small", "smollm2", "gpt2", "paper"],
-            "of prompts, continuations and what is trained from scratch; auto: the preset's, or mini or small by corpus",
+            "size of prompts, continuations and models made here; auto: the preset's, or mini or small depending on the corpus",
         ] = "auto",
         kl: Annotated[
             float | None, Range(0), "beta of the KL penalty, in reward per nat; none: the preset's, 0.05 in mini"
@@ -97,27 +98,29 @@ class Imdb(LanguageModelTask):
         checkpointing: Annotated[
             int | None,
             Range(0),
-            "sequences whose activations are held at a time, others being computed twice; 0: all; none: the preset's",
+            "number of sequences whose activations are kept, the others being recomputed; 0: all; none: the preset's",
         ] = None,
         lora: Annotated[
             int | None,
             Range(0),
-            "rank of adapters, trained in place of a given policy's weights; 0: no adapters; none: the preset's",
+            "rank of adapters that are trained instead of a given policy's weights; 0: no adapters; none: the preset's",
         ] = None,
         precision: Annotated[
             Literal["auto", "float32", "bfloat16"],
-            "of given models' computations; what is trained stays in float32; auto: the preset's, float32 in mini",
+            "of computations with given models; trained parameters stay in float32; auto: the preset's, float32 in mini",
         ] = "auto",
         preset: Annotated[
             Literal["mini", "smollm2", "gpt2", "paper"],
-            "what the options left open stand for: small models made here, or real ones",
+            "defaults of the other options: small models made here, or real ones",
         ] = "mini",
         instance: Annotated[
-            int, Range(0), "which splits, models made here and, of the embedded corpus, reviews: each has its own"
+            int,
+            Range(0),
+            "number of the instance; each has its own splits, models made here, and reviews of the embedded corpus",
         ] = 0,
         label: Annotated[
             str,
-            "of a given classifier: the class that is rewarded, by name or number; auto: the only one, positive or pos, or LABEL_1 of two",
+            "the rewarded class of a given classifier, by name or number; auto: the only one, positive or pos, or LABEL_1 of two",
         ] = AUTO,
         activation: Annotated[
             Activation,
@@ -126,7 +129,7 @@ class Imdb(LanguageModelTask):
     ):
         chosen = PRESETS[preset]
         policy = chosen.policy if policy == "auto" else policy
-        # The preset's adapters and precision are for models of others.
+        # The preset's adapters and precision apply only to given models.
         small = policy == self.made["policy"] or is_scratch(policy)
         super().__init__(
             chosen.kl if kl is None else kl,
@@ -142,7 +145,7 @@ class Imdb(LanguageModelTask):
             label=label,
             activation=activation,
         )
-        for name in ("label", "activation"):  # only where given: runs from before there were such options have neither
+        for name in ("label", "activation"):  # only if given, because older runs don't have these options
             if self.options[name] == AUTO:
                 del self.options[name]
         if self.head and (self.is_made("reward") or self.reward_reads):
@@ -152,36 +155,38 @@ class Imdb(LanguageModelTask):
 
     # --- once a run -------------------------------------------------------------------------------------------
 
-    def needs(self) -> list[str]:
-        return PRESETS[self.options["preset"]].needs(self.options, SIZES.get(self.options["size"]))
+    def requirements(self) -> list[str]:
+        return PRESETS[self.options["preset"]].requirements(self.options, SIZES.get(self.options["size"]))
 
     def prepare(self, device: torch.device, log: Log, strict: bool = False) -> None:
-        given = self.given_parts()  # first, so that a misspelt one is refused at once
+        given = self.given_parts()  # first, so that a misspelt name is refused at once
         corpus = self._read_corpus(log, strict)
         if corpus.reading:
             log(corpus.reading)
         if self.options["size"] == "auto":
             self.options["size"] = "mini" if corpus.name == EMBEDDED else "small"
         self._fit()
-        # Two copies of the same texts may differ in films and official split, so in our splits.
+        # Corpora with the same texts may differ in films and official split, and therefore in our splits.
         facts = {"version": self.version, "corpus": [corpus.name, corpus.digest], "size": asdict(self.size)}
-        facts |= {"splits": corpus.split_digest} if corpus.name != EMBEDDED else {}  # films go with its texts
+        facts |= (
+            {"splits": corpus.split_digest} if corpus.name != EMBEDDED else {}
+        )  # whose films are determined by its texts
         facts |= {"instance": self.seed} if self.seed else {}
         facts |= self.head
-        # What is made here doesn't depend on a function, so editing one makes nothing anew.
+        # Models made here don't depend on a reward function, so editing it doesn't retrain them.
         facts |= {
             part: "function" if part == "reward" and self.reward_reads else one.digest for part, one in given.items()
         }
         folder = cached_folder("imdb", facts, lambda folder: self._build(folder, device, log, corpus), log)
         words = [f"corpus={corpus.name}:{corpus.digest[:8]}"]
-        self.settle(folder, words, given, f"scratch-{self.options['size']}")
+        self.set_prepared(folder, words, given, f"scratch-{self.options['size']}")
 
     @property
     def size(self) -> Size:
         return SIZES[self.options["size"]]
 
     def _fit(self) -> None:
-        """Take over what the size says."""
+        """Apply the size's settings."""
         self.longest_prompt, self.horizon, self.default_steps = self.size.prompt, self.size.horizon, self.size.steps
 
     def _restore(self) -> None:
@@ -193,7 +198,7 @@ class Imdb(LanguageModelTask):
             self.learning_rate = preset.learning_rate or ADAPTERS_LEARNING_RATE
 
     def _read_corpus(self, log: Log, strict: bool) -> Corpus:
-        """The corpus asked for; `auto` falls back to the embedded one, and `options` then names that."""
+        """The requested corpus; `auto` may fall back to the embedded one, which `options` then names."""
         wanted = self.options["corpus"]
         if wanted in ("auto", "hub"):
             try:
@@ -210,7 +215,7 @@ class Imdb(LanguageModelTask):
         return embedded_corpus(self.seed) if wanted == "embedded" else read_corpus(wanted)
 
     def _build(self, folder: Path, device: torch.device, log: Log, corpus: Corpus) -> None:  # type: ignore[override]
-        """Make what isn't given of vocabulary, policy and reward, and the judge, and choose the prompts."""
+        """Make vocabulary, policy and reward, unless they are given, and the judge, and choose the prompts."""
         size, window = self.size, self.window
         if self.is_made("policy") and (took := MADE_HERE.get(self.options["size"])):
             which = f", instance {self.options['instance']}" if self.options["instance"] else ""
@@ -222,14 +227,14 @@ class Imdb(LanguageModelTask):
             log(f"training a vocabulary on {len(learned):,} reviews")
             vocabulary = train_vocabulary([corpus.texts[i] for i in learned], size.vocabulary)
             vocabulary.save(folder / "tokenizer.json")
-        # Before anything is trained, as it may be refused.
+        # Before any training, because it may be refused.
         reward = None if self.is_made("reward") else self.given_reward(vocabulary, size.prompt)
         ids = vocabulary.encode(corpus.texts)
         parts = {name: rows[[len(ids[i]) >= window for i in rows]] for name, rows in parts.items()}
         prompts = choose_prompts(ids, parts, size)
         save_file(prompts, folder / "prompts.safetensors")
 
-        torch.manual_seed(self.seed)  # initial weights, the one thing that reads the global generator
+        torch.manual_seed(self.seed)  # for initial weights, which alone use the global generator
         shape = self._shape(vocabulary)
         report: dict[str, Any] = {"vocabulary": len(vocabulary)}
         if policy is None:
@@ -263,7 +268,7 @@ class Imdb(LanguageModelTask):
     # --- in every process -------------------------------------------------------------------------------------
 
     def _shape(self, vocabulary: Any) -> tuple[int, int, int, int, int]:
-        """Arguments of a model made here."""
+        """The arguments of a model made here."""
         return len(vocabulary), self.size.width, self.size.layers, self.size.heads, self.window
 
     def load(self, device: torch.device) -> None:
@@ -291,7 +296,7 @@ class Imdb(LanguageModelTask):
 
     def tuned(self, estimator: str) -> Mapping[str, Any] | None:
         if not (self.is_made("policy") and self.is_made("reward")):
-            return None  # tuned on models made here
+            return None  # rates were tuned on models made here
         recorded = json.loads((Path(__file__).parent / "data" / "imdb_tuned.json").read_text(encoding="utf-8"))
         corpus = "embedded" if self.options["corpus"] == "embedded" else "real"
         stored = recorded.get(corpus, {})
@@ -300,21 +305,21 @@ class Imdb(LanguageModelTask):
 
 
 def tuned_facts(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What holds for every estimator of a record: its setting, its steps, its trials in words, its protocol."""
+    """The entries of a tuning record that all estimators share: setting, steps, trials in words, protocol."""
     protocol = stored["protocol"]
     facts = {name: protocol[name] for name in ("setting", "steps", "grid", "seeds")}
     return facts | {"trials": trials_in_words(len(protocol["grid"]), len(parse_seeds(protocol["seeds"])))}
 
 
 def embedded_corpus(seed: int = SPLIT_SEED) -> Corpus:
-    """Reviews from the grammar, whose parser is the gold judge."""
+    """Generated reviews; the parser of their grammar is the gold judge."""
     reviews = grammar.generate_reviews(12_000, seed)
     labels = np.array([review.label for review in reviews], dtype=np.int8)
     return Corpus(EMBEDDED, [review.text for review in reviews], labels, [review.film for review in reviews])
 
 
 def choose_prompts(ids: list[list[int]], parts: Mapping[str, np.ndarray], size: Size) -> dict[str, Tensor]:
-    """Openings (prompts, P) for train, validation and test; none stands in two splits or twice in one."""
+    """Openings (prompts, P) for train, validation and test, without duplicates within or between splits."""
     chosen: dict[str, Tensor] = {}
     seen: set[tuple[int, ...]] = set()
     for split in ("test", "validation", "train"):
@@ -326,7 +331,7 @@ def choose_prompts(ids: list[list[int]], parts: Mapping[str, np.ndarray], size: 
                 prompts.append(opening)
         if len(prompts) < 32:
             raise InputError(
-                f"the corpus gives only {len(prompts)} {split} prompts of reviews with at least "
+                f"the corpus gives only {counted(len(prompts), f'{split} prompt')} of reviews with at least "
                 f"{size.prompt + size.horizon} tokens, 32 are needed; use a larger corpus"
             )
         chosen[split] = torch.tensor(prompts)
@@ -336,8 +341,8 @@ def choose_prompts(ids: list[list[int]], parts: Mapping[str, np.ndarray], size: 
 def build_reward(
     folder: Path, reward: ScratchReward, text: Any, labels: Tensor, size: Size, log: Log, seed: int
 ) -> None:
-    """Train the reward on texts with labels (rows,) and save it."""
-    log(f"training the reward model: {size.reward_steps:,} steps on {len(labels):,} labelled reviews")
+    """Train the reward model on texts with labels (rows,), and save it."""
+    log(f"training the reward model: {counted(size.reward_steps, 'step')} on {counted(len(labels), 'labelled review')}")
     window = size.prompt + size.horizon
     train_classifier(reward, text, labels, window, size.reward_steps, 64, 1e-3, seed)
     save_file(reward.state_dict(), folder / "reward.safetensors")
@@ -346,7 +351,7 @@ def build_reward(
 def judged_windows(
     vocabulary: Any, ids: list[list[int]], rows: np.ndarray, labels: Tensor, window: int, seed: int
 ) -> tuple[list[str], np.ndarray]:
-    """Texts as long as those that will be judged, with their review's label: four windows a review."""
+    """Texts of the length that will be judged, four windows from each review, with the review's label."""
     texts = token_rows([ids[i] for i in rows])
     index = torch.arange(len(rows)).repeat(4)
     windows = texts.windows(index, window, torch.Generator().manual_seed(seed))
@@ -354,7 +359,7 @@ def judged_windows(
 
 
 def is_probability(reward: Any) -> bool:
-    """Whether a reward is the probability that a text is positive, or one alike: not a function's or a raw output."""
+    """Whether a reward is a probability, and not a function's value or a raw output."""
     if isinstance(reward, ScratchReward):
         return True
     head = getattr(reward, "head", None) or getattr(getattr(reward, "score", None), "head", None)

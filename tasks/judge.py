@@ -1,4 +1,4 @@
-"""The gold judge of real corpora: a bag of words, a model of another kind than the reward, trained on other reviews."""
+"""The gold judge of real corpora: a bag-of-words model, unlike the reward model, trained on other reviews."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,12 @@ from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
-# Hashing keeps no vocabulary, so the judge is two arrays and can be stored without pickle.
+# With hashing there is no vocabulary, so the judge is two arrays that are stored without pickle.
 _FEATURES = 2**18
 
 
 class BagOfWordsJudge:
-    """Probability that a text is positive, by logistic regression on hashed words and word pairs."""
+    """The probability that a text is positive, by logistic regression on hashed words and word pairs."""
 
     def __init__(self, weight: NDArray[np.float64], bias: float):
         self.weight, self.bias = weight, bias
@@ -34,7 +34,7 @@ def load_judge(path: Path) -> BagOfWordsJudge:
 
 
 def train_judge(texts: Sequence[str], labels: NDArray[np.int8]) -> BagOfWordsJudge:
-    """Fitted on texts with labels 0 and 1."""
+    """A judge that is fitted to texts with labels 0 and 1."""
     untrained = BagOfWordsJudge(np.zeros(_FEATURES), 0.0)
     model = LogisticRegression(C=10.0, max_iter=300).fit(untrained.vectorizer.transform(texts), labels)
     return BagOfWordsJudge(model.coef_[0], float(model.intercept_[0]))

@@ -1,7 +1,7 @@
-"""What the open options of task `imdb` stand for, and what that takes.
+"""Presets: defaults of the options of task `imdb`, and what they require.
 
-`paper` is the setting of GRADE (Nel 2025, arXiv:2601.11574); docs/presets.md says where each part of it is from, and what
-differs here.
+`paper` is the setting of GRADE (Nel 2025, arXiv:2601.11574); docs/presets.md gives the source of each part, and the
+differences.
 """
 
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from typing import Any
 from gradebench.storage.hub import is_here
 
 BYTES_A_PARAMETER = 20  # in float32: weights, reference, gradient, two averages of Adam
-PASSES = 8  # tensors of the shape (batch, time, vocab) that a relaxed step holds, about
+PASSES = 8  # approximate number of tensors of shape (batch, time, vocab) in memory in a relaxed step
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Options that are left open, the batch and the learning rate, and the size of what is downloaded."""
+    """Defaults of options, batch and learning rate, and the size of the downloads."""
 
     name: str
     corpus: str
     size: str
-    kl: float  # reward per nat of a sequence
+    kl: float  # reward per nat of divergence, of a sequence
     policy: str
     batch: int
     checkpointing: int = 0
@@ -33,10 +33,10 @@ class Preset:
     vocabulary: int = 0
     advice: str = ""
 
-    def needs(self, options: Mapping[str, Any], size: Any) -> list[str]:
-        """What a run with these options will download and take, in lines; nothing where all of it is made here."""
+    def requirements(self, options: Mapping[str, Any], size: Any) -> list[str]:
+        """The downloads and the memory that a run with these options takes, in lines; none if all models are made here."""
         if options["policy"] == "scratch" or is_here(options["policy"]):
-            return []  # of a folder its owner knows
+            return []  # the owner of a folder knows its size
         reviews = "downloads: the IMDB reviews (84 MB)" if options["corpus"] == "hub" else "downloads: no reviews"
         if options["policy"] != self.policy:
             return [
@@ -81,7 +81,7 @@ PAPER = Preset(
     "paper",
     "hub",
     "paper",
-    round(0.1 / 64, 6),  # 0.1 a nat of the mean over 64 tokens
+    round(0.1 / 64, 6),  # 0.1 per nat of the mean over 64 tokens
     "Qwen/Qwen3-4B",
     16,  # 1, accumulated 16 times
     checkpointing=4,

@@ -126,12 +126,12 @@ def test_anchors_agree_with_closed_forms_and_published_losses():
     assert pd.read_csv(ROOT / "results" / "anchors" / "polynomial.csv")["within_0.003"].all()
 
 
-def test_the_study_passed_every_truth_and_caught_every_twin_on_every_seed():
+def test_the_study_passed_every_truth_and_caught_every_mutant_on_every_seed():
     study = pd.read_csv(ROOT / "results" / "check" / "study.csv")
     assert study_table(study) in PAGE
     assert (study["seeds"] == 20).all()
     assert (study.loc[study["kind"] == "true", "passed"] == 20).all()
-    assert (study.loc[study["kind"] == "twin", "passed"] == 0).all()
+    assert (study.loc[study["kind"] == "mutant", "passed"] == 0).all()
 
 
 def test_unbiased_estimators_cover_zero_and_biased_ones_show_their_bias():

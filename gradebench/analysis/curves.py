@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gradebench.analysis import crossings, statistics
 from gradebench.analysis.fields import AXES, Field, Floats, budgets_of, fields
 from gradebench.core.errors import InputError
+from gradebench.core.shown import counted
 
 # fmt: off
 BUDGETS_COLUMNS = [
@@ -248,7 +249,11 @@ def verdict(
     decided = np.flatnonzero(leads)
     if not decided.size:
         least = statistics.seeds_needed(1)
-        why = f": {seeds} paired seeds can't give a significant result, {least} are needed" if seeds < least else ""
+        why = (
+            f": {counted(seeds, 'paired seed')} can't give a significant result, {least} are needed"
+            if seeds < least
+            else ""
+        )
         return f"undecided up to {last}{why}"
     leader = names[int(leads[decided[-1]])]
     if decided.size == leads.size:

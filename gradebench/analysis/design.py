@@ -123,22 +123,22 @@ def read_design(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """The design of these runs together, from their config.json; empty where nothing varied.
 
     Tasks are called as in the runs' tables, and what was asked for by one name in all of them: the shortest of those
-    that settled to the same.
+    that resolved to the same.
     """
     design: dict[str, dict[str, Any]] = {}
     bases: dict[str, set[str]] = {}
     for folder, names in zip(folders, task_names(folders), strict=True):
         config = read_config(folder)
         for label, facts in config.get("design", {}).items():
-            settled = _settled(facts, config.get("facts", {}).get("tasks", {}).get(label, {}))
-            bases.setdefault(settled, set()).add(facts["task"])
-            design.setdefault(names.get(label, label), {**facts, "task": settled})
-    shortest = {settled: min(labels, key=lambda label: (len(label), label)) for settled, labels in bases.items()}
+            resolved = _resolved(facts, config.get("facts", {}).get("tasks", {}).get(label, {}))
+            bases.setdefault(resolved, set()).add(facts["task"])
+            design.setdefault(names.get(label, label), {**facts, "task": resolved})
+    shortest = {resolved: min(labels, key=lambda label: (len(label), label)) for resolved, labels in bases.items()}
     return {label: {**facts, "task": shortest[facts["task"]]} for label, facts in design.items()}
 
 
-def _settled(facts: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """What the task that was asked for settled to, without what varies; its label where that isn't known."""
+def _resolved(facts: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """What the task that was asked for resolved to, without what varies; its label where that isn't known."""
     options = known.get("options")
     if not isinstance(options, dict) or "task" not in known:
         return str(facts["task"])

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from gradebench.analysis import provenance, statistics, tables
+from gradebench.analysis import cell_labels, provenance, statistics, tables
 from gradebench.analysis.design import RATE, Design, families
 from gradebench.analysis.statistics import Floats
 from gradebench.core import schema
@@ -110,7 +110,8 @@ def frontiers(metrics: pd.DataFrame, labels: Sequence[str], metric: str) -> _Fro
     """
     names = [("validation", "kl"), ("validation", "reward"), ("test", "kl"), ("test", metric)]
     rows = metrics[metrics["task"].isin(labels) & (metrics["phase"] == "evaluation") & (metrics["status"] == "ok")]
-    rows = rows[~rows["estimator"].str.endswith(tables.CONTROL)]
+    rows = cell_labels.with_columns(rows)
+    rows = rows[rows["control_of"] == ""]
     rows = rows[pd.MultiIndex.from_frame(rows[["split", "metric"]]).isin(names)]
     index = ["estimator", "seed", "task", "step"]
     points = rows.pivot_table(index=index, columns=["split", "metric"], values="value")

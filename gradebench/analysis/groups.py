@@ -19,16 +19,16 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from gradebench.analysis import provenance
+from gradebench.analysis import cell_labels, provenance
 from gradebench.analysis.once import keep, once
 from gradebench.core.schema import METRICS_COLUMNS
+from gradebench.core.shown import counted
 
 RANKABLE = ("objective", "reward", "gold_reward")  # of the test prompts; by default the first that was measured
-CONTROL = " (control)"  # suffix of an estimator's A/A control, which no table ranks
 _CELL = ["task", "setting", "estimator", "seed"]
 _KEY = [*_CELL, "phase", "split", "step", "metric"]
 Values = TypeVar("Values", pd.Series, pd.DataFrame)
-_TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value")]
+_TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value")] + cell_labels.COLUMNS
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _places(metrics: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
 def _groups(metrics: pd.DataFrame, controls: bool) -> Iterator[Group]:
     rows = once(lambda: _checked(metrics), metrics, "checked")
     if not controls:
-        rows = rows[~rows["estimator"].str.endswith(CONTROL)]
+        rows = rows[rows["control_of"] == ""]
     for (task, setting), group in rows.groupby(["task", "setting"], sort=True):
         status = _statuses(group)
         ok = _of_ok_cells(group, status)
@@ -206,7 +206,7 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise ValueError(f"metrics lack the columns {missing}")
     rates = [name for name in provenance.RATE_COLUMNS if name in metrics.columns]
-    rows = metrics[METRICS_COLUMNS + rates].reset_index(drop=True)
+    rows = cell_labels.with_columns(metrics)[[*METRICS_COLUMNS, *rates, *cell_labels.COLUMNS]].reset_index(drop=True)
     rows[_TEXT] = rows[_TEXT].apply(text_column)
     for name in ("step", "value"):
         # A table without a single number holds "" or None there.
@@ -218,7 +218,7 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
     if duplicated.any():
         example = rows.loc[duplicated, _KEY].iloc[0].to_dict()
         raise ValueError(
-            f"{int(duplicated.sum())} rows of the metrics come twice, the first is {example}: pass a run once"
+            f"{counted(int(duplicated.sum()), 'row of the metrics comes', 'rows of the metrics come')} twice, the first is {example}: pass a run once"
         )
     return rows
 

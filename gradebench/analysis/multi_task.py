@@ -12,6 +12,7 @@ import pandas as pd
 from gradebench.analysis import provenance, statistics, tables
 from gradebench.analysis.groups import places_of
 from gradebench.analysis.once import once
+from gradebench.core.shown import counted
 
 TASKS_FOR_RANKS = 10  # fewer are too few for Friedman's test and Nemenyi's critical difference
 LEVELS = (0.5, 0.9)  # of the performance profile in the table, as shares of the best estimator's gain
@@ -114,10 +115,10 @@ def ranks(metrics: pd.DataFrame, by: str | None = None) -> Ranks | str:
     """The ranks over tasks, or a sentence why there are none: they need ten tasks and three estimators on all."""
     by_task = scores(metrics, by)
     if len(by_task) < TASKS_FOR_RANKS:
-        return f"{len(by_task)} tasks are too few to compare ranks (Friedman, Nemenyi): {TASKS_FOR_RANKS} are needed"
+        return f"{counted(len(by_task), 'task is', 'tasks are')} too few to compare ranks (Friedman, Nemenyi): {TASKS_FOR_RANKS} are needed"
     names = _everywhere(by_task)
     if len(names) < 3:
-        return f"{len(names)} estimators with scores on all tasks are too few to compare ranks: 3 are needed"
+        return f"{counted(len(names), 'estimator has', 'estimators have')} scores on all tasks, too few to compare ranks: 3 are needed"
     means = np.array([frame[names].mean().to_numpy() for frame in by_task.values()])  # (tasks, estimators)
     p, difference, mean_ranks = statistics.nemenyi(means)
     found = dict(sorted(zip(names, mean_ranks.tolist(), strict=True), key=lambda item: item[1]))

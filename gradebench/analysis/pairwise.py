@@ -9,7 +9,6 @@ import pandas as pd
 
 from gradebench.analysis import provenance, statistics
 from gradebench.analysis.groups import (
-    CONTROL,
     Group,
     by_mean,
     column_of,
@@ -69,12 +68,13 @@ def controls(metrics: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for group in groups_of(metrics, controls=True):
+        of = dict(zip(group.rows["estimator"], group.rows["control_of"], strict=True))
         for metric, split, per_seed_of, suffix in _FAMILIES:
             values = per_seed_of(group).dropna().unstack("estimator")
-            for twin in [name for name in values.columns if name.endswith(CONTROL)]:
-                a = twin.removesuffix(CONTROL)
+            for control in values.columns:
+                a = of.get(control, "")
                 if a in values.columns:
-                    row = _compared(group, metric, split, suffix, values, a, twin)
+                    row = _compared(group, metric, split, suffix, values, a, control)
                     alarm = row["p_value"] < statistics.ALPHA
                     rows.append(row | {"verdict": "false alarm" if alarm else "not distinguishable"})
     return pd.DataFrame(rows, columns=TESTS_COLUMNS)

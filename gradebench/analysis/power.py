@@ -9,7 +9,7 @@ import scipy.stats
 
 from gradebench.analysis import statistics
 
-POWER = 0.8  # of plans and claims
+POWER = 0.8  # that `run --power` and claims ask for
 _MOST_SEEDS = 100_000
 # Above so many seeds the power of the sign-flip test equals the t test's within two points, down to a level of
 # 0.05 / 253 (benchmarks/verdict_study.py).

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench.analysis import differences, plugin_inputs, tables
+from gradebench.analysis import cell_labels, differences, plugin_inputs, tables
 from gradebench.analysis.provenance import RATE_COLUMNS
 from gradebench.core.errors import InputError
 from gradebench.core.schema import METRICS_COLUMNS
@@ -162,7 +162,8 @@ def _metrics(folder: Path) -> pd.DataFrame:
         raise InputError(f"{path} has no rows: it holds no run")
     if not set(RATE_COLUMNS) <= set(frame.columns):  # of an older version
         frame = frame.assign(learning_rate=float("nan"), rate_source="")
-    for name in METRICS_COLUMNS + RATE_COLUMNS:
+    frame = cell_labels.with_columns(frame)
+    for name in METRICS_COLUMNS + RATE_COLUMNS + cell_labels.COLUMNS:
         numeric = name in ("seed", "step", "value", "learning_rate")
         found = pd.api.types.infer_dtype(frame[name], skipna=True)
         if found not in (("integer", "floating", "mixed-integer-float", "empty") if numeric else ("string", "empty")):
@@ -243,9 +244,9 @@ def family_of(folders: Sequence[Path], by: str | None, against: Sequence[str]) -
     """
     requests = [read_config(folder).get("request", {}) for folder in folders]
     metrics = {request.get("by") for request in requests}
-    planned = {tuple(map(str, request.get("against") or ())) for request in requests}
+    asked = {tuple(map(str, request.get("against") or ())) for request in requests}
     by = by or (metrics.pop() if len(metrics) == 1 else None)
-    against = list(dict.fromkeys(against)) or list(planned.pop() if len(planned) == 1 else ())
+    against = list(dict.fromkeys(against)) or list(asked.pop() if len(asked) == 1 else ())
     return by, [] if ALL in against else against
 
 
@@ -256,7 +257,8 @@ def require_family(metrics: pd.DataFrame, by: str | None, against: Sequence[str]
     if by and by not in measured:
         having = ", ".join(name for name in tables.RANKABLE if name in measured)
         raise InputError(f"--by {by}: nothing here has it on test prompts; there is {having or 'none to rank by'}")
-    known = sorted(name for name in set(metrics["estimator"]) if not name.endswith(tables.CONTROL))
+    rows = cell_labels.with_columns(metrics)
+    known = sorted(set(rows.loc[rows["control_of"] == "", "estimator"]))
     for name in against:
         if name not in known:
             raise InputError(f"--against {name}: the run has no such estimator; it has {', '.join(known) or 'none'}")

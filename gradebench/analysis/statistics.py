@@ -14,6 +14,8 @@ import scipy.special
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
+from gradebench.core.shown import counted
+
 ALPHA = 0.05
 EXACT_PAIRS = 30  # up to 2^30 sign assignments are counted, as 2^15 times 2^15
 MONTE_CARLO_DRAWS = 100_000
@@ -70,7 +72,9 @@ def paired_permutation_p(
         below = np.searchsorted(ends, threshold - _all_signs(first.size) @ first)
         return float(2 * (ends.size - below).sum() / 2**values.size)
     if generator is None:
-        raise ValueError(f"{values.size} pairs are above {EXACT_PAIRS}: pass a generator for the Monte-Carlo test")
+        raise ValueError(
+            f"{counted(values.size, 'pair')}, above {EXACT_PAIRS}: pass a generator for the Monte-Carlo test"
+        )
     return (1 + _count_extreme(values, threshold, generator, draws)) / (1 + draws)
 
 

@@ -1,7 +1,7 @@
 """From the tidy `metrics` table to the tables of comparisons and ranks: the names that other packages use."""
 
+from gradebench.analysis.cell_labels import CONTROL
 from gradebench.analysis.groups import (
-    CONTROL,
     RANKABLE,
     named_generator,
     ok_rows,

@@ -1,4 +1,4 @@
-"""Checks of conduct: the answer's shape, random numbers, side effects, finite numbers, declarations, the ledger."""
+"""Checks of behaviour: shapes, use of random numbers, side effects, finite values, declared needs, counted costs."""
 
 import copy
 import random
@@ -13,14 +13,17 @@ from gradebench.checks.watched import Notes, Watched
 from gradebench.core.estimator import NEEDS, Estimate
 from gradebench.core.global_state import QUICK
 from gradebench.core.problem import Ledger
+from gradebench.core.shown import counted
 from gradebench.core.view import Guarded
 from gradebench.problems.sequence import SequenceProblem
 
-NORMALISED = 0.01  # of the gradient's norm: a change by no more is that of a constant under a standard deviation
-EXTREME = 30.0  # factor on the weights of a policy, or size of logits
+# Relative change of the gradient below which it counts as unchanged: the small constant that is added to a standard
+# deviation, so that it can divide, causes as much.
+NORMALISED = 0.01
+EXTREME = 30.0  # factor on all weights of a policy
 
 
-# --- the shape of the answer --------------------------------------------------------------------------------------
+# --- the shape of the estimate ------------------------------------------------------------------------------------
 
 
 def shape(subject: Subject) -> str:
@@ -37,12 +40,15 @@ def shape(subject: Subject) -> str:
         raise Failed(f"gradient returned {type(estimate).__name__}, not an Estimate", "return Estimate(grad)")
     shapes, wanted = ([tuple(t.shape) for t in tensors] for tensors in (estimate.grad, problem.params))
     if shapes != wanted:
-        raise Failed(f"grad has shapes {shapes}, the parameters {wanted}", "grad is aligned with problem.params")
+        raise Failed(
+            f"grad has shapes {shapes}, the parameters {wanted}",
+            "return one gradient for each of problem.params, in their order",
+        )
     if any(g.requires_grad for g in estimate.grad):
-        raise Failed("grad still has a graph", "detach it, after own_loss has been taken from it")
+        raise Failed("grad still has an autograd graph", "detach grad, after own_loss is computed")
     if any(g.dtype != p.dtype for g, p in zip(estimate.grad, problem.params, strict=True)):
-        raise Failed("grad has another dtype than the parameters", "constants or buffers of a fixed dtype")
-    return f"{len(shapes)} gradients, {subject.n} samples a prompt, {subject.period} calls a batch"
+        raise Failed("the dtype of grad isn't that of the parameters", "constants or buffers of a fixed dtype")
+    return f"{counted(len(shapes), 'gradient')}, {counted(subject.n, 'sample')} a prompt, {counted(subject.period, 'call')} a batch"
 
 
 def own_loss(subject: Subject) -> str:
@@ -52,15 +58,22 @@ def own_loss(subject: Subject) -> str:
     estimate = subject.estimate(estimator, problem, subject.rng("own loss"))
     if not own:
         if estimate.own_loss is not None and estimate.own_loss.requires_grad:
-            raise Failed("there is an own_loss but nothing of its own to learn", "register parts as nn.Parameter")
-        raise Skipped("learns nothing of its own")
+            raise Failed(
+                "there is an own_loss, but the estimator has no parameters of its own", "register them as nn.Parameter"
+            )
+        raise Skipped("has no parameters of its own")
     if estimate.own_loss is None or estimate.own_loss.numel() != 1:
-        raise Failed("own parameters but no scalar own_loss in train()", "Estimate(grad, own_loss=...)")
+        raise Failed(
+            "has parameters of its own, but returns no scalar own_loss in train()", "Estimate(grad, own_loss=...)"
+        )
     gradients = torch.autograd.grad(estimate.own_loss, own, allow_unused=True)
     reached = [g for g in gradients if g is not None and bool(g.isfinite().all()) and bool(g.abs().sum() > 0)]
     if not reached:
-        raise Failed("own_loss reaches none of the estimator's own parameters", "a detach too many before own_loss")
-    return f"own_loss moves {len(reached)} of {len(own)} own parameters"
+        raise Failed(
+            "own_loss has no gradient for any of the estimator's own parameters",
+            "a detach too many on the way to own_loss",
+        )
+    return f"own_loss has a gradient for {len(reached)} of {counted(len(own), 'own parameter')}"
 
 
 # --- random numbers and side effects --------------------------------------------------------------------------------
@@ -71,16 +84,16 @@ def deterministic(subject: Subject) -> str:
     estimator = subject.ready(problem)
     first = subject.gradient(estimator, problem, subject.rng("a"))
     subject.estimate(estimator, problem, subject.rng("b"))
-    again = subject.gradient(estimator, problem, subject.rng("a"))  # its reset() must drop what was left of "b"
+    again = subject.gradient(estimator, problem, subject.rng("a"))  # after reset(), nothing of "b" may be left
     if not torch.equal(first, again):
         raise Failed(
-            "the same generator gave another gradient",
-            "draws from elsewhere than `rng`; state that moves in eval(); reset() that keeps a rollout",
+            "two calls with the same generator gave different gradients",
+            "draws from another generator than `rng`; state that changes in eval(); a reset() that keeps a rollout",
         )
     other = subject.gradient(estimator, problem, subject.rng("c"))
     if torch.equal(first, other) and "exact" not in subject.needs:
-        raise Failed("another generator gave the same gradient", "a noise that is drawn once and kept")
-    return "same generator, same gradient; reset() draws afresh"
+        raise Failed("two calls with different generators gave the same gradient", "noise that is drawn once and kept")
+    return "the same generator gives the same gradient; after reset() new samples are drawn"
 
 
 def no_hidden_randomness(subject: Subject) -> str:
@@ -94,10 +107,10 @@ def no_hidden_randomness(subject: Subject) -> str:
         before = _global_state()
         found.append(subject.gradient(estimator, problem, subject.rng("a")))
         if before != _global_state():
-            raise Failed("a global random generator was used", "draw from `rng` alone: generator=rng")
+            raise Failed("a global random generator was used", "draw from `rng` only: generator=rng")
     if not torch.equal(*found):
-        raise Failed("a global seed changes the gradient", "draw from `rng` alone: generator=rng")
-    return "global generators untouched and without effect"
+        raise Failed("the global seed changes the gradient", "draw from `rng` only: generator=rng")
+    return "global random generators are not used"
 
 
 def _global_state() -> tuple[bytes, str, str]:
@@ -116,19 +129,24 @@ def leaves_alone(subject: Subject) -> str:
         estimator.gradient(Guarded(problem, estimator.needs), subject.rng("a"))  # type: ignore[arg-type]
     changed = [name for name, p in policy.state_dict().items() if not torch.equal(p, before[name])]
     if changed:
-        raise Failed(f"changed the policy: {', '.join(changed)}", "in-place writes; use problem.shifted(delta)")
+        raise Failed(
+            f"changed parameters of the policy: {', '.join(changed)}", "in-place writes; use problem.shifted(delta)"
+        )
     if any(p.grad is not None for p in problem.params):
-        raise Failed("left gradients in the policy's .grad", "problem.grad(value), not value.backward()")
+        raise Failed(
+            "left gradients in .grad of the policy's parameters", "use problem.grad(value), not value.backward()"
+        )
     if not all(p.requires_grad for p in problem.params) or policy.training != mode:
-        raise Failed("switched the policy's mode or requires_grad", "leave train(), eval() and requires_grad_ alone")
+        raise Failed("changed the policy's mode or requires_grad", "don't call train(), eval() or requires_grad_ on it")
     if not torch.equal(prompts, problem.prompts):
-        raise Failed("wrote into the prompts", "clone what is written into")
+        raise Failed("changed the prompts in place", "clone a tensor before writing into it")
     left = [setting.name for setting, value in zip(QUICK, settings, strict=True) if setting.read() != value]
     if left:
         raise Failed(
-            f"changed a setting of the whole process: {', '.join(left)}", "a context: with torch.no_grad(): ..."
+            f"changed a setting of the whole process: {', '.join(left)}",
+            "use a context manager, as in `with torch.no_grad(): ...`",
         )
-    return "parameters, .grad, mode and settings of the process as before"
+    return "parameters, .grad, mode, and settings of the process are unchanged"
 
 
 def frozen(subject: Subject) -> str:
@@ -138,14 +156,14 @@ def frozen(subject: Subject) -> str:
     frozen = subject.gradient(estimator, problem, subject.rng("a"))
     moved = [name for name, t in estimator.state_dict().items() if not torch.equal(t, state[name])]
     if moved:
-        raise Failed(f"eval() does not freeze {', '.join(moved)}", "update running state `if self.training` only")
+        raise Failed(f"{', '.join(moved)} changed in eval()", "update running state only `if self.training`")
     learning = subject.gradient(estimator.train(), problem, subject.rng("a"))
     if not torch.allclose(frozen, learning, rtol=1e-6, atol=1e-9):
         raise Failed(
-            "train() and eval() give different gradients from one state",
-            "a loss of the estimator's own leaking into grad; state updated before use",
+            "train() and eval() give different gradients at the same state",
+            "own_loss that adds to grad; state that is updated before it is used",
         )
-    return "eval() freezes all state; train() gives the same gradient"
+    return "no state changes in eval(); train() gives the same gradient"
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------
@@ -160,8 +178,8 @@ def extreme(subject: Subject) -> str:
             p.mul_(EXTREME)
     for module in (problem.reward_model, problem.reference):
         module.float()  # type: ignore[union-attr]
-    _require_finite(subject, problem, "at extreme logits", "log(0), exp overflow, or 0 * inf: work with log_softmax")
-    return f"finite in float32 with all weights times {EXTREME:g}"
+    _require_finite(subject, problem, "at extreme logits", "log(0), an overflow of exp, or 0 * inf; use log_softmax")
+    return f"finite in float32 with all weights of the policy times {EXTREME:g}"
 
 
 def autocast(subject: Subject) -> str:
@@ -171,7 +189,7 @@ def autocast(subject: Subject) -> str:
             module.float()  # type: ignore[union-attr]
         with torch.autocast("cpu", dtype=dtype):
             _require_finite(subject, problem, f"under {dtype} autocast", "noise or logarithms in half precision")
-    return "finite in bfloat16 and float16"
+    return "finite under autocast to bfloat16 and to float16"
 
 
 def _require_finite(subject: Subject, problem: SequenceProblem, where: str, advice: str) -> None:
@@ -191,14 +209,14 @@ _USES = {"soft_reward": {"soft_reward", "rollout"}, "support": {"support"}, "exa
 
 def needs(subject: Subject) -> str:
     problem = Watched(subject.sequences(copies=8))
-    subject.gradient(subject.ready(problem), problem, subject.rng("a"))  # what isn't declared raises
+    subject.gradient(subject.ready(problem), problem, subject.rng("a"))  # the use of what isn't declared raises
     idle = [need for need in subject.needs & set(_USES) if not _USES[need] & problem.notes.called]
     if idle:
         raise Failed(
-            f"declares {', '.join(sorted(idle))} and doesn't use it",
-            "cells would be skipped for nothing: shorten `needs`",
+            f"`needs` has {', '.join(sorted(idle))}, which is never used",
+            "remove it from `needs`, or cells are skipped needlessly",
         )
-    return f"uses what it declares: {', '.join(sorted(subject.needs)) or 'nothing beyond samples and rewards'}"
+    return f"uses what `needs` declares: {', '.join(sorted(subject.needs)) or 'samples and rewards only'}"
 
 
 def ledger(subject: Subject) -> str:
@@ -212,21 +230,23 @@ def ledger(subject: Subject) -> str:
         watched.notes = Notes()
         subject.gradient(estimator, watched, subject.rng("a"))
         if problem.ledger is not ledger:
-            raise Failed("the ledger was replaced", "the problem keeps it; an estimator never writes it")
+            raise Failed("the problem's ledger was replaced", "an estimator must not write to the ledger")
         counts.append(asdict(ledger))
         seen = asdict(watched.notes.ledger)
         for name in () if "exact" in subject.needs else ("reward_calls", "tokens_sampled", "backward_passes"):
             if ledger.__dict__[name] != seen[name]:
                 raise Failed(
-                    f"the ledger has {ledger.__dict__[name]} {name}, {seen[name]} were seen",
-                    "rewards, draws and gradients only through `problem`; never write its ledger",
+                    f"the ledger has {name} = {ledger.__dict__[name]}, but {seen[name]} were counted",
+                    "rewards, samples and gradients must come from `problem`; don't write to its ledger",
                 )
     if counts[0] != counts[1]:
-        raise Failed("the same call cost differently the second time", "a cache across calls")
+        raise Failed("the same call had another cost the second time", "a cache that outlives a call")
     if not counts[0]["reward_calls"]:
-        raise Failed("no reward was ever asked for", "rewards come from problem.reward, raw_reward or soft_reward")
+        raise Failed("no reward was computed", "rewards come from problem.reward, raw_reward or soft_reward")
     if counts[2]["reward_calls"] != 2 * counts[0]["reward_calls"]:
-        raise Failed("twice the prompts did not cost twice the reward calls", "contexts left out or read twice")
+        raise Failed(
+            "twice as many prompts did not take twice as many reward calls", "prompts that are left out or used twice"
+        )
     return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts[0].items()) + " for 16 prompts"
 
 
@@ -240,12 +260,12 @@ def scale(subject: Subject) -> str:
     once, tenfold = gradient(1.0), gradient(10.0)
     size = float(once.norm())
     if float((tenfold - 10 * once).norm()) < 1e-5 * 10 * size:
-        return "ten times the reward, ten times the gradient"
+        return "ten times the reward gives ten times the gradient"
     if float((tenfold - once).norm()) < NORMALISED * size:
-        return "ten times the reward, the same gradient: it normalises"
+        return "ten times the reward gives the same gradient: it normalises the reward"
     if float((gradient(19.0) - 2 * tenfold + once).norm()) < NORMALISED * size:
-        return "ten times the reward and its penalty, ten times the penalty's gradient alone: it normalises the reward"
+        return "ten times the reward and the penalty scales only the gradient of the penalty: it normalises the reward"
     raise Failed(
-        "ten times the reward changes the gradient neither tenfold nor not at all",
-        "rewards clipped or mixed with constants; only part of f normalised",
+        "ten times the reward gives neither ten times the gradient nor the same one",
+        "rewards that are clipped or mixed with constants; a normalisation of only a part of f",
     )

@@ -1,11 +1,13 @@
-"""The contract of an estimator, executable: what `gradebench check` runs, on problems small enough to be exact.
+"""The checks that `gradebench check` runs on an estimator, on problems small enough for exact gradients.
 
-The statistical checks of one run share a false-alarm rate of FALSE_ALARM. Each looks along up to
-eight directions: the gradient, the deviation that a pilot found, which is where a bias would show, and others at random.
-It draws as much as it takes to see a bias of MARGIN of the gradient's norm that lies within their span with probability
-0.999, and of a bias outside of it nothing is promised. A promise counts as kept only if, besides, the intervals along
-these directions exclude a bias of EQUIVALENCE. The problems are fixed: V = 3, T = 3, a policy that heeds its prefix, a reward that is neither additive nor
-quadratic; fewer positions or a simpler reward would hide a wrong detach or prefix.
+All statistical checks of one run together raise a false alarm with probability FALSE_ALARM at most. Each tests the mean
+gradient along up to eight directions: the exact gradient, the deviation that a pilot sample found, which is where a bias
+would show, and random ones. The number of draws is chosen so that a bias of MARGIN of the gradient's norm, within the span
+of these directions, is detected with probability 0.999; a bias outside of the span may go unseen. An estimator passes only if
+the confidence intervals along these directions also exclude a bias of EQUIVALENCE.
+
+The problems are fixed: V = 3 tokens, T = 3 positions, a policy that depends on its prefix, and a reward that is neither
+additive nor quadratic in the tokens. With fewer positions or a simpler reward, a wrong detach or prefix could go unseen.
 """
 
 import traceback
@@ -43,10 +45,10 @@ CHECKS: dict[str, Callable[[Subject], str | Sequence[Finding]]] = {
 
 
 def check(make: Make, seed: int = 0, only: Sequence[str] = ()) -> list[Finding]:
-    """The findings on the estimator that `make` builds, in the order of the checks; `only` some of them, by name."""
+    """The findings about the estimator that `make` builds, in the order of CHECKS; with `only`, of the checks it names."""
     try:
         subject = Subject(make, seed)
-    except Exception as error:  # noqa: BLE001 - an author's code may raise anything; that is the finding
+    except Exception as error:  # noqa: BLE001 - an author's code may raise anything, and that is the finding
         return [Finding("can be built", "fail", _line(error), "the constructor, with its default options")]
     findings: list[Finding] = []
     for name, function in CHECKS.items():
@@ -54,12 +56,12 @@ def check(make: Make, seed: int = 0, only: Sequence[str] = ()) -> list[Finding]:
             continue
         findings += _found(name, function, subject)
         if function is behaviour.shape and findings[-1].status == "fail":
-            return findings  # nothing else could be read
+            return findings  # the other checks could not read the estimates
     return findings
 
 
 def report(spec: str, seed: int) -> dict[str, Any]:
-    """What `gradebench check --json` prints. Raises InputError for a spec that stands for no estimator."""
+    """What `gradebench check --json` prints. Raises InputError if no estimator has this spec."""
     resolved = registry.resolve("estimators", spec)
     torch.set_num_threads(1)  # the problems are tiny
     findings = check(lambda **options: replace(resolved, params=resolved.params | options).create(), seed)
@@ -76,7 +78,7 @@ def report(spec: str, seed: int) -> dict[str, Any]:
 
 
 def _found(name: str, function: Callable[[Subject], Any], subject: Subject) -> Iterator[Finding]:
-    """The findings of one check; whatever the estimator raises is one."""
+    """The findings of one check; an exception of the estimator is a finding too."""
     state = torch.get_rng_state()
     try:
         with put_back("the estimator"):  # for the next check

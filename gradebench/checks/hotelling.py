@@ -1,4 +1,4 @@
-"""Is the mean of random vectors the one that was promised? Hotelling's test, its power, and how many draws it takes."""
+"""Hotelling's test that the mean of random vectors has a given value, its power, and the number of draws it takes."""
 
 import math
 from collections.abc import Callable
@@ -9,26 +9,26 @@ import scipy.stats
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Draw = Callable[[int], Floats]  # how many fresh vectors, to those vectors (draws, d)
+Draw = Callable[[int], Floats]  # from a number of draws to as many new vectors (draws, d)
 
-DIRECTIONS = 8  # that means are compared along
+DIRECTIONS = 8  # along which the mean is tested, at most
 PILOT = 24  # draws
 MOST = 1024  # draws
 POWER = 0.999
-EARLY = 0.1  # share of alpha that the pilot may spend
-ROUNDING = 1e-6  # of the scale: a deviation that is none
+EARLY = 0.1  # share of alpha for the test of the pilot itself
+ROUNDING = 1e-6  # of the scale: smaller deviations are rounding errors
 
 
 @dataclass(frozen=True)
 class MeanTest:
-    """How the mean of `draws` vectors compares with the truth. Shares are of the scale, a norm.
+    """The mean of `draws` vectors compared with the true mean. All but p_value, power and draws are relative to the scale.
 
-    p_value       Hotelling's T^2 on the span of the noise; 0 where they differ without noise to explain it
-    power         probability of rejection for a deviation of `margin` within the span of the directions looked at, at
-                  its noisiest; of one outside it the test sees nothing but its share inside
-    share, error  deviation along the truth, and half its interval at the level of the test
-    size          norm of the deviation, as far as the directions see it, the noise not taken off
-    largest       the largest deviation that the intervals along the single directions leave possible
+    p_value       of Hotelling's T^2 on the span of the noise; 0 if the mean deviates along a direction without noise
+    power         probability of rejection for a deviation of size `margin` along the noisiest of the tested directions;
+                  of a deviation outside of their span, only its projection counts
+    share, error  deviation along the true mean, and half the length of its confidence interval at the test's level
+    size          norm of the deviation's projection on the directions; noise is not subtracted
+    largest       the largest deviation along any single direction that its confidence interval leaves possible
     """
 
     p_value: float
@@ -41,10 +41,10 @@ class MeanTest:
 
 
 def mean_test(draw: Draw, truth: Floats, scale: float, alpha: float, margin: float) -> MeanTest:
-    """Test E draw = truth (d,) at level alpha, able to see a deviation of `margin` times `scale`.
+    """Test E draw = truth (d,) at level alpha, with enough draws to detect a deviation of `margin` times `scale`.
 
-    A pilot tells how many draws that takes, and a direction worth looking along; fresh draws decide. A pilot that
-    deviates beyond doubt, along directions chosen without it, is the answer itself.
+    A pilot sample gives the number of draws, and the direction in which its own mean deviates; the test uses new draws.
+    If the pilot deviates significantly along directions that don't depend on it, its own test is the answer.
     """
     pilot = draw(PILOT)
     blind = _directions(truth)
@@ -53,7 +53,9 @@ def mean_test(draw: Draw, truth: Floats, scale: float, alpha: float, margin: flo
         return early
     directions = _directions(truth, pilot.mean(0) - truth)
     noisiest = float(np.linalg.eigvalsh(np.atleast_2d(np.cov((pilot @ directions).T)))[-1])
-    signal = (margin * scale) ** 2 / (1.5 * noisiest) if noisiest > 0 else math.inf  # the pilot's covariance is rough
+    signal = (
+        (margin * scale) ** 2 / (1.5 * noisiest) if noisiest > 0 else math.inf
+    )  # 1.5, because the pilot's covariance is imprecise
     draws = PILOT
     while draws < MOST and _power(draws, directions.shape[1], alpha, draws * signal) < POWER:
         draws = min(MOST, math.ceil(1.2 * draws))
@@ -61,7 +63,7 @@ def mean_test(draw: Draw, truth: Floats, scale: float, alpha: float, margin: flo
 
 
 def _directions(truth: Floats, *others: Floats) -> Floats:
-    """Orthonormal columns (d, up to DIRECTIONS): along the truth, then the others, then at random."""
+    """Orthonormal columns (d, up to DIRECTIONS): along the truth, along the others, then random ones."""
     noise = np.random.default_rng(0).standard_normal((len(truth), DIRECTIONS))
     given = [vector / np.linalg.norm(vector) for vector in (truth, *others) if np.linalg.norm(vector) > 0]
     columns = np.column_stack([*given, noise])[:, : min(len(truth), DIRECTIONS)]
@@ -70,9 +72,9 @@ def _directions(truth: Floats, *others: Floats) -> Floats:
 
 
 def _power(draws: int, rank: int, alpha: float, noncentrality: float) -> float:
-    """Probability that means this far apart, in squared standard errors, give p < alpha."""
+    """Probability of p < alpha for means that are this far apart, in squared standard errors."""
     if noncentrality > 500:
-        return 1.0  # to all digits; scipy's distribution loses its way out there
+        return 1.0  # up to rounding; scipy's distribution is inaccurate there
     threshold = scipy.stats.f.isf(alpha, rank, draws - rank)
     return float(scipy.stats.ncf.sf(threshold, rank, draws - rank, noncentrality))
 
@@ -87,7 +89,9 @@ def _hotelling(vectors: Floats, truth: Floats, scale: float, alpha: float, margi
     p_value = power = 1.0
     if rank:
         freedom = rank, draws - rank
-        per_error = freedom[1] / (rank * (draws - 1)) * draws  # squared whitened length to the F statistic
+        per_error = (
+            freedom[1] / (rank * (draws - 1)) * draws
+        )  # factor from the squared whitened deviation to the F statistic
         whitened = axes[:, spans].T @ bias / np.sqrt(values[spans])
         p_value = float(scipy.stats.f.sf(per_error * whitened @ whitened, *freedom))
         power = _power(draws, rank, alpha, draws * (margin * scale) ** 2 / values[-1])

@@ -1,4 +1,4 @@
-"""Checks of promises, by statistics: no bias where none is declared, paths that follow the policy."""
+"""Statistical checks: an estimator that is declared unbiased is, and relaxed rollouts follow the policy."""
 
 import itertools
 from collections.abc import Callable
@@ -14,42 +14,50 @@ from gradebench.checks.subject import BETA, SEQUENCES, Failed, Finding, Skipped,
 from gradebench.checks.watched import Notes, Watched
 from gradebench.core.problem import Problem
 from gradebench.core.sampling import generator
+from gradebench.core.shown import counted
 from gradebench.measurement.moments import flatten
 from gradebench.problems.factorised import FactorisedProblem
 
 FALSE_ALARM = 1e-3  # of all statistical checks of one run together
-ALPHA = FALSE_ALARM / 8  # of each: there are at most eight
-MARGIN = 0.15  # of the gradient's norm: a bias that must be seen
-EQUIVALENCE = 0.25  # of the gradient's norm: a bias that must be excluded
-OFFSET = 0.25  # on a reward between 0 and 1
-MODES: tuple[Literal["recorded", "parallel"], ...] = ("recorded", "parallel")  # of rollouts, as training may take them
-SAME = 1e-6  # of the gradient's norm: two gradients that differ by rounding alone
-RESIDUAL = 0.2  # a probability: the scale of which MARGIN is taken for tokens
+ALPHA = FALSE_ALARM / 8  # of each; there are at most eight
+MARGIN = 0.15  # of the gradient's norm: a bias that must be detected
+EQUIVALENCE = 0.25  # of the gradient's norm: a bias that the intervals must exclude
+OFFSET = 0.25  # added to a reward between 0 and 1
+MODES: tuple[Literal["recorded", "parallel"], ...] = (
+    "recorded",
+    "parallel",
+)  # ways in which training may differentiate rollouts
+SAME = 1e-6  # of the gradient's norm: a difference by rounding
+RESIDUAL = 0.2  # the scale that MARGIN is relative to for tokens: a probability
 
 
 def shift(subject: Subject) -> str:
-    """A constant added to the reward leaves the mean gradient where it is."""
+    """A constant added to the reward doesn't change the mean gradient."""
     plain, moved = (Watched(subject.sequences(SEQUENCES // 4), 1.0, offset) for offset in (0.0, OFFSET))
     estimator = subject.ready(plain)
 
     def difference(number: int) -> NDArray[np.float64]:
-        """Gradient with the constant less gradient without, from the same random numbers."""
+        """The gradient with the constant minus that without, from the same random numbers."""
         a, b = (subject.gradient(estimator, problem, subject.rng("shift", number)) for problem in (moved, plain))
         return (a - b).numpy()
 
     draw = _numbered(difference)
     scale = float(np.linalg.norm(subject.gradient(estimator, plain, subject.rng("shift")).numpy()))
     if np.abs(draw(2)).max() < 1e-9 * scale:
-        return "a constant in the reward changes nothing"
+        return "a constant added to the reward doesn't change the gradient"
     found = mean_test(draw, np.zeros(sum(p.numel() for p in plain.params)), scale, ALPHA, MARGIN)
     if not subject.unbiased and found.size < EQUIVALENCE:
-        return f"a constant in the reward moves the mean gradient by {found.size:.0%}: below {EQUIVALENCE:.0%}"
-    _judge(found, "a constant in the reward moves the mean gradient", "weights of grad log p whose mean isn't zero")
-    return f"a constant in the reward adds noise, no bias (p = {found.p_value:.2g}, {found.draws} draws)"
+        return (
+            f"a constant added to the reward changes the mean gradient by {found.size:.0%}, less than {EQUIVALENCE:.0%}"
+        )
+    _judge(
+        found, "a constant added to the reward changes the mean gradient", "weights of grad log p whose mean isn't zero"
+    )
+    return f"a constant added to the reward adds noise but no bias (p = {found.p_value:.2g}, {counted(found.draws, 'draw')})"
 
 
 def _numbered(vector: Callable[[int], NDArray[np.float64]]) -> Draw:
-    """Fresh vectors, from a function of the number of a draw."""
+    """New vectors from a function of the draw's number, which never repeats."""
     numbers = itertools.count()
     return lambda count: np.stack([vector(next(numbers)) for _ in range(count)])
 
@@ -64,8 +72,10 @@ def _truth(problem: Problem) -> tuple[float, NDArray[np.float64]]:
 
 
 def _compared(subject: Subject, problem: Any, truth: Problem, label: str, **options: Any) -> MeanTest:
-    """The mean of fresh gradients on `problem` against the exact one of `truth`, the same objective; in the cases of
-    `unbiased_if`, after the length that the estimator expects is divided out."""
+    """Test the mean of new gradients on `problem` against the exact gradient of `truth`, which has the same objective.
+
+    In the cases of `unbiased_if`, gradients are first divided by the estimator's `expected_scale`.
+    """
     estimator = subject.ready(truth, **options)
     size, gradient = _truth(truth)
     scale = 1.0 if subject.unbiased else estimator.expected_scale(problem)
@@ -77,25 +87,25 @@ def _compared(subject: Subject, problem: Any, truth: Problem, label: str, **opti
 
 
 def _judge(found: MeanTest, failure: str, advice: str) -> None:
-    """Raises Failed where the test rejects, or could not have."""
+    """Raises Failed if the test rejects, or if a large bias remains possible."""
     if found.p_value < ALPHA:
         share = f"{found.share:+.0%} ± {found.error:.0%} along the gradient"
-        raise Failed(f"{failure}: {share} (p = {found.p_value:.1g}, {found.draws} draws)", advice)
+        raise Failed(f"{failure}: {share} (p = {found.p_value:.1g}, {counted(found.draws, 'draw')})", advice)
     if found.largest > EQUIVALENCE:
         raise Failed(
-            f"too noisy to tell: {found.draws} draws leave a bias of up to {found.largest:.0%} possible",
-            f"its variance; a bias of {MARGIN:.0%} along those looked at would be seen with probability {found.power:.2f} only",
+            f"too noisy to tell: {counted(found.draws, 'draw')} leave a bias of up to {found.largest:.0%} possible",
+            f"its variance; a bias of {MARGIN:.0%} along the tested directions is detected with probability {found.power:.2f} only",
         )
 
 
 def _kept(found: MeanTest) -> str:
     return (
-        f"bias {found.share:+.1%} ± {found.error:.1%} along the gradient, at most {found.largest:.0%} along any of the directions looked at "
-        f"(p = {found.p_value:.2g}; {found.draws} draws; a bias of {MARGIN:.0%} along them is seen with probability {found.power:.3f})"
+        f"bias {found.share:+.1%} ± {found.error:.1%} along the gradient, at most {found.largest:.0%} along any tested direction "
+        f"(p = {found.p_value:.2g}; {counted(found.draws, 'draw')}; a bias of {MARGIN:.0%} along them is detected with probability {found.power:.3f})"
     )
 
 
-_BIAS_ADVICE = "a baseline that has seen its sample, a wrong factor, a detach too many or too few, noise used twice, grad f left out"
+_BIAS_ADVICE = "a baseline that depends on its sample, a wrong factor, a detach too many or too few, noise used twice, or grad f left out"
 
 
 def unbiased(subject: Subject) -> list[Finding]:
@@ -107,13 +117,13 @@ def unbiased(subject: Subject) -> list[Finding]:
     for label, beta in settings.items():
         problem = subject.sequences(SEQUENCES // 4 // subject.n or 1, beta)
         found = _compared(subject, problem, subject.sequences(beta=beta), label)
-        _judge(found, f"declares unbiased, and is biased on sequences {label}", _BIAS_ADVICE)
+        _judge(found, f"declared unbiased, but biased on sequences {label}", _BIAS_ADVICE)
         findings.append(Finding(name, "pass", f"on sequences {label}: {_kept(found)}"))
     return findings
 
 
 def _printed_bias(subject: Subject) -> list[Finding]:
-    """What an estimator that promises nothing is off by, in the least noisy setting."""
+    """The measured bias of an estimator that isn't declared unbiased, in the least noisy setting."""
     problem = subject.sequences(SEQUENCES // 4 // subject.n or 1, 0.0)
     estimator = subject.ready(problem)
     size, gradient = _truth(subject.sequences(beta=0.0))
@@ -121,21 +131,19 @@ def _printed_bias(subject: Subject) -> list[Finding]:
     bias = draws.mean(0) - gradient
     squared = (bias @ bias - draws.var(0, ddof=1).sum() / len(draws)) / size**2
     cosine = draws.mean(0) @ gradient / size / np.linalg.norm(draws.mean(0))
-    detail = (
-        f"not declared; bias² = {squared:.2f} of the squared gradient, cosine {cosine:.2f}, on sequences without KL"
-    )
+    detail = f"not declared unbiased; on sequences without KL, relative bias² = {squared:.2f}, cosine = {cosine:.2f}"
     return [Finding("unbiased", "info", detail)]
 
 
 def conditions(subject: Subject) -> list[Finding]:
     if not subject.unbiased_if:
-        raise Skipped("declares no special case in which it is exact")
+        raise Skipped("declares no special case in which it is unbiased")
     findings = []
     for condition, options in subject.unbiased_if.items():
         if condition not in _CONDITIONS:
-            raise Failed(f"unbiased_if has {condition!r}", f"conditions are {', '.join(_CONDITIONS)}")
+            raise Failed(f"unbiased_if has the unknown case {condition!r}", f"the cases are {', '.join(_CONDITIONS)}")
         found = _CONDITIONS[condition](subject, dict(options))
-        _judge(found, f"not exact in the case {condition} that it declares", _BIAS_ADVICE)
+        _judge(found, f"biased in the case {condition!r}, in which it is declared unbiased", _BIAS_ADVICE)
         shown = ", ".join(f"{k}={v}" for k, v in options.items())
         findings.append(Finding("unbiased if", "pass", f"{condition} ({shown}): {_kept(found)}"))
     return findings
@@ -147,7 +155,7 @@ def _on_policy(subject: Subject, options: dict[str, Any]) -> MeanTest:
 
 
 def _off_policy(subject: Subject, options: dict[str, Any]) -> MeanTest:
-    """The gradient of a call after the first, the parameters having moved since the batch was drawn."""
+    """The second call on a batch, after the parameters have changed since it was sampled."""
     one = subject.sequences(beta=0.0, horizon=1)
     problem = subject.sequences(SEQUENCES // 4, 0.0, 1)
     rng = subject.rng("move")
@@ -196,7 +204,7 @@ _CONDITIONS: dict[str, Callable[[Subject, dict[str, Any]], MeanTest]] = {
 
 def pathwise(subject: Subject) -> str:
     if not subject.pathwise:
-        raise Skipped("does not promise to follow a path")
+        raise Skipped("isn't declared pathwise")
     problem = Watched(subject.sequences(copies=32), plain=True)
     estimator = subject.ready(problem)
     found = subject.gradient(estimator, problem, subject.rng("path"))
@@ -207,32 +215,33 @@ def pathwise(subject: Subject) -> str:
         gap = _gap(subject.gradient(estimator, trained, subject.rng("path")), found)
         if not gap <= SAME:
             raise Failed(
-                f"differentiated the {mode} way, as in training, the gradient is another one by {gap:.1%} of its norm",
-                "what `rollout` is told besides `relax`: `rng` is all that relax draws from, `hard` tokens are one-hots, "
-                "and nothing else changes from one call of relax to the next",
+                f"with {mode} rollouts, as in training, the gradient differs by {gap:.1%} of its norm",
+                "the arguments of `rollout`: `relax` may draw from `rng` only, `hard` tokens must be one-hots, and nothing else "
+                "may change between calls of relax",
             )
-    return "the derivative of the reward along its own rollout, however that is differentiated"
+    return "the gradient of the reward along the estimator's own rollout, in every mode of differentiation"
 
 
 def _require_followed(notes: Notes, found: Tensor) -> None:
-    """Raises Failed unless the gradient found (d,) is the derivative of the reward along the rollout that was seen."""
+    """Raises Failed unless the gradient (d,) is that of the reward along the recorded rollout, by autograd."""
     if notes.rolled is None:
-        raise Failed("there was no rollout", "problem.rollout(relax, n)")
+        raise Failed("no rollout was made", "call problem.rollout(relax, n)")
     if notes.detached:
-        raise Failed("a token does not depend on its logits", "a detach inside `relax`")
+        raise Failed("a token has no gradient with respect to its logits", "a detach inside `relax`")
     total = notes.rolled.detach().sum(-1)
     if not torch.allclose(total, torch.ones_like(total), atol=1e-4) or float(notes.rolled.detach().min()) < -1e-4:
-        raise Failed("tokens are no points of the simplex", "relaxed one-hots are positive and sum to 1")
+        raise Failed("tokens aren't on the simplex", "relaxed one-hots are nonnegative and sum to 1")
     if notes.expected is None:
         raise Failed(
-            "the reward was not read off the rollout's own tokens", "soft_reward(y) of the y that was fed back"
+            "the reward wasn't computed from the rollout's own tokens",
+            "call soft_reward(y) with the y that rollout returned",
         )
     expected = flatten(notes.expected)
     gap = _gap(found, expected)
     if not gap <= SAME:
         raise Failed(
-            f"the gradient is off the derivative along the rollout by {gap:.1%} of its norm",
-            "tokens detached before they are fed back, or parts of the derivative left out",
+            f"the gradient differs from that along the rollout by {gap:.1%} of its norm",
+            "tokens that are detached before they are fed back, or a part of the gradient left out",
         )
 
 
@@ -242,9 +251,9 @@ def _gap(found: Tensor, expected: Tensor) -> float:
 
 
 def law(subject: Subject) -> str:
-    """Residuals one_hot(token) - softmax(logits) have mean zero, and so have their products between positions."""
+    """The residuals one_hot(token) - softmax(logits), and their products between positions, have mean zero."""
     if not subject.pathwise:
-        raise Skipped("does not promise to follow a path")
+        raise Skipped("isn't declared pathwise")
     problem = Watched(subject.sequences(copies=SEQUENCES // 4))
     estimator = subject.ready(problem)
 
@@ -260,7 +269,7 @@ def law(subject: Subject) -> str:
     found = mean_test(_numbered(residuals), np.zeros_like(residuals(0)), RESIDUAL, ALPHA, MARGIN)
     if found.p_value < ALPHA:
         raise Failed(
-            f"tokens don't follow the policy, or positions share noise (p = {found.p_value:.1g})",
-            "Gumbel noise of its own for every position and sample, added to the logits",
+            f"tokens aren't distributed as the policy says, or aren't independent between positions (p = {found.p_value:.1g})",
+            "add independent Gumbel noise to the logits of every position and sample",
         )
-    return f"tokens follow the policy, independently (p = {found.p_value:.2g}, {found.draws} draws)"
+    return f"tokens are distributed as the policy says, independently (p = {found.p_value:.2g}, {counted(found.draws, 'draw')})"

@@ -1,4 +1,4 @@
-"""An estimator under test: how the checks build it, and the problems that they try it on."""
+"""An estimator under test: how the checks build it, and on which problems."""
 
 import copy
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from gradebench.measurement.probes import one_estimate
 from gradebench.problems.enumerable import random_sequence_problem
 from gradebench.problems.sequence import SequenceProblem
 
-SEQUENCES = 256  # in one draw, so that draws are near normal
+SEQUENCES = 256  # sampled in one draw, so that a draw is nearly normal
 BETA = 0.1  # of the KL penalty, through which f depends on the parameters
-INSTANCE = {2: 1, 3: 0}  # vocabulary to the random weights of a policy that draws most sequences now and then
-ONE_DECISION = {2: 91, 3: 29}  # vocabulary to the random weights at which one decision has a large gradient
-LEARNING = 40  # steps of the estimator's own parts before it is judged
+INSTANCE = {2: 1, 3: 0}  # vocabulary size to the seed of a policy under which most sequences have some probability
+ONE_DECISION = {2: 91, 3: 29}  # vocabulary size to the seed of a policy with a large gradient for horizon 1
+LEARNING = 40  # steps that an estimator's own parameters learn before it is checked
 
-Make = Callable[..., Estimator]  # options to a fresh estimator
+Make = Callable[..., Estimator]  # from options to a new estimator
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the answer. `status`: pass, fail, info (a number without a promise) or skip (does not apply)."""
+    """One line of a report. `status`: pass, fail, info (a value that isn't tested) or skip (the check doesn't apply)."""
 
     check: str
     status: str
@@ -36,7 +36,7 @@ class Finding:
 
 
 class Failed(Exception):
-    """A broken promise: what was found, and what to look at."""
+    """A check failed: what was found, and what to look at in the code."""
 
     def __init__(self, detail: str, advice: str):
         super().__init__(detail)
@@ -44,12 +44,12 @@ class Failed(Exception):
 
 
 class Skipped(Exception):
-    """The check doesn't apply, and why."""
+    """The check doesn't apply; the message says why."""
 
 
 @dataclass
 class Subject:
-    """The estimator under test; every check builds it anew."""
+    """The estimator under test. Every check builds a new one."""
 
     make: Make
     seed: int
@@ -67,7 +67,7 @@ class Subject:
         """Four prompts, each `copies` times; binary tokens for estimators that need them."""
         if beta is None:
             beta = 0.0 if "fixed_reward" in self.needs else BETA
-        copies = 1 if "exact" in self.needs else copies  # its draws are all alike
+        copies = 1 if "exact" in self.needs else copies  # all of its estimates are the same
         vocabulary = 2 if "binary" in self.needs else 3
         instance = (ONE_DECISION if horizon == 1 else INSTANCE)[vocabulary]
         problem = random_sequence_problem(vocabulary, horizon, 4, beta, instance)
@@ -77,8 +77,10 @@ class Subject:
         return problem.select(torch.arange(4).repeat(copies)) if copies > 1 else problem
 
     def ready(self, problem: Any, **options: Any) -> Estimator:
-        """Built for the problem and frozen, half-way between its start and what it then learns: a wrong baseline is
-        often zero at the start, and a wrong control variate switched off in the end."""
+        """An estimator in eval(), with its own parameters half-way between their initial and their learned values.
+
+        Initially a wrong baseline is often zero, and a wrong control variate may have learned to switch itself off.
+        """
         key = f"{sorted(options.items())} {problem.horizon} {problem.categories} {problem.feature_size}"
         if key not in self.learned:
             self.learned[key] = self._learned(problem, options)
@@ -104,10 +106,10 @@ class Subject:
         return estimator.eval()
 
     def estimate(self, estimator: Estimator, problem: Any, rng: torch.Generator) -> Estimate:
-        """One call, through the guard that enforces `needs`; what it changes for the whole process is put back."""
+        """One estimate, through the guard that enforces `needs`. Settings of the process that it changes are restored."""
         with put_back(type(estimator).__name__):
             return estimator.gradient(Guarded(problem, estimator.needs), rng)  # type: ignore[arg-type]
 
     def gradient(self, estimator: Estimator, problem: Any, rng: torch.Generator) -> Tensor:
-        """One fresh estimate (d,), through the guard that enforces `needs`."""
+        """The gradient (d,) of one new estimate, through the guard that enforces `needs`."""
         return one_estimate(estimator, problem, rng)

@@ -1,4 +1,4 @@
-"""A problem that takes notes of what an estimator does with it, and can change the reward: what `check` looks through."""
+"""A problem that records what an estimator does with it, and that can rescale the reward: for `gradebench check`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,22 +12,22 @@ from gradebench.core.view import View
 
 @dataclass
 class Notes:
-    """What was seen: counts as a ledger's, methods called, and the rollouts with their logits and tokens."""
+    """What an estimator did: costs as in a ledger, methods called, and rollouts with their logits and tokens."""
 
     ledger: Ledger = field(default_factory=Ledger)
     called: set[str] = field(default_factory=set)
     steps: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # logits and tokens, (n, B, V) each, by position
-    detached: bool = False  # a rollout's token that doesn't depend on its logits
+    detached: bool = False  # whether a token of a rollout had no gradient with respect to its logits
     rolled: Tensor | None = None  # tokens of the last rollout (n, B, T, V)
-    value: Tensor | None = None  # the reward that was last read off them, until a gradient is asked for
-    expected: tuple[Tensor, ...] | None = None  # derivative of the reward along it
+    value: Tensor | None = None  # their reward, from soft_reward until the call of grad
+    expected: tuple[Tensor, ...] | None = None  # the gradient of that reward by autograd
 
 
 class Watched(View):
-    """The problem with its reward replaced by factor * f + offset, taking notes.
+    """The problem with the reward factor * f + offset, which records what is done with it in `notes`.
 
-    `plain`: rollouts are told nothing but `relax`, so that their graph is autograd's own, and the derivative of the reward
-    along them is noted.
+    With `plain`, rollouts get no arguments but `relax` and n, so that autograd differentiates them, and the gradient of
+    their reward is recorded.
     """
 
     def __init__(self, problem: Problem, factor: float = 1.0, offset: float = 0.0, plain: bool = False):
@@ -76,7 +76,7 @@ class Watched(View):
 
         def noted(logits: Tensor) -> Tensor:
             tokens = relax(logits)
-            if torch.is_grad_enabled() == with_graph:  # a parallel rollout draws first, without a graph
+            if torch.is_grad_enabled() == with_graph:  # a parallel rollout first samples without a graph
                 self.notes.steps.append((logits.detach(), tokens.detach()))
                 self.notes.detached |= not _depends(tokens, logits)
             return tokens

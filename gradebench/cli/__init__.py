@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from gradebench.cli import plugins, reading, running
+from gradebench.cli import plugins, reading, running, usage
 from gradebench.cli.renamed import current_names
 from gradebench.core.errors import InputError
 from gradebench.core.interrupts import listening
@@ -63,11 +63,10 @@ def main() -> None:
 def _run_app() -> None:
     """The command, in this process or, where torchrun has started several, in the first of them for all."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        app(standalone_mode=True)
-        return
+        usage.run(app)
     from gradebench.core import parallel
 
     if parallel.launched():
-        parallel.run(lambda: app(standalone_mode=True))
+        parallel.run(lambda: usage.run(app))
     else:
-        app(standalone_mode=True)
+        usage.run(app)

@@ -26,6 +26,7 @@ from gradebench.cli.options import (
     rates_of,
 )
 from gradebench.core.errors import InputError
+from gradebench.core.shown import counted
 from gradebench.core.streams import plugins_aside
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def run(
     jobs: JobsOption = None,
     timeout: TimeoutOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list the cells that would run, and stop")] = False,
-    plan: Annotated[
+    pilot: Annotated[
         Path | None,
         typer.Option(
             "--power",
@@ -147,8 +148,8 @@ def run(
         sweep=sweep or [],
         instances=instances,
     )
-    if plan:
-        _print_plan(plan, request, difference)
+    if pilot:
+        _print_power(pilot, request, difference)
         return
     progress = terminal.TerminalProgress()
     if dry_run and (missing := runner.missing(request, progress)):
@@ -160,7 +161,7 @@ def run(
     if dry_run:
         for _, cell in prepared.cells:
             typer.echo(cell.id)
-        progress.note(f"dry run: {len(prepared.cells)} cells")
+        progress.note(f"dry run: {counted(len(prepared.cells), 'cell')}")
         return
     with plugins_aside():
         outcome = api.execute(request, prepared, progress)
@@ -241,9 +242,9 @@ def tune(
     _exit_by(found.outcome)
 
 
-def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
+def _print_power(pilot: Path, request: "Request", difference: float) -> None:
     """What `run --power` says: nothing is run, and no task is loaded."""
-    from gradebench.analysis import planning
+    from gradebench.analysis import pilot_power
     from gradebench.analysis import runs as folders
     from gradebench.core.seeds import parse_seeds
     from gradebench.experiment import runner
@@ -263,10 +264,10 @@ def _print_plan(pilot: Path, request: "Request", difference: float) -> None:
     seeds = len(parse_seeds(request.seeds)) if request.seeds else None
     try:
         against = [name for name in request.against if name not in skipped]
-        needed = planning.plan(metrics, labels - skipped, difference, seeds, request.by, against)
+        needed = pilot_power.pilot_power(metrics, labels - skipped, difference, seeds, request.by, against)
     except ValueError as error:
         raise InputError(str(error)) from error
-    terminal_tables.print_plan(needed)
+    terminal_tables.print_power(needed)
     if unknown := sorted(labels - set(metrics["estimator"])):
         typer.echo(f"{pilot} lacks {', '.join(unknown)}: the pairs are counted, their spread isn't known", err=True)
 

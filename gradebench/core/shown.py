@@ -27,3 +27,12 @@ def utf8(text: str) -> str:
 
 def escape(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode("ascii")
+
+
+def counted(number: float | str, noun: str, plural: str = "") -> str:
+    """ "1 seed", "0 seeds", "1,200 seeds": a whole number, or one in words, with its noun.
+
+    `plural` is for a noun that takes no s, and for one that brings its verb: "cell is", "cells are".
+    """
+    words = number if isinstance(number, str) else f"{int(number):,}"
+    return f"{words} {noun if words == '1' else plural or f'{noun}s'}"

@@ -1,5 +1,6 @@
 """What a task supplies: a policy, a reward, an independent judge and disjoint prompts."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ class Task(ABC):
     """One problem to learn, with data in disjoint splits; its parameters are the typed arguments of `__init__`.
 
     `prepare` does the slow part once a run and leaves it in the cache; `load` is then quick in every process. A worker
-    prepares again, from the cache, unless `prepare` leaves in `settled` what `load` reads.
+    prepares again, from the cache, unless `prepare` leaves in `prepared` what `load` reads.
     """
 
     version: ClassVar[int] = 1  # results of different versions are never mixed
@@ -31,8 +32,8 @@ class Task(ABC):
     params: list[Tensor]
     sizes: Mapping[str, int]  # contexts in each split
 
-    options: dict[str, Any]  # as given to `__init__`; `prepare` settles what was left open, and a worker gets that
-    settled: dict[str, Any] | None = None  # plain data
+    options: dict[str, Any]  # as given to `__init__`; `prepare` resolves what was left open, and a worker gets that
+    prepared: dict[str, Any] | None = None  # plain data that `prepare` leaves for `load`
     notices: Sequence[str] = ()  # fallbacks taken, said at the start and at the end of a run
     lacks: Mapping[str, str] = {}  # why its problems don't offer a need, said where a cell is skipped for it
     memory_advice: str = ""  # what takes less memory, said where it ran out
@@ -43,9 +44,30 @@ class Task(ABC):
         beta = getattr(self, "options", {}).get("kl")
         return float(beta) if isinstance(beta, int | float) else 0.0
 
-    def needs(self) -> list[str]:
+    def requirements(self) -> list[str]:
         """What `prepare` and a run will download and take, in lines, said before either begins."""
         return []
+
+    # The former names of `requirements` and `prepared`, which still work for one version.
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "needs" in vars(cls) and "requirements" not in vars(cls):
+            warnings.warn(f"{cls.__name__}.needs is called requirements now", FutureWarning, stacklevel=2)
+            cls.requirements = vars(cls)["needs"]  # type: ignore[method-assign]
+
+    def needs(self) -> list[str]:
+        return []
+
+    @property
+    def settled(self) -> dict[str, Any] | None:
+        warnings.warn("Task.settled is called Task.prepared now", FutureWarning, stacklevel=2)
+        return self.prepared
+
+    @settled.setter
+    def settled(self, value: dict[str, Any] | None) -> None:
+        warnings.warn("Task.settled is called Task.prepared now", FutureWarning, stacklevel=2)
+        self.prepared = value
 
     def missing(self) -> list[str]:
         """What `prepare` would download for long; a dry run doesn't."""

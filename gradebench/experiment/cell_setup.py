@@ -1,10 +1,11 @@
-"""What a cell runs with: its estimator, its learning rate, and the key of all that its numbers depend on."""
+"""A cell's estimator, its learning rate, and the key of everything that its results depend on."""
 
 import torch
 
 from gradebench.analysis.provenance import GIVEN, TASK, Rate, tuned_rate
 from gradebench.core.errors import InputError, Unsupported
 from gradebench.core.estimator import Estimator
+from gradebench.core.shown import counted
 from gradebench.core.task import Task
 from gradebench.experiment import facts
 from gradebench.experiment.plan import Cell, Plan
@@ -22,12 +23,14 @@ def identity_of(plan: Plan, cell: Cell) -> records.Identity:
 def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:
     """The estimator on the plan's device, with its parts built for the task.
 
-    Raises Unsupported where its samples don't divide the batch, and where the task lacks what it needs.
+    Raises Unsupported if its number of samples doesn't divide the batch, or if the task lacks what the estimator needs.
     """
     resolved = registry.resolve("estimators", spec)
     estimator, label = resolved.create(), resolved.label
     if plan.batch % estimator.n:
-        raise Unsupported(f"{label} takes {estimator.n} samples a prompt, which does not divide --batch {plan.batch}")
+        raise Unsupported(
+            f"{label} takes {counted(estimator.n, 'sample')} a prompt, which does not divide --batch {plan.batch}"
+        )
     contexts = min(plan.batch // estimator.n, task.sizes["train"])
     problem = task.problem("train", torch.arange(contexts, device=plan.device))
     lacking = estimator.needs - problem.offers
@@ -46,9 +49,10 @@ def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:
 
 
 def learning_rate_of(task: Task, plan: Plan, estimator_spec: str) -> Rate:
-    """--learning-rate, else that of `rate-like`, else of --tuned, else the recorded one for these steps, else the task's.
+    """The first that exists of: --learning-rate, the rate of `rate-like`, that of --tuned, the recorded one for these steps,
+    and the task's default.
 
-    With other options than those that were tuned, an estimator borrows the rate of the one that was.
+    An estimator with options for which no rate was tuned borrows the rate tuned for its default options.
     """
     if plan.learning_rate is not None:
         return Rate(plan.learning_rate, GIVEN)
@@ -66,7 +70,7 @@ def learning_rate_of(task: Task, plan: Plan, estimator_spec: str) -> Rate:
 
 
 def facts_of(plan: Plan, cell: Cell, task: Task, learning_rate: float | None = None) -> facts.Facts:
-    """What the cell's numbers depend on but its seed; the task is loaded."""
+    """Everything that the cell's results depend on except its seed. The task must be loaded."""
     rate = learning_rate_of(task, plan, cell.estimator_spec).value if learning_rate is None else learning_rate
     lender = learning_rate_of(task, plan, plan.reference).value
     reference = (lender, registry.resolve("estimators", plan.reference).digest)
@@ -74,12 +78,12 @@ def facts_of(plan: Plan, cell: Cell, task: Task, learning_rate: float | None = N
 
 
 def cell_key(plan: Plan, cell: Cell, task: Task, learning_rate: float | None = None) -> str:
-    """Changes with anything that the cell's numbers depend on. The rate may be given where it is known."""
+    """A digest of everything that the cell's results depend on. Pass the learning rate if it is known."""
     return facts.key_of(facts_of(plan, cell, task, learning_rate), cell)
 
 
 def require_unchanged(cell: Cell) -> None:
-    """Raises InputError where a source was edited while the run went on: its cells would mix two versions."""
+    """Raises InputError if a source file was edited during the run, because its cells would mix two versions."""
     wanted = [("tasks", cell.task_spec), ("estimators", cell.estimator_spec)]
     for (kind, spec), digest in zip(wanted, cell.digests, strict=False):
         if registry.resolve(kind, spec).digest != digest:

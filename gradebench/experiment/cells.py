@@ -1,4 +1,4 @@
-"""The cells of a run: which are finished, how the others are carried out, and what they left in the run's folder."""
+"""The cells of a run: which are finished, how the others are run, and how their results are gathered."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from gradebench.analysis import plugin_inputs
-from gradebench.analysis.provenance import Rate
+from gradebench.analysis import cell_labels, plugin_inputs
+from gradebench.analysis.provenance import RATE_COLUMNS, Rate
 from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.task import Task
@@ -31,28 +31,28 @@ from gradebench.storage import records, sealed
 from gradebench.storage.files import LOCK
 from gradebench.storage.formats import read_lines, read_parquet
 
-# A process that is killed now and then must not cost all cells of a task their probes.
+# Retries, because otherwise one killed process would cost all cells of a task their probes.
 REFERENCE_TRIES = 3
 CONFIG = "config.json"
-Job = tuple[Plan, Cell, str, Facts]  # the key that the cell is finished under, and what its numbers depend on
+Job = tuple[Plan, Cell, str, Facts]  # with the cell's key, and the facts that its results depend on
 
 
 @dataclass
 class Run:
-    """A prepared run: its cells with their plans, and what it left out."""
+    """A prepared run: its cells with their plans, and what was left out."""
 
     out: Path
     device: str
     jobs: int
     cells: list[tuple[Plan, Cell]]
     tasks: dict[str, Task]  # by label
-    left_out: dict[str, str] = field(default_factory=dict)  # estimators that `all` can't include, with the reason
+    left_out: dict[str, str] = field(default_factory=dict)  # estimators that `all` leaves out, with the reason
     kept: list[Left] = field(default_factory=list)  # cells of earlier commands that stay in the tables
-    interrupted: list[str] = field(default_factory=list)  # ids of those that haven't ended
+    interrupted: list[str] = field(default_factory=list)  # ids of cells of earlier commands that haven't ended
     # by plan, task and estimator, the same for all seeds
     rates: dict[tuple[Plan, str, str], Rate] = field(default_factory=dict, repr=False)
     sources: dict[str, dict[str, str]] = field(default_factory=dict)  # of learning rates, by task and estimator
-    design: dict[str, dict[str, Any]] = field(default_factory=dict)  # by task label: see `design`
+    design: dict[str, dict[str, Any]] = field(default_factory=dict)  # by task label, see `gradebench.analysis.design`
     known: dict[tuple[Plan, str, str], Facts] = field(default_factory=dict, repr=False)
 
     def folder(self, cell: Cell) -> Path:
@@ -62,7 +62,7 @@ class Run:
         return (self.folder(cell) / records.ENDED).is_file()
 
     def facts(self, plan: Plan, cell: Cell) -> Facts:
-        """What the cell's numbers depend on."""
+        """The facts that the cell's results depend on."""
         named = (plan, cell.task, cell.estimator_spec)
         if named not in self.known:
             self.known[named] = facts_of(plan, cell, self.tasks[cell.task])
@@ -80,7 +80,7 @@ class Run:
 
 
 class Progress:
-    """What the runner tells whoever watches; this one stays silent."""
+    """Receives progress messages from the runner; this base class ignores them."""
 
     def note(self, message: str) -> None: ...
     def start(self, total: int, done: int) -> None: ...
@@ -90,16 +90,16 @@ class Progress:
 
 @dataclass
 class Failures:
-    """What did not go well."""
+    """What went wrong in a run."""
 
-    reasons: dict[str, str] = field(default_factory=dict)  # cell id to why it isn't `ok`, or what it lacks
+    reasons: dict[str, str] = field(default_factory=dict)  # cell id to why it isn't `ok`, or which results it lacks
     unprobed: dict[str, str] = field(default_factory=dict)  # task to why its cells have no gradient probes
 
 
 def pending(run: Run, resume: bool) -> list[Job]:
-    """The cells that have to run, without what an earlier attempt left of them; but for the checkpoint to go on from."""
+    """The cells that have to run. Removes what earlier attempts left of them, except checkpoints to resume from."""
     jobs = []
-    out = str(run.out.absolute())  # a worker may be at home elsewhere
+    out = str(run.out.absolute())  # because a worker may have another working directory
     abroad: dict[int, Plan] = {}
     for here, cell in run.cells:
         if id(here) not in abroad:
@@ -116,7 +116,7 @@ def pending(run: Run, resume: bool) -> list[Job]:
 
 
 def drop_damaged(jobs: Sequence[Job]) -> list[Path]:
-    """Remove what cells would go on from where it isn't as it was written; returns what it was."""
+    """Remove damaged checkpoints that cells would resume from, and return their paths."""
     found = {path for plan, cell, *_ in jobs for path in files_to_go_on_from(plan, cell)}
     damaged = sorted(path for path in found if path.is_file() and not sealed.is_whole(path))
     for path in damaged:
@@ -125,7 +125,7 @@ def drop_damaged(jobs: Sequence[Job]) -> list[Path]:
 
 
 def carry_out(run: Run, jobs: Sequence[Job], each: Each, resume: bool, progress: Progress, troubles: Failures) -> None:
-    """The reference trajectories, then the cells; where a task's reference fails, its cells go without probes."""
+    """Run the reference trajectories, then the cells. If a task's reference fails, its cells run without probes."""
     waiting = list(_references(jobs, resume))
     for _ in range(REFERENCE_TRIES):
         lost = []
@@ -146,14 +146,14 @@ def carry_out(run: Run, jobs: Sequence[Job], each: Each, resume: bool, progress:
         require_folder(run.out)
         ended.append(cell)
     troubles.reasons |= {
-        cell.id: "interrupted: its folder was deleted after it had ended; run again for it, without what deletes it"
+        cell.id: "interrupted: its folder was deleted after it had ended; find out what deletes it, and run again"
         for cell in ended
         if not run.has_ended(cell)
     }
 
 
 def require_folder(out: Path) -> None:
-    """Raises InputError where the run's folder has gone, or is another one by now."""
+    """Raises InputError if the run's folder was deleted or replaced."""
     if not (out / LOCK).is_file() or not (out / CONFIG).is_file():
         raise InputError(
             f"{out} was deleted or emptied while the run went on, by a plugin or from outside, with what was finished; "
@@ -162,13 +162,13 @@ def require_folder(out: Path) -> None:
 
 
 def _references(jobs: Sequence[Job], resume: bool) -> Iterator[tuple[Plan, Cell, int]]:
-    """The checkpoints of each task's reference trajectory that aren't there yet, for each seed: its own gradients."""
+    """The probe points of each task's reference trajectory, and for each seed, whose files are missing."""
     for plan, cell in {(cell.task, cell.seed): (plan, cell) for plan, cell, *_ in jobs}.values():
         if plan.along == "own":
-            continue  # each trains its own, and has its truth there
+            continue  # each cell has its own trajectory and reference gradients
         for number in range(len(checkpoint_steps(plan))):
             if not (resume and checkpoint_file(plan, cell, number).is_file()):
-                # In a process that never runs the code of the cell's estimator.
+                # To be run in a process that never runs the code of the cell's estimator.
                 yield plan, replace(cell, foreign=(*cell.foreign[:1], "") if cell.foreign else ()), number
 
 
@@ -178,12 +178,12 @@ def _reference(plan: Plan, cell: Cell, number: int) -> tuple[str, str]:
 
 
 def _with_probes(run: Run, jobs: Sequence[Job], troubles: Failures) -> Iterator[Job]:
-    """The jobs as they can run after all: without probes where the reference failed."""
+    """The jobs, without probes for the tasks whose reference failed."""
     for plan, cell, key, known in jobs:
         if cell.task not in troubles.unprobed:
             yield plan, cell, key, known
         elif plan.train:
-            # A key of its own, so that a later run, whose reference may succeed, computes the cell again.
+            # With another key, so that a later run, whose reference may succeed, runs the cell again.
             used = replace(plan, checkpoints=0)
             yield used, cell, run.key(used, cell), known
         else:
@@ -202,8 +202,10 @@ def _status_rows(plan: Plan, cell: Cell, status: str) -> pd.DataFrame:
 
 
 def gather(run: Run, note: Callable[[str], None]) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
-    """The metrics, probes and samples of all cells, those of earlier commands first; those that haven't ended count as
-    interrupted. Texts that can't be read are left out, with a note."""
+    """The metrics, probes and samples of all cells, those of earlier commands first.
+
+    Cells that haven't ended count as interrupted. Unreadable samples are left out, with a note.
+    """
     name = run.out.resolve().name
     rows: list[Path | pd.DataFrame] = [left.folder / records.METRICS for left in run.kept]
     rows += _interrupted(run)
@@ -218,9 +220,9 @@ def gather(run: Run, note: Callable[[str], None]) -> tuple[pd.DataFrame, pd.Data
 
 
 def with_inputs(run: Run, config: Mapping[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
-    """The config.json of a run whose cells have ended, with what code of plugins read for each estimator among its facts.
+    """The config.json of a run whose cells have ended; its facts include what plugin code read for each estimator.
 
-    Cells of one task that found something otherwise than others did are told.
+    Notes if cells of one task read different contents of the same file.
     """
     found = [(left.task, left.estimator, left.ended) for left in run.kept]
     found += [(c.task, c.estimator, records.read_ended(run.folder(c))) for _, c in run.cells if any(c.foreign)]
@@ -233,8 +235,8 @@ def with_inputs(run: Run, config: Mapping[str, Any], note: Callable[[str], None]
     for task, read in reads.items():
         if names := plugin_inputs.uneven(read):
             note(
-                f"{names[0]} was changed between cells of {task}, which code of plugins read it for: they don't go "
-                "together; give --fresh to make them anew"
+                f"{names[0]} changed between cells of {task} whose plugin code reads it, so they can't be compared; "
+                "give --fresh to run them again"
             )
     known = {
         task: {label: {plugin_inputs.READ: plugin_inputs.united(parts)} for label, parts in mine.items()}
@@ -252,33 +254,42 @@ def _texts(path: Path, note: Callable[[str], None]) -> list[dict[str, Any]]:
 
 
 def _with_rates(metrics: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """The metrics with learning_rate and rate_source: said by the run, since where a rate comes from may change while its value doesn't,
-    and a finished cell with it."""
-    rates = {cell.id: run.rate(plan, cell) for plan, cell in run.cells}
-    said = {cell: (rate.value, rate.source) for cell, rate in rates.items()}
-    for left in run.kept:  # of earlier commands, whose config.json this command's goes on from
-        rate = left.facts["estimator"].get("learning rate", math.nan)
-        said[left.id] = (rate, run.sources.get(left.task, {}).get(left.estimator, ""))
-    value, source = ({cell: one[i] for cell, one in said.items()} for i in range(2))
-    return metrics.assign(
-        learning_rate=metrics["cell_id"].map(value).astype(float),
-        rate_source=metrics["cell_id"].map(source).fillna("").astype(object),
-    )
+    """The metrics with RATE_COLUMNS and the columns of `cell_labels`.
+
+    Rates are taken from the run and not from cells, because a finished cell isn't run again if only the source of its rate
+    has changed.
+    """
+    said: dict[str, dict[str, Any]] = {}
+    for plan, cell in run.cells:
+        rate, which = run.rate(plan, cell), {name: getattr(cell, name) for name in cell_labels.COLUMNS}
+        said[cell.id] = {"learning_rate": rate.value, "rate_source": rate.source} | which
+    for left in run.kept:  # of earlier commands
+        value = left.facts["estimator"].get("learning rate", math.nan)
+        source = run.sources.get(left.task, {}).get(left.estimator, "")
+        parsed = cell_labels.parsed(left.estimator)
+        which = {name: str(left.ended.get(name, parsed[name])) for name in cell_labels.COLUMNS}
+        said[left.id] = {"learning_rate": value, "rate_source": source} | which
+    labelled = cell_labels.with_columns(metrics)  # from labels, for cells that are in no config.json
+    for name in (*RATE_COLUMNS, *cell_labels.COLUMNS):
+        found = metrics["cell_id"].map({cell: one[name] for cell, one in said.items()})
+        found = found.fillna("" if name == "rate_source" else labelled[name]) if name != "learning_rate" else found
+        labelled[name] = found.astype(float if name == "learning_rate" else object)
+    return labelled[[*metrics.columns, *RATE_COLUMNS, *cell_labels.COLUMNS]]
 
 
 def _interrupted(run: Run) -> list[pd.DataFrame]:
-    """The rows of cells of earlier commands that haven't ended, from the tables of those."""
+    """The rows of interrupted cells of earlier commands, from the table in the run's folder."""
     path = run.out / "metrics.parquet"
     try:
         earlier = read_parquet(path) if run.interrupted and path.is_file() else pd.DataFrame()
         found = earlier[earlier["cell_id"].isin(run.interrupted) & (earlier["status"] == "interrupted")]
         return [found[schema.METRICS_COLUMNS]] if len(found) else []
-    except (InputError, KeyError):  # no table of ours
+    except (InputError, KeyError):  # not a table of metrics
         return []
 
 
 def _present(run: Run, name: str) -> Iterator[Path]:
-    """The files of that name that cells have, but for damaged ones of earlier commands."""
+    """The cells' files of this name, without damaged ones of earlier commands."""
     folders = [left.folder for left in run.kept if name not in left.damaged]
     folders += [run.folder(cell) for _, cell in run.cells if run.has_ended(cell)]
     return (folder / name for folder in folders if (folder / name).is_file())

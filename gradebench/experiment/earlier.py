@@ -1,4 +1,4 @@
-"""What earlier commands left in a run's folder: the cells that go on, those that stay, and those that would be lost."""
+"""Cells of earlier commands in a run's folder: which are continued, which are kept, and which would be discarded."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,24 +6,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gradebench.analysis import differences
-from gradebench.analysis.tables import CONTROL
+from gradebench.analysis import cell_labels, differences
+from gradebench.core.shown import counted
 from gradebench.experiment import facts
 from gradebench.experiment.plan import Cell
 from gradebench.storage import records
 from gradebench.storage.followed import stale
 
-_OLD = "made by a version of gradebench that didn't write down what their numbers depend on"
-_SHOWN = 5  # kinds of differences
+_OLD = "made by a version of gradebench that didn't record what results depend on"
+_SHOWN = 5  # kinds of differences that are listed
 
 
 @dataclass(frozen=True)
 class Left:
-    """A cell that an earlier command ended; `ended` is empty where its cell.json is damaged."""
+    """A cell of an earlier command; `ended` is empty if its cell.json is damaged."""
 
     folder: Path
     ended: Mapping[str, Any]  # its cell.json
-    damaged: tuple[str, ...] = ()  # files of it that are no part of the table of metrics
+    damaged: tuple[str, ...] = ()  # its damaged files, other than its metrics
 
     @property
     def id(self) -> str:
@@ -54,18 +54,20 @@ class Left:
 
 @dataclass
 class Earlier:
-    """A run's folder beside what a command asks for."""
+    """The cells in a run's folder, compared with those that a command asks for."""
 
-    kept: list[Left] = field(default_factory=list)  # cells that aren't asked for; they stay in the tables
-    extended: list[str] = field(default_factory=list)  # ids of cells whose training goes on to more steps
-    lost: list[Left] = field(default_factory=list)  # finished cells that don't go with what is asked for
-    damaged: list[str] = field(default_factory=list)  # ids of cells that aren't asked for, and can't be read
-    kinds: Counter[str] = field(default_factory=Counter)  # of differences, in words, with the number of cells
+    kept: list[Left] = field(default_factory=list)  # cells that aren't asked for, and stay in the tables
+    extended: list[str] = field(default_factory=list)  # ids of cells whose training is continued to more steps
+    lost: list[Left] = field(
+        default_factory=list
+    )  # finished cells that can't be in one table with those that are asked for
+    damaged: list[str] = field(default_factory=list)  # ids of unreadable cells that aren't asked for
+    kinds: Counter[str] = field(default_factory=Counter)  # differences in words, with the number of cells
 
     def refusal(self, out: Path) -> str:
-        """What would be lost, in one line."""
-        said = [f"{count} {'cell' if count == 1 else 'cells'} {kind}" for kind, count in self.kinds.items()]
-        more = f"; and {len(said) - _SHOWN} more kinds" if len(said) > _SHOWN else ""
+        """The message that lists what would be discarded."""
+        said = [f"{counted(count, 'cell')} {kind}" for kind, count in self.kinds.items()]
+        more = f"; and {counted(len(said) - _SHOWN, 'more kind')}" if len(said) > _SHOWN else ""
         return (
             f"{out} has finished cells that this would discard: {'; '.join(said[:_SHOWN])}{more}; give --fresh to "
             "discard them, or another folder with --out"
@@ -73,10 +75,10 @@ class Earlier:
 
 
 def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
-    """The cells that the folder holds, beside those that are asked for.
+    """Compares the cells in the folder with those that are asked for.
 
-    One of the same facts is kept; of fewer steps it is extended, if it is asked for; any other that is finished would
-    be lost, because one table never holds both.
+    A cell with the same facts is kept. One with fewer steps is extended if it is asked for. Any other finished cell would
+    be discarded, because cells with different facts are never in one table.
     """
     wanted = {cell.id: known for cell, known in asked}
     tasks = {cell.task: known["task"] for cell, known in asked}
@@ -90,7 +92,7 @@ def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
         if ours is None and left.task and left.task not in tasks:
             same = next((name for name, mine in tasks.items() if _is_one(left.facts["task"], mine)), None)
             if same:
-                _lose(found, left, f"of {left.task}, which settled to the same as {same} (give -t {left.task})")
+                _lose(found, left, f"of {left.task}, which resolved to the same as {same} (write -t {left.task})")
             else:
                 _keep(found, left)
         elif not left.finished and ours is not None:
@@ -99,9 +101,8 @@ def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
             _lose(found, left, _OLD)
         else:
             task = ours["task"] if ours else tasks[left.task]
-            estimator = (
-                ours["estimator"] if ours else estimators.get((left.task, left.estimator.removesuffix(CONTROL)), {})
-            )
+            name = cell_labels.control_of(left.ended, left.estimator) or left.estimator
+            estimator = ours["estimator"] if ours else estimators.get((left.task, name), {})
             difference = _difference(left, task, estimator)
             more = difference == facts.STEPS and not stale(left.ended.get("read"))
             if more and ours is not None and task[facts.STEPS] > left.facts["task"][facts.STEPS]:
@@ -116,7 +117,7 @@ def beside(out: Path, asked: Sequence[tuple[Cell, facts.Facts]]) -> Earlier:
 
 
 def _is_one(task: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two spellings of a task settled to the same."""
+    """Whether two spellings of a task resolve to the same task."""
     return bool(task) and not {"task", "setting", "options"} & set(differences.differing(task, other))
 
 
@@ -137,31 +138,31 @@ def _keep(found: Earlier, left: Left) -> None:
 
 
 def _lose(found: Earlier, left: Left, kind: str) -> None:
-    if left.finished:  # what failed has nothing to lose
+    if left.finished:  # nothing is lost with a failed cell
         found.lost.append(left)
         found.kinds[kind] += 1
 
 
 def _difference(left: Left, task: Mapping[str, Any], estimator: Mapping[str, Any]) -> str:
-    """The first item in which the cell differs, and the steps only if that is all."""
+    """The first fact in which the cell differs; the number of steps only if it differs in nothing else."""
     names = differences.differing(left.facts["task"], task)
     names += [f"{name} of {left.estimator}" for name in differences.differing(left.facts["estimator"], estimator)]
     return next((name for name in names if name != facts.STEPS), names[0] if names else "")
 
 
 def _words(left: Left, difference: str, task: Mapping[str, Any], estimator: Mapping[str, Any], unasked: bool) -> str:
-    """How the cell differs, and what else could be done about it."""
+    """How the cell differs, and perhaps how it could be kept."""
     name = difference.removesuffix(f" of {left.estimator}")
     part, ours = ("task", task) if difference in task else ("estimator", estimator)
     there, here = left.facts[part][name], ours[name]
     words = f"of {left.task} with {difference} {differences.said(there, here)}, here {differences.said(here, there)}"
     if unasked and difference == facts.STEPS and here > there:
-        words += " (name their estimators and seeds too, and they go on)"
+        words += " (name their estimators and seeds too, and their training is continued)"
     return words
 
 
 def spoken_of(kept: Sequence[Left]) -> dict[str, Any]:
-    """The parts of config.json that cells of earlier commands account for: learning rates and facts."""
+    """The learning rates and facts of earlier commands' cells, for config.json."""
     rates: dict[str, dict[str, float]] = {}
     for left in kept:
         if "learning rate" in left.facts["estimator"]:
@@ -181,8 +182,10 @@ def gathered(cells: Any) -> dict[str, Any]:
 def united(
     config: Mapping[str, Any], before: Mapping[str, Any], kept: Sequence[Left], waiting: Sequence[str]
 ) -> dict[str, Any]:
-    """A command's config.json with that of the commands `before` it, as far as their cells stay: the `kept` ones, and
-    those still `waiting`, which haven't ended."""
+    """A command's config.json, united with that of earlier commands (`before`) for cells that stay in the folder.
+
+    These are the `kept` ones, and those still `waiting`, which haven't ended.
+    """
     stay = {left.id for left in kept} | set(waiting)
     if not stay:
         return dict(config)
@@ -205,7 +208,7 @@ def united(
 
 
 def _staying(spelled: Mapping[str, Any], kept: Sequence[Left]) -> dict[str, Any]:
-    """What earlier commands gave for the cells that stay."""
+    """The entries of `given` for the kept cells."""
     seeds: dict[tuple[str, str], list[int]] = {}
     for left in kept:
         seeds.setdefault((left.task, left.estimator), []).append(left.seed)
@@ -218,7 +221,7 @@ def _staying(spelled: Mapping[str, Any], kept: Sequence[Left]) -> dict[str, Any]
 
 
 def joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables in tables, with the entries of both; of two values the new one, and the seeds of both."""
+    """Nested mappings with the entries of both; of two values the new one, but the seeds of both."""
     answer = dict(old)
     for key, value in new.items():
         if isinstance(value, Mapping) and isinstance(answer.get(key), Mapping):

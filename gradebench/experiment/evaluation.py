@@ -1,4 +1,4 @@
-"""A task's splits, measured with the same prompts and noise for every estimator of a seed."""
+"""Evaluations of a task's splits, with the same prompts and noise for every estimator of a seed."""
 
 import torch
 
@@ -10,10 +10,10 @@ from gradebench.storage import records
 
 
 def evaluate(task: Task, plan: Plan, seed: int, step: int, record: records.CellRecord) -> None:
-    """All splits, with the same prompts and noise at every step and for every estimator of a seed; train prompts and
-    samples at the ends alone, where they are compared with the others.
+    """Evaluate all splits, with the same prompts and noise at every step and for every estimator of a seed.
 
-    So step 0 is the same for all of them, and evaluated once a process.
+    Train prompts are evaluated, and samples stored, only at the first and the last step. As step 0 is the same for all
+    estimators, a process evaluates it once.
     """
     for split in task.splits:
         if split == "train" and 0 < step < plan.steps:
@@ -29,7 +29,7 @@ def evaluate(task: Task, plan: Plan, seed: int, step: int, record: records.CellR
 
 
 def evaluated(task: Task, split: str, rng: torch.Generator) -> dict[str, float]:
-    """The task's metrics of a split, and its objective: the reward less beta times the divergence, where it has one."""
+    """The task's metrics of a split, and the objective, reward - beta KL, if the task measures both."""
     metrics = task.evaluate(split, rng)
     if "reward" in metrics:
         metrics = {"objective": metrics["reward"] - task.beta * metrics.get("kl", 0.0)} | metrics

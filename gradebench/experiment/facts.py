@@ -1,5 +1,5 @@
-"""One list of what a number depends on: for the key that a cell is finished under, for pooling runs, and for the command
-that repeats them. Seeds are not in it: cells of other seeds are what is pooled.
+"""The list of facts that results depend on. It makes the key of a cell, decides which runs may be pooled, and gives the
+command that repeats a run. Seeds aren't in it, because cells of different seeds are pooled.
 
 A cell's facts are plain data: {"task": {item: value}, "estimator": {item: value}}.
 """
@@ -24,41 +24,41 @@ from gradebench.plugins.source_digest import source_digest
 from gradebench.storage import records
 
 Facts = dict[str, dict[str, Any]]
-STEPS = "steps"  # the one item that a training can be extended in
-# Fields of a plan that are no items: no number depends on them, or an item says better what it comes to.
+STEPS = "steps"  # the only fact in which a finished training can be extended
+# Fields of a plan that aren't facts, with the reason: no result depends on them, or another fact says it better.
 NOT_LISTED = {
     "run_id": "a name",
     "out": "a place",
     "device": "its kind is listed",
     "learning_rate": "listed for each estimator",
     "tuned": "listed for each estimator",
-    "settled": "names folders of this machine's cache; what is in them is listed",
-    "checkpoint_every": "a training that goes on ends as one in one piece",
+    "prepared": "names folders of this machine's cache; what is in them is listed",
+    "checkpoint_every": "a resumed training gives the same results",
     "save_policies": "adds a file",
-    "reference_key": "made of the items",
+    "reference_key": "a digest of the facts",
 }
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the facts of a cell are read from."""
+    """What the facts of a cell are computed from."""
 
     plan: Plan
     cell: Cell
     task: Task  # loaded, at its initial parameters
     rate: float
-    reference: tuple[float, str]  # rate and source of the estimator whose trajectory and long run the probes share
+    reference: tuple[float, str]  # learning rate and source of the reference estimator
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that numbers depend on."""
+    """One fact that results depend on."""
 
     name: str
-    value: Callable[[Known], Any]  # as JSON
-    option: str = ""  # of the command line, that gives it
-    default: Any = None  # at which the option can be left out; None: it is always given
-    training: bool = True  # False: gradient probes alone depend on it
+    value: Callable[[Known], Any]  # JSON data
+    option: str = ""  # the command-line option that sets it
+    default: Any = None  # the value for which the option is left out; None: it is always given
+    training: bool = True  # False: only gradient probes depend on it
 
 
 def _planned(field: str, name: str = "", option: str = "", default: Any = None) -> Item:
@@ -66,7 +66,7 @@ def _planned(field: str, name: str = "", option: str = "", default: Any = None) 
 
 
 def _probed(name: str, value: Callable[[Known], Any], option: str = "") -> Item:
-    """An item of the gradient probes, None where there are none."""
+    """A fact that only gradient probes depend on; None without probes."""
     return Item(name, lambda known: value(known) if known.plan.checkpoints else None, option, training=False)
 
 
@@ -77,20 +77,20 @@ def _of_package(name: str) -> Item:
 _HARNESS = os.path.join(os.path.dirname(__file__), "harness.py")
 
 
-# Variables by which the libraries that torch calls take other kernels.
+# Environment variables that change which kernels the libraries below torch use.
 _KERNELS = ("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
 
 
 @functools.cache
 def processor(device: str) -> str:
-    """What decides which kernels run: a GPU's model, or the instructions of a CPU that torch makes use of."""
+    """What determines the kernels: a GPU's model, or the CPU instructions that torch uses."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device)) if torch.cuda.is_available() else "GPU"
     chosen = [f"{name}={os.environ[name]}" for name in _KERNELS if name in os.environ]
     return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *chosen])
 
 
-# What all cells of a task in one table share.
+# Facts that all cells of a task in one table have in common.
 TASK = (
     Item("task", lambda known: registry.resolve("tasks", known.cell.task_spec).name),
     _planned("setting"),
@@ -112,7 +112,7 @@ TASK = (
     _probed("learning rate of the reference", lambda known: known.reference[0]),
     _probed("source of the reference", lambda known: known.reference[1]),
     Item("version of gradebench", lambda known: gradebench.__version__),
-    Item("version of torch", lambda known: str(torch.__version__)),  # which says how it was built, too
+    Item("version of torch", lambda known: str(torch.__version__)),  # its version also says how it was built
     *map(_of_package, ("transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn", "safetensors")),
     Item("device", lambda known: known.plan.device.partition(":")[0], "--device"),
     Item("processor", lambda known: processor(known.plan.device)),
@@ -121,7 +121,7 @@ TASK = (
     Item("source of the harness", lambda known: source_digest("gradebench.experiment.harness", _HARNESS)),
     Item("data", lambda known: _data(known.task)),
 )
-# What all cells of an estimator on a task share.
+# Facts that all cells of an estimator on a task have in common.
 ESTIMATOR = (
     Item("learning rate", lambda known: known.rate),
     Item("options", lambda known: json.loads(known.cell.params)),
@@ -130,7 +130,7 @@ ESTIMATOR = (
 
 
 def facts_of(known: Known) -> Facts:
-    """The list, filled in."""
+    """The values of all facts."""
     return {
         "task": {item.name: item.value(known) for item in TASK},
         "estimator": {item.name: item.value(known) for item in ESTIMATOR},
@@ -138,15 +138,15 @@ def facts_of(known: Known) -> Facts:
 
 
 def key_of(facts: Facts, cell: Cell) -> str:
-    """What a finished cell can be told by: changes with any fact, and with which cell it is."""
-    return _digest([facts, [cell.task, cell.estimator, cell.seed, cell.checkpoint, cell.twin]])
+    """The key of a cell: a digest of its facts and of which cell it is."""
+    return _digest([facts, [cell.task, cell.estimator, cell.seed, cell.checkpoint, cell.other_draws]])
 
 
 def training_key_of(facts: Facts, cell: Cell) -> str:
-    """What a training can be told by, however far it has come: without its steps and what only probes depend on."""
+    """The key of a training, which ignores its number of steps and the facts that only probes depend on."""
     probes = {item.name for item in TASK if not item.training}
     trained = {name: value for name, value in facts["task"].items() if name not in probes | {STEPS}}
-    return _digest([trained, facts["estimator"], [cell.task, cell.estimator, cell.seed, cell.twin]])
+    return _digest([trained, facts["estimator"], [cell.task, cell.estimator, cell.seed, cell.other_draws]])
 
 
 def _digest(content: Any) -> str:
@@ -154,14 +154,14 @@ def _digest(content: Any) -> str:
 
 
 def _by_name(value: Any) -> Any:
-    """A file or folder by its name, wherever it lies: the setting and the data tell what is in it."""
+    """The name of a file or folder without its path, because other facts describe its content; other values unchanged."""
     if not isinstance(value, str) or os.sep not in value:
         return value
     path, colon, _ = value.partition(".py:")
     return value.rpartition(os.sep)[2] if os.path.exists(os.path.expanduser(f"{path}.py" if colon else path)) else value
 
 
-_known_data: WeakKeyDictionary[Task, dict[str, Any]] = WeakKeyDictionary()  # as it was at the initial parameters
+_known_data: WeakKeyDictionary[Task, dict[str, Any]] = WeakKeyDictionary()  # computed at the initial parameters
 
 
 def _data(task: Task) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _data(task: Task) -> dict[str, Any]:
 
 
 def _digest_of_parameters(task: Task) -> str:
-    """Over their shapes, and some thousand numbers of each, evenly spread: another training changes all of them."""
+    """A digest of the shapes, dtypes, and a few thousand evenly spaced numbers of each parameter."""
     sha = hashlib.sha256()
     for p in task.params:
         flat = p.detach().flatten()

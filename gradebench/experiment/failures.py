@@ -1,4 +1,4 @@
-"""What a part of a cell that fails leaves behind: one line, a traceback, and the other parts as they are."""
+"""A failure in one part of a cell is reported in one line and with a traceback, and leaves the other parts intact."""
 
 import contextlib
 import traceback
@@ -18,19 +18,19 @@ from gradebench.storage.formats import write_text
 
 @contextlib.contextmanager
 def apart(plan: Plan, cell: Cell, what: str, lacking: list[str]) -> Iterator[None]:
-    """A diagnostic that takes nothing else with it where it fails: what it was and why is added to `lacking`."""
+    """A context for a diagnostic whose failure isn't that of the cell: what failed and why is added to `lacking`."""
     try:
         with parallel.agree_on_failure():
             yield
     except BaseException as error:
         if is_users(error) or (isinstance(error, OSError) and out_of_room(error)):
-            raise  # nor could the rest be written down
+            raise  # because nothing else could be written either
         lacking.append(f"{what}: {told(error, cell)}")
         keep_traceback(plan, cell)
 
 
 def keep_traceback(plan: Plan, cell: Cell) -> None:
-    """That of the error being handled, into the cell's folder."""
+    """Write the traceback of the present exception into the cell's folder."""
     if parallel.is_main():
         file = Path(plan.out) / "cells" / cell.id / "error.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -38,17 +38,17 @@ def keep_traceback(plan: Plan, cell: Cell) -> None:
 
 
 def told(error: BaseException, cell: Cell) -> str:
-    """An error in one line, with what to do where memory ran out."""
+    """An exception in one line, with advice if memory ran out."""
     line = said(error)
     return f"{line[:300]}; {memory_advice(cell)}" if is_out_of_memory(error) else line
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Also torch's allocator on a CPU, which raises a plain RuntimeError."""
+    """Whether memory ran out; on a CPU, torch raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def memory_advice(cell: Cell) -> str:
-    """What to do where memory ran out."""
+    """Advice on how to use less memory."""
     advice = getattr(registry.resolve("tasks", cell.task_spec).factory, "memory_advice", "")
     return f"take a smaller --batch, or --micro-batches 2 or more{f', or {advice}' if advice else ''}"

@@ -1,6 +1,6 @@
-"""What a task is at one moment, in little: for each thing that its cells share, by name, something that changes with it.
+"""A fingerprint of a task, to find what a cell changed: a small value by name for each part that cells share.
 
-The numbers of trained parameters are left out: they move, and every cell begins by setting them.
+The values of trained parameters are left out, because they change in training and every cell resets them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ Print = dict[str, Any]
 
 
 def fingerprint(task: object, trained: Sequence[Tensor]) -> Print:
-    """Of the task's tensors, modules and plain data."""
+    """The fingerprint of the task's tensors, modules and plain data."""
     return dict(_of(type(task).__name__, task, {id(p) for p in trained}, set()))
 
 
@@ -28,7 +28,7 @@ def of_tensors(name: str, tensors: Sequence[Tensor]) -> Print:
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The names of what is another thing now; what was added later is a task's own affair."""
+    """The names of the parts that have changed or are gone; added parts don't count."""
     return [name for name, value in before.items() if now.get(name) != value]
 
 
@@ -59,9 +59,9 @@ def _of(name: str, value: Any, trained: set[int], seen: set[int]) -> Iterator[tu
 
 
 def _of_module(name: str, module: nn.Module, trained: set[int], seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Its mode, its hooks, what was put in the place of its methods, its parameters and buffers.
+    """A module's mode, hooks, replaced methods, parameters and buffers.
 
-    Buffers that aren't saved are left out of models from elsewhere, because those keep what they have computed in them.
+    Non-persistent buffers of the library's models are left out, because they serve as caches.
     """
     yield f"{name}.training", module.training
     yield f"hooks of {name}", [len(getattr(module, hooks)) for hooks in _HOOKS]
@@ -84,7 +84,7 @@ def _of_tensor(name: str, tensor: Tensor, trained: bool) -> Iterator[tuple[str, 
 
 
 def _numbers(tensor: Tensor) -> tuple[int, ...]:
-    """Sums of the bits as whole numbers: of all, of every other, of the first half, so that an exchange shows too."""
+    """Sums of a tensor's bits as integers: of all, of every second, and of the first half, so that swaps are noticed too."""
     flat = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     bits = flat.detach().contiguous().flatten().view(_INTEGERS[flat.element_size()])
     parts = (bits, bits[::2], bits[: len(bits) // 2])

@@ -1,6 +1,6 @@
-"""One cell, as a worker runs it: trained with one estimator on one task and one seed, evaluated, and probed.
+"""Runs one cell in a worker: trains a policy with one estimator on one task with one seed, evaluates and probes it.
 
-Everything here is the same for every estimator; what differs is behind `Estimator` and `Problem`.
+All of this is the same for every estimator; differences are behind the interfaces `Estimator` and `Problem`.
 """
 
 import math
@@ -29,10 +29,9 @@ from gradebench.storage.files import atomic_path, out_of_room
 
 
 def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None) -> tuple[str, str]:
-    """Run the cell and write its folder; returns its status and, in one line, why it isn't `ok` or what
-    of it is lacking.
+    """Run the cell and write its folder. Returns its status and one line: why it isn't `ok`, or which results it lacks.
 
-    What is `known` to count for its numbers is written with it, and lets its training go on with more steps.
+    `known`, the facts that its results depend on, is written too; it allows later commands to extend the training.
     """
     folder = Path(plan.out) / "cells" / cell.id
     record = records.CellRecord(identity_of(plan, cell))
@@ -47,13 +46,13 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
         status, reason = "diverged", str(error)
     except BaseException as error:
         if is_users(error) or (isinstance(error, OSError) and out_of_room(error)):
-            raise  # nor could this be written down
+            raise  # because this couldn't be written either
         status, reason = "oom" if is_out_of_memory(error) else "failed", told(error, cell)
         keep_traceback(plan, cell)
     if lacking:
         reason, key = "; ".join(lacking)[:1000], f"{key} in part"  # so that a later run tries again
     if (status == "oom" or lacking) and torch.cuda.is_available():
-        torch.cuda.empty_cache()  # the next cell may have other shapes
+        torch.cuda.empty_cache()  # the next cell may need blocks of other sizes
     if changed := watch.ended():
         status, reason = "failed", f"{changed} ({reason})" if reason else changed
         record = records.CellRecord(identity_of(plan, cell))
@@ -70,9 +69,9 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
 
 
 def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, folder: Path) -> list[str]:
-    """Train, keep the policy where that is asked for, and probe; returns which diagnostics could not be computed.
+    """Train, save the policy if requested, and probe; returns which diagnostics could not be computed.
 
-    A probe that fails takes no training with it, and where nothing is trained it is all that was asked for.
+    If a probe fails after training, the results of training are kept; without training, the cell fails.
     """
     require_unchanged(cell)
     task = worker.task(plan, cell)
@@ -82,7 +81,7 @@ def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, fol
         train(make_estimator(cell.estimator_spec, task, plan), task, plan, cell, record, checkpoint)
         if plan.save_policies and parallel.is_main():
             _save_policy(task, folder / records.POLICY)
-    if not plan.checkpoints or cell.twin:
+    if not plan.checkpoints or cell.other_draws:
         return []
     if not plan.train:
         return probe(task, plan, cell, record)
@@ -93,7 +92,7 @@ def _run_parts(plan: Plan, cell: Cell, key: str, record: records.CellRecord, fol
 
 
 def _discard(plan: Plan, cell: Cell, folder: Path) -> None:
-    """What the cell has written besides its rows, that a later one would go on from."""
+    """Remove the checkpoints of a cell, from which a later one would resume."""
     training_file(plan, cell).unlink(missing_ok=True)
     shutil.rmtree(folder / records.POLICY, ignore_errors=True)
     for number in range(len(checkpoint_steps(plan))):
@@ -101,7 +100,7 @@ def _discard(plan: Plan, cell: Cell, folder: Path) -> None:
 
 
 def _save_policy(task: Task, folder: Path) -> None:
-    """Whole or not at all."""
+    """Save the policy, completely or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder) as draft:
         draft.mkdir()

@@ -1,4 +1,4 @@
-"""No cell of one plugin changes another's: what code of a plugin changed for others is found, put back and named."""
+"""Isolates cells of different plugins: shared state that plugin code changed is detected, restored and reported."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ from gradebench.experiment.loaded import worker
 from gradebench.plugins.patches import Snapshot, imported
 from gradebench.storage import followed
 
-_SHOWN = 5  # things that were changed
-_FILES = 32  # that a cell may leave open
+_SHOWN = 5  # changes that a message lists
+_FILES = 32  # open files that a cell may leave
 
 
 class Watch:
-    """Around a cell that may run code of plugins."""
+    """Watches a cell that may run plugin code."""
 
     def __init__(self, foreign: Sequence[str], name: str):
         """`foreign`: where the code of its task and its estimator comes from; `name`: the estimator's label."""
@@ -36,8 +36,7 @@ class Watch:
             self.threads, self.files = set(threading.enumerate()), _open_files()
 
     def ended(self) -> str:
-        """Why its numbers can't be used, else nothing. Whatever the next cell would find changed is made anew, and so
-        is the process, where it is a worker's."""
+        """Why the cell's results can't be used, or "". What it changed is loaded again, and a worker process is replaced."""
         names = [name for plugin in self.plugins for name in imported.get(plugin, ())]
         names += worker.changes()
         if self.plugins:
@@ -52,7 +51,7 @@ class Watch:
         return f"{_said(self.plugins, self.name)} changed what other cells use too: {_few(names)}; its numbers are discarded"
 
     def _left_running(self) -> bool:
-        """Whether the cell left threads, a timer or many open files behind."""
+        """Whether the cell left threads, a timer or many open files."""
         threads = [one for one in threading.enumerate() if one not in self.threads and one.is_alive()]
         timer = hasattr(signal, "getitimer") and any(signal.getitimer(signal.ITIMER_REAL))
         return bool(threads) or timer or _open_files() > self.files + _FILES
@@ -60,10 +59,9 @@ class Watch:
 
 @contextlib.contextmanager
 def unchanged(what: str, foreign: str, tasks: Sequence[Task] = (), settings: Sequence[Setting] = ()) -> Iterator[None]:
-    """Code of a plugin, in the process that prepares for all; the settings are put back.
+    """A context for plugin code in the main process, which restores settings.
 
-    Raises        InputError where it changes the tasks, or what every process has once, or leaves most of the files open
-                  that a process may have.
+    Raises        InputError if the code changes the tasks or other process-wide state, or leaves many files open.
     """
     if not foreign:
         yield
@@ -93,7 +91,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _open_files() -> int:
-    """How many files this process has open; 0 where the system doesn't tell."""
+    """The number of open files of this process; 0 if the system doesn't say."""
     with contextlib.suppress(OSError):
         return len(os.listdir("/proc/self/fd"))
     return 0

@@ -1,7 +1,7 @@
-"""Where cells run: on this machine, on a Ray cluster or as Slurm jobs. All give what `workers` gives, through the same
-warm processes, so that statuses, time limits and numbers are the same everywhere; the folder must be seen by all nodes.
+"""Where cells run: on this machine, on a Ray cluster, or as Slurm jobs.
 
-Ray and Slurm only add what can be lost with a node: such a cell is run again, `TRIES` times in all.
+All launchers use the worker processes of `workers`, so statuses, time limits and results are the same everywhere. All
+nodes must see the run's folder. A cell whose Ray or Slurm node is lost is run again, `TRIES` times in all.
 """
 
 import contextlib
@@ -35,24 +35,26 @@ from gradebench.storage.cache import cache_root
 
 TRIES = 3
 Ended = tuple[Any, tuple[str, str]]
-_POLL = 0.5  # seconds between looks at the files of Slurm's jobs
-_SLURM_JOBS = 16  # at a time, where --jobs says nothing
-_ARRAY = 1000  # tasks of one array, as most clusters allow
-_HOURS = 24  # of a Slurm job, where neither --timeout nor SBATCH_TIMELIMIT says
+_POLL = 0.5  # seconds between reads of the Slurm jobs' result files
+_SLURM_JOBS = 16  # jobs at a time, without --jobs
+_ARRAY = 1000  # tasks in one array; most clusters allow as many
+_HOURS = 24  # time limit of a Slurm job, without --timeout and SBATCH_TIMELIMIT
 
 
 @contextlib.contextmanager
 def launched(name: str, jobs: int | None, device: str, timeout: float | None) -> Iterator[Each]:
-    """`each(function, calls)` of the launcher of that name, or of torchrun, where that has started us; `jobs` is the number of places, on GPUs of each GPU.
+    """`each(function, calls)` of the named launcher, or that of torchrun if it started this process.
 
-    Raises        InputError where its package isn't installed, or its cluster can't be reached.
+    `jobs` is the number of cells at a time; on GPUs, per GPU.
+
+    Raises        InputError if the launcher's package isn't installed, or its cluster can't be reached.
     """
     with (in_step if parallel.world_size() > 1 else LAUNCHERS[name])(jobs, device, timeout) as each:
         yield each
 
 
 def foreign(call: Any) -> Foreign:
-    """The plugins whose code a call for a cell runs."""
+    """The plugins whose code the call for a cell runs."""
     parts = call if isinstance(call, tuple) else ()
     return next((one.foreign for one in parts if isinstance(one, Cell)), ())
 
@@ -64,7 +66,7 @@ def local(jobs: int | None, device: str, timeout: float | None) -> Iterator[Each
 
 
 def default_jobs(device: str) -> int:
-    """One a core, or one on each GPU."""
+    """One job for each core, or for each GPU."""
     return 1 if device.startswith("cuda") else usable_cores()
 
 
@@ -86,7 +88,7 @@ def _required(package: str, launcher: str) -> Any:
 
 @contextlib.contextmanager
 def in_step(jobs: int | None, device: str, timeout: float | None) -> Iterator[Each]:
-    """The processes that torchrun has started make each call together, one after another."""
+    """Each call is made by all processes of torchrun together, one call after the other."""
     if timeout is not None:
         raise InputError("--timeout can't end a cell that several processes run; leave it out under torchrun")
 
@@ -101,7 +103,7 @@ def in_step(jobs: int | None, device: str, timeout: float | None) -> Iterator[Ea
 
 
 def _quietly(device: str, function: Work, call: Any) -> tuple[str, str]:
-    """The call as a worker makes it: with fixed threads, and what a plugin prints out of the tables."""
+    """Make the call as a worker does: with a fixed number of threads, and with a plugin's output on stderr."""
     import torch
 
     torch.set_num_threads(max(1, usable_cores() // parallel.world_size()) if device.startswith("cuda") else 1)
@@ -114,7 +116,7 @@ def _quietly(device: str, function: Work, call: Any) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def on_ray(jobs: int | None, device: str, timeout: float | None) -> Iterator[Each]:
-    """An actor a place, each with a warm process of its own; the cluster of RAY_ADDRESS, else one on this machine."""
+    """One actor for each job, with a worker process of its own, on the cluster of RAY_ADDRESS or else on this machine."""
     ray = _required("ray", "ray")
     address = os.environ.get("RAY_ADDRESS")
     here = {"num_cpus": jobs or default_jobs("cpu")} if not address else {}
@@ -131,7 +133,7 @@ def on_ray(jobs: int | None, device: str, timeout: float | None) -> Iterator[Eac
 
 
 def _ray_seats(jobs: int | None, device: str, resources: Mapping[str, float]) -> tuple[int, dict[str, float]]:
-    """How many actors, and what each of them takes of the cluster. Raises InputError for GPUs that it lacks."""
+    """The number of actors, and the resources of each. Raises InputError if the cluster lacks GPUs."""
     if not device.startswith("cuda"):
         return jobs or max(1, int(resources.get("CPU", 1))), {"num_cpus": 1}
     gpus, share = int(resources.get("GPU", 0)), jobs or 1
@@ -141,7 +143,7 @@ def _ray_seats(jobs: int | None, device: str, resources: Mapping[str, float]) ->
 
 
 class _Seat:
-    """The actor: a place of its own on its node."""
+    """The actor: a worker process on its node."""
 
     def __init__(self, timeout: float | None):
         self.stack = contextlib.ExitStack()
@@ -150,17 +152,20 @@ class _Seat:
     def run(self, function: Work, call: Any) -> tuple[str, str] | InputError:
         try:
             return next(ended for _, ended in self.each(function, [call]))
-        except InputError as error:  # a value, because Ray would wrap the exception
+        except InputError as error:  # returned, because Ray would wrap the exception
             return error
 
 
 def _each_on_ray(
     ray: Any, seat: Callable[[], Any], number: int, function: Work, calls: Iterable[Any]
 ) -> Iterator[Ended]:
-    """Keep all actors busy; where one is lost, take another and run its call again."""
-    waiting, again = iter(sorted(calls, key=foreign)), list[tuple[Any, int]]()  # grouped: fewer processes to start
+    """Keep all actors busy; if one is lost, start another one and run its call again."""
+    waiting, again = (
+        iter(sorted(calls, key=foreign)),
+        list[tuple[Any, int]](),
+    )  # grouped, so that fewer processes are started
     idle: list[Any] = []
-    busy: dict[Any, tuple[Any, Any, int]] = {}  # reference -> actor, call, earlier losses
+    busy: dict[Any, tuple[Any, Any, int]] = {}  # reference -> actor, call, number of earlier losses
     while True:
         while len(busy) < number and (turn := again.pop() if again else _first(waiting)) is not None:
             actor = idle.pop() if idle else seat()
@@ -189,7 +194,7 @@ def _first(calls: Iterator[Any]) -> tuple[Any, int] | None:
 
 
 def _lost(times: int, what: str) -> tuple[str, str] | None:
-    """What a cell is that was lost so often; None while it may be tried again."""
+    """The outcome of a call that was lost this often; None if it is to be tried again."""
     return ("failed", f"lost {times} times with {what}") if times >= TRIES else None
 
 
@@ -198,20 +203,20 @@ def _lost(times: int, what: str) -> tuple[str, str] | None:
 
 @dataclass
 class _Share:
-    """Calls that one Slurm job runs one after the other, and the file in which it says what became of them."""
+    """The calls that one Slurm job runs one after the other, and the file to which it writes their outcomes."""
 
     calls: list[Any]
     losses: list[int]
     path: Path
     job: Any = None
-    told: int = field(default=0)  # lines that were read
+    told: int = field(default=0)  # lines that were read so far
 
     def news(self) -> Iterator[Ended]:
-        """What the file says of further calls. Raises InputError where the job could not go on for want of room."""
+        """New outcomes in the file. Raises InputError if the job stopped because a disk was full."""
         text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         for line in text.splitlines(keepends=True)[self.told :]:
             if not line.endswith("\n"):
-                return  # still being written
+                return  # the line is still being written
             status, reason = json.loads(line)
             if status == "stop":
                 raise InputError(reason)
@@ -221,9 +226,9 @@ class _Share:
 
 @contextlib.contextmanager
 def on_slurm(jobs: int | None, device: str, timeout: float | None, cluster: str = "slurm") -> Iterator[Each]:
-    """Arrays of jobs, each with a warm process for its share of the cells; partition and account by SBATCH_*."""
+    """Job arrays; each job runs its share of the cells in a worker process. Set partition and account by SBATCH_* variables."""
     submitit = _required("submitit", "slurm")
-    # In the cache and not in the run's folder: submitit hands functions over as pickles, which no run folder holds.
+    # In the cache, because submitit passes functions as pickles, which must not be in a run's folder.
     folder = cache_root() / "slurm" / uuid.uuid4().hex
     folder.mkdir(parents=True)
     try:
@@ -252,10 +257,12 @@ def _each_on_slurm(
     function: Work,
     calls: Iterable[Any],
 ) -> Iterator[Ended]:
-    """Submit all calls, tell of each as it ends, and submit again what was lost with its job."""
-    turns = [(call, 0) for call in sorted(calls, key=foreign)]  # grouped: fewer processes to start
+    """Submit all calls, yield each outcome as it comes, and resubmit the calls of lost jobs."""
+    turns = [(call, 0) for call in sorted(calls, key=foreign)]  # grouped, so that fewer processes are started
     while turns or shares:
-        size = -(-len(turns) // min(_ARRAY, 4 * jobs))  # several shares a job, so that none waits for a slow one
+        size = -(
+            -len(turns) // min(_ARRAY, 4 * jobs)
+        )  # several shares for each job, so that a slow one delays few calls
         new = [_share(turns[i : i + size], folder) for i in range(0, len(turns), size or 1)]
         if new:
             executor.update_parameters(timeout_min=_minutes(size, timeout))
@@ -290,10 +297,10 @@ def _minutes(calls: int, timeout: float | None) -> int:
 
 
 def _work_off(function: Work, calls: Sequence[Any], path: str, timeout: float | None) -> None:
-    """In the job: one call after the other, with a line for each as it ends."""
+    """Runs in the Slurm job: one call after the other; writes a line when each ends."""
     with open(path, "a", encoding="utf-8") as lines, workers([Place()], timeout, foreign) as each:
         try:
-            for call in calls:  # in this order, which is that of the lines
+            for call in calls:  # the order of the calls is that of the lines
                 _, ended = next(each(function, [call]))
                 lines.write(json.dumps(ended) + "\n")
                 lines.flush()

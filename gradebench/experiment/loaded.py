@@ -1,4 +1,4 @@
-"""The task that a process has loaded: its cells share it, and none of them may change it for the others."""
+"""The task that a process has loaded, which its cells share and must not change."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,17 +14,17 @@ from gradebench.storage import followed
 
 
 class Loaded(NamedTuple):
-    """A task as it was loaded."""
+    """A loaded task, and what it was like then."""
 
     identity: str
     task: Task
-    initial: list[Tensor]  # its parameters
+    initial: list[Tensor]  # values of its parameters
     print: Print
 
 
 class Worker:
-    """What a process keeps from one cell to the next: the task that it has loaded, one at a time, as cells come grouped
-    by task, and what was measured of it before any training."""
+    """What a process keeps between cells: the loaded task, one at a time because cells come grouped by task, and its
+    evaluations before training."""
 
     def __init__(self) -> None:
         self.loaded: Loaded | None = None
@@ -34,7 +34,7 @@ class Worker:
     def task(self, plan: Plan, cell: Cell) -> Task:
         """The cell's task at its initial parameters."""
         options = sorted(cell.task_options.items())
-        identity = f"{cell.task_spec} {cell.digests[:1]} {options} {plan.settled} {plan.device}"
+        identity = f"{cell.task_spec} {cell.digests[:1]} {options} {plan.prepared} {plan.device}"
         if self.loaded is None or self.loaded.identity != identity:
             self.forget()
             self.loaded = _load(plan, cell, identity)
@@ -46,20 +46,20 @@ class Worker:
         self.first_evaluations.clear()
 
     def changes(self) -> list[str]:
-        """What has changed of the task since it was loaded, but for the numbers of what is trained."""
+        """The names of the task's parts that have changed since it was loaded, apart from the values of trained parameters."""
         one = self.loaded
         return [] if one is None else changed(one.print, _print(one.task, one.initial))
 
 
-worker = Worker()  # of this process
+worker = Worker()  # the only one in this process
 
 
 def _load(plan: Plan, cell: Cell, identity: str) -> Loaded:
     if plugins := [one for one in cell.foreign if one]:
-        followed.follow(plugins)  # a reference gradient may load it before any cell is watched
+        followed.follow(plugins)  # because a reference gradient may load the task before any cell is watched
     task = registry.resolve("tasks", cell.task_spec).factory(**cell.task_options)
-    task.settled = plan.settled
-    if task.settled is None:
+    task.prepared = plan.prepared
+    if task.prepared is None:
         task.prepare(torch.device(plan.device), log=lambda message: None)
     task.load(torch.device(plan.device))
     initial = [p.detach().clone() for p in task.params]

@@ -1,4 +1,4 @@
-"""Shards of one run, made apart, as the run they would have been."""
+"""Merges shards of a run, which were run separately, into one run."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +20,8 @@ from gradebench.storage.files import LOCK, exclusive_lock, is_draft
 
 Report = Callable[[Path, pd.DataFrame, pd.DataFrame], object]  # of a folder with these metrics and leaderboard
 
-_UNITED = ("estimators", "tasks")  # entries of requests
-_UNFINISHED = ".merging"  # in a folder whose merge hasn't come to its end
+_UNITED = ("estimators", "tasks")  # entries of a request that are united
+_UNFINISHED = ".merging"  # in a folder whose merge isn't finished
 
 
 @made_once()
@@ -32,14 +32,13 @@ def merge(
     working: Callable[[str, int], AbstractContextManager[None]] = lambda doing, tasks: nullcontext(),
 ) -> pd.DataFrame:
     """Writes the tables, samples and config.json of all shards into a new folder, then its `report`; returns the
-    leaderboard. `working(doing, tasks)` is around what takes long of many tasks.
+    leaderboard. `working(doing, tasks)` is a context for what takes long with many tasks.
 
-    Cells themselves stay where they are. What differs between machines stands in the first shard's environment.json.
+    The cells' folders aren't copied. environment.json is that of the first shard. An interrupted merge can be repeated
+    in the same folder.
 
-    A merge that was cut off begins anew in the same folder.
-
-    Raises        InputError for shards that differ in setting, budget or version, cells that come twice, and a folder
-                  that is no new one.
+    Raises        InputError if shards differ in setting, budget or version, if they share cells, and if the folder isn't
+                  new.
     """
     if out.exists() and not _is_new(out):
         raise InputError(f"{out} isn't empty; give a new folder")
@@ -69,7 +68,7 @@ def merge(
 
 
 def _is_new(out: Path) -> bool:
-    """Whether a folder has nothing in it but what a merge that was cut off has left."""
+    """Whether a folder is empty, or holds only what an interrupted merge left."""
     left = {path.name for path in out.iterdir() if not is_draft(path.name)}
     return _UNFINISHED in left or left <= {LOCK}
 
@@ -113,7 +112,7 @@ def _write(
     config["design"] = read_design(folders)
     formats.write_json(out / "config.json", config)
     formats.write_json(out / "environment.json", runs.read_environment(folders[0]))
-    tables.write_parquet(metrics, out / "metrics.parquet")  # last, as it makes the folder a run
+    tables.write_parquet(metrics, out / "metrics.parquet")  # last, because a folder with it counts as a run
     digests.seal(out, records.READ_AGAIN)
 
 
@@ -126,7 +125,7 @@ def _probes(path: Path) -> pd.DataFrame:
 
 
 def _called(config: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A config.json in which some tasks are called otherwise."""
+    """The config.json with some tasks renamed."""
     by_task = ("plans", "tasks", "learning_rates", "tuned_options")
     answer = config | {part: _renamed(config[part], names) for part in by_task if part in config}
     for part in ("facts", "given"):
@@ -140,7 +139,7 @@ def _renamed(table: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
 
 
 def _config(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """The first shard's config.json with the cells, seeds, tasks, rates and requests of all."""
+    """The first shard's config.json, with the cells, seeds, tasks, rates and requests of all shards."""
     merged = dict(configs[0])
     seeds = sorted({seed for config in configs for seed in config.get("seeds", [])})
     merged |= {"merged": list(names), "seeds": seeds}

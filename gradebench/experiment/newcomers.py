@@ -1,4 +1,4 @@
-"""`gradebench run --tune`: estimators without a rate tuned for this run are tuned first, as the others were."""
+"""`gradebench run --tune`: first tunes the estimators that have no tuned learning rate, with the others' protocol."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +11,7 @@ from gradebench.analysis import rate_curve, tables
 from gradebench.analysis.provenance import TUNED
 from gradebench.core.errors import InputError
 from gradebench.core.seeds import parse_seeds
+from gradebench.core.shown import counted
 from gradebench.core.task import Task
 from gradebench.experiment import runner, tuning
 from gradebench.experiment.cells import Progress, Run
@@ -18,13 +19,13 @@ from gradebench.plugins import registry
 from gradebench.storage import digests, records
 from gradebench.storage.tuned import CURVES
 
-FOLDER = "tuning"  # in the run's folder
-RATES, SEEDS = 6, "1000-1004"  # of the protocol where none is recorded
+FOLDER = "tuning"  # the tuning's folder in the run's
+RATES, SEEDS = 6, "1000-1004"  # of the protocol if the task records none
 
 
 def newcomers(run: Run) -> dict[str, list[str]]:
-    """By label of each task, the specs of the estimators whose rate isn't tuned for it at these steps; none that
-    borrows, as it was asked to."""
+    """For each task's label, the specs of the estimators without a rate tuned for it at this number of steps, except those
+    with `rate-like`."""
     found: dict[str, list[str]] = {}
     for plan, cell in run.cells:
         mine, spec = found.setdefault(cell.task, []), cell.estimator_spec
@@ -36,7 +37,7 @@ def newcomers(run: Run) -> dict[str, list[str]]:
 
 
 def protocol(task: Task, names: Sequence[str]) -> tuple[list[float], str]:
-    """Rates and seeds by which the rates that the task records were tuned; else RATES around the task's own, and SEEDS."""
+    """The rates and seeds with which the task's recorded rates were tuned; else RATES rates around its default, and SEEDS."""
     for name in names:
         recorded = task.tuned(name) or {}
         if "grid" in recorded and "seeds" in recorded:
@@ -45,24 +46,28 @@ def protocol(task: Task, names: Sequence[str]) -> tuple[list[float], str]:
 
 
 def tune_newcomers(request: runner.Request, progress: Progress, dry: bool = False) -> runner.Request:
-    """The request with the rates of its newcomers, found by trials in the run's folder; as it is where there are none,
-    or `dry`.
+    """The request with tuned rates for its newcomers, by trials in the run's folder; unchanged if there are none, or if
+    `dry`.
 
-    Raises        InputError beside rates that are given, and where a seed of the comparison would be tuned on.
+    Raises        InputError if learning rates are given, or if a seed of the comparison would be used for tuning.
     """
     if request.learning_rate is not None or request.tuned:
-        raise InputError("--tune finds learning rates, and they are given; leave out --learning-rate and --tuned")
+        raise InputError(
+            "--tune would find learning rates that are given already; leave out --learning-rate and --tuned"
+        )
     run = runner.prepare(request, progress)
     found = newcomers(run)
     if not found:
-        progress.note("--tune: every rate is tuned for this already")
+        progress.note("--tune: all estimators have tuned rates already")
         return request
     names = list(registry.entries("estimators"))
     protocols = {label: protocol(run.tasks[label], names) for label in found}
     compared = {cell.seed for _, cell in run.cells}
     for label, (rates, seeds) in protocols.items():
-        trials = f"{len(rates)} rates x {len(parse_seeds(seeds))} seeds"
-        progress.note(f"--tune: {', '.join(found[label])} on {label}, by {trials} of {_steps(run, label)} steps each")
+        trials = f"{counted(len(rates), 'rate')} x {counted(len(parse_seeds(seeds)), 'seed')}"
+        progress.note(
+            f"--tune: {', '.join(found[label])} on {label}, by {trials} of {counted(_steps(run, label), 'step')} each"
+        )
         if both := sorted(compared & set(parse_seeds(seeds))):
             raise InputError(f"--tune: seed {both[0]} is for tuning; compare on other seeds than {seeds}")
     if dry:
@@ -94,7 +99,7 @@ def _tuned(
     seeds: str,
     progress: Progress,
 ) -> tuning.Tuned:
-    """The trials of one task's newcomers. Interrupted, it ends with what is done; a second start goes on."""
+    """Tune one task's newcomers. If it is interrupted, finished trials are kept, and a second start resumes."""
     spec = next(cell.task_spec for _, cell in run.cells if cell.task == label)
     out = run.out / FOLDER / records.cell_id(label, "trials", 0)
     facts: dict[str, Any] = {"estimators": list(specs), "tasks": [spec], "seeds": seeds, "out": str(out)}
@@ -107,6 +112,6 @@ def _tuned(
 
 
 def folder_of(request: runner.Request) -> Path:
-    """The run's folder, which its tuning is in: settled before either begins."""
+    """The run's folder, which also holds its tuning, so it is chosen before either starts."""
     tasks, _ = runner.expand("tasks", request.tasks)
     return Path(request.out) if request.out else runner.default_folder(tasks)

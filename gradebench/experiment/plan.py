@@ -1,4 +1,4 @@
-"""What is to run: the settings that all cells of a run share, and one cell."""
+"""The plan, the settings that all cells of a task share, and the cell."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from gradebench.analysis.provenance import Rate
 from gradebench.storage import records
 
-FIRST_EVALUATION = 10  # the step of the first evaluation after step 0; each next one is at twice as many
+FIRST_EVALUATION = 10  # the step of the first evaluation after step 0; the step doubles from one to the next
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings that all cells of a run share."""
+    """The settings that all cells of a task share."""
 
     run_id: str
     out: str
@@ -19,30 +19,31 @@ class Plan:
     steps: int
     batch: int
     learning_rate: float | None = None  # None: the recorded tuned value, else the task's
-    clip: float = 1.0  # of the gradient's global norm
+    clip: float = 1.0  # maximum of the gradient's global norm
     evaluations: int | None = None  # after step 0, evenly spaced; None: at 10, 20, 40, 80, ... and the last step
-    checkpoints: int = 3  # of the reference trajectory, its start and end included
-    train: bool = True  # False: gradient probes alone
-    along: str = "reference"  # whose trajectory has the checkpoints: "reference", shared by all, or "own"
-    probe_draws: int = 4  # in pairs that share their prompts
-    details: bool = False  # probe parameter groups, costs and several batch sizes too
-    warm_up: int = 256  # batches, at most, for the estimator's own state before it is frozen
-    reference: str = "rloo"  # an unbiased estimator: its trajectory has the checkpoints, its long run is the reference
-    reference_draws: int = 4  # of each seed, each over all train prompts
-    checkpoint_every: float = 60.0  # seconds of training, after which what it has come to is written down
-    patience: int = 5  # updates refused because the gradient isn't finite, before a cell counts as diverged
-    setting: str = ""  # what the task runs on, as `prepare` settled it
-    settled: dict[str, Any] | None = field(default=None, hash=False)  # of the task, for workers
-    shards: int = 1  # parts of a batch, each with random numbers of its own; several processes share them
-    save_policies: bool = False  # keep the trained policy in the cell's folder
+    checkpoints: int = 3  # number of probe points on the trajectory, with its start and end
+    train: bool = True  # False: only gradient probes
+    along: str = "reference"  # the trajectory of the probe points: "reference", shared by all estimators, or "own"
+    probe_draws: int = 4  # gradients in each probe; two of a pair have the same prompts
+    details: bool = False  # also probe parameter groups, costs and several batch sizes
+    warm_up: int = 256  # maximum number of batches to warm up the estimator's own state before a probe
+    reference: str = "rloo"  # an unbiased estimator, for the shared trajectory and for reference gradients
+    reference_draws: int = 4  # gradients, each over all train prompts, in a seed's reference gradient
+    checkpoint_every: float = 60.0  # seconds of training between checkpoints
+    patience: int = 5  # skipped updates, because gradients weren't finite, before a cell counts as diverged
+    setting: str = ""  # what the task runs on, as `prepare` resolved it
+    prepared: dict[str, Any] | None = field(default=None, hash=False)  # what `Task.prepare` left for `load`
+    shards: int = 1  # parts of a batch, each with its own random numbers, spread over processes
+    save_policies: bool = False  # save the trained policy in the cell's folder
     tuned: dict[str, Rate] = field(default_factory=dict, hash=False)  # learning rates found by `gradebench tune`
-    reference_key: str = ""  # changes with whatever the reference trajectory depends on
+    reference_key: str = ""  # digest of everything that the reference trajectory depends on
 
     @property
     def evaluation_steps(self) -> list[int]:
-        """The steps of training after which all splits are evaluated, 0 and the last included.
+        """The training steps at which splits are evaluated, including 0 and the last.
 
-        By default a geometric series that doesn't depend on `steps`, so that a longer run has the points of a shorter.
+        By default a geometric series that doesn't depend on `steps`, so that a longer run includes the steps of a shorter
+        one.
         """
         if self.evaluations is not None:
             return sorted({round(self.steps * i / self.evaluations) for i in range(self.evaluations + 1)})
@@ -52,21 +53,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cell:
-    """One estimator on one task with one seed; specs as a worker can resolve them anew."""
+    """One estimator on one task with one seed. Workers resolve its specs again."""
 
     task: str  # label
     task_spec: str
-    task_options: dict[str, Any] = field(hash=False)  # as settled by `prepare`
+    task_options: dict[str, Any] = field(hash=False)  # as resolved by `prepare`
     estimator: str  # label
     estimator_spec: str
     seed: int
-    params: str = "{}"  # of the estimator, all of them, as JSON
+    params: str = "{}"  # all options of the estimator, as JSON
     source: str = ""  # where the estimator comes from
-    digests: tuple[str, ...] = ()  # of the code of task and estimator; empty: whatever it is now
-    foreign: tuple[str, ...] = ()  # where the code of task and estimator comes from, "" for our own
-    read: dict[str, str | None] = field(default_factory=dict, hash=False)  # by code of the task's plugin, to prepare it
-    checkpoint: int | None = None  # the only one to probe; None: all of them
-    twin: str = ""  # names other draws than the seed's own, for an A/A control; it is trained and not probed
+    digests: tuple[str, ...] = ()  # of the source code of task and estimator; empty: not checked
+    foreign: tuple[str, ...] = ()  # origins of the code of task and estimator, "" for built-in code
+    read: dict[str, str | None] = field(default_factory=dict, hash=False)  # by the task's plugin while it was prepared
+    checkpoint: int | None = None  # the only probe point to probe; None: all
+    other_draws: str = ""  # for an A/A control: makes its random numbers differ from the seed's; it isn't probed
+    control_of: str = ""  # label of the estimator that this is the A/A control of
+    trial_of: str = ""  # label of the estimator that this is a trial of, in a tuning
+    trial_options: str = ""  # options of the estimator that the trial changes, "name=value,name=value"
 
     @property
     def id(self) -> str:

@@ -1,4 +1,4 @@
-"""Before a run: the names resolved, the tasks made ready, and a cell for each estimator, task and seed."""
+"""Prepares a run: resolves names, loads tasks, and makes a cell for each estimator, task and seed."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gradebench.analysis import tables
+from gradebench.analysis import cell_labels, tables
 from gradebench.analysis.design import RATE, Variant, parse_sweep, variants
 from gradebench.analysis.provenance import Rate, tuned_rate
 from gradebench.core import parallel
@@ -21,6 +21,7 @@ from gradebench.core.global_state import PROCESS
 from gradebench.core.interrupts import is_users
 from gradebench.core.options import with_values
 from gradebench.core.seeds import parse_seeds
+from gradebench.core.shown import counted
 from gradebench.core.task import Task
 from gradebench.experiment.cell_files import checkpoint_steps
 from gradebench.experiment.cell_setup import cell_key, make_estimator
@@ -41,7 +42,7 @@ from gradebench.storage.tuned import read_choices, records_of
 
 
 def expand(kind: str, specs: Sequence[str]) -> tuple[list[registry.Resolved], dict[str, str]]:
-    """Resolved specs, `all` standing for every healthy plugin; and what `all` had to leave out."""
+    """The resolved specs, with `all` expanded to every working plugin; and the plugins that `all` leaves out, with reasons."""
     left_out: dict[str, str] = {}
     resolved: dict[str, registry.Resolved] = {}
     for line in registry.collisions(kind):
@@ -56,7 +57,7 @@ def expand(kind: str, specs: Sequence[str]) -> tuple[list[registry.Resolved], di
         for name in healthy:
             try:
                 resolved[name] = registry.resolve(kind, name)
-            except InputError as reason:  # a plugin nobody asked for by name must not end the run
+            except InputError as reason:  # a broken plugin that nobody named must not end the run
                 left_out[name] = str(reason)
     if not resolved:
         raise InputError(f"no {kind} to run; {registry.INSTALL_HINT}")
@@ -64,20 +65,20 @@ def expand(kind: str, specs: Sequence[str]) -> tuple[list[registry.Resolved], di
 
 
 def missing(request: Request, progress: Progress) -> list[str]:
-    """What a run of these tasks would download for long; where there is any, what they need is told."""
+    """The large downloads that these tasks would need; if there are any, the tasks' requirements are printed."""
     tasks = [resolved.create() for resolved in expand("tasks", request.tasks)[0]]
     names = [name for task in tasks for name in task.missing()]
-    for line in (line for task in tasks if names for line in task.needs()):
+    for line in (line for task in tasks if names for line in task.requirements()):
         progress.note(line)
     return names
 
 
 def ready_task(resolved: registry.Resolved, device: str, strict: bool, progress: Progress) -> Task:
-    """The task with everything prepared, and loaded in this process."""
+    """The task, prepared and loaded in this process."""
     task = resolved.create()
-    for line in task.needs():
+    for line in task.requirements():
         progress.note(line)
-    torch.set_num_threads(min(2, usable_cores()))  # fixed, so that what is trained here doesn't vary with jobs
+    torch.set_num_threads(min(2, usable_cores()))  # fixed, so that models trained here don't depend on --jobs
     task.prepare(torch.device(device), progress.note, strict)
     task.load(torch.device(device))
     return task
@@ -90,7 +91,7 @@ def saves(task: Task) -> bool:
 
 @contextlib.contextmanager
 def plugin_errors(what: str) -> Iterator[None]:
-    """Whatever a plugin's code raises, as an InputError that says where; its traceback would bury that."""
+    """A context that turns any exception of plugin code into an InputError with its place, instead of a long traceback."""
     try:
         yield
     except InputError:
@@ -108,9 +109,9 @@ def plugin_errors(what: str) -> Iterator[None]:
 
 
 def prepare(request: Request, progress: Progress) -> Run:
-    """Check everything that can be checked before the first cell, and make the tasks ready; writes no results.
+    """Check all that can be checked before the first cell, and load the tasks; writes no results.
 
-    Raises InputError for whatever in the request can't be used.
+    Raises InputError for anything invalid in the request.
     """
     require_started()
     require_numbers(request)
@@ -126,8 +127,8 @@ def prepare(request: Request, progress: Progress) -> Run:
     files.require_unlocked(out)
     jobs = request.jobs or default_jobs(device)
     run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
-    grids, settled = [], dict[tuple[str, float | None], str]()
-    ready: dict[str, tuple[Task, dict[str, str | None]]] = {}  # by spec: learning rates share theirs
+    grids, labels = [], dict[tuple[str, float | None], str]()
+    ready: dict[str, tuple[Task, dict[str, str | None]]] = {}  # by spec, because swept learning rates share a task
     for variant in _varied(request, task_specs, progress):
         resolved = variant.resolved
         what = f"task {resolved.label}"
@@ -137,15 +138,15 @@ def prepare(request: Request, progress: Progress) -> Run:
                     task = ready_task(resolved, device, request.strict, progress)
                 ready[resolved.spec] = task, read
             task, read = ready[resolved.spec]
-            same = settled.setdefault((f"{resolved.name} {task.setting} {task.options}", variant.rate), resolved.label)
+            same = labels.setdefault((f"{resolved.name} {task.setting} {task.options}", variant.rate), resolved.label)
             if same != resolved.label:
-                progress.note(f"{resolved.label} settled to the same as {same}, and runs under that name alone")
+                progress.note(f"{resolved.label} resolves to the same as {same}, and runs under that name alone")
                 continue
             if variant.values:
                 run.design[resolved.label] = variant.facts
             run.tasks[resolved.label] = task
             if request.save_policies and not saves(task):
-                progress.note(f"--save-policies: {resolved.label} keeps no policies; it runs without")
+                progress.note(f"--save-policies: {resolved.label} can't save policies; it runs without")
             rates, mine = _tuned(request, resolved, task, estimators, progress)
             plan = _at_rate(replace(_plan(request, run, task), tuned=rates), variant)
             grids.append((_tried(plan, resolved, task, read, mine), mine))
@@ -157,26 +158,26 @@ def prepare(request: Request, progress: Progress) -> Run:
         cells = grid.cells(mine, seeds)
         run.cells += cells
         if request.control:
-            run.cells += [(plan, _twin(cell)) for plan, cell in cells]
+            run.cells += [(plan, _aa_control(cell)) for plan, cell in cells]
     return run
 
 
 def _varied(request: Request, tasks: Sequence[registry.Resolved], progress: Progress) -> list[Variant]:
-    """The tasks at every value of --sweep, in all --instances."""
+    """The tasks with every combination of --sweep values and --instances."""
     sweep = parse_sweep(request.sweep)
     if RATE in sweep and (request.learning_rate is not None or request.tuned):
         other = "--tuned" if request.tuned else "--learning-rate"
-        raise InputError(f"--sweep {RATE} and {other} both say at which rates; leave one out")
+        raise InputError(f"--sweep {RATE} and {other} both set learning rates; leave one out")
     found = variants(tasks, sweep, request.instances)
     if request.instances is not None and request.instances > 1:
         progress.note(
-            f"{request.instances} instances of each task; what one takes long to make is made once and cached"
+            f"{counted(request.instances, 'instance')} of each task; models that an instance has to train are trained once and cached"
         )
     return found
 
 
 def _at_rate(plan: Plan, variant: Variant) -> Plan:
-    """The plan at a swept learning rate, which its setting then names."""
+    """The plan with a swept learning rate, which is added to its setting."""
     if variant.rate is None:
         return plan
     return replace(plan, learning_rate=variant.rate, setting=f"{plan.setting} {RATE}={variant.rate:g}")
@@ -189,9 +190,9 @@ def _tuned(
     estimators: Sequence[registry.Resolved],
     progress: Progress,
 ) -> tuple[dict[str, Rate], Sequence[registry.Resolved]]:
-    """The learning rates of --tuned for a task, and the estimators with the options that it chose, under their labels.
+    """The learning rates of --tuned for a task, and the estimators with the tuned options, under their own labels.
 
-    Raises InputError where they are of something else than what runs.
+    Raises InputError if they were tuned for another task or setting.
     """
     if not request.tuned:
         return {}, estimators
@@ -215,7 +216,7 @@ def _tuned(
     if lacking and not request.tune:
         progress.note(f"--tuned {request.tuned} has no rate for {', '.join(lacking)}; they keep theirs")
     if steps not in {choices["steps"], *map(int, choices.get("budgets", {}))}:
-        progress.note(f"--tuned {request.tuned} is of {choices['steps']} steps, and these are {steps}")
+        progress.note(f"--tuned {request.tuned} is of {counted(choices['steps'], 'step')}, and this runs {steps}")
     mine = []
     for estimator in estimators:
         chosen = choices["estimators"].get(estimator.label, {}).get("options", {})
@@ -227,7 +228,7 @@ def _tuned(
 
 
 def _require_other_seeds(request: Request, seeds: Sequence[int]) -> None:
-    """Raises InputError where a seed of the comparison was tuned on."""
+    """Raises InputError if a seed of the comparison was used for tuning."""
     tuned = read_choices(Path(request.tuned))["seeds"] if request.tuned else []
     if both := sorted(set(seeds) & set(tuned)):
         raise InputError(f"--tuned {request.tuned}: seed {both[0]} was tuned on; compare on other seeds")
@@ -253,22 +254,22 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         shards=request.shards or parallel.world_size(),
         save_policies=request.save_policies and saves(task),
         setting=task.setting,
-        settled=task.settled,
+        prepared=task.prepared,
     )
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """A task whose estimators have been tried out."""
+    """A task whose estimators were all built once."""
 
     plan: Plan
     resolved: registry.Resolved
     task: Task
-    read: dict[str, str | None]
-    supported: int  # estimators that can run on it
+    read: dict[str, str | None]  # by code of the task's plugin while it was prepared
+    supported: int  # number of estimators that can run on it
 
     def cells(self, estimators: Sequence[registry.Resolved], seeds: Sequence[int]) -> list[tuple[Plan, Cell]]:
-        """One cell for each estimator and seed; without training, for each checkpoint too, to keep all cores busy."""
+        """One cell for each estimator and seed; without training also for each probe point, to use all cores."""
         numbers = [None] if self.plan.train else range(len(checkpoint_steps(self.plan)))
         return [
             (self.plan, replace(_cell(self.resolved, self.task, self.read, estimator, seed), checkpoint=number))
@@ -287,12 +288,13 @@ def _cell(
     return Cell(resolved.label, resolved.spec, task.options, *names, read)
 
 
-def _twin(cell: Cell) -> Cell:
-    return replace(cell, estimator=cell.estimator + tables.CONTROL, twin="control")
+def _aa_control(cell: Cell) -> Cell:
+    label = cell_labels.control_label(cell.estimator)
+    return replace(cell, estimator=label, control_of=cell.estimator, other_draws="control")
 
 
 def _function_of(options: Mapping[str, Any]) -> str:
-    """The reward function that the user gave a task, whose code runs in its cells."""
+    """The origin of the reward function that the user gave, whose code runs in the task's cells; "" without one."""
     values = (value for value in options.values() if isinstance(value, str))
     return next((code_of(value) for value in values if names_function(value)), "")
 
@@ -304,7 +306,7 @@ def _tried(
     read: dict[str, str | None],
     estimators: Sequence[registry.Resolved],
 ) -> _Grid:
-    """Each estimator built once for the task, so that what is wrong with one shows before the first cell."""
+    """Build each estimator once for the task, so that errors show before the first cell."""
     reference = registry.resolve("estimators", plan.reference)
     unsupported: dict[str, str] = {}
     for estimator in [*estimators, reference]:

@@ -1,4 +1,4 @@
-"""The gradient probes of a cell: moments of its gradients at frozen points, against the truth there."""
+"""The gradient probes of a cell: moments of its gradients at frozen parameters, compared with the reference gradient."""
 
 import contextlib
 import functools
@@ -22,9 +22,9 @@ from gradebench.storage import records
 
 
 def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> list[str]:
-    """The estimator's gradients at the checkpoints: their moments against the truth there.
+    """Probe the estimator's gradients at the probe points, and compare their moments with the reference gradients.
 
-    Returns what could not be computed, and why; its metrics are empty, or left out.
+    Returns what could not be computed, and why; those metrics are empty or left out.
     """
     lacking: list[str] = []
     for number, step in enumerate(checkpoint_steps(plan)):
@@ -63,7 +63,7 @@ def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> lis
 def _measured(
     estimator: Estimator, task: Task, source: Source, draws: int, reference: Reference
 ) -> tuple[dict[str, dict[str, Interval]], dict[str, Interval], int]:
-    """The metrics of each group of parameters, those of all parameters, and from how many draws they are."""
+    """The metrics of each group of parameters, those of all parameters, and the number of draws."""
     moments = moments_of(estimator, source, draws // 2, reference.moments.centre, sizes_of(task))
     names = source.problem(source.contexts(0)[:1], None).parameter_names
     found = {group: gradient_metrics(summary) for group, summary in summaries(moments, reference, names).items()}
@@ -80,8 +80,8 @@ def _probe_calls(
     place: Mapping[str, Any],
     record: records.CellRecord,
 ) -> None:
-    """Of each call that shares a batch with others, the metrics of its gradient, in groups "call 1", "call 2", ..., and
-    what its estimates say of themselves."""
+    """The metrics of the gradient of each call that shares a batch, in groups "call 1", "call 2", ..., with the means of
+    `Estimate.info`."""
     moments, info = by_call(estimator, source, plan.probe_draws // 2, reference.moments.centre, sizes_of(task))
     names = source.problem(source.contexts(0)[:1], None).parameter_names
     for number, (one, info_of_call) in enumerate(zip(moments, info, strict=True), 1):
@@ -99,13 +99,13 @@ def _probe_batch_sizes(
     whole: Interval,
     record: records.CellRecord,
 ) -> None:
-    """The variance at smaller batches beside that of a `whole` one, and the slope of its logarithm: what samples buy."""
+    """The variance at smaller batches and at the `whole` one, and the slope of its logarithm against that of the batch size."""
     sizes = [plan.batch // 8, plan.batch // 4, plan.batch // 2]
     measured: dict[int, Interval] = {}
     place = {"along": plan.along, "step": 0, "group": ""}
     for size in (size for size in sizes if size and size % estimator.n == 0):
         source = source_of(task, plan, cell, f"batch {size}", 0, size // estimator.n)
-        with contextlib.suppress(Unsupported):  # too few contexts for its minibatches
+        with contextlib.suppress(Unsupported):  # a batch with too few contexts for the estimator's minibatches
             _, overall, draws = _measured(estimator, task, source, max(4, plan.probe_draws // 4), reference)
             measured[size] = overall["gradient_variance"]
             row = {"gradient_variance_by_batch": measured[size]}
@@ -117,7 +117,7 @@ def _probe_batch_sizes(
 
 
 def _cost_metrics(variance: Interval, costs: dict[str, float]) -> dict[str, Interval]:
-    """What one draw costs, and its variance times that: what a given precision costs."""
+    """The costs of one gradient, and variance times cost, which is the cost of a given precision."""
     answer = {}
     for name, cost in costs.items():
         answer[f"cost_{name}"] = Interval(cost, float("nan"), float("nan"))

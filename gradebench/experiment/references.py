@@ -1,6 +1,6 @@
-"""The points of a trajectory at which gradients are probed, and the truth there.
+"""The probe points on a trajectory, at which gradients are probed, and the reference gradients there.
 
-All estimators of a task share the reference's trajectory; with --along own, each has its own.
+All estimators of a task share the reference estimator's trajectory; with --along own, each has its own.
 """
 
 from dataclasses import replace
@@ -26,9 +26,10 @@ from gradebench.storage.checkpoints import Checkpoint
 
 
 def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
-    """Checkpoint `number` of the reference trajectory, and the seed's true gradient there, into its file.
+    """Write probe point `number` of the reference trajectory, with the seed's reference gradient there, into its file.
 
-    Each worker runs the trajectory up to it, unless the first seed's is there: cheaper than waiting for another one.
+    Unless the first seed's file exists, each worker runs the trajectory up to this point itself, which takes less time
+    than waiting for another worker.
     """
     with parallel.agree_on_failure():
         _reference_cell(plan, cell, number)
@@ -49,8 +50,8 @@ def _reference_cell(plan: Plan, cell: Cell, number: int) -> None:
 
 
 def reference_gradient(task: Task, plan: Plan, seed: int, number: int) -> Reference:
-    """grad J over all train prompts at the task's present parameters: exact where the task knows it, else a long run
-    of the (unbiased) reference estimator."""
+    """grad J over all train prompts at the task's present parameters: exact if the task can compute it, else the mean of many
+    gradients of the unbiased reference estimator."""
     everything = torch.arange(task.sizes["train"], device=plan.device)
     problem = task.problem("train", everything)
     if "exact" in problem.offers:
@@ -60,14 +61,16 @@ def reference_gradient(task: Task, plan: Plan, seed: int, number: int) -> Refere
     moments = Moments(start, sizes_of(task), min(8, plan.reference_draws))
     for draw in range(plan.reference_draws):
         rng = generator(plan.device, seed, "reference", number, draw)
-        parts = everything.split(max(1, 8 * plan.batch // estimator.n))  # larger passes than a step's: quicker
+        parts = everything.split(
+            max(1, 8 * plan.batch // estimator.n)
+        )  # larger passes than a training step's are faster
         vectors = [one_estimate(estimator, task.problem("train", part), rng) * len(part) for part in parts]
         moments.add((torch.stack(vectors).sum(0) / len(everything))[None])
     return Reference(moments.recentred(), exact=False)
 
 
 def shared_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Trainer, Reference]:
-    """The reference trajectory's parameters, put into the task; the estimator with its own state warmed up there."""
+    """Load the reference trajectory's parameters into the task; returns the estimator with its own state warmed up there."""
     tensors, _ = sealed.read(checkpoint_file(plan, cell, number))
     stored = {name: tensor.to(plan.device) for name, tensor in tensors.items()}
     set_parameters(task, stored)
@@ -78,18 +81,18 @@ def shared_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[
 
 
 def _warm(trainer: Trainer, task: Task, plan: Plan, cell: Cell, number: int) -> None:
-    """The state as another seed's cell has left it, else by training; the same either way, since its draws are those of
-    no seed."""
-    anyone = replace(cell, seed=0, checkpoint=None, twin="")
+    """The warmed-up state, from the file of another seed's cell or by training. Both are the same, because its random numbers
+    don't depend on the seed."""
+    anyone = replace(cell, seed=0, checkpoint=None, other_draws="")
     step, estimator = checkpoint_steps(plan)[number], trainer.estimator
     source = source_of(task, plan, anyone, "warm-up", step, plan.batch // estimator.n)
     training = trainer.training(
         generator(plan.device, 0, "warm-up"), Ledger(), records.CellRecord(identity_of(plan, anyone))
     )
-    # The reference's key changes with whatever a number depends on, but for the estimator.
+    # The reference's key depends on everything that results depend on, except the estimator.
     key = f"{plan.reference_key} {cell.estimator_spec} {cell.params} {cell.digests[1:]} {number}"
     kept = Checkpoint(warm_file(plan, cell, number), key, 0.0, plan.device, lambda: what_was_read(cell))
-    alone = parallel.world_size() == 1  # several processes must do the same, whatever each of them finds
+    alone = parallel.world_size() == 1  # several processes must all take the same branch
     if not (alone and kept.restored(training)):
         done = warm_up(trainer, source, plan.warm_up)
         if alone:
@@ -97,7 +100,7 @@ def _warm(trainer: Trainer, task: Task, plan: Plan, cell: Cell, number: int) -> 
 
 
 def own_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Trainer, Reference]:
-    """The parameters that the estimator itself has trained by then, in the task, and its own state with them."""
+    """Train with the estimator itself up to this step; leaves the parameters in the task, and returns it with its own state."""
     task = worker.task(plan, cell)
     estimator = make_estimator(cell.estimator_spec, task, plan)
     steps = checkpoint_steps(plan)[number]
@@ -109,7 +112,7 @@ def own_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Tra
 def _trajectory(
     estimator: Estimator, task: Task, plan: Plan, cell: Cell, spec: str, steps: int, rng: torch.Generator
 ) -> Trainer:
-    """Train for `steps` steps and measure nothing."""
+    """Train for `steps` steps without evaluations."""
     trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, spec).value)
     prompts = batches(task, plan, estimator.n, cell.seed)
     for _ in range(steps):
@@ -118,7 +121,7 @@ def _trajectory(
 
 
 def source_of(task: Task, plan: Plan, cell: Cell, part: str, step: int, contexts: int) -> Source:
-    """Draws with fresh prompts for each pair, all seeded by name."""
+    """Gradients with new prompts for each pair; all random numbers are seeded by name."""
     size = task.sizes["train"]
 
     def indices(number: int) -> Tensor:

@@ -1,32 +1,33 @@
-"""The commands that repeat a run: from the list of what its numbers depend on, as config.json holds it."""
+"""The commands that repeat a run, from the facts in its config.json."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gradebench.analysis.tables import CONTROL
+from gradebench.analysis import cell_labels
 from gradebench.core.options import parse_spec, text_of
 from gradebench.experiment import facts
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.plugins import registry
 
-FOLDER = "repeated"  # of several commands that make one run
+FOLDER = "repeated"  # --out of several commands that together repeat a run
 
 
 def given(request: Mapping[str, Any], cells: Iterable[tuple[Plan, Cell]]) -> dict[str, Any]:
-    """What a command line gives that has these cells run: how tasks and estimators are spelled, and whence the rates."""
+    """The entry `given` of config.json: how the command line spells tasks and estimators, and where rates come from."""
     typed = {kind: _typed(kind, request.get(kind, ())) for kind in ("estimators", "tasks")}
     answer: dict[str, Any] = {"tasks": {}, "estimators": {}}
     for plan, cell in cells:
         if cell.task not in answer["tasks"]:
-            answer["tasks"][cell.task] = _settled(cell, typed["tasks"].get(cell.task, cell.task_spec))
+            answer["tasks"][cell.task] = _resolved(cell, typed["tasks"].get(cell.task, cell.task_spec))
         one = (
             answer["estimators"]
             .setdefault(cell.task, {})
             .setdefault(
                 cell.estimator,
                 {
-                    "spec": typed["estimators"].get(cell.estimator.removesuffix(CONTROL), cell.estimator_spec),
+                    "spec": typed["estimators"].get(cell.control_of or cell.estimator, cell.estimator_spec),
+                    "control_of": cell.control_of,
                     "learning_rate": plan.learning_rate,
                     "tuned": None if request.get("tune") else request.get("tuned"),
                     "tune": bool(request.get("tune")),
@@ -44,31 +45,32 @@ def _typed(kind: str, specs: Sequence[str]) -> dict[str, str]:
     return {registry.resolve(kind, spec).label: spec for spec in specs if spec != "all"}
 
 
-def _settled(cell: Cell, spec: str) -> str:
-    """The task with what `prepare` settled, which may come out otherwise elsewhere (a hub that is out of reach)."""
+def _resolved(cell: Cell, spec: str) -> str:
+    """The task's spec with the options that `prepare` resolved, because they may resolve differently on another machine."""
     before = registry.resolve("tasks", cell.task_spec)
     options = getattr(before.create(), "options", {})
-    settled = {
+    resolved = {
         name: text_of(value)
         for name, value in cell.task_options.items()
         if name in before.params and options.get(name) != value
     }
     parsed = parse_spec(spec)
-    return f"{parsed.target}:{','.join(f'{k}={v}' for k, v in (parsed.options | settled).items())}" if settled else spec
+    return (
+        f"{parsed.target}:{','.join(f'{k}={v}' for k, v in (parsed.options | resolved).items())}" if resolved else spec
+    )
 
 
 def commands_of(config: Mapping[str, Any]) -> list[str]:
-    """The command lines that give every value again, but for seconds and memory; one where that is enough.
+    """The command lines that reproduce every value but seconds and memory; one if possible, else several with one --out.
 
-    Several go into one folder. Of a sweep, of instances, and of a config.json without facts, made by an earlier version,
-    what the request gave.
+    For sweeps, for instances, and for a config.json of an earlier version, without facts, the command of the request.
     """
     request = config.get("request", {})
     if request.get("sweep") or request.get("instances") is not None:
         return [_of_request(request)]
     try:
         return _commands(config)
-    except (KeyError, TypeError, AttributeError, ValueError):  # a file that no run wrote
+    except (KeyError, TypeError, AttributeError, ValueError):  # a config.json that no run wrote
         return [_of_request(request)]
 
 
@@ -81,7 +83,7 @@ def _commands(config: Mapping[str, Any]) -> list[str]:
     }
     if not tasks:
         return [_of_request(config.get("request", {}))]
-    together: dict[tuple[Any, ...], list[str]] = {}  # parts that tasks have in common, to the spellings of those
+    together: dict[tuple[Any, ...], list[str]] = {}  # command and options -> specs of the tasks that share them
     for task, parts in tasks.items():
         for part in parts:
             together.setdefault(part, []).append(str(spelled["tasks"][task]))
@@ -95,15 +97,16 @@ def _commands(config: Mapping[str, Any]) -> list[str]:
 def _parts(
     task: str, known: Mapping[str, Any], estimators: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """Command, estimators and options of each command that a task takes: one for all that share seeds and rates."""
+    """Command, estimators and options of each command for a task; estimators with the same seeds and rates share one."""
     command = "run" if known.get("training", True) else "probe"
     groups: dict[tuple[str, ...], list[str]] = {}
+    controls = {cell_labels.control_of(one, label): one for label, one in estimators.items()}
     for label, one in estimators.items():
-        if label.endswith(CONTROL):
+        if cell_labels.control_of(one, label):
             continue
-        twins = set(estimators.get(label + CONTROL, {}).get("seeds", ()))
+        controlled = set(controls.get(label, {}).get("seeds", ()))
         for control in (False, True):
-            seeds = [seed for seed in one["seeds"] if (seed in twins) == control]
+            seeds = [seed for seed in one["seeds"] if (seed in controlled) == control]
             for some in [[seed] for seed in seeds] if command == "probe" else [seeds] if seeds else []:
                 groups.setdefault((*_seeds(command, some), *_own(one, control)), []).append(str(one["spec"]))
     shared = _shared(command, known)
@@ -111,7 +114,7 @@ def _parts(
 
 
 def _shared(command: str, known: Mapping[str, Any]) -> tuple[str, ...]:
-    """The options that give a task's facts."""
+    """The options that set a task's facts."""
     words: list[str] = []
     for item in facts.TASK:
         value = known.get(item.name)
@@ -147,13 +150,13 @@ def _own(one: Mapping[str, Any], control: bool) -> tuple[str, ...]:
 
 
 def _ranking(request: Mapping[str, Any]) -> list[str]:
-    """The options that say how a run's tables rank."""
+    """The options for the ranking of a run's tables."""
     words = ["--by", str(request["by"])] if request.get("by") else []
     return words + [word for name in request.get("against") or () for word in ("--against", str(name))]
 
 
 def _of_request(request: Mapping[str, Any]) -> str:
-    """The command line of a request, without its folder."""
+    """The command line of a request, without --out."""
     words = ["gradebench", "run"] if request.get("train", True) else ["gradebench", "probe"]
     for name, values in (("-e", request.get("estimators", [])), ("-t", request.get("tasks", []))):
         words += [word for value in values for word in (name, str(value))]

@@ -1,4 +1,4 @@
-"""A run: what commands call to prepare one, and to carry it out and write its tables."""
+"""Runs: prepares one, runs its cells, and writes its tables."""
 
 import shutil
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 
 from gradebench.analysis import curves, frontier, instances, runs, tables
 from gradebench.core.errors import InputError
+from gradebench.core.shown import counted
 from gradebench.experiment import earlier, repeat
 from gradebench.experiment.cells import Failures, Progress, Run, carry_out, drop_damaged, gather, pending, with_inputs
 from gradebench.experiment.launchers import launched
@@ -36,12 +37,12 @@ __all__ = [
 def execute(request: Request, run: Run, progress: Progress) -> Outcome:
     """Run all cells that aren't finished yet, and write the tables, also when interrupted.
 
-    Raises        InputError where another run has the folder, and where nothing more can be written.
+    Raises        InputError if another run is using the folder, or if nothing more can be written.
     """
     with files.exclusive_lock(run.out):
         outcome = measure(request, run, progress)
         written = {"metrics": outcome.metrics, "probes": outcome.probes}
-        if request.train:  # without it a cell is one checkpoint, and there is no reward to rank by
+        if request.train:  # without training there is no reward to rank by
             outcome.comparisons = tables.comparisons(outcome.metrics, request.against)
             outcome.leaderboard = tables.leaderboard(outcome.metrics, outcome.comparisons, request.by, request.against)
             written |= {"tests": outcome.comparisons, "leaderboard": outcome.leaderboard}
@@ -61,12 +62,12 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
 
 
 def measure(request: Request, run: Run, progress: Progress) -> Outcome:
-    """Run all cells that aren't finished yet, and gather what they measured, also when interrupted; no comparisons.
+    """Run all cells that aren't finished yet, and gather their results, also when interrupted, without comparing them.
 
-    Cells that earlier commands left in the folder, on the same settings, stay in its tables. To be called by who holds
-    the folder.
+    Cells of earlier commands in the folder with the same facts stay in its tables. The caller must hold the folder's
+    lock.
 
-    Raises        InputError where finished cells would be lost, unless the request is for a fresh start.
+    Raises        InputError if finished cells would be discarded, unless --fresh was given.
     """
     before = _config_before(run.out, progress)
     stand_beside(request, run, before, progress)
@@ -78,7 +79,9 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
     jobs, troubles, interrupted = pending(run, request.resume), Failures(), False
     reused = len(run.cells) - len(jobs)
     if damaged := drop_damaged(jobs):
-        progress.note(f"{len(damaged)} files of unfinished cells are damaged, as {damaged[0]}; they are made again")
+        progress.note(
+            f"{counted(len(damaged), 'file of unfinished cells is', 'files of unfinished cells are')} damaged, such as {damaged[0]}; made again"
+        )
     progress.start(len(run.cells), reused)
     try:
         if jobs:
@@ -99,7 +102,7 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
 
 
 def config_of(request: Request, run: Run) -> dict[str, Any]:
-    """config.json: the request, and what it came to."""
+    """The content of config.json: the request, and what it was resolved to."""
     plans = {cell.task: plan for plan, cell in run.cells}
     known = {(cell.task, cell.estimator): run.facts(plan, cell) for plan, cell in run.cells}
     rates: dict[str, dict[str, float]] = {}
@@ -110,8 +113,8 @@ def config_of(request: Request, run: Run) -> dict[str, Any]:
         sources.setdefault(cell.task, {})[cell.estimator] = rate.source
     return {
         "request": asdict(request),
-        # `settled` names folders of this machine's cache; what ran stands in the setting.
-        "plans": {label: {k: v for k, v in asdict(plan).items() if k != "settled"} for label, plan in plans.items()},
+        # `prepared` names folders in this machine's cache; the setting says what ran.
+        "plans": {label: {k: v for k, v in asdict(plan).items() if k != "prepared"} for label, plan in plans.items()},
         "tasks": {label: {"setting": task.setting, **task.describe()} for label, task in run.tasks.items()},
         "learning_rates": rates,
         "rate_sources": sources,
@@ -126,7 +129,7 @@ def config_of(request: Request, run: Run) -> dict[str, Any]:
 
 
 def _tuned_options(request: Request) -> dict[str, dict[str, dict[str, str]]]:
-    """By task and estimator, the options that --tuned chose."""
+    """The options that --tuned chose, by task and estimator."""
     tasks = read_choices(Path(request.tuned))["tasks"] if request.tuned else {}
     chosen = {
         label: {name: one["options"] for name, one in task["estimators"].items() if one.get("options")}
@@ -136,22 +139,22 @@ def _tuned_options(request: Request) -> dict[str, dict[str, dict[str, str]]]:
 
 
 def _config_before(out: Path, progress: Progress) -> dict[str, Any]:
-    """What earlier commands wrote down in the folder; what is damaged or can't be read is written anew, from the cells."""
+    """The config.json of earlier commands in the folder; {} if it is damaged, because it can be rebuilt from the cells."""
     path = out / "config.json"
     if not digests.is_as_written(path):
-        progress.note(f"{path} is damaged; it is made again, and cells of earlier commands tell what they are")
+        progress.note(f"{path} is damaged; it is rebuilt from the cells in the folder")
         return {}
     try:
         return runs.read_config(out)
     except InputError as error:
-        progress.note(f"{error}; it is written anew, for the cells that are there")
+        progress.note(f"{error}; it is rebuilt from the cells in the folder")
         return {}
 
 
 def stand_beside(request: Request, run: Run, before: Mapping[str, Any], progress: Progress) -> None:
-    """Takes in what earlier commands left in the folder, and says what goes on and what stays.
+    """Add the cells of earlier commands in the folder to the run, and note which are continued and which are kept.
 
-    Raises        InputError where finished cells would be lost; a fresh start deletes them.
+    Raises        InputError if finished cells would be discarded; --fresh deletes them.
     """
     found = earlier.beside(run.out, [(cell, run.facts(plan, cell)) for plan, cell in run.cells])
     if found.lost and request.resume:
@@ -169,9 +172,13 @@ def stand_beside(request: Request, run: Run, before: Mapping[str, Any], progress
         if fresh:
             progress.note(f"{len(fresh)} start over: their last state was too large to keep, or no plain data")
     if found.kept:
-        progress.note(f"{len(found.kept)} other cells of {run.out} stay in its tables")
+        progress.note(
+            f"{counted(len(found.kept), f'other cell of {run.out} stays', f'other cells of {run.out} stay')} in its tables"
+        )
     if without := [left for left in found.kept if left.damaged]:
         name = without[0].folder / without[0].damaged[0]
-        progress.note(f"{len(without)} of them stay without files that are damaged, as {name}")
+        progress.note(f"{counted(len(without), 'of them stays', 'of them stay')} without damaged files, such as {name}")
     if found.damaged:
-        progress.note(f"{len(found.damaged)} cells are damaged and left out, as {found.damaged[0]}; ask for them again")
+        progress.note(
+            f"{counted(len(found.damaged), 'cell is', 'cells are')} damaged and left out, such as {found.damaged[0]}; ask for them again"
+        )

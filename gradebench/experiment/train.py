@@ -1,4 +1,4 @@
-"""The training of a cell, with evaluations on the way, from its start or from where an earlier process had come to."""
+"""The training of a cell with its evaluations, from the start or from a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,14 +24,14 @@ def train(
     record: records.CellRecord,
     checkpoint: Checkpoint | None = None,
 ) -> Trainer:
-    """`steps` steps from the task's initial parameters, with evaluations on the way; records rewards and costs.
+    """Train for `steps` steps from the task's initial parameters; records evaluations, rewards and costs.
 
-    With a `checkpoint`, from where an earlier process had come to, and to the bit as if it had been this one.
+    With a `checkpoint`, training resumes from it, bit-identical to an uninterrupted training.
     """
     ledger = Ledger()
     trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, cell.estimator_spec).value)
     prompts = batches(task, plan, estimator.n, cell.seed)
-    rng = generator(plan.device, cell.seed, "sampling", *filter(None, [cell.twin]))
+    rng = generator(plan.device, cell.seed, "sampling", *filter(None, [cell.other_draws]))
     evaluated = plan.evaluation_steps
     estimator.train()
     reset_peak_memory(plan.device)
@@ -56,7 +56,7 @@ def train(
 
 
 def _fits(done: int, rows: Sequence[Mapping[str, Any]], plan: Plan) -> bool:
-    """Whether a training that has come so far and has these rows can go on to the plan's steps: it isn't too far, and
-    was evaluated where the plan is."""
+    """Whether a training at this step with these rows can be continued for the plan: it has no more steps, and was evaluated
+    at the plan's evaluation steps."""
     evaluated = {row["step"] for row in rows if row["phase"] == "evaluation"}
     return done <= plan.steps and evaluated == {step for step in plan.evaluation_steps if step < done}

@@ -1,4 +1,4 @@
-"""Steps of training: the order of the data, the optimizers, and what counts as diverged."""
+"""Training steps: the order of the data, the optimizers, and divergence."""
 
 import copy
 import math
@@ -15,6 +15,7 @@ from gradebench.core.estimator import Estimate, Estimator
 from gradebench.core.global_state import put_back
 from gradebench.core.problem import Ledger, Problem
 from gradebench.core.sampling import generator
+from gradebench.core.shown import counted
 from gradebench.core.task import Task
 from gradebench.core.view import Guarded
 from gradebench.experiment.plan import Plan
@@ -23,12 +24,12 @@ from gradebench.storage.checkpoints import Training
 
 
 class Diverged(Exception):
-    """The gradient was not finite for too many steps."""
+    """The gradient was not finite in too many updates."""
 
 
 @dataclass
 class Clock:
-    """Seconds by what they went to; what a loop's total leaves over is the harness itself."""
+    """Seconds by activity; the rest of a loop's total is the harness itself."""
 
     estimator: float = 0.0
     optimizer: float = 0.0
@@ -36,20 +37,20 @@ class Clock:
 
 @dataclass
 class Updates:
-    """The updates of the policy that were made, those that clipping shortened, and those that were not made because
-    their gradient was not finite: of the policy, and of the estimator's own parameters."""
+    """Counts of the policy's updates: made, clipped, and skipped because the gradient wasn't finite; and of the skipped
+    updates of the estimator's own parameters."""
 
     updates: int = 0
     clipped: int = 0
-    clip_factors: float = 0.0  # their sum: 1 for an update that wasn't clipped
+    clip_factors: float = 0.0  # sum of the clipping factors, which are 1 for updates that aren't clipped
     updates_refused: int = 0
     own_updates_refused: int = 0
     calls: int = 0
-    info: dict[str, float] = field(default_factory=dict)  # sums over calls of what estimates say of themselves
+    info: dict[str, float] = field(default_factory=dict)  # sums of `Estimate.info` over calls
 
     def summary(self) -> dict[str, float]:
-        """Metrics of a whole training: the share of clipped updates, the mean factor, the mean over calls of what
-        estimates say of themselves (`Estimate.info`), and refusals if there are any."""
+        """Metrics of a whole training: the share of clipped updates, the mean clipping factor, the means of `Estimate.info`
+        over calls, and the numbers of skipped updates if there are any."""
         made = max(1, self.updates)
         figures = {"clipped_updates": self.clipped / made, "clip_factor": self.clip_factors / made}
         figures |= {f"info_{name}": total / self.calls for name, total in self.info.items()}
@@ -60,7 +61,9 @@ class Updates:
 def _require_shapes(gradient: Sequence[Tensor], params: Sequence[Tensor]) -> None:
     found, wanted = ([tuple(one.shape) for one in tensors] for tensors in (gradient, params))
     if len(found) != len(wanted):
-        raise ValueError(f"its gradient has {len(found)} tensors, and the task has {len(wanted)} parameters")
+        raise ValueError(
+            f"its gradient has {counted(len(found), 'tensor')}, and the task has {counted(len(wanted), 'parameter')}"
+        )
     if found != wanted:
         i = next(i for i, (one, other) in enumerate(zip(found, wanted, strict=True)) if one != other)
         raise ValueError(f"tensor {i} of its gradient has the shape {found[i]}, and the parameter {wanted[i]}")
@@ -78,7 +81,7 @@ class Trainer:
         self.clock = Clock()
 
     def step(self, problem: Problem, rng: torch.Generator, update_policy: bool = True) -> list[Tensor]:
-        """All calls that share one fresh batch, with an update after each; returns the estimator's own losses, if any."""
+        """All calls that share one new batch, with an update after each; returns the estimator's own losses, if any."""
         guarded = Guarded(problem, self.estimator.needs)
         losses = []
         for _ in range(self.estimator.period):
@@ -97,7 +100,7 @@ class Trainer:
         return losses
 
     def _descend_own_loss(self, estimate: Estimate) -> None:
-        """First, because its graph reads the policy's parameters."""
+        """Update the estimator's own parameters, before the policy's, because the graph of own_loss uses those."""
         if estimate.own_loss is None or self.own_optimizer is None:
             return
         own = self.own_optimizer.param_groups[0]["params"]
@@ -118,31 +121,32 @@ class Trainer:
             self.updates.updates_refused += 1
             refused = self.updates.updates_refused
             if refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
-                raise Diverged(f"the gradient was not finite in {refused} updates{cause_in(problem)}")
+                raise Diverged(f"the gradient was not finite in {counted(refused, 'update')}{cause_in(problem)}")
             return
         self.updates.updates += 1
         self.updates.clipped += factor < 1
         self.updates.clip_factors += factor
 
     def _update(self, gradient: Sequence[Tensor]) -> float | None:
-        """One step of the policy's optimizer along a gradient (ascent), clipped; returns the factor of the clipping, and
-        None where the gradient isn't finite and nothing was done."""
+        """One ascent step of the policy's optimizer along the clipped gradient; returns the clipping factor, or None if the
+        gradient isn't finite and the update was skipped."""
         norm = nn.utils.get_total_norm(gradient)
-        if not bool(norm.isfinite()):  # the squares of single precision end at 1e38
+        if not bool(norm.isfinite()):  # squares in float32 overflow above 1e38
             norm = nn.utils.get_total_norm([g.double() for g in gradient])
             if not bool(norm.isfinite()):
                 return None
         factor = self.plan.clip / norm.clamp_min(self.plan.clip)
         for p, g in zip(self.task.params, gradient, strict=True):
-            p.grad = g * -factor  # optimizers descend
+            p.grad = g * -factor  # negative, because optimizers descend
         self.optimizer.step()
-        increment_version(self.task.params)  # the fused step leaves that out, and problems tell by it what is stale
+        increment_version(
+            self.task.params
+        )  # the fused step doesn't do it, and problems rely on it to invalidate caches
         return float(factor)
 
     @contextmanager
     def moving(self, learning_rate: float) -> Iterator[Callable[[Sequence[Tensor]], object]]:
-        """Gives a function that updates the policy along a gradient as training does, from the optimizer's present
-        moments; at the end, the policy and the optimizer are what they were."""
+        """A context with a function that updates the policy as training does; at the end, policy and optimizer are restored."""
         params = [p.detach().clone() for p in self.task.params]
         state = copy.deepcopy(self.optimizer.state_dict())
         for group in self.optimizer.param_groups:
@@ -156,12 +160,12 @@ class Trainer:
                     p.copy_(before)
 
     def costs(self, ledger: Ledger) -> dict[str, float]:
-        """What the training has taken so far: seconds of estimator and optimizer, updates, and what the ledger counts."""
+        """The costs of the training so far: seconds of estimator and optimizer, updates, and the ledger's counts."""
         spent = {"seconds": self.clock.estimator + self.clock.optimizer, "updates": self.updates.updates}
         return {name: float(count) for name, count in (spent | asdict(ledger)).items()}
 
     def training(self, rng: torch.Generator, ledger: Ledger, record: records.CellRecord) -> Training:
-        """All that moves while this trainer trains, for a checkpoint."""
+        """Everything that changes in training, for a checkpoint."""
         optimizers = [optimizer for optimizer in (self.optimizer, self.own_optimizer) if optimizer is not None]
         counters = (self.clock, self.updates, ledger)
         return Training(self.task.params, self.estimator, optimizers, rng, counters, (record.rows, record.samples))
@@ -169,23 +173,23 @@ class Trainer:
 
 @torch.no_grad()
 def cause_in(problem: Problem) -> str:
-    """What is wrong with the rewards of fresh draws, in words that follow those of a gradient that isn't finite."""
+    """What is wrong with the rewards of new samples, to be appended to the message about a gradient that isn't finite."""
     try:
         rewards = problem.raw_reward(problem.sample(4, generator(problem.params[0].device, "cause")))
-    except Exception as error:  # noqa: BLE001 - it only adds to what is reported
+    except Exception as error:  # noqa: BLE001 - it only adds to a message
         return f"; asked again, the reward {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     odd, largest = int((~rewards.isfinite()).sum()), float(rewards.abs().max())
     if odd:
-        return f"; neither was the reward of {odd} in {rewards.numel()} draws"
+        return f"; neither was the reward of {odd} among {counted(rewards.numel(), 'draw')}"
     if largest > math.sqrt(torch.finfo(rewards.dtype).max):
         return f"; rewards as large as {largest:.3g} have no square in {str(rewards.dtype).removeprefix('torch.')}"
     return ""
 
 
 def batches(task: Task, plan: Plan, n: int, seed: int) -> Iterator[Tensor]:
-    """Indices (B,) of the train prompts of each step, B = batch / n: the same order for every estimator of a seed.
+    """Indices (B,) of the train prompts of each step, B = batch / n, in the same order for every estimator of a seed.
 
-    A step has a window of `batch` prompts; one with n samples a prompt takes the first B of them.
+    Each step has `batch` prompts, of which an estimator with n samples a prompt uses the first B.
     """
     size = task.sizes["train"]
     rng = generator("cpu", seed, "data")

@@ -1,4 +1,5 @@
-"""Equal tuning: as many trials for every estimator, at the same learning rates, on seeds that no comparison uses."""
+"""Tuning with equal effort: every estimator has the same number of trials, at the same learning rates, on seeds that no
+comparison uses."""
 
 import json
 import math
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from gradebench.analysis import rate_curve, tables
+from gradebench.analysis import cell_labels, rate_curve, tables
 from gradebench.core import options
 from gradebench.core.errors import InputError
 from gradebench.core.task import Task
@@ -20,13 +21,12 @@ from gradebench.plugins import registry
 from gradebench.storage import digests, files, records
 from gradebench.storage.tuned import CURVES, CURVES_COLUMNS
 
-EXTENSIONS = 2  # rates beyond either end that an estimator may try where its best is at that end
-_AT = " @ "  # between the estimator and the trial in the names of a tuning's cells
+EXTENSIONS = 2  # further rates that an estimator may try if its best rate is at an end of the range
 
 
 @dataclass
 class Tuned:
-    """What a tuning found: its curves, CURVES_COLUMNS, and what `run --tuned` reads."""
+    """The results of a tuning: its curves, with CURVES_COLUMNS, and the choices that `run --tuned` reads."""
 
     curves: pd.DataFrame
     choices: dict[str, Any]
@@ -36,7 +36,7 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Varied:
-    """An option of an estimator that is tuned along with the learning rate: two ends, or choices."""
+    """An option of an estimator that is tuned together with the learning rate: a range, or a list of choices."""
 
     name: str
     low: float | int = 0
@@ -44,7 +44,7 @@ class Varied:
     choices: tuple[str, ...] = ()
 
     def at(self, share: float) -> str:
-        """What it is that far, 0 to 1, along its range; even in the logarithm where both ends are above 0."""
+        """The value at a share, 0 to 1, of its range; on a log scale if both ends are positive."""
         if self.choices:
             return self.choices[int(share * len(self.choices))]
         whole = isinstance(self.low, int)
@@ -54,9 +54,9 @@ class Varied:
 
 
 def parse_varied(text: str) -> tuple[str, list[Varied]]:
-    """ "gumbel-rao:tau=0.1..2,k=2..64" or "ppo:whiten=true|false": the estimator's label, and what varies of it.
+    """ "gumbel-rao:tau=0.1..2,k=2..64" or "ppo:whiten=true|false": the estimator's label, and its options that vary.
 
-    Raises        InputError for another form, and for ends and choices that the estimator's options don't take.
+    Raises        InputError for another form, and for values that the options don't take.
     """
     spec = options.parse_spec(text)
     if not spec.options:
@@ -79,9 +79,9 @@ def parse_varied(text: str) -> tuple[str, list[Varied]]:
 
 
 def quasi_random(trials: int, dimensions: int) -> np.ndarray:
-    """Points (trials, dimensions) that fill the unit cube evenly: the first few of them as well as all.
+    """Points (trials, dimensions) that fill the unit cube evenly, and so does every first part of them.
 
-    Each column is the same, however many there are: learning rates, the first, don't depend on what else varies.
+    A column doesn't depend on the number of columns, so learning rates, the first, are the same whatever else varies.
 
     Source        Halton 1960, without its first point, the origin.
     """
@@ -89,7 +89,7 @@ def quasi_random(trials: int, dimensions: int) -> np.ndarray:
 
 
 def quasi_random_rates(low: float, high: float, trials: int) -> list[float]:
-    """Learning rates between low and high, even in the logarithm."""
+    """Learning rates between low and high, spread evenly on a log scale."""
     return [float(f"{low * (high / low) ** share:.3g}") for share in quasi_random(trials, 1)[:, 0]]
 
 
@@ -103,13 +103,14 @@ def tune(
     """Train every estimator at the same rates and seeds, and choose the rate at which a smooth fit of the objective is
     highest (`rate_curve.choose`), for the last step and for each earlier one that was evaluated.
 
-    Where that is at an end of the rates, and nothing beyond it failed, the estimator's rates go on there by the same
-    factor, `extensions` times at most. The objective is the task's own, reward - beta KL on validation prompts. `vary`
-    names options, by estimator, that go along: as many trials, each at its rate and at a quasi-random point of the
-    options; the best trial is chosen, as there is no curve. Cells that an earlier tuning in the folder finished are
-    kept; what is done when it is interrupted is written.
+    If the chosen rate is at an end of the range, and no rate beyond it failed, the range is extended there by the same
+    factor, at most `extensions` times. The objective is the task's own, reward - beta KL on validation prompts.
 
-    Raises        InputError for what varies of an estimator that isn't tuned.
+    `vary` gives options, by estimator, that are tuned too: the number of trials stays the same, each at its rate and at a
+    quasi-random point of the options, and the best trial is chosen, because there is no curve to fit. Finished cells of
+    an earlier tuning in the folder are kept, and an interrupted tuning writes what is finished.
+
+    Raises        InputError if `vary` has an estimator that isn't tuned.
     """
     vary = vary or {}
     run = runner.prepare(request, progress)
@@ -137,7 +138,7 @@ def tune(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is tuned: the cells, each to be tried at several rates, and what their tasks share."""
+    """What is to be tuned: the cells, each at several rates, and the settings of their tasks."""
 
     cells: list[tuple[Plan, Cell]]
     steps: dict[str, int]  # by task
@@ -161,7 +162,7 @@ class _Asked:
         ]
 
     def trials_in(self, metrics: pd.DataFrame) -> pd.DataFrame:
-        """Trials of earlier commands in the folder count; tasks that this one doesn't tune have tables of their own."""
+        """The trials of this command's tasks, with those of earlier commands in the folder."""
         return trials_of(metrics[metrics["task"].isin(list(self.steps))], self.budgets, self.betas)
 
 
@@ -174,7 +175,7 @@ def _extended(
     extensions: int,
     progress: runner.Progress,
 ) -> tuple[runner.Outcome, set[float]]:
-    """The outcome with the trials beyond an end where that was best, and their rates."""
+    """The outcome with further trials for estimators whose best rate was at an end, and the rates of these trials."""
     extended: set[float] = set()
     for _ in range(extensions):
         if outcome.interrupted:
@@ -184,9 +185,9 @@ def _extended(
         if not more:
             break
         extended |= {rate for (rate,) in more.values()}
-        run.cells += asked.cells_at(lambda cell: more.get((cell.task, cell.estimator), []), {})  # noqa: B023 - called at once
+        run.cells += asked.cells_at(lambda cell: more.get((cell.task, cell.estimator), []), {})  # noqa: B023 - it is called at once
         progress.note(
-            "best at an end: " + ", ".join(f"{name} goes on at {rate:g}" for (_, name), (rate,) in more.items())
+            "best at an end: " + ", ".join(f"{name} also tries {rate:g}" for (_, name), (rate,) in more.items())
         )
         again = runner.measure(replace(request, resume=True), run, progress)
         outcome = replace(again, reused=outcome.reused)
@@ -196,7 +197,7 @@ def _extended(
 def _choices(
     run: runner.Run, asked: _Asked, rates: Mapping[str, Sequence[float]], rows: pd.DataFrame, extensions: int
 ) -> dict[str, Any]:
-    """What tuned.json says."""
+    """The content of tuned.json."""
     return {
         "protocol": {
             "criterion": "reward - beta * KL on validation prompts at the last step, mean over seeds",
@@ -222,27 +223,29 @@ def _choices(
 
 
 def _trials(cell: Cell, rates: Sequence[float], varied: Sequence[Varied]) -> list[tuple[float, Cell]]:
-    """The cell at each rate, and at a point of what varies, named by both."""
+    """The trials of a cell: one at each rate, with a point of the options that vary."""
     if not varied:
-        return [(rate, replace(cell, estimator=f"{cell.estimator}{_AT}{rate:g}")) for rate in rates]
+        return [(rate, _trial(cell, rate)) for rate in rates]
     found = []
     for rate, (_, *shares) in zip(rates, quasi_random(len(rates), 1 + len(varied)), strict=True):
         values = {one.name: one.at(float(share)) for one, share in zip(varied, shares, strict=True)}
         resolved = registry.resolve("estimators", options.with_values(cell.estimator_spec, values))
         said = ",".join(f"{name}={value}" for name, value in values.items())
-        trial = replace(
-            cell,
-            estimator=f"{cell.estimator}{_AT}{rate:g} {said}",
-            estimator_spec=resolved.spec,
-            params=json.dumps(resolved.params, sort_keys=True),
-        )
-        found.append((rate, trial))
+        made = replace(cell, estimator_spec=resolved.spec, params=json.dumps(resolved.params, sort_keys=True))
+        found.append((rate, _trial(made, rate, said)))
     return found
 
 
+def _trial(cell: Cell, rate: float, said: str = "") -> Cell:
+    label = cell_labels.trial_label(cell.estimator, rate, said)
+    return replace(cell, estimator=label, trial_of=cell.estimator, trial_options=said)
+
+
 def trials_of(metrics: pd.DataFrame, budgets: Mapping[str, Sequence[int]], betas: Mapping[str, float]) -> pd.DataFrame:
-    """One row a trial and budget, a number of steps: the cell's status, its validation reward, KL and objective there."""
-    cells = metrics.groupby(["task", "setting", "estimator", "seed"], sort=False)["status"].first().reset_index()
+    """One row for each trial and budget (number of steps): the cell's status, and validation reward, KL and objective there."""
+    metrics = cell_labels.with_trial_rates(cell_labels.with_columns(metrics))
+    which = ["status", "trial_of", "learning_rate", "trial_options"]
+    cells = metrics.groupby(["task", "setting", "estimator", "seed"], sort=False)[which].first().reset_index()
     cells["step"] = cells["task"].map(budgets)
     cells = cells.explode("step", ignore_index=True).astype({"step": int})
     index = ["task", "setting", "estimator", "seed", "step"]
@@ -250,17 +253,15 @@ def trials_of(metrics: pd.DataFrame, budgets: Mapping[str, Sequence[int]], betas
     wide = found.pivot_table(index=index, columns="metric", values="value").reindex(columns=["reward", "kl"])
     rows = cells.join(wide, on=index)
     rows["objective"] = rows["reward"] - rows["task"].map(betas) * rows["kl"].fillna(0.0)
-    rows[["estimator", "trial"]] = rows["estimator"].str.rsplit(_AT, n=1, expand=True)
-    rows[["learning_rate", "options"]] = rows["trial"].str.partition(" ")[[0, 2]]
-    rows["learning_rate"] = rows["learning_rate"].astype(float)
+    rows = rows.assign(estimator=rows["trial_of"], options=rows["trial_options"])
     order = ["task", "setting", "estimator", "learning_rate", "options", "seed", "step"]
     return rows[[*order, "status", "reward", "kl", "objective"]].sort_values(order, ignore_index=True)
 
 
 def whole_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    """Objectives of one estimator at one budget, (seed x (learning_rate, options)), of the trials that no seed lost.
+    """Objectives (seed x (learning_rate, options)) of one estimator at one budget, of the trials that are ok in all seeds.
 
-    A trial that failed or diverged in any seed, at whatever step, can't be chosen: it bounds the rates.
+    A trial that failed or diverged in any seed, at any step, can't be chosen, and bounds the range of rates.
     """
     trial = ["learning_rate", "options"]
     wide = trials.set_index(["seed", *trial])["objective"].unstack(trial).sort_index(axis=1)
@@ -269,15 +270,15 @@ def whole_trials(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _places(whole: pd.DataFrame) -> list[tuple[float, str]]:
-    """Rate and options of its trials."""
+    """The rate and the options of each trial."""
     levels = (whole.columns.get_level_values(level).tolist() for level in (0, 1))
     return [(float(rate), str(said)) for rate, said in zip(*levels, strict=True)]
 
 
 def _best(trials: pd.DataFrame) -> tuple[pd.DataFrame, rate_curve.Choice, str] | None:
-    """Of one estimator at one budget: its whole trials, the choice from them, and its options; None without any.
+    """For one estimator at one budget: its complete trials, the chosen one, and its options; None if there is none.
 
-    Where options vary along, the best trial, whose neighbours along the rate are none.
+    If options vary too, the best trial is chosen without a fit.
     """
     whole = whole_trials(trials)
     if whole.empty or not len(whole.columns):
@@ -292,7 +293,7 @@ def _best(trials: pd.DataFrame) -> tuple[pd.DataFrame, rate_curve.Choice, str] |
 
 
 def beyond(trials: pd.DataFrame, steps: Mapping[str, int]) -> dict[tuple[str, str], float]:
-    """By task and estimator, the rate to try next where the best one at the last step is the end of what was tried."""
+    """The next rate to try, by task and estimator, where the best one at the last step is at an end of the range."""
     last = trials[trials["step"] == trials["task"].map(steps)]
     more = {}
     for (task, estimator), mine in last.groupby(["task", "estimator"]):
@@ -308,10 +309,10 @@ def beyond(trials: pd.DataFrame, steps: Mapping[str, int]) -> dict[tuple[str, st
 
 
 def curves_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """The mean objective by trial and budget, CURVES_COLUMNS, with the fit there. One that lost a seed has none.
+    """The mean objective by trial and budget, with CURVES_COLUMNS, and the fit; NaN if a seed of the trial failed.
 
-    `chosen` is the trial nearest to the chosen rate, `tied` those between the rates that can't be told from it.
-    Estimators that were skipped have no curve.
+    `chosen` marks the trial nearest to the chosen rate, `tied` those whose rates aren't significantly worse.
+    Skipped estimators have no curve.
     """
     points: list[tuple[Any, ...]] = []
     ran = rows[rows["status"] != "skipped"]
@@ -331,7 +332,7 @@ def curves_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _fitted(whole: pd.DataFrame, best: rate_curve.Choice, said: str) -> dict[tuple[float, str], tuple[Any, ...]]:
-    """By trial: whether it is chosen, the fit, its error, and whether it is tied with the best."""
+    """For each trial: whether it is chosen, the fit, its standard error, and whether it is tied with the best."""
     trials = _places(whole)
     rates = np.array([rate for rate, _ in trials])
     varied = any(options for _, options in trials)
@@ -345,8 +346,8 @@ def _fitted(whole: pd.DataFrame, best: rate_curve.Choice, said: str) -> dict[tup
 
 
 def chosen(rows: pd.DataFrame, steps: int, final: bool = True) -> dict[str, dict[str, Any]]:
-    """By estimator of one task, at one budget: the rate and the fitted objective, the rates that can't be told from it,
-    and whether the rate is the least or largest, so that a better one may lie beyond; at the `final` one the options."""
+    """For each estimator of one task at one budget: the chosen rate with its fitted objective, the range of rates that
+    aren't significantly worse, and whether the rate is at an end; at the `final` budget also the options."""
     answer = {}
     at = rows[(rows["step"] == steps) & (rows["status"] != "skipped")]
     for estimator, mine in at.groupby("estimator"):
@@ -354,7 +355,7 @@ def chosen(rows: pd.DataFrame, steps: int, final: bool = True) -> dict[str, dict
             continue
         whole, best, said = found
         if not final and said:
-            continue  # of options that vary along, those of the last step are used
+            continue  # with varied options, those of the last step are used at all budgets
         answer[str(estimator)] = {
             "learning_rate": best.rate,
             "objective": best.objective,

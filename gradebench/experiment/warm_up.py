@@ -1,4 +1,4 @@
-"""The state that an estimator has of its own, brought to where it belongs at frozen parameters before gradients are probed."""
+"""Warm-up: an estimator's own state (critic, temperature) is trained at frozen parameters before its gradients are probed."""
 
 import math
 
@@ -8,22 +8,22 @@ from torch import Tensor
 from gradebench.experiment.training import Trainer
 from gradebench.measurement.probes import Source
 
-FIRST = 16  # batches of the first window; each next one is twice as long
+FIRST = 16  # batches in the first window; the length doubles from one to the next
 
 
 def needs_warm_up(trainer: Trainer) -> bool:
-    """Whether a draw depends on what came before: on the estimator's state, or on the moments of the optimizer that moves
-    the policy between calls that share a batch."""
+    """Whether gradients depend on earlier calls: through the estimator's own state, or through the optimizer that updates the
+    policy between calls that share a batch."""
     return bool(trainer.estimator.state_dict()) or trainer.estimator.period > 1
 
 
 def warm_up(trainer: Trainer, source: Source, most: int) -> int:
-    """Train the estimator's own parts until their loss no longer falls; returns the number of batches.
+    """Train the estimator's own parameters until their loss stops falling; returns the number of batches.
 
-    Windows of batches are compared, each twice as long as the one before: it ends after a window whose mean own loss isn't
-    lower than the last one's by more than the standard error of their difference, after the first window where there is
-    no own loss, and at `most` batches. The policy stays where it is: `trainer` has a learning rate of 0, at which its
-    optimizer gathers the moments that it needs to move the policy between calls.
+    The mean losses of windows of batches are compared, each twice as long as the one before. Training stops when a window's
+    mean isn't lower than the last one's by more than the standard error of the difference, after the first window if there
+    is no own loss, and after `most` batches. The policy doesn't change: `trainer` has learning rate 0, and its optimizer
+    only accumulates the moments with which it updates the policy between calls.
     """
     done, length, before = 0, min(FIRST, most), (math.inf, 0.0)
     while done < most:
@@ -33,14 +33,14 @@ def warm_up(trainer: Trainer, source: Source, most: int) -> int:
             losses += trainer.step(problem, source.generator(number), update_policy=trainer.estimator.period > 1)
         done = min(done + length, most)
         now = _mean_and_error(losses)
-        if not before[0] - now[0] > math.hypot(before[1], now[1]):  # also where there is no loss, or it isn't finite
+        if not before[0] - now[0] > math.hypot(before[1], now[1]):  # also if there is no loss, or if it isn't finite
             break
         before, length = now, 2 * length
     return done
 
 
 def _mean_and_error(losses: list[Tensor]) -> tuple[float, float]:
-    """The mean of a window's losses, and its standard error; NaN without losses."""
+    """The mean of a window's losses and its standard error; NaN without losses."""
     if not losses:
         return math.nan, math.nan
     values = torch.stack(losses).double()

@@ -1,7 +1,7 @@
-"""Cells side by side in processes of their own: one may hang, crash or be killed without harm to the others.
+"""Worker processes that run cells in parallel: one may hang, crash or be killed without harm to the others.
 
-Every process has a pipe of its own. In the pools of the standard library, and in pebble's, the processes share a queue
-and its lock, which one that is killed may hold for ever; and pebble tells a timeout by the wall clock, which may jump.
+Every process has its own pipe. In the pools of the standard library and of pebble, the processes share a queue and its
+lock, which a killed process may hold for ever; and pebble measures timeouts by the wall clock, which may jump.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from gradebench.core.streams import make_ready
 from gradebench.plugins import descendants
 from gradebench.storage.files import out_of_room
 
-Work = Callable[..., tuple[str, str]]  # returns a status, and the reason where that isn't `ok`
+Work = Callable[..., tuple[str, str]]  # returns a status, and the reason if it isn't `ok`
 Each = Callable[[Work, Iterable[Any]], Iterator[tuple[Any, tuple[str, str]]]]
-Foreign = tuple[str, ...]  # the plugins whose code a call runs, by their places; "" for our own
-# What a process says: that it can take calls, that it has begun one, and that it must not be given another.
+Foreign = tuple[str, ...]  # origins of the plugin code that a call runs; "" for built-in code
+# Messages of a process: it is ready for calls, it has begun one, it must not get another one.
 READY, BEGUN, SPENT = "ready", "begun", "spent"
-STARTS = 3  # that fail one after the other before the run ends
-UNGUARDED = 79  # exit status of a process whose start would run the user's script anew
+STARTS = 3  # failed starts in a row that end the run
+UNGUARDED = 79  # exit status of a process whose start would run the user's script again
 _GUARD = (
     'a script that calls gradebench has to do so below `if __name__ == "__main__":`, because each worker process reads '
     "the script"
@@ -39,27 +39,28 @@ _GUARD = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where one call at a time runs: so many threads, and the one GPU that its process sees, as
-    CUDA_VISIBLE_DEVICES names it; None: what there is."""
+    """Where one call at a time runs: the number of threads, and the GPU for CUDA_VISIBLE_DEVICES; None: unchanged."""
 
     threads: int = 1
     gpu: str | None = None
 
 
 def places(jobs: int, device: str, gpus: Sequence[str]) -> list[Place]:
-    """`jobs` places on a CPU, or on each of the `gpus`, which are dealt out in turn.
+    """`jobs` places on the CPU, or on each of the `gpus` in turn.
 
-    On a CPU each has one thread, so that results don't depend on how many cells run side by side.
+    On a CPU each has one thread, so that results don't depend on the number of parallel cells.
     """
     if not device.startswith("cuda"):
         return [Place()] * jobs
-    seen: Sequence[str | None] = gpus if device == "cuda" and gpus else [None]  # cuda:1 is that one, for all
+    seen: Sequence[str | None] = (
+        gpus if device == "cuda" and gpus else [None]
+    )  # cuda:1 is the same GPU in all processes
     threads = max(1, usable_cores() // (jobs * len(seen)))
     return [Place(threads, gpu) for _ in range(jobs) for gpu in seen]
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs of this process, by names that CUDA_VISIBLE_DEVICES takes."""
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -70,12 +71,11 @@ def visible_gpus() -> list[str]:
 def workers(
     places: Sequence[Place], timeout: float | None, foreign: Callable[[Any], Foreign] = lambda call: ()
 ) -> Iterator[Each]:
-    """Warm processes: `each(function, calls)` yields the arguments of a call with its status and reason as it ends.
+    """Worker processes: `each(function, calls)` yields each call with its status and reason when it ends.
 
-    A process that has run the code of a plugin runs no other call than those of the same `foreign(call)`, so calls come
-    grouped by it.
+    A process that has run plugin code only gets further calls with the same `foreign(call)`, so calls are grouped by it.
 
-    Raises        InputError where processes don't start.
+    Raises        InputError if processes don't start.
     """
     require_started()
     starts = _Starts()
@@ -106,13 +106,13 @@ def workers(
 
 
 def require_started() -> None:
-    """Ends a worker process that, while it starts, has come to calls of the user's script."""
+    """Ends a worker process whose start runs the user's script, because that has no `__main__` guard."""
     if getattr(current_process(), "_inheriting", False):
         os._exit(UNGUARDED)
 
 
 class _Waiting:
-    """Calls that nobody has taken, grouped by the plugins whose code they run, in order in each group."""
+    """Waiting calls, grouped by the plugins whose code they run, in order within each group."""
 
     def __init__(self, calls: Iterable[Any], foreign: Callable[[Any], Foreign]):
         self.groups: dict[Foreign, deque[Any]] = {}
@@ -120,7 +120,7 @@ class _Waiting:
             self.groups.setdefault(foreign(call), deque()).append(call)
 
     def next(self, worker: "_Worker", busy: Sequence["_Worker"]) -> tuple[Any, Foreign] | None:
-        """The call that a worker had best take: of its own group, else of the one with most calls a worker."""
+        """The next call for a worker: from its own group, else from the group with the most calls per worker."""
         if not self.groups:
             return None
         served = [other.foreign for other in busy]
@@ -134,13 +134,13 @@ class _Waiting:
 
 
 class _Starts:
-    """How many processes in a row have ended before they could take a call."""
+    """Counts the processes in a row that ended before they were ready."""
 
     def __init__(self) -> None:
         self.failed = 0
 
     def count(self, code: int) -> None:
-        """Raises InputError where it is no use to start another one."""
+        """Raises InputError after too many failed starts."""
         self.failed += 1
         if code == UNGUARDED:
             raise InputError(f"worker processes can't start: {_GUARD}")
@@ -153,8 +153,7 @@ class _Starts:
 
 
 class _Worker:
-    """One place at which a call runs: a process that is started when it is needed, and anew when it was lost, or would
-    run a plugin's code after another one's."""
+    """A place with its process, which is started when needed, and again if it was lost or would run another plugin's code."""
 
     def __init__(self, place: Place, starts: _Starts):
         self.place, self.starts = place, starts
@@ -164,7 +163,7 @@ class _Worker:
         self.foreign: Foreign = ()
 
     def take(self, function: Work, call: Any, foreign: Foreign = ()) -> None:
-        """That a process died meanwhile is told by the outcome."""
+        """Send a call. If the process has died, the outcome will say so."""
         if self.process is not None and (not self.process.is_alive() or not _may_serve(self.foreign, foreign)):
             self.kill()
         self.function, self.call, self.foreign, self.began = function, call, foreign, None
@@ -185,17 +184,17 @@ class _Worker:
         self.mark = uuid.uuid4().hex
         with _interrupts_held(), _in_environment(descendants.MARK, self.mark):
             self.process.start()
-        theirs.close()  # so that its end is the end of the pipe
+        theirs.close()  # so that the pipe closes when the process ends
 
     @property
     def signals(self) -> list[Any]:
-        """What becomes ready when there is news."""
+        """The handles to wait on for news."""
         return [self.pipe, self.process.sentinel]
 
     def outcome(self, timeout: float | None) -> tuple[str, str] | None:
-        """Status and reason of the call once it has ended, also by the end of its process; None while it goes on.
+        """Status and reason of the call if it has ended, also if its process died; None while it runs.
 
-        Raises InputError where no call can go on, for want of room or because processes don't start.
+        Raises InputError if no call can run, because a disk is full or processes don't start.
         """
         try:
             while self.pipe.poll():
@@ -207,7 +206,7 @@ class _Worker:
                 elif message == SPENT:
                     self.spent = True
                 elif message == BEGUN:
-                    self.began = time.monotonic()  # its start, which takes seconds, is no part of the call
+                    self.began = time.monotonic()  # the time limit of the call doesn't include the start of the process
                 else:
                     return self._ended(message)
         except (EOFError, OSError):
@@ -220,7 +219,7 @@ class _Worker:
         return None
 
     def _ended(self, ended: tuple[str, str]) -> tuple[str, str]:
-        """Whatever processes a plugin's call leaves behind end with it."""
+        """End the process, with any processes that plugin code started in it."""
         if self.spent or (any(self.foreign) and descendants.of(self.process.pid, self.mark)):
             self.kill()
         return ended
@@ -238,7 +237,7 @@ class _Worker:
         return "failed", f"its process {f'was killed by signal {-code}' if code < 0 else f'ended with status {code}'}"
 
     def kill(self) -> None:
-        """What it writes appears whole or not at all, so nothing has to be waited for."""
+        """Kill the process at once, which is safe because files are written atomically."""
         if self.process is not None:
             left = descendants.of(self.process.pid, self.mark) if any(self.foreign) else []
             self.process.kill()
@@ -250,14 +249,14 @@ class _Worker:
 
 
 def _may_serve(had: Foreign, wanted: Foreign) -> bool:
-    """Whether a process that has run code of these plugins may run that: what it had is the same, or our own."""
+    """Whether a process that has run code of these plugins may also run code of those: both are the same, or built-in."""
     wanted = wanted or ("",) * len(had)
     return not any(had) or all(mine in ("", theirs) for mine, theirs in zip(had, wanted, strict=True))
 
 
 def _wait(busy: Sequence[_Worker], timeout: float | None) -> None:
-    """Until there is news of a worker, or one has used up its time; a second at most, because a process that a plugin
-    left behind holds what would tell that its worker has died."""
+    """Wait for news of a worker or the next time limit, at most a second: a process that plugin code left behind may keep
+    the pipe of a dead worker open."""
     begun = [worker.began for worker in busy if worker.began is not None]
     left = 1.0 if timeout is None or not begun else max(0.0, min(begun) + timeout - time.monotonic()) + 0.01
     connection.wait([one for worker in busy for one in worker.signals], min(1.0, left))
@@ -274,11 +273,11 @@ def _in_environment(name: str, value: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal: those started in here never see it, this one does afterwards."""
+    """A context that delays Ctrl-C; processes started in it ignore Ctrl-C, which a terminal sends to all processes."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # its start would let the signal through again
+    resource_tracker.ensure_running()  # because its start would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -290,16 +289,16 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _serve(pipe: Any, place: Place) -> None:
-    """Run what comes through the pipe, until it ends; Ctrl-C is the parent's."""
+    """Run the calls from the pipe until it closes. Ctrl-C is left to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     make_ready()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if place.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu
-    import torch  # not before the environment is set
+    import torch  # only after the environment is set
 
     torch.set_num_threads(place.threads)
-    sys.stdout = sys.stderr  # what a plugin prints is no part of the tables
+    sys.stdout = sys.stderr  # stdout is for tables, not for what plugins print
     process = os.getpid()
     with contextlib.suppress(EOFError, OSError):  # the parent has gone
         pipe.send(READY)
@@ -308,7 +307,7 @@ def _serve(pipe: Any, place: Place) -> None:
             pipe.send(BEGUN)
             ended = outcome_of(function, call)
             if os.getpid() != process:
-                os._exit(0)  # a child that a plugin forked, and that went on as if it were the worker
+                os._exit(0)  # this is a fork that plugin code made, which must not go on as a worker
             if _spent.is_set():
                 pipe.send(SPENT)
             pipe.send(ended)
@@ -318,12 +317,12 @@ _spent = threading.Event()
 
 
 def spend() -> None:
-    """This process, if it is a worker, is to be replaced once its call has ended."""
+    """Have this process, if it is a worker, replaced after its call."""
     _spent.set()
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed can't kill its workers, which must not go on writing into a folder it gave up."""
+    """End this worker when its parent ends: a killed parent can't do it, and the worker must not go on writing."""
     parent = parent_process()
     assert parent is not None
     mark = os.environ.get(descendants.MARK, "")
@@ -333,7 +332,7 @@ def _end_with_parent() -> None:
 
 
 def outcome_of(function: Work, call: Any) -> tuple[str, str] | InputError:
-    """What the call returned; whatever it raised becomes a status, but for a full disk and Ctrl-C, which end the run."""
+    """What the call returned. An exception becomes a status, except a full disk and Ctrl-C, which end the run."""
     try:
         return function(*call)
     except BaseException as error:
@@ -351,7 +350,7 @@ def said(error: BaseException) -> str:
 
 
 def _kills_for_memory() -> int:
-    """How many processes the kernel has killed for want of memory since it started; 0 where that isn't told."""
+    """The number of processes that the kernel has killed for lack of memory so far; 0 if it isn't known."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("oom_kill ")))
@@ -359,5 +358,5 @@ def _kills_for_memory() -> int:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -193,13 +193,13 @@ class LanguageModelTask(Task):
             folder = cached_folder(self.name, facts, lambda folder: self._build(folder, device, log), log)
         words = [f"{name}={text_of(value)}" for name, value in self.options.items() if name not in _STANDARD]
         words += [f"prompts={prompts.file}:{prompts.digest[:8]}"] if prompts.file else []
-        self.settle(folder, words, given)
-        self.settled = {**(self.settled or {}), "prompts": prompts.digest}
+        self.set_prepared(folder, words, given)
+        self.prepared = {**(self.prepared or {}), "prompts": prompts.digest}
 
-    def settle(
+    def set_prepared(
         self, folder: Path | None, words: Sequence[str], given: Mapping[str, Any], scratch: str = "scratch"
     ) -> None:
-        """Put down what runs, for workers: `words` begin the setting; `scratch`: what a policy made here is called."""
+        """Leave for workers what runs. `words` begin the setting; `scratch` is what it calls a policy made here."""
         names = {"policy": scratch} | ({"reward": self.made["reward"]} if "reward" in self.options else {})
         names |= {part: f"{one.name}:{one.digest[:8]}" for part, one in given.items()}
         words = [*words, *(f"{part}={name}" for part, name in names.items()), f"kl={self.beta:g}"]
@@ -207,15 +207,15 @@ class LanguageModelTask(Task):
         words += [f"lora={self.option('lora')}"] if self.option("lora") else []
         words += ["precision=bfloat16"] if self.half else []
         words += [f"instance={self.seed}"] if self.seed else []
-        self.settled = {"folder": str(folder or ""), "setting": " ".join(words)}
-        self.settled |= {"function": given["reward"].digest} if self.reward_reads else {}
+        self.prepared = {"folder": str(folder or ""), "setting": " ".join(words)}
+        self.prepared |= {"function": given["reward"].digest} if self.reward_reads else {}
         self._restore()
 
     def _restore(self) -> None:
-        """Take over what was settled, here or by the process that prepared."""
-        assert self.settled is not None
-        self.folder = Path(self.settled["folder"]) if self.settled["folder"] else None
-        self.setting = self.settled["setting"]
+        """Take over what was prepared, here or by the process that prepared."""
+        assert self.prepared is not None
+        self.folder = Path(self.prepared["folder"]) if self.prepared["folder"] else None
+        self.setting = self.prepared["setting"]
         if not self.small:
             self.learning_rate = ADAPTERS_LEARNING_RATE if self.option("lora") else PRETRAINED_LEARNING_RATE
 
@@ -288,14 +288,14 @@ class LanguageModelTask(Task):
     def given_reward(self, vocabulary: Any, width: int) -> Any:
         """The reward given by name, for prompts of `width` tokens."""
         name = self.option("reward")
-        if self.reward_reads and self.settled and self.settled["function"] != load_function(name).digest:
+        if self.reward_reads and self.prepared and self.prepared["function"] != load_function(name).digest:
             raise InputError(f"the file of reward={name} was changed after the run had started; run again")
         return load_reward(name, vocabulary, width, self.horizon, self.half, **self.head)
 
     def prompt_rows(self) -> Mapping[str, Sequence[Sequence[int]]]:
         """The prompts' ids, by split."""
         prompts = self.read_prompts()
-        if self.settled is None or self.settled["prompts"] != prompts.digest:
+        if self.prepared is None or self.prepared["prompts"] != prompts.digest:
             raise InputError(f"{prompts.name} were changed after the run had started; run again")
         return encoded(prompts, self.vocabulary, self.longest_prompt)
 
@@ -352,7 +352,7 @@ class LanguageModelTask(Task):
 
     def digests(self) -> dict[str, str]:
         made = digests_of(self.folder) if self.folder is not None else {}
-        prompts = (self.settled or {}).get("prompts")
+        prompts = (self.prepared or {}).get("prompts")
         return made | ({"prompts": prompts[:16]} if prompts else {})
 
     def describe(self) -> dict[str, Any]:

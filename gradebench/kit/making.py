@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gradebench.core.errors import InputError
+from gradebench.core.shown import counted
 from gradebench.core.task import Log
 from gradebench.models.pretraining import TokenRows, pretrain_policy, token_rows
 from gradebench.models.saving import save_policy
@@ -49,7 +50,7 @@ def make_policy(
 
     Raises        InputError where the corpus is shorter than such a window.
     """
-    log(f"training a vocabulary on {len(corpus):,} texts")
+    log(f"training a vocabulary on {counted(len(corpus), 'text')}")
     vocabulary = train_vocabulary([*corpus, *prompts], shape.vocabulary)
     window = max(map(len, vocabulary.encode(prompts))) + horizon
     rows = windowed(vocabulary.encode(corpus), window)
@@ -74,7 +75,9 @@ def windowed(texts: Iterable[Sequence[int]], window: int) -> list[list[int]]:
             rows.append(waiting)
             waiting = []
     if not rows:
-        raise InputError(f"the corpus has {len(waiting)} tokens, prompt and horizon {window}; give a longer one")
+        raise InputError(
+            f"the corpus has {counted(len(waiting), 'token')}, prompt and horizon {window}; give a longer one"
+        )
     return rows
 
 
@@ -89,7 +92,7 @@ def pretrained(
     learning_rate: float = 3e-3,
 ) -> dict[str, Any]:
     """Pretrain a policy; returns facts for the report."""
-    log(f"pretraining the policy: {steps:,} steps, {parameters_of(policy):,} parameters")
+    log(f"pretraining the policy: {counted(steps, 'step')}, {counted(parameters_of(policy), 'parameter')}")
     loss = pretrain_policy(policy, text, window, steps, batch, learning_rate, seed)
     return {"policy_parameters": parameters_of(policy), "policy_loss_nats_per_token": loss}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradebench.core.errors import InputError
+from gradebench.core.shown import counted
 from gradebench.models.end_of_text import Ends
 from gradebench.storage.digests import of_json
 
@@ -97,7 +98,7 @@ def encoded(prompts: Prompts, vocabulary: Any, longest: int) -> dict[str, list[l
     ):
         if not 0 < len(row) <= longest:
             mend = f"where {longest} are the most: shorten it, or raise longest_prompt" if row else "give another"
-            raise InputError(f"{prompts.name}: {text[:80]!r} has {len(row)} tokens, {mend}")
+            raise InputError(f"{prompts.name}: {text[:80]!r} has {counted(len(row), 'token')}, {mend}")
         if (other := seen.setdefault(tuple(row), text)) != text:
             raise InputError(f"{prompts.name}: {text[:80]!r} and {other[:80]!r} have the same tokens; leave one out")
     return rows

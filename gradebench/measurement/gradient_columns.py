@@ -14,6 +14,8 @@ import scipy.stats
 from numpy.typing import NDArray
 
 LEVEL = 0.95  # confidence level of all intervals
+# The limits of quantities that have them, to which their debiased values are clipped.
+LIMITS = {"gradient_cosine": (-1.0, 1.0), "gradient_direction_error": (0.0, 1.0)}
 WIDEST_COSINE = 0.5  # a cosine or direction error with a longer interval is not reported
 WIDEST_RATIO = 10.0  # the same for a relative variance: the upper end of its interval over the lower one
 SHARED = 1e-3  # norms that differ by less, relatively, are of one reference gradient: rounding
@@ -27,6 +29,11 @@ COLUMNS = (
 )
 Floats = NDArray[np.float64]
 _RAW = ("variance", "bias_squared", "norm_squared", "reference_dot", "reference_norm_squared")
+
+
+def limits_of(metric: str) -> tuple[float, float]:
+    """The smallest and the largest value that a metric can have."""
+    return LIMITS.get(metric, (-np.inf, np.inf))
 
 
 @dataclass(frozen=True)
@@ -104,11 +111,11 @@ def _row(one: _Probes) -> list[float]:
         return [np.nan] * (3 * len(COLUMNS))
     found: list[float] = []
     for name in COLUMNS:  # a value that can't be computed is empty, not an error
-        statistic, logarithmic, (least, most) = _STATISTICS[name]
+        statistic, logarithmic = _STATISTICS[name]
         value, half = _jackknife(one, statistic)
         ends = np.array([value, value - half, value + half])
         with np.errstate(over="ignore"):
-            ends = np.exp(ends) if logarithmic else np.clip(ends, least, most)
+            ends = np.exp(ends) if logarithmic else np.clip(ends, *limits_of(name))
         alone = one.measured < 2  # no interval
         shown = np.isfinite(ends[0]) and (alone or _resolved(name, *ends))
         found += ends.tolist() if shown else [np.nan] * 3
@@ -137,7 +144,7 @@ def _resolved(name: str, value: float, low: float, high: float) -> bool:
         return True
     if not np.isfinite([value, low, high]).all():
         return False
-    if name in ("gradient_cosine", "gradient_direction_error"):
+    if name in LIMITS:
         return high - low <= WIDEST_COSINE
     if name == "gradient_bias_squared":
         return (high - low) / 2 <= max(1.0, value)
@@ -178,7 +185,7 @@ def _bias(one: _Probes) -> float:
 def _cosine(one: _Probes) -> float:
     own = _mean(one.own)
     lengths = np.sqrt(np.where(own > 0, own, np.nan) * _mean(one.truth))
-    return float(np.clip(_mean(one.dot) / lengths, -1, 1).mean())
+    return float(np.clip(_mean(one.dot) / lengths, *limits_of("gradient_cosine")).mean())
 
 
 def _direction_error(one: _Probes) -> float:
@@ -189,11 +196,11 @@ def _direction_error(one: _Probes) -> float:
     return float((1 - squared / (_mean(one.variance + one.own) * _mean(one.truth))).mean())
 
 
-# the function, whether it returns a logarithm, and the limits that debiased values are clipped to
-_STATISTICS: dict[str, tuple[Callable[[_Probes], float], bool, tuple[float, float]]] = {
-    "gradient_mse_relative": (_log_mse, True, (-np.inf, np.inf)),
-    "gradient_direction_error": (_direction_error, False, (0.0, 1.0)),
-    "gradient_variance_relative": (_log_variance, True, (-np.inf, np.inf)),
-    "gradient_bias_squared": (_bias, False, (-np.inf, np.inf)),
-    "gradient_cosine": (_cosine, False, (-1.0, 1.0)),
+# the function, and whether it returns a logarithm
+_STATISTICS: dict[str, tuple[Callable[[_Probes], float], bool]] = {
+    "gradient_mse_relative": (_log_mse, True),
+    "gradient_direction_error": (_direction_error, False),
+    "gradient_variance_relative": (_log_variance, True),
+    "gradient_bias_squared": (_bias, False),
+    "gradient_cosine": (_cosine, False),
 }

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradebench.measurement.gradient_columns import LEVEL, WIDEST_COSINE, WIDEST_RATIO
+from gradebench.measurement.gradient_columns import LEVEL, LIMITS, WIDEST_COSINE, WIDEST_RATIO, limits_of
 from gradebench.measurement.moments import Moments, Reference
 
 Floats = NDArray[np.float64]
@@ -168,10 +168,6 @@ _POSITIVE = {
     "gradient_snr",
     "gradient_variance_sampling",
 }
-_LIMITS = {
-    "gradient_cosine": (-1.0, 1.0),
-    "gradient_direction_error": (0.0, 1.0),
-}  # that debiased values are clipped to
 _RELATIVE = {
     "gradient_variance_relative",
     "gradient_snr",
@@ -239,7 +235,7 @@ def gradient_metrics(summary: Summary) -> dict[str, Interval]:
 def _resolved(name: str, interval: Interval, told: bool) -> Interval:
     """The interval, or NaN if it is too wide to report; `told`: whether |grad J|^2 is significantly above zero."""
     width, ratio = interval.high - interval.low, interval.high / interval.low if interval.low > 0 else 1.0
-    narrow = name not in ("gradient_cosine", "gradient_direction_error") or not width > WIDEST_COSINE
+    narrow = name not in LIMITS or not width > WIDEST_COSINE
     narrow &= name not in ("gradient_variance_relative", "gradient_snr") or not ratio > WIDEST_RATIO
     return interval if narrow and (told or name not in _RELATIVE) else Interval(math.nan, math.nan, math.nan)
 
@@ -285,7 +281,7 @@ def _jackknife(name: str, value: np.float64, parts: Sequence[Sequence[float]], f
     if not math.isfinite(value):
         return Interval(math.nan, math.nan, math.nan)
     logarithmic = name in _POSITIVE
-    least, most = _LIMITS.get(name, (-math.inf, math.inf))
+    least, most = limits_of(name)
     variance, shares = np.float64(floor), list[tuple[np.float64, int]]()
     for part in parts:
         left = np.asarray(part, dtype=np.float64)

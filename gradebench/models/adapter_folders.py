@@ -1,4 +1,4 @@
-"""Folders in which a LoRA adapter lies beside the weights that it was made for: both become one plain model."""
+"""Model folders that also hold a LoRA adapter: the adapter is merged into the weights when the model is loaded."""
 
 import json
 import tempfile
@@ -15,7 +15,10 @@ WEIGHTS = "adapter_model.safetensors"
 
 @contextmanager
 def without_adapter(folder: Path) -> Iterator[Path]:
-    """The folder itself, or where it has an adapter one with links to everything else, so that no library finds it."""
+    """The folder, or if it has an adapter, a temporary folder that links to all other files.
+
+    The library would otherwise find the adapter and load it in its own way.
+    """
     if not (folder / CONFIG).is_file():
         yield folder
         return
@@ -27,9 +30,9 @@ def without_adapter(folder: Path) -> Iterator[Path]:
 
 
 def with_adapter(model: Any, folder: Path, name_or_path: str, task_type: str) -> Any:
-    """The model with the folder's adapter added to its weights; itself where there is none.
+    """The model with the folder's adapter, if there is one, merged into its weights.
 
-    Raises InputError for adapters that aren't plain (LoRA for `task_type`, no weights but its own), and without peft.
+    Raises InputError for adapters other than plain LoRA for `task_type` without further weights, and if peft is missing.
     """
     if not (folder / CONFIG).is_file():
         return model
@@ -56,11 +59,11 @@ def with_adapter(model: Any, folder: Path, name_or_path: str, task_type: str) ->
     apart = sorted(named ^ set(get_peft_model_state_dict(adapted)))
     if apart:
         raise InputError(f"{name_or_path}: its adapter isn't one of its model: {apart[0]} is in one of them alone")
-    return adapted.merge_and_unload().requires_grad_(True)  # peft had frozen the weights
+    return adapted.merge_and_unload().requires_grad_(True)  # peft froze the weights
 
 
 def _odd(declared: Any, task_type: str) -> str | None:
-    """What keeps an adapter from being a plain one, in a few words."""
+    """Why the adapter can't be merged, in a few words."""
     if not isinstance(declared, dict):
         return f"{CONFIG} is no object"
     if declared.get("peft_type") != "LORA":

@@ -1,4 +1,4 @@
-"""Low-rank adapters: a pretrained policy of which only a small addition is trained, and which is its own reference.
+"""Low-rank adapters: only they are trained, and without them the pretrained policy is its own reference.
 
 Source: Hu et al. 2022 (LoRA), eq. 3.
 """
@@ -17,14 +17,15 @@ from gradebench.models.pretrained import PretrainedPolicy
 
 
 class AdaptedPolicy(PretrainedPolicy):
-    """A causal language model with adapters of rank `rank` on all linear layers but the last; only they are trained."""
+    """A causal language model with trainable adapters of rank `rank` on all linear layers but the last; its own weights are
+    frozen."""
 
     def __init__(self, model: nn.Module, categories: int, half: bool, rank: int):
         try:
             from peft import LoraConfig, get_peft_model
             from peft.tuners.tuners_utils import BaseTunerLayer
         except ImportError as error:
-            raise InputError("lora needs the library of adapters; pip install 'gradebench[lora]'") from error
+            raise InputError("lora needs the package peft: pip install 'gradebench[lora]'") from error
         config = LoraConfig(
             r=rank,
             lora_alpha=rank,
@@ -36,7 +37,7 @@ class AdaptedPolicy(PretrainedPolicy):
             torch.manual_seed(0)  # the same adapters for every estimator and seed, as for all initial parameters
             adapted = get_peft_model(model, config)  # puts them into `model` itself
         super().__init__(model, categories, half)
-        # Lists, because as modules of this one they would have every parameter twice.
+        # In lists, because as submodules they would register every parameter twice.
         self._whole = [adapted]
         self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
@@ -44,12 +45,12 @@ class AdaptedPolicy(PretrainedPolicy):
         return WithoutAdapters(self)
 
     def merged(self) -> nn.Module:
-        """A copy of the model with the adapters added to its weights: one as any other in the hub's format."""
+        """A copy of the model with the adapters merged into its weights, which can be saved in the hub's format."""
         return copy.deepcopy(self._whole[0]).merge_and_unload()
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
-        """The model as it was before adapters."""
+        """A context in which the adapters have no effect."""
         for layer in self._layers:
             layer.enable_adapters(False)
         try:
@@ -60,7 +61,7 @@ class AdaptedPolicy(PretrainedPolicy):
 
 
 class WithoutAdapters:
-    """The reference policy of an adapted one, for the KL penalty: the same weights, not a second copy of them."""
+    """The reference policy of an adapted one, for the KL penalty. It shares the weights, so it takes no memory."""
 
     def __init__(self, adapted: AdaptedPolicy):
         self.adapted, self.feature_size = adapted, adapted.feature_size

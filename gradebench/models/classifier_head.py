@@ -1,4 +1,4 @@
-"""Which output of a sequence classifier is the reward, read from its configuration as the library of models reads it."""
+"""Which output of a sequence classifier is the reward, according to its configuration or the options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torch import Tensor
 from gradebench.core.errors import InputError
 
 Activation = Literal["auto", "softmax", "sigmoid", "none"]
-AUTO: Literal["auto"] = "auto"  # of a label and of an activation
-POSITIVE = ("positive", "pos")  # labels, in any case, that need no option to be rewarded
-UNNAMED = ("LABEL_0", "LABEL_1")  # what the library calls two labels without names; 1 is the positive one
+AUTO: Literal["auto"] = "auto"  # the default of `label` and of `activation`
+POSITIVE = ("positive", "pos")  # labels that are rewarded by default, in any case of letters
+UNNAMED = ("LABEL_0", "LABEL_1")  # names that the library gives to two unnamed labels; 1 is the positive one
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output that is rewarded, after an activation over all of them: "softmax", "sigmoid" or "none"."""
+    """The rewarded output, after an activation over all outputs: "softmax", "sigmoid" or "none"."""
 
     index: int
     activation: str
@@ -32,10 +32,10 @@ class Head:
 def head_of(config: Any, name_or_path: str, label: str = AUTO, activation: str = AUTO) -> Head:
     """The head that a classifier's configuration declares (`id2label`, `problem_type`), or that the options ask for.
 
-    label       a label's name in any case, or its index; "auto": the only one, or the one whose name says positive
+    label       a label's name, in any case of letters, or its index; "auto": the only label, or the one called positive
     activation  "auto": none for one output and for regression, sigmoid for multi-label, else softmax
 
-    Raises InputError, with the labels, where they don't settle which one is rewarded.
+    Raises InputError, which lists the labels, if it isn't clear which one is rewarded.
     """
     labels = _labels(config, name_or_path)
     index = _rewarded(labels, name_or_path) if label == AUTO else _named(labels, label, name_or_path)
@@ -47,14 +47,15 @@ def head_of(config: Any, name_or_path: str, label: str = AUTO, activation: str =
 
 
 def _activation(outputs: int, problem_type: str | None) -> str:
-    """What the library's pipeline applies, but for one output without a problem type: that is trained as a regression."""
+    """The activation that the library's pipeline applies, but none for a single output without a problem type, because
+    such models are trained as regressions."""
     if problem_type == "regression" or (outputs == 1 and problem_type is None):
         return "none"
     return "sigmoid" if problem_type == "multi_label_classification" or outputs == 1 else "softmax"
 
 
 def _labels(config: Any, name_or_path: str) -> list[str]:
-    """Names by index. Raises InputError where they aren't numbered from 0."""
+    """The labels' names by index. Raises InputError if they aren't numbered from 0."""
     named: Mapping[int, Any] = config.id2label or {}
     if not named or sorted(named) != list(range(len(named))):
         raise InputError(f"{name_or_path}: its labels (id2label) are numbered {sorted(named)}; mend its config.json")

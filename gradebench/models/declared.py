@@ -1,4 +1,4 @@
-"""What a model's configuration declares, held against the names and shapes in its files before anything is built."""
+"""Compares what a model's configuration declares with the tensors in its files, before the model is built."""
 
 import json
 import math
@@ -19,7 +19,7 @@ _LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_la
 
 
 def shapes_in(folder: Path) -> Shapes:
-    """The shape of every tensor in a folder's weights, by name; reads headers alone."""
+    """The shape of every tensor in a folder's weight files, by name. Reads only the files' headers."""
     index = folder / INDEX
     named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else [WEIGHTS]
     found: Shapes = {}
@@ -30,7 +30,7 @@ def shapes_in(folder: Path) -> Shapes:
 
 
 def require_layers(name_or_path: str, layers: int, shapes: Shapes) -> None:
-    """Refuses more layers than there are tensors: building them would take memory and time without end."""
+    """Raises InputError if more layers are declared than there are tensors, as building them could take all memory."""
     if layers > len(shapes):
         raise InputError(
             f"{name_or_path}: its configuration declares {layers:,} layers and its weights hold {len(shapes):,} "
@@ -39,9 +39,9 @@ def require_layers(name_or_path: str, layers: int, shapes: Shapes) -> None:
 
 
 def require_counts(folder: Path, name_or_path: str) -> None:
-    """Refuses a configuration file with more layers, or labels, than the weights have room for.
+    """Raises InputError if the configuration file declares more layers or labels than the weights can hold.
 
-    To be asked before the library reads the file: it makes a list of so many already of the configuration alone.
+    To be called before the library reads the file, because it allocates a list of that length at once.
     """
     shapes = shapes_in(folder)
     widest = max((max(shape, default=1) for shape in shapes.values()), default=1)
@@ -53,7 +53,7 @@ def require_counts(folder: Path, name_or_path: str) -> None:
 
 
 def _numbers(tree: Any) -> Iterator[tuple[str, int]]:
-    """All integers of a JSON object, with their names."""
+    """All integers in a JSON object, with their names."""
     for name, value in tree.items() if isinstance(tree, dict) else ():
         if isinstance(value, dict):
             yield from _numbers(value)
@@ -62,10 +62,10 @@ def _numbers(tree: Any) -> Iterator[tuple[str, int]]:
 
 
 def hold_against_weights(auto: Any, config: Any, folder: Path, name_or_path: str, kind: str) -> None:
-    """Refuses a configuration of another shape than the weights in the folder. Memory: that of the names.
+    """Raises InputError if the configuration declares other shapes than the weights in the folder have.
 
-    The weights may have other names than the library's, which it translates when it loads them; so what seems to be
-    lacking is refused only where the tensors of other names are too small to hold it.
+    Memory: that of the tensors' names. The library may rename tensors when it loads them; therefore a missing name is an
+    error only if no tensor with another name is large enough for it.
     """
     shapes = shapes_in(folder)
     with torch.device("meta"):
@@ -93,12 +93,12 @@ def hold_against_weights(auto: Any, config: Any, folder: Path, name_or_path: str
 
 
 def _spellings(name: str, prefix: str) -> list[str]:
-    """A parameter's name, with and without the part that only some of a family's models have."""
+    """A parameter's name, with and without the prefix that only some models of a family have."""
     return [name, name[len(prefix) :] if name.startswith(prefix) else prefix + name]
 
 
 def _refuse_further_layers(name_or_path: str, others: Iterable[str], known: list[str], ignored: Iterable[str]) -> None:
-    """Refuses weights of layers beyond the declared ones, which the library would leave out without a word."""
+    """Raises InputError if the weights have more layers than declared, which the library would silently ignore."""
     alike = {_unnumbered(name) for name in known}
     for name in sorted(others):
         spelt = _unnumbered(name)

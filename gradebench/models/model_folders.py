@@ -1,4 +1,4 @@
-"""Models and tokenizers read from a folder in the hub's format; whatever the library raises about them becomes one line."""
+"""Loads models and tokenizers from a folder in the hub's format. The library's exceptions become an InputError."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +24,8 @@ def config_of(folder: Path, name_or_path: str) -> Any:
 
 
 def tokenizer_of(folder: Path, name_or_path: str) -> Any:
-    """The folder's tokenizer, tried out: a broken one may panic when it is loaded or when it is used."""
-    require_counts(folder, name_or_path)  # the library reads the configuration here too
+    """The folder's tokenizer, after a trial, because a broken one may fail only when it is used."""
+    require_counts(folder, name_or_path)  # because the library reads the configuration here too
     with panics_silenced():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_remote_code(), local_files_only=True)
         tokenizer.batch_decode([tokenizer(_TRIAL_TEXT)["input_ids"]])
@@ -33,12 +33,12 @@ def tokenizer_of(folder: Path, name_or_path: str) -> Any:
 
 
 def model_of(auto: Any, folder: Path, name_or_path: str, kind: str, dtype: torch.dtype) -> Any:
-    """The model with the folder's weights, none left out; refuses weights that aren't those of its configuration.
+    """The model with the folder's weights. Raises InputError if they don't fit the configuration or are incomplete.
 
-    A LoRA adapter of a language model that lies beside them is added to them.
+    A LoRA adapter of a language model in the same folder is merged into the weights.
     """
     config = config_of(folder, name_or_path)
-    if not getattr(config, "auto_map", None):  # code of its own says more than a configuration
+    if not getattr(config, "auto_map", None):  # a model with its own code may differ from its configuration
         hold_against_weights(auto, config, folder, name_or_path, kind)
     with without_adapter(folder) as bare:
         model, report = auto.from_pretrained(
@@ -58,7 +58,7 @@ def model_of(auto: Any, folder: Path, name_or_path: str, kind: str, dtype: torch
 
 @contextmanager
 def refused(name_or_path: str, role: str) -> Iterator[None]:
-    """Turns whatever a library raises about a model into one line."""
+    """A context that turns any exception of the library into an InputError of one line."""
     try:
         with panics_raised():
             yield
@@ -66,7 +66,7 @@ def refused(name_or_path: str, role: str) -> Iterator[None]:
         raise InputError(f"{name_or_path}: can't serve as {role}: {error}") from error
     except InputError:
         raise
-    except Exception as error:  # configurations, tokenizers and weights each fail with kinds of their own
+    except Exception as error:  # configurations, tokenizers and weights all raise different exceptions
         if "trust_remote_code" in str(error):
             advice = "read it, and give --trust-remote-code if you trust it"
             raise InputError(f"{name_or_path}: {role} that needs code of its own to be run; {advice}") from error

@@ -1,8 +1,8 @@
-"""Policies and rewards in the hub's format: any causal language model, any sequence classifier that shares its tokens.
+"""Policies and rewards in the hub's format: any causal language model, and any sequence classifier with the same tokens.
 
-A model is fed embeddings, so that hard and relaxed tokens take the same way through it, and its attention is the
-library's plain one, which can be differentiated twice (fused kernels can't). What the harness relies on is tried out
-once when a model is loaded, because the families of the library differ in it and don't declare it.
+Models read embeddings, so that hard and relaxed tokens are treated alike. They use the library's "eager" attention, which
+can be differentiated twice, unlike fused kernels. Families of models differ in what the harness relies on and don't
+declare it, so a model is tried out once when it is loaded (`gradebench.models.trial`).
 """
 
 import copy
@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from gradebench.core.errors import InputError
 from gradebench.core.panics import panics_raised
+from gradebench.core.shown import counted
 from gradebench.models.classifier_head import AUTO, Head, head_of
 from gradebench.models.end_of_text import Ends
 from gradebench.models.model_folders import config_of, model_of, refused, tokenizer_of
@@ -32,9 +33,9 @@ from gradebench.storage.libraries import quiet
 class PretrainedVocabulary:
     """Encodes texts to ids and back with a model's own tokenizer.
 
-    `prefix` is the token that the tokenizer puts before every text if it does (BOS), and a text's ids begin with it.
-    The tokenizer's other special tokens (ends, separators) are left out: the texts are to be continued. `end` is the
-    token that ends a text, or several: the tokenizer's, then those that the model's generation lists; None for none.
+    `prefix` is the token that the tokenizer puts before every text (BOS), if any; the ids of a text begin with it. Other
+    special tokens (ends, separators) aren't added, because the texts are to be continued. `end` is the end token, or
+    several: first the tokenizer's, then those of the model's generation configuration; None if there is none.
     """
 
     def __init__(self, tokenizer: Any, listed: Sequence[int] = ()):
@@ -43,15 +44,15 @@ class PretrainedVocabulary:
         before, _ = special_tokens_around(tokenizer)
         self.prefix = before if before == [tokenizer.bos_token_id] else []
         known = [*filter(lambda end: end is not None, [tokenizer.eos_token_id]), *listed]
-        ends = tuple(end for end in dict.fromkeys(known) if 0 <= end < self.size)  # others are never drawn
+        ends = tuple(end for end in dict.fromkeys(known) if 0 <= end < self.size)  # others can't be drawn
         self.end: Ends | None = ends if len(ends) > 1 else next(iter(ends), None)
 
     def __len__(self) -> int:
         return self.size
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        # In parts, because an encoding holds masks and offsets too: gigabytes for a large corpus at once.
-        # Not verbose: it would warn that whole reviews exceed the context, while only their openings are read.
+        # In parts, because encodings also hold masks and offsets: gigabytes for a large corpus.
+        # verbose would warn that whole reviews exceed the context, although only their openings are used.
         plain = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
         with panics_raised():
             return [
@@ -61,21 +62,21 @@ class PretrainedVocabulary:
             ]
 
     def decode(self, ids: Iterable[Sequence[int]]) -> list[str]:
-        # No cleaning up: it would join the spaces of "good ." away, and a decoded text is to be judged as it stands.
+        # No clean-up, which would turn "good ." into "good.": texts are scored as they were sampled.
         rows = [list(row) for row in ids]
         with panics_raised():
             return self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 class PretrainedPolicy(nn.Module):
-    """A causal language model over the first `categories` ids; any rows that it has beyond are padding, never drawn.
+    """A causal language model over the first `categories` ids; further rows of its table are padding and never drawn.
 
-    With `half`, it computes in bfloat16; what is trained stays in float32, where small updates aren't lost.
+    With `half`, it computes in bfloat16. Trained parameters stay in float32, where small updates aren't rounded away.
     """
 
     def __init__(self, model: nn.Module, categories: int, half: bool = False):
         super().__init__()
-        self.model = model.eval()  # no dropout: rollout and log_prob must see one policy
+        self.model = model.eval()  # no dropout: rollout and log_prob must be of the same policy
         self.categories, self.computes_half = categories, half
         taken = inspect.signature(model.forward).parameters
         self.skips_logits, self.takes_places = "logits_to_keep" in taken, "position_ids" in taken
@@ -92,10 +93,10 @@ class PretrainedPolicy(nn.Module):
         last: int | None = None,
         pads: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, DynamicCache]:
-        """Logits (N, L, V), features (N, L, D) and the cache grown by L positions; `cache` itself stays as it is.
+        """Logits (N, L, V), features (N, L, D) and a cache with L more positions; `cache` itself isn't changed.
 
-        With `last`, logits and features of so many last positions only. `pads` (N,): how many of the first positions
-        of a text are padding.
+        With `last`, logits and features of only that many last positions. `pads` (N,): the number of padding positions
+        at the beginning of each text.
         """
         last = last or embeddings.shape[1]
         options: dict[str, Any] = {"logits_to_keep": last} if self.skips_logits else {}
@@ -117,22 +118,22 @@ class PretrainedPolicy(nn.Module):
         return logits, features, output.past_key_values
 
     def reordered(self, cache: DynamicCache, rows: Tensor) -> DynamicCache:
-        """The cache of these rows (M,) of the batch."""
+        """The cache of the rows (M,) of the batch."""
         grown = branch(cache)
         assert grown is not None
         grown.reorder_cache(rows)  # type: ignore[arg-type]  # it says LongTensor, and Tensor is meant
         return grown
 
     def frozen(self) -> "PretrainedPolicy":
-        """A copy of what it is now, not to be trained."""
+        """A copy with the present parameters, which aren't trainable."""
         answer = copy.deepcopy(self).requires_grad_(False)
         return answer.to(torch.bfloat16) if self.computes_half else answer
 
 
 class PretrainedReward(nn.Module):
-    """The output (N,) of a sequence classifier that its `head` chooses.
+    """The output (N,) of a sequence classifier that `head` selects.
 
-    `before` and `after` are ids of special tokens that the classifier expects around a text.
+    `before` and `after` are the ids of special tokens that the classifier expects around a text.
     """
 
     differentiable = True
@@ -145,7 +146,7 @@ class PretrainedReward(nn.Module):
         self.head = head
         for name, ids in (("before", before), ("after", after)):
             self.register_buffer(name, torch.tensor([list(ids)], dtype=torch.int64), persistent=False)
-        # A decoder scores every prefix in one pass, so that the score of a text that has ended gradually is a mixture.
+        # A decoder scores all prefixes in one pass, so the score of a text that ended gradually is a mixture of theirs.
         self.decoder = hasattr(model, "score")
         self.weighs = self.decoder and not len(after)
 
@@ -154,7 +155,7 @@ class PretrainedReward(nn.Module):
         return embed_as(self.model.get_input_embeddings(), tokens)  # type: ignore[operator]
 
     def forward(self, embeddings: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Of texts (N, L, D), of which the positions count that `keep` (N, L) has: 1 up to their end, and then 0."""
+        """The rewards (N,) of embedded texts (N, L, D); `keep` (N, L) is 1 up to the end of a text and 0 after it."""
         before, after = (self.embed(ids).expand(len(embeddings), -1, -1) for ids in (self.before, self.after))
         texts = torch.cat([before, embeddings, after], 1)
         if keep is None:
@@ -162,7 +163,7 @@ class PretrainedReward(nn.Module):
         if self.weighs:
             ends_here = keep - functional.pad(keep[:, 1:], (0, 1))
             return (ends_here * self.of_prefixes(texts)[:, -keep.shape[1] :]).sum(1)
-        # Where a text's own end is, its special tokens follow, and whatever is left over doesn't count.
+        # The special tokens follow directly after a text's end; positions after them are masked.
         rows, places = torch.arange(len(texts), device=texts.device), torch.arange(texts.shape[1], device=texts.device)
         kept = before.shape[1] + keep.round().long().sum(1, keepdim=True)  # (N, 1)
         dropped = texts.shape[1] - after.shape[1] - kept
@@ -173,7 +174,7 @@ class PretrainedReward(nn.Module):
         return self.head(self.model(inputs_embeds=texts, attention_mask=mask).logits)
 
     def of_prefixes(self, texts: Tensor) -> Tensor:
-        """A decoder's answer (N, L) to every prefix of the texts (N, L, D)."""
+        """A decoder's rewards (N, L) of every prefix of the texts (N, L, D)."""
         return self.head(self.model.score(self.model.base_model(inputs_embeds=texts).last_hidden_state))  # type: ignore[operator]
 
 
@@ -182,10 +183,10 @@ def load_policy(
 ) -> tuple[PretrainedPolicy, PretrainedVocabulary]:
     """Returns the causal language model of a local folder or a hub id, and its vocabulary.
 
-    `length` is the number of tokens that it will be read to, prompt and horizon together. `half`: it computes in
-    bfloat16. `lora`: the rank of adapters that are trained in place of its own weights; 0 for none.
+    `length` is the number of tokens of prompt and horizon together. `half`: compute in bfloat16. `lora`: the rank of
+    adapters that are trained instead of the model's own weights; 0 for none.
 
-    Raises InputError, in one line, for whatever keeps the model from serving as a policy.
+    Raises InputError if the model can't be used as a policy.
     """
     folder = locate_model(name_or_path).folder
     with quiet(), refused(name_or_path, "a policy"):
@@ -196,7 +197,7 @@ def load_policy(
             raise InputError(f"{name_or_path}: a {named[0]}, not a causal language model; give one")
         tokenizer = tokenizer_of(folder, name_or_path)
         _check_context(name_or_path, config, tokenizer, length)
-        # Weights that are trained stay in float32; frozen ones needn't.
+        # Trained weights stay in float32; frozen ones may be in bfloat16.
         dtype = torch.bfloat16 if half and lora else torch.float32
         model = model_of(AutoModelForCausalLM, folder, name_or_path, "a causal language model", dtype)
         vocabulary = PretrainedVocabulary(tokenizer, ends_of(name_or_path, model))
@@ -223,7 +224,7 @@ def load_reward(
     `vocabulary` is the policy's, a PretrainedVocabulary or a Vocabulary; `length` is the number of tokens of the
     longest text, prompt and horizon together. `half`: in bfloat16. `label`, `activation`: see `head_of`.
 
-    Raises InputError, in one line, for whatever keeps the model from serving as a reward.
+    Raises InputError if the model can't be used as a reward.
     """
     folder = locate_model(name_or_path).folder
     with quiet(), refused(name_or_path, "a reward"):
@@ -234,7 +235,7 @@ def load_reward(
         head = head_of(config, name_or_path, label, activation)
         before, after = special_tokens_around(tokenizer)
         if before == getattr(vocabulary, "prefix", []):
-            before = []  # the prompts bring it
+            before = []  # it is part of the prompts
         _check_context(name_or_path, config, tokenizer, length + len(before) + len(after))
         dtype = torch.bfloat16 if half else torch.float32
         model = model_of(AutoModelForSequenceClassification, folder, name_or_path, "a sequence classifier", dtype)
@@ -242,7 +243,7 @@ def load_reward(
         text_config = model.config.get_text_config()
         text_config.use_cache = False
         if text_config.pad_token_id is None:
-            # Decoder classifiers refuse batches without one. Fed embeddings they never look for it: texts are equally
+            # Decoder classifiers refuse batches without a padding token. With embeddings they don't use it: texts are equally
             # long here, and the last position is the one that is read.
             text_config.pad_token_id = 0
         elif hasattr(
@@ -256,10 +257,10 @@ def load_reward(
 
 
 def embed_as(table: nn.Embedding, tokens: Tensor) -> Tensor:
-    """Embeddings (..., D) of ids (...) or relaxed one-hots (..., V) as the model's own table embeds ids.
+    """Embeddings (..., D) of ids (...) or of relaxed one-hots (..., V), equal to those of the model's own table.
 
-    Unlike the table itself it passes gradients to the row of the padding token: that row is a parameter as any other
-    where the policy may draw the token. Some families scale inside the table; those that scale later need no care.
+    Unlike the table, it also passes gradients to the row of the padding token, which the policy may draw. The scale that
+    some families apply inside of the table is applied too.
     """
     weight: Tensor = table.weight
     if tokens.is_floating_point() and tokens.shape[-1] < len(weight):
@@ -270,7 +271,7 @@ def embed_as(table: nn.Embedding, tokens: Tensor) -> Tensor:
 
 
 def branch(cache: DynamicCache | None) -> DynamicCache | None:
-    """A cache that grows on its own: the library's `update` rebinds a layer's tensors without writing to them."""
+    """A cache that can grow independently; no tensors are copied, because the library's `update` doesn't write to them."""
     if cache is None:
         return None
     grown = copy.copy(cache)
@@ -279,7 +280,7 @@ def branch(cache: DynamicCache | None) -> DynamicCache | None:
 
 
 def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids that the tokenizer puts before and after a text."""
+    """The ids of the special tokens that the tokenizer puts before and after a text."""
     plain, whole = (tokenizer("good", add_special_tokens=special)["input_ids"] for special in (False, True))
     for start in range(len(whole) - len(plain) + 1):
         if whole[start : start + len(plain)] == plain:
@@ -288,7 +289,7 @@ def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def ends_of(name_or_path: str, model: Any) -> list[int]:
-    """The tokens at which the library's own generation stops: one, a list of them, or none."""
+    """The ids at which the library's own generation stops; perhaps none."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = named if isinstance(named, list | tuple) else [] if named is None else [named]
     if not all(isinstance(end, int) for end in ends):
@@ -299,14 +300,14 @@ def ends_of(name_or_path: str, model: Any) -> list[int]:
 
 
 def check_same_tokens(name_or_path: str, own: Any, policy: Any) -> None:
-    """Refuses a reward whose ids don't mean the policy's tokens."""
+    """Raises InputError if the reward's vocabulary differs from the policy's."""
     theirs, ours = own.tokenizer.get_vocab(), policy.tokenizer.get_vocab()
     if theirs == ours:
         return
     differing = sum(ours.get(token) != i for token, i in theirs.items())
     raise InputError(
-        f"{name_or_path}: its vocabulary ({len(theirs):,} tokens, {differing:,} of them other ones) isn't the policy's "
-        f"({len(ours):,} tokens); give a classifier with the policy's tokenizer, or reward=trained"
+        f"{name_or_path}: its vocabulary ({counted(len(theirs), 'token')}, {differing:,} of them other ones) isn't the policy's "
+        f"({counted(len(ours), 'token')}); give a classifier with the policy's tokenizer, or reward=trained"
     )
 
 
@@ -318,12 +319,12 @@ def _causal_architectures() -> set[str]:
 
 
 def _check_context(name_or_path: str, config: Any, tokenizer: Any, length: int) -> None:
-    """Refuses a model that can't read `length` tokens; learned positions end, and others weren't trained beyond."""
+    """Raises InputError if the model's context is shorter than `length` tokens."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit > 0]
     if limits and min(limits) < length:
         raise InputError(
-            f"{name_or_path}: its context of {min(limits):,} tokens is shorter than prompt and horizon together "
+            f"{name_or_path}: its context of {counted(min(limits), 'token')} is shorter than prompt and horizon together "
             f"({length}, special tokens included); give a model with a longer one, or a smaller size"
         )
 

@@ -9,7 +9,9 @@ from torch.nn import functional
 
 from gradebench.models.transformer import ScratchClassifier, ScratchPolicy
 
-FUSED_FROM = 1_000_000  # parameters; below, results stay bit-identical with those of earlier versions
+FUSED_FROM = (
+    1_000_000  # parameters; smaller models aren't fused, so that they stay bit-identical to those of earlier versions
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class TokenRows:
     length: Tensor  # (rows,)
 
     def windows(self, rows: Tensor, size: int, rng: torch.Generator) -> Tensor:
-        """Windows (len(rows), size): half of them the opening of their text, the others from anywhere in it."""
+        """Windows (len(rows), size) of the texts: half of them from the beginning of a text, the others from a random position."""
         room = self.length[rows] - size
         offset = (torch.rand(len(rows), generator=rng) * (room + 1)).long()
         offset = torch.where(torch.rand(len(rows), generator=rng) < 0.5, 0, offset)
@@ -57,7 +59,8 @@ def train_classifier(
     learning_rate: float,
     seed: int,
 ) -> float:
-    """Binary cross-entropy of the text's label given a window of it; returns the late mean loss in nats."""
+    """Binary cross-entropy of a text's label given a window of it; returns the mean loss (nats) over the last tenth of the
+    steps."""
 
     def loss(rows: Tensor, rng: torch.Generator) -> Tensor:
         ids = texts.windows(rows, window, rng).to(classifier.token.device)
@@ -69,7 +72,7 @@ def train_classifier(
 
 @torch.no_grad()
 def accuracy(classifier: nn.Module, ids: Tensor, labels: Tensor) -> float:
-    """Share of windows (N, L) whose probability falls on the side of their label (N,)."""
+    """The share of windows (N, L) that are classified as their label (N,) says."""
     probability = torch.cat([classifier(classifier.embed(part)) for part in ids.split(512)])  # type: ignore[operator]
     return float(((probability > 0.5) == labels.to(probability.device).bool()).float().mean())
 
@@ -77,7 +80,7 @@ def accuracy(classifier: nn.Module, ids: Tensor, labels: Tensor) -> float:
 def _descend(model: nn.Module, loss, rows: int, steps: int, batch: int, learning_rate: float, seed: int) -> float:
     """AdamW with a linear warm-up over the first twentieth and a linear decay to zero."""
     rng = torch.Generator().manual_seed(seed)
-    # Over a given policy's vocabulary the embeddings are millions, and the unfused update makes eight copies of them.
+    # With a pretrained vocabulary there are millions of embeddings, and an unfused update makes eight copies of them.
     large = sum(p.numel() for p in model.parameters()) > FUSED_FROM
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, fused=large or None)
     warm = max(1, steps // 20)

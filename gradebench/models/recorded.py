@@ -1,6 +1,6 @@
-"""Rollouts of the built-in transformer whose activations are kept, for `gradebench.models.replayed` to differentiate.
+"""Rollouts of the built-in transformer that keep all activations, for `gradebench.models.replayed` to differentiate.
 
-Drawing a text computes everything that a graph of its log-probabilities would hold; it is kept in place, step after step.
+Sampling a text computes everything that the autograd graph of its log-probabilities would hold, so it is stored.
 
 Axis letters: n draws, B contexts, N = n B sequences, P prompt positions, T new tokens, M = T - 1 of them read again,
 L = P + M positions, V tokens, D width, h heads, d = D / h. Rows are positions times sequences, position by position:
@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from gradebench.models import kernels
 from gradebench.models.transformer import Block, ScratchPolicy, hidden_by
 
 EPS = 1e-5  # of the norms: nn.LayerNorm's default
@@ -21,7 +23,7 @@ EPS = 1e-5  # of the norms: nn.LayerNorm's default
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a rollout, and where a position's rows are."""
+    """The sizes of a rollout, and the rows of each position."""
 
     draws: int  # n
     contexts: int  # B
@@ -43,16 +45,16 @@ class Sizes:
         return sum(read) if self.keeps else max(self.prompt_rows, self.sequences)
 
     def step(self, number: int) -> slice:
-        """The rows of a token that was read, numbered from 0."""
+        """The rows of the token with this number, from 0, that was sampled and read."""
         start = self.prompt_rows + number * self.sequences if self.keeps else 0
         return slice(start, start + self.sequences)
 
 
 class Recording:
-    """A rollout by `policy` from prompts (B, P), `pads` (B,) of whose first positions are padding.
+    """A rollout by `policy` from prompts (B, P), of which the first `pads` (B,) positions are padding.
 
-    `start` reads the prompts, `read` one more token of every sequence; both give the logits (N, V) of what comes next.
-    Without `keeps` only keys and values are held, and there is nothing to differentiate.
+    `start` reads the prompts, `read` one more token of every sequence; both return the logits (N, V) of the next token.
+    Without `keeps`, only keys and values are stored, and the rollout can't be differentiated.
     """
 
     def __init__(
@@ -69,12 +71,12 @@ class Recording:
         self.features = new_empty(size.sequences, kept, policy.feature_size)
         self.logits = new_empty(size.sequences, kept, len(self.table))
         self.at = self.places()
-        self.done = 0  # tokens whose logits are known
+        self.done = 0  # number of tokens whose logits are computed
 
     def start(self) -> Tensor:
         """Logits (N, V) after the prompts."""
         rows = slice(0, self.size.prompt_rows)
-        read = torch.embedding(self.table, self.prompts.T.flatten())
+        read = functional.embedding(self.prompts.T.flatten(), self.table)
         torch.add(read, self.position[self.at[rows]], out=self.layers[0].x[rows])
         self._up(rows, Layer.read_prompts)
         return self._ahead(self.out[rows][-self.size.contexts :])
@@ -92,7 +94,7 @@ class Recording:
         return self._ahead(self.out[rows])
 
     def follow(self, rows: Tensor) -> None:
-        """Each sequence goes on from the one that `rows` (N,) names; there is nothing to differentiate any more."""
+        """Continue each sequence from the one that `rows` (N,) names. After that the rollout can't be differentiated."""
         for layer in self.layers:
             layer.hold(layer.room[:, rows])
 
@@ -101,10 +103,10 @@ class Recording:
             layer.finish(rows, read(layer, rows), above)
 
     def _ahead(self, last: Tensor) -> Tensor:
-        """Logits (N, V) from the last layer at the newest position: (N, D), or (B, D) of all draws alike."""
+        """Logits (N, V) from the last layer's output at the newest position: (N, D), or (B, D) if all draws share it."""
         place = self.done if self.size.keeps else 0
         self.done += 1
-        features = torch.native_layer_norm(last, last.shape[1:], *self.norm, EPS)[0]
+        features = kernels.layer_norm(last, *self.norm, EPS)[0]
         self.features[:, place].view(-1, *features.shape)[:] = features
         if len(features) == self.size.sequences:
             return torch.mm(features, self.table.T, out=self.logits[:, place])
@@ -112,7 +114,7 @@ class Recording:
         return self.logits[:, place]
 
     def places(self) -> Tensor:
-        """The learned position of each row."""
+        """The index of the learned position embedding of each row, (R,)."""
         size = self.size
         place = torch.arange(size.prompt + size.steps, device=self.prompts.device)[:, None].expand(-1, size.contexts)
         if self.pads is not None:
@@ -121,7 +123,7 @@ class Recording:
 
 
 def parameters_of(block: Block) -> list[tuple[Tensor, Tensor]]:
-    """Weights and biases of a `Block`, detached, in the order in which it has and uses them."""
+    """Weights and biases of a `Block`, detached, in the order of its parameters."""
     widen, _, narrow = block.feed_forward
     attention = (block.attention_norm, block.query_key_value, block.attention_out)
     parts: tuple[Any, ...] = (*attention, block.feed_forward_norm, widen, narrow)
@@ -129,7 +131,7 @@ def parameters_of(block: Block) -> list[tuple[Tensor, Tensor]]:
 
 
 class Layer:
-    """A `Block` along a recording: what it read and computed."""
+    """The inputs and activations of one `Block` in a recording."""
 
     def __init__(self, block: Block, size: Sizes, hidden: Tensor | None):
         self.norm_1, self.qkv, self.mix, self.norm_2, self.widen, self.narrow = parameters_of(block)
@@ -142,17 +144,17 @@ class Layer:
         self.hidden, self.active = (new_empty(size.rows, 4 * width) for _ in range(2))
         self.prompt_weights = new_empty(0)  # (B, h, P, P): the attention of the prompts, and (N h, M, L) of the rest
         self.weights = self.x.new_zeros(size.sequences * self.heads, size.steps if size.keeps else 0, length)
-        self.unscored = new_empty(())  # stands for a mask that isn't there
+        self.unscored = new_empty(())  # in place of a mask, with weight 0
         self.masks = None if hidden is None else hidden.repeat(size.draws, 1).repeat_interleave(self.heads, 0)[:, None]
         self.prompt_mask = hidden
 
     def hold(self, room: Tensor) -> None:
-        """Queries, keys and values (3, N, h, L, d)."""
+        """Use this storage for queries, keys and values (3, N, h, L, d)."""
         self.room = room
         self.rooms = room.flatten(1, 2).unbind()  # (N h, L, d)
 
     def read_prompts(self, rows: slice) -> Tensor:
-        """Values mixed (P B, D) for the prompts."""
+        """The attention output (P B, D) of the prompts."""
         contexts, length = self.size.contexts, self.size.prompt
         q, k, v = self._in(rows).view(length, contexts, 3, self.heads, -1).permute(2, 1, 3, 0, 4)  # (B, h, P, d)
         for room, part in zip(self.room, (q, k, v), strict=True):
@@ -163,7 +165,7 @@ class Layer:
         return (self.prompt_weights @ v).permute(2, 0, 1, 3).reshape(self.size.prompt_rows, -1)
 
     def read_step(self, rows: slice, place: int) -> Tensor:
-        """Values mixed (N, D) for the next token, at position `place`."""
+        """The attention output (N, D) of the next token, at position `place`."""
         sequences = self.size.sequences
         self.room[:, :, :, place] = self._in(rows).view(sequences, 3, self.heads, -1).transpose(0, 1)
         q, k, v = self.rooms
@@ -180,15 +182,15 @@ class Layer:
         return torch.bmm(weights, v[:, : place + 1]).view(sequences, -1)
 
     def finish(self, rows: slice, mixed: Tensor, above: Tensor) -> None:
-        """The block's output, into the rows of `above`, after its attention."""
+        """Compute the rest of the block from the attention output, and write the result into the rows of `above`."""
         self.mixed[rows] = mixed
         between = torch.addmm(self.mix[1], mixed, self.mix[0].T, out=self.between[rows]).add_(self.x[rows])
-        normed = torch.native_layer_norm(between, between.shape[1:], *self.norm_2, EPS)[0]
+        normed = kernels.layer_norm(between, *self.norm_2, EPS)[0]
         hidden = torch.addmm(self.widen[1], normed, self.widen[0].T, out=self.hidden[rows])
-        active = torch._C._nn.gelu(hidden, out=self.active[rows])  # type: ignore[call-arg]
+        active = kernels.gelu(hidden, self.active[rows])
         torch.addmm(self.narrow[1], active, self.narrow[0].T, out=above[rows]).add_(between)
 
     def _in(self, rows: slice) -> Tensor:
         x = self.x[rows]
-        normed = torch.native_layer_norm(x, x.shape[1:], *self.norm_1, EPS)[0]
+        normed = kernels.layer_norm(x, *self.norm_1, EPS)[0]
         return torch.addmm(self.qkv[1], normed, self.qkv[0].T)

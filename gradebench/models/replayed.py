@@ -1,8 +1,8 @@
-"""The gradient of recorded rollouts: no second pass where tokens are constants, no graph of the loop where they aren't.
+"""Gradients of recorded rollouts, from the stored activations instead of an autograd graph.
 
-What a recording kept is differentiated by hand, over all positions at once where tokens are constants, backwards in
-time where each depends on the ones before. The answer is that of autograd's own graph, but for rounding. Axis letters
-are those of `gradebench.models.recorded`.
+The backward pass is written by hand: for hard tokens over all positions at once, for relaxed tokens, each of which depends
+on those before, backwards in time. Results equal those of autograd up to rounding. Axis letters are those of
+`gradebench.models.recorded`; `of_x` is the gradient with respect to x.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradebench.models import kernels
 from gradebench.models.recorded import EPS, Layer, Recording
 
-aten = torch.ops.aten
-TOGETHER = 8  # tokens whose gradients of earlier keys and values are summed up in one product
+TOGETHER = 8  # number of tokens whose gradients with respect to earlier keys and values are computed in one product
 
 
 class Derivative:
-    """The gradient of a recording's parameters, from those of its logits and features.
+    """The gradients of the policy's parameters, from those of a recording's logits and features.
 
-    All rows at once; or those of one position after another, the last first. `params` are the policy's, in its order,
-    or copies of them (copies, ...), whose contexts come in turn.
+    Either all rows at once, or one position after another, beginning with the last. `params` are the policy's, in its
+    order, or copies of them (copies, ...); context i belongs to copy i % copies.
     """
 
     def __init__(self, recording: Recording, params: Sequence[Tensor]):
@@ -35,14 +35,14 @@ class Derivative:
         self.of_embedded = torch.empty_like(recording.out)
 
     def at_once(self, of_features: Tensor) -> None:
-        """Goes through all rows, from the gradient (N, T, D) of the features."""
+        """The backward pass over all rows, given the gradient (N, T, D) of the features."""
         size = self.whole.size
         self._of_first(of_features[:, 0])
         later = of_features[:, 1:].transpose(0, 1)
         self.of_normed[size.prompt_rows :].view(later.shape).copy_(later)
         rows = slice(0, size.rows)
         of_x = self.norm.back(self.of_normed, rows)
-        for recorded in reversed(self.whole.layers):  # one after the other, which needs the memory of one
+        for recorded in reversed(self.whole.layers):  # one after the other, so that only one is in memory
             layer = LayerDerivative(recorded, of_x)
             of_x = torch.empty_like(of_x)
             layer.through(rows, LayerDerivative.through_attention_at_once, of_x)
@@ -50,22 +50,22 @@ class Derivative:
         self.of_embedded = of_x
 
     def step(self, number: int, of_features: Tensor) -> Tensor:
-        """Goes through a token that was read, after all later ones: from (N, D), to that of its embedding (N, D)."""
+        """The backward pass at one token, after all later ones: from the gradient (N, D) of its features to that of its embedding."""
         rows = self.whole.size.step(number)
         self.of_normed[rows] = of_features
         self._down(rows, lambda layer: layer.through_attention_at(number, rows))
         return self.of_embedded[rows]
 
     def prompts(self, of_features: Tensor) -> None:
-        """Goes through the prompts, after all tokens that were read: from (N, D) at their last position."""
+        """The backward pass over the prompts, after all tokens: from the gradient (N, D) of the features at their last position."""
         self._of_first(of_features)
         self._down(slice(0, self.whole.size.prompt_rows), LayerDerivative.through_prompts)
         self.of_layers = [layer.gradients(self.sums) for layer in self.layers]
 
     def gradients(self, of_logits: Tensor, tokens: Tensor) -> list[Tensor]:
-        """Of all parameters, when all rows were gone through.
+        """The gradients of all parameters, after the backward pass over all rows.
 
-        of_logits (N, T, V); tokens: ids (N, M) of those that were read, or relaxed ones (N, M, V).
+        of_logits (N, T, V); tokens: the ids (N, M) of the tokens that were read, or relaxed tokens (N, M, V).
         """
         whole, sums = self.whole, self.sums
         of_table = sums.product(sums.by_position(of_logits), sums.by_position(whole.features))
@@ -82,7 +82,7 @@ class Derivative:
         return [gradient.view(p.shape) for gradient, p in zip(found, self.params, strict=True)]
 
     def _of_first(self, of_features: Tensor) -> None:
-        """The gradient (N, D) of the first features is that of the prompts' last position."""
+        """The gradient (N, D) of the first features is that of the prompts' last position, summed over draws."""
         size = self.whole.size
         last = slice(size.prompt_rows - size.contexts, size.prompt_rows)
         self.of_normed[last] = of_features.view(size.draws, size.contexts, -1).sum(0)
@@ -97,24 +97,24 @@ class Derivative:
 
 
 class LayerDerivative:
-    """The gradients of what a `Layer` computed."""
+    """The gradients of the activations of one `Layer`."""
 
     def __init__(self, layer: Layer, of_y: Tensor):
         self.layer, size, self.of_y = layer, layer.size, of_y
         self.norm_1, self.norm_2 = Norm(layer.x, *layer.norm_1), Norm(layer.between, *layer.norm_2)
         self.of_between, self.of_normed_1, self.of_normed_2 = (torch.empty_like(layer.x) for _ in range(3))
         self.of_hidden = torch.empty_like(layer.hidden)
-        self.of_mixed = torch.empty_like(layer.x[: size.sequences])  # of the rows that are gone through
+        self.of_mixed = torch.empty_like(layer.x[: size.sequences])  # of the present rows
         self.of_qkv = layer.x.new_empty(size.rows, 3 * layer.x.shape[1])
         self.of_scores = torch.zeros_like(layer.weights)
-        self.of_k, self.of_v = (torch.zeros_like(x) for x in layer.rooms[1:])  # (N h, L, d), by tokens gone through
+        self.of_k, self.of_v = (torch.zeros_like(x) for x in layer.rooms[1:])  # (N h, L, d), from the tokens so far
         self.of_mixes = torch.empty_like(layer.rooms[0][:, : size.steps])  # (N h, M, d)
 
     def through(self, rows: slice, attend: "Callable[[LayerDerivative], None]", of_x: Tensor) -> None:
-        """From the rows of `of_y` to those of `of_x`, the gradient of what the layer read."""
+        """The backward pass of the block for these rows: from the gradient `of_y` of its output to that of its input, `of_x`."""
         layer, of_y = self.layer, self.of_y[rows]
         of_hidden = self.of_hidden[rows]
-        aten.gelu_backward.grad_input(of_y @ layer.narrow[0], layer.hidden[rows], grad_input=of_hidden)
+        kernels.gelu_backward(of_y @ layer.narrow[0], layer.hidden[rows], of_hidden)
         of_normed = torch.mm(of_hidden, layer.widen[0], out=self.of_normed_2[rows])
         of_between = torch.add(self.norm_2.back(of_normed, rows), of_y, out=self.of_between[rows])
         self.of_mixed = of_between @ layer.mix[0]
@@ -123,9 +123,9 @@ class LayerDerivative:
         torch.add(self.norm_1.back(of_normed, rows), of_between, out=of_x[rows])
 
     def through_attention_at(self, number: int, rows: slice) -> None:
-        """Of one token that was read. Its key and value were read by all later ones and by itself.
+        """The backward pass of attention at one token, whose key and value were used by itself and by all later tokens.
 
-        What tokens owe to the keys and values of earlier ones is summed up for TOGETHER of them at a time.
+        The gradients with respect to earlier tokens' keys and values are accumulated for TOGETHER tokens at a time.
         """
         layer, size = self.layer, self.layer.size
         q, k, v = layer.rooms
@@ -134,7 +134,7 @@ class LayerDerivative:
         self.of_mixes[:, now] = of_mix
         of_weights = torch.bmm(of_mix, v[:, : place + 1].transpose(1, 2))
         weights = layer.weights[:, now, : place + 1]
-        of_scores = aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_scores = kernels.softmax_backward(of_weights, weights)
         self.of_scores[:, now, : place + 1] = of_scores
         of_q = torch.baddbmm(layer.unscored, of_scores, k[:, : place + 1], beta=0, alpha=layer.scale)
         end = min(number // TOGETHER * TOGETHER + TOGETHER, size.steps)
@@ -150,13 +150,13 @@ class LayerDerivative:
         torch.stack(parts, 1, out=self.of_qkv[rows].view(len(parts[0]), 3, *parts[0].shape[1:]))
 
     def through_attention_at_once(self) -> None:
-        """Of all rows."""
+        """The backward pass of attention for all rows."""
         layer, size = self.layer, self.layer.size
         q, k, v = layer.rooms
         later = self.of_mixed[size.prompt_rows :].view(size.steps, *q.shape[::2])
         self.of_mixes.copy_(later.transpose(0, 1))
         of_weights = torch.bmm(self.of_mixes, v.transpose(1, 2))
-        of_scores = aten._softmax_backward_data(of_weights, layer.weights, -1, of_weights.dtype)
+        of_scores = kernels.softmax_backward(of_weights, layer.weights)
         of_q = torch.bmm(of_scores, k).mul_(layer.scale)
         self.of_k = torch.bmm(of_scores.transpose(1, 2), q[:, size.prompt :]).mul_(layer.scale)
         self.of_v = torch.bmm(layer.weights.transpose(1, 2), self.of_mixes)
@@ -166,7 +166,7 @@ class LayerDerivative:
         self.through_prompts()
 
     def through_prompts(self) -> None:
-        """Of the prompts, after all tokens that were read."""
+        """The backward pass of attention for the prompts, after all tokens."""
         layer, size = self.layer, self.layer.size
         contexts, length = size.contexts, size.prompt
         by_later = (
@@ -175,7 +175,7 @@ class LayerDerivative:
         q, k, v = layer.room[:, :contexts, :, :length]  # (B, h, P, d)
         of_mix = self.of_mixed[: size.prompt_rows].view(length, contexts, layer.heads, -1).permute(1, 2, 0, 3)
         weights, of_weights = layer.prompt_weights, of_mix @ v.transpose(-1, -2)
-        of_scores = aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_scores = kernels.softmax_backward(of_weights, weights)
         of_q = (of_scores @ k) * layer.scale
         own = (of_scores.transpose(-1, -2) @ q) * layer.scale, weights.transpose(-1, -2) @ of_mix
         answer = self.of_qkv[: size.prompt_rows].view(length, contexts, 3, layer.heads, -1)
@@ -183,7 +183,7 @@ class LayerDerivative:
             answer[:, :, number] = part.permute(2, 0, 1, 3)
 
     def gradients(self, sums: "Sums") -> list[Tensor]:
-        """Of the block's parameters, in their order."""
+        """The gradients of the block's parameters, in their order."""
         layer = self.layer
         found = self.norm_1.gradients(self.of_normed_1, sums)
         found += sums.affine(self.of_qkv, self.norm_1.normed)
@@ -194,36 +194,36 @@ class LayerDerivative:
 
 
 class Norm:
-    """A layer norm of rows (R, D), computed again."""
+    """A layer norm of rows (R, D), recomputed for its backward pass."""
 
     def __init__(self, x: Tensor, scale: Tensor, shift: Tensor):
         self.x, self.scale, self.shift = x, scale, shift
-        self.normed, self.mean, self.inverse = torch.native_layer_norm(x, x.shape[1:], scale, shift, EPS)
+        self.normed, self.mean, self.inverse = kernels.layer_norm(x, scale, shift, EPS)
 
     def back(self, of_normed: Tensor, rows: slice) -> Tensor:
-        """The gradient of the rows that it read, from that of those that it gave."""
+        """The gradient of its input rows, from that of its output rows."""
         return self._back(of_normed, rows, [True, False, False])[0]
 
     def gradients(self, of_normed: Tensor, sums: "Sums") -> list[Tensor]:
-        """Of scale and shift."""
+        """The gradients of scale and shift."""
         if sums.copies == 1:
             return [found[None] for found in self._back(of_normed, slice(None), [False, True, True])[1:]]
         standard = (self.x - self.mean).mul_(self.inverse)
         return [sums.over(standard.mul_(of_normed)), sums.over(of_normed)]
 
     def _back(self, of_normed: Tensor, rows: slice, wanted: list[bool]) -> Sequence[Tensor]:
-        inputs = (self.x[rows], self.scale.shape, self.mean[rows], self.inverse[rows], self.scale, self.shift)
-        return aten.native_layer_norm_backward(of_normed, *inputs, wanted)
+        inputs = (self.x[rows], self.mean[rows], self.inverse[rows], self.scale, self.shift)
+        return kernels.layer_norm_backward(of_normed, *inputs, wanted)
 
 
 class Sums:
-    """Sums over rows (R, ...), for one copy of the parameters or for several whose rows come in turn."""
+    """Sums over rows (R, ...), separately for each copy of the parameters; row i belongs to copy i % copies."""
 
     def __init__(self, copies: int):
         self.copies = copies
 
     def over(self, rows: Tensor) -> Tensor:
-        """(copies, ...)"""
+        """The sum over rows, (copies, ...)."""
         return rows.view(-1, self.copies, *rows.shape[1:]).sum(0)
 
     def product(self, outputs: Tensor, inputs: Tensor) -> Tensor:
@@ -234,28 +234,28 @@ class Sums:
         return torch.bmm(outputs.transpose(1, 2), inputs)
 
     def affine(self, outputs: Tensor, inputs: Tensor) -> list[Tensor]:
-        """Of weight and bias."""
+        """The gradients of weight and bias of a linear layer."""
         return [self.product(outputs, inputs), self.over(outputs)]
 
     def looked_up(self, rows: Tensor, ids: Tensor, size: int) -> Tensor:
-        """Of a table (copies, size, D) whose rows `ids` (R,) were looked up."""
+        """The gradient of an embedding table (copies, size, D), of which the rows `ids` (R,) were looked up."""
         found = rows.new_zeros(self.copies * size, rows.shape[1])
         turn = torch.arange(len(ids), device=ids.device) % self.copies
         return found.index_add_(0, turn * size + ids, rows).view(self.copies, size, -1)
 
     def by_position(self, x: Tensor) -> Tensor:
-        """Rows (T N, ...) of (N, T, ...), in an order that leaves the copies in turn."""
+        """Rows (T N, ...) of (N, T, ...), in an order in which row i belongs to copy i % copies."""
         return x.flatten(0, 1) if self.copies == 1 else x.transpose(0, 1).flatten(0, 1)
 
 
 # --- nodes of a graph ---------------------------------------------------------------------------------------------
-# They must not refer to tensors of the graph that they are in: such a circle is never freed.
+# They must not hold tensors of their own graph: such a reference cycle is never freed.
 
 
 class Replayed(torch.autograd.Function):
-    """Logits (n, B, T, V) and features (n, B, T, D) of a recording whose tokens (N, M), ids, are constants.
+    """Logits (n, B, T, V) and features (n, B, T, D) of a recording of hard tokens, `ids` (N, M).
 
-    `again` computes them anew, with a graph, for whoever differentiates twice.
+    `again` recomputes them with an autograd graph, for second derivatives.
     """
 
     @staticmethod
@@ -286,15 +286,15 @@ class Replayed(torch.autograd.Function):
 
 @dataclass
 class Step:
-    """One token of a relaxed rollout, with a graph of its own: from `raw` logits and the token before, if it matters."""
+    """One token of a relaxed rollout, with its own graph: a function of `raw` logits and perhaps of the token before."""
 
     raw: Tensor  # (N, V), a leaf
     before: Tensor | None  # (n, B, V), a leaf
-    logits: Tensor  # (n, B, V), as they are after an end
+    logits: Tensor  # (n, B, V), with those after an end replaced
     token: Tensor  # (n, B, V)
 
     def back(self, of_logits: Tensor | None, of_token: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Gradients of `raw` and `before`."""
+        """The gradients of `raw` and `before`."""
         pairs = [(self.logits, of_logits), (self.token, of_token)]
         pairs = [(x, of_x) for x, of_x in pairs if of_x is not None and x.requires_grad]
         inputs = [x for x in (self.raw, self.before) if x is not None and x.requires_grad]
@@ -306,9 +306,9 @@ class Step:
 
 
 class Relaxed(torch.autograd.Function):
-    """Tokens, logits and features (n, B, T, ...) of a recording, each of whose tokens depends on those before it.
+    """Tokens, logits and features (n, B, T, ...) of a recording of relaxed tokens, each of which depends on those before.
 
-    `ids` (N, M): of tokens that have the values of one-hots; of others it is None.
+    `ids` (N, M) if the tokens have the values of one-hots, else None.
     """
 
     @staticmethod
@@ -330,7 +330,7 @@ class Relaxed(torch.autograd.Function):
         recording, steps, ids = ctx.given
         derivative = Derivative(recording, ctx.saved_tensors)
         of_raw = torch.empty_like(recording.logits)
-        of_next: Tensor | None = None  # of the token that the step before it gave
+        of_next: Tensor | None = None  # of the token that the step before returned
         for t in reversed(range(len(steps))):
             of_token = torch.zeros_like(steps[t].token) if of_tokens is None else of_tokens[:, :, t]
             of_token = of_token if of_next is None else of_token + of_next.view_as(of_token)
@@ -349,5 +349,5 @@ class Relaxed(torch.autograd.Function):
 
 
 def _by_draw(recording: Recording, x: Tensor) -> Tensor:
-    """(N, T, ...) as (n, B, T, ...)."""
+    """(N, T, ...) reshaped to (n, B, T, ...)."""
     return x.view(recording.size.draws, -1, *x.shape[1:])

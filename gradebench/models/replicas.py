@@ -1,4 +1,4 @@
-"""Many copies of a model side by side, each with parameters of its own: one pass gives one gradient a copy."""
+"""Several copies of a model with parameters of their own, so that one pass gives one gradient for each copy."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 class Replicas:
-    """`copies` of a module; row i of whatever it reads or returns belongs to copy i % copies.
+    """`copies` copies of a module; row i of its inputs and outputs belongs to copy i % copies.
 
-    The parameters are those of the module, expanded along a new first axis (copies, ...): nothing is stored but
-    their gradients, and nothing can be written into them. Calls of the module and of its `embed` are batched over the
-    copies by torch.func.vmap; where no graph is recorded, the module itself answers for all of them.
+    The parameters are those of the module, expanded along a new first axis (copies, ...): only their gradients take
+    memory, and they can't be written to. Calls of the module and of its `embed` are batched over the copies by
+    torch.func.vmap; if no graph is recorded, the module is called directly, as all copies are equal.
 
     Raises        NotImplementedError for modules whose state changes with a call (dropout, batch statistics).
     """
@@ -49,19 +49,19 @@ class Replicas:
     def reordered(self, cache: Any, rows: Tensor) -> Any:
         if self._all_alike():
             return self.module.reordered(cache, rows)
-        return _mapped(lambda tensor: tensor[rows], cache)  # rows of one copy stay with it
+        return _mapped(lambda tensor: tensor[rows], cache)  # the rows of a copy stay rows of this copy
 
     @property
     def alike(self) -> bool:
-        """Whether the copies' parameters are still the module's, expanded."""
+        """Whether all copies still have the module's parameters."""
         return all(p.stride(0) == 0 for p in self.trained.values())
 
     def _all_alike(self) -> bool:
-        """Whether nothing tells the copies apart: no graph, and the same parameters."""
+        """Whether all copies give the same: no graph is recorded, and their parameters are equal."""
         return not torch.is_grad_enabled() and self.alike
 
     def _call(self, method: str, *inputs: Any, **options: Any) -> Any:
-        """Tensors (N, ...) go in as (N / copies, copies, ...), and come out so."""
+        """Call with tensors (N, ...) reshaped to (N / copies, copies, ...), and reshape the results back."""
         if self._all_alike():
             return getattr(self.module, method)(*inputs, **options)
         dealt = _mapped(lambda rows: rows.unflatten(0, (len(rows) // self.copies, self.copies)), inputs)
@@ -72,13 +72,13 @@ class Replicas:
 
         recorded = torch.is_grad_enabled()
         self.mapped |= recorded
-        with torch.enable_grad():  # modules may write in place, or call fused kernels, where nothing is recorded
+        with torch.enable_grad():  # without grad, modules may write in place or call fused kernels
             outputs = torch.func.vmap(one, in_dims=(0, *[1] * len(dealt)), out_dims=1)(self.trained, *dealt)
         return _mapped(lambda rows: rows.flatten(0, 1) if recorded else rows.flatten(0, 1).detach(), outputs)
 
 
 class _Methods(nn.Module):
-    """Any method of a module as a forward pass, which is what `functional_call` can call."""
+    """Makes any method of a module its forward, because `functional_call` calls only that."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -89,7 +89,7 @@ class _Methods(nn.Module):
 
 
 def _mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The tuples and lists of a tree as they are, with function(tensor) for every tensor."""
+    """A tree of tuples and lists with function(tensor) in place of every tensor."""
     if isinstance(tree, tuple | list):
         return type(tree)(_mapped(function, branch) for branch in tree)
     return function(tree)

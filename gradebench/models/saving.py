@@ -1,4 +1,4 @@
-"""Trained policies in folders of the hub's format, which `policy=` reads again."""
+"""Saves trained policies in folders of the hub's format, which `policy=` reads."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from gradebench.core.errors import InputError
 from gradebench.core.panics import panics_silenced
+from gradebench.core.shown import counted
 from gradebench.models.declared import require_layers, shapes_in
 from gradebench.models.transformer import ScratchPolicy
 from gradebench.models.vocabulary import Vocabulary, load_vocabulary
@@ -23,7 +24,7 @@ TOKENIZER = "tokenizer.json"
 def save_policy(policy: Any, vocabulary: Any, folder: Path) -> None:
     """Write weights (safetensors), configuration and tokenizer into an existing folder.
 
-    Adapters are added to the weights that they adapt, so that the folder needs no other.
+    Adapters are merged into the weights, so that the folder is complete.
     """
     if isinstance(policy, ScratchPolicy):
         heads = policy.blocks[0].heads
@@ -42,7 +43,7 @@ def save_policy(policy: Any, vocabulary: Any, folder: Path) -> None:
 
 
 def is_scratch(name_or_path: str) -> bool:
-    """Whether a folder has a policy that was made here."""
+    """Whether a folder holds a policy that gradebench made."""
     try:
         config = json.loads((Path(os.path.expanduser(name_or_path)) / CONFIG).read_text(encoding="utf-8"))
         return bool(config["model_type"] == _SCRATCH)
@@ -51,13 +52,13 @@ def is_scratch(name_or_path: str) -> bool:
 
 
 def load_scratch(name_or_path: str, length: int) -> ScratchPolicy:
-    """The policy of such a folder. Raises InputError where it can't read `length` tokens, or the folder is damaged."""
+    """The policy in such a folder. Raises InputError if its context is shorter than `length` tokens, or if it is damaged."""
     folder = Path(os.path.expanduser(name_or_path))
     try:
         shape = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["shape"]
         shapes = shapes_in(folder)
         require_layers(name_or_path, shape[2], shapes)
-        with torch.device("meta"):  # its shapes alone, which take no memory
+        with torch.device("meta"):  # only its shapes, which take no memory
             declared = {name: tuple(p.shape) for name, p in ScratchPolicy(*shape).state_dict().items()}
         if declared != shapes:
             raise ValueError("weights of other shapes than its configuration's")
@@ -65,25 +66,25 @@ def load_scratch(name_or_path: str, length: int) -> ScratchPolicy:
         policy.load_state_dict(load_file(folder / WEIGHTS))
     except InputError:
         raise
-    except Exception as error:  # a configuration or weights that someone changed
+    except Exception as error:  # an edited configuration, or edited weights
         raise InputError(f"{name_or_path}: a damaged policy ({type(error).__name__}); save it again") from error
     if policy.length < length:
         raise InputError(
-            f"{name_or_path}: its context of {policy.length} tokens is shorter than prompt and horizon together "
+            f"{name_or_path}: its context of {counted(policy.length, 'token')} is shorter than prompt and horizon together "
             f"({length}); give a smaller size"
         )
     return policy.eval()
 
 
 def load_saved_vocabulary(name_or_path: str) -> Vocabulary:
-    """The vocabulary of such a folder. Raises InputError where there is none."""
+    """The vocabulary in such a folder. Raises InputError if there is none."""
     file = Path(os.path.expanduser(name_or_path)) / TOKENIZER
     if not file.is_file():
         raise InputError(f"{name_or_path}: no {TOKENIZER}; give a policy of the same task")
     try:
         with panics_silenced():
             return load_vocabulary(file)
-    except Exception as error:  # the library's own kinds, and panics
+    except Exception as error:  # the library has its own exceptions, and panics
         raise InputError(
             f"{name_or_path}: a damaged {TOKENIZER} ({first_line(error)}); save the policy again"
         ) from error

@@ -1,7 +1,7 @@
-"""A small transformer, causal as a policy or bidirectional as a reward model, that reads hard or relaxed tokens.
+"""A small transformer for hard and relaxed tokens: causal as a policy, bidirectional as a reward model.
 
-Written out rather than taken from a library for two reasons: its attention can be differentiated twice (control
-variates that learn need that, fused kernels lack it), and its rollouts can be recorded (`gradebench.models.recorded`).
+It isn't taken from a library, for two reasons: its attention can be differentiated twice, unlike fused kernels, which
+learned control variates need; and its rollouts can be recorded (`gradebench.models.recorded`).
 """
 
 import copy
@@ -14,7 +14,7 @@ from torch.nn import functional
 Pair = tuple[Tensor, Tensor]  # keys and values (N, heads, length, width / heads)
 
 
-Cache = Sequence[Pair]  # one a layer
+Cache = Sequence[Pair]  # one for each layer
 
 
 def embed_tokens(weight: Tensor, tokens: Tensor) -> Tensor:
@@ -23,10 +23,10 @@ def embed_tokens(weight: Tensor, tokens: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keep: Tensor | None = None) -> Tensor:
-    """Values (N, heads, L, width / heads) mixed by softmax(q k^T / sqrt(width / heads) + mask + log keep).
+    """softmax(q k^T / sqrt(width / heads) + mask + log keep) v, (N, heads, L, width / heads).
 
-    `keep` (N, S), in [0, 1], says how much each of the S positions counts, and may be differentiated, at 0 too.
-    In one kernel where there is no graph; that kernel can't be differentiated twice.
+    `keep` (N, S) in [0, 1] is the weight of each of the S positions, and is differentiable, also at 0. A fused kernel is
+    used if no graph is recorded, because it can't be differentiated twice.
     """
     if not torch.is_grad_enabled():
         mask = mask if keep is None else keep.log()[:, None, None]
@@ -68,8 +68,9 @@ class Block(nn.Module):
 
 
 def hidden_by(pads: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """What is added to scores of positions (N, length) where the first `pads` (N,) of them are padding: 0, or so much
-    less that they aren't read. Not minus infinity, because padding itself has nothing else to read.
+    """The mask (N, length) that is added to attention scores, so that the first `pads` (N,) positions, padding, aren't read.
+
+    Finite rather than minus infinity, because padding can attend only to padding, and its softmax would be NaN.
     """
     hidden = torch.arange(length, device=pads.device) < pads[:, None]
     return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min / 2)
@@ -99,9 +100,10 @@ class Transformer(nn.Module):
         pads: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
-        """Features (N, L, D) and the cache grown by L positions.
+        """Features (N, L, D), and the cache with L more positions.
 
-        `pads` (N,): how many of the first positions of a text are padding. `keep` (N, L), without a cache: `attention`.
+        `pads` (N,): the number of padding positions at the beginning of each text. `keep` (N, L), only without a cache:
+        see `attention`.
         """
         length, start = embeddings.shape[1], 0
         if cache:
@@ -134,31 +136,31 @@ class ScratchPolicy(Transformer):
     def forward(
         self, embeddings: Tensor, cache: Cache | None = None, last: int | None = None, pads: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Cache]:
-        """Logits (N, L, V), features (N, L, D) and the grown cache; of L = `last` positions only, if given."""
+        """Logits (N, L, V), features (N, L, D) and the longer cache; of the last L = `last` positions only, if given."""
         features, cache = self.features(embeddings, cache, pads=pads)
         features = features if last is None else features[:, -last:]
         return features @ self.token.T, features, cache
 
     def frozen(self) -> "ScratchPolicy":
-        """A copy of what it is now, not to be trained."""
+        """A copy with the present parameters, which aren't trainable."""
         return copy.deepcopy(self).requires_grad_(False)
 
     def reordered(self, cache: Cache, rows: Tensor) -> Cache:
-        """The cache of these rows (M,) of the batch."""
+        """The cache of the rows (M,) of the batch."""
         return [(keys.index_select(0, rows), values.index_select(0, rows)) for keys, values in cache]
 
 
 class ScratchClassifier(Transformer):
     """Probability (N,) that a text is positive, from mean-pooled features."""
 
-    weighs = True  # positions may count in part
+    weighs = True  # `keep` may lie between 0 and 1
 
     def __init__(self, vocabulary: int, width: int, layers: int, heads: int, length: int):
         super().__init__(vocabulary, width, layers, heads, length, causal=False)
         self.head = nn.Linear(width, 1)
 
     def logit(self, embeddings: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Log-odds (N,) of positive from embeddings (N, L, D); `keep` (N, L) says how much each position counts."""
+        """The log-odds (N,) of positive, from embeddings (N, L, D); `keep` (N, L) is the weight of each position."""
         features, _ = self.features(embeddings, keep=keep)
         if keep is None:
             return self.head(features.mean(1)).squeeze(-1)

@@ -1,4 +1,4 @@
-"""What is tried out once of a model when it is loaded, because the families of the library differ in it and don't declare it."""
+"""Trials of a model when it is loaded: families of models differ in what the harness relies on, and don't declare it."""
 
 from typing import Any
 
@@ -6,28 +6,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Noise of two ways through one model, relative to its largest output.
+# The difference by rounding between two ways to compute the same, relative to the largest output.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float64: 1e-9}
 _TRIED = 3  # tokens of the trial
 
 
 @torch.no_grad()
 def trial_features(policy: Any) -> int:
-    """Width D of the features, which configurations don't tell reliably."""
+    """The width D of the features, which configurations don't state reliably."""
     first = torch.zeros(1, 1, dtype=torch.int64, device=next(policy.parameters()).device)
     return int(policy(policy.embed(first))[1].shape[-1])
 
 
 def try_policy(policy: Any) -> None:
-    """Raises ValueError unless the policy is causal, continues from its cache, doesn't read padding, and can be
-    differentiated twice."""
+    """Raises ValueError unless the policy is causal, continues from its cache, ignores padding, and can be differentiated
+    twice."""
     ids = _trial_ids(policy.model, policy.categories)
     one_hots = _one_hots(policy.model, ids, policy.categories)
     whole, _, cache = policy(policy.embed(one_hots))
     if not hasattr(cache, "layers"):
         raise ValueError("it isn't causal, or keeps no cache of keys and values")
     by_ids = policy.model(input_ids=ids).logits[..., : policy.categories]
-    _check_close(whole, by_ids, "it reads embeddings in another way than tokens")
+    _check_close(whole, by_ids, "its outputs for tokens and for their embeddings differ")
     steps: list[Tensor] = []
     cache = None
     for t in range(_TRIED):
@@ -41,11 +41,13 @@ def try_policy(policy: Any) -> None:
 
 
 def try_reward(reward: Any, categories: int) -> None:
-    """Raises ValueError unless the reward reads embeddings as it reads tokens and can be differentiated twice."""
+    """Raises ValueError unless the reward is the same for tokens and for their embeddings, and can be differentiated twice."""
     ids = _trial_ids(reward.model, categories)
     one_hots = _one_hots(reward.model, ids, categories)
     by_embeddings = reward.model(inputs_embeds=reward.embed(one_hots)).logits
-    _check_close(by_embeddings, reward.model(input_ids=ids).logits, "it reads embeddings in another way than tokens")
+    _check_close(
+        by_embeddings, reward.model(input_ids=ids).logits, "its outputs for tokens and for their embeddings differ"
+    )
     whole = reward(reward.embed(one_hots))
     keep = torch.ones(1, len(ids[0]) + 1).index_fill_(1, torch.tensor([len(ids[0])]), 0)
     longer = reward.embed(torch.cat([one_hots, one_hots[:, :1]], 1))
@@ -54,7 +56,7 @@ def try_reward(reward: Any, categories: int) -> None:
 
 
 def _trial_ids(model: nn.Module, categories: int) -> Tensor:
-    """The last ids (1, L) but the padding token's, after which a classifier may look."""
+    """The last ids (1, L) of the vocabulary, without the padding token, which classifiers may treat in another way."""
     padding = model.config.get_text_config().pad_token_id  # type: ignore[union-attr, operator]
     return torch.tensor([[i for i in range(categories) if i != padding][-_TRIED:]])
 
@@ -70,6 +72,6 @@ def _check_close(a: Tensor, b: Tensor, otherwise: str) -> None:
 
 
 def _differentiate_twice(value: Tensor, by: Tensor) -> None:
-    """Raises RuntimeError where a kernel has no second derivative, or writes over what the first one needs."""
+    """Raises RuntimeError if a kernel has no second derivative, or overwrites what the first derivative needs."""
     (first,) = torch.autograd.grad(value.square().sum(), by, create_graph=True)
     torch.autograd.grad(first.square().sum(), by)

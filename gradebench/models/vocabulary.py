@@ -8,13 +8,13 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 UNKNOWN = "<unk>"
-REPEATED = 1.25  # uses of a word, on average; without spaces every text is one word of its own
+REPEATED = 1.25  # average uses of a word, at least; in languages without spaces every text is a word of its own
 
 
 class Vocabulary:
     """Encodes texts to ids and back."""
 
-    end: int | None = None  # no token of it ends a text: continuations have one length
+    end: int | None = None  # it has no end token: all continuations have one length
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -23,7 +23,7 @@ class Vocabulary:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        # In parts, because an encoding holds strings and offsets too: gigabytes for a large corpus at once.
+        # In parts, because encodings also hold strings and offsets: gigabytes for a large corpus.
         return [
             encoding.ids
             for start in range(0, len(texts), 1000)
@@ -42,8 +42,8 @@ def load_vocabulary(path: Path) -> Vocabulary:
 
 
 def train_vocabulary(texts: Sequence[str], size: int) -> Vocabulary:
-    """One token a word where the corpus has at most `size` distinct words and repeats them, as languages written with
-    spaces do; else byte-level BPE of `size` tokens. A word "<unk>" is what it says."""
+    """One token for each word if the corpus has at most `size` distinct words and repeats them, as in languages that are
+    written with spaces; else byte-level BPE with `size` tokens. "<unk>" stands for unknown words."""
     used = Counter(chain.from_iterable(text.split() for text in texts))
     words = set(used) - {UNKNOWN}
     if len(words) < size and used.total() >= REPEATED * len(words):

@@ -1,4 +1,4 @@
-"""Language models so small that all of their sequences can be listed, with random weights: the exact test bed."""
+"""Language models with random weights, so small that all sequences can be enumerated, for exact tests."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from gradebench.problems.sequence import SequenceProblem
 
 
 class RandomReward(ScratchClassifier):
-    """A bidirectional classifier as the reward: neither a sum over tokens nor quadratic in them."""
+    """A bidirectional classifier as the reward, which is neither additive nor quadratic in the tokens."""
 
     differentiable = True
 
@@ -26,8 +26,8 @@ def random_sequence_problem(
 ) -> SequenceProblem:
     """A SequenceProblem in float64 on a small causal transformer, on `contexts` different prompts.
 
-    Its policy and reference differ. The weights are of order one: near the uniform start of a fresh model, an
-    estimator that ignores the prefix would pass for a right one.
+    Policy and reference differ. The weights are of order one, because a freshly initialised model is nearly uniform, and
+    the bias of an estimator that ignores the prefix would go unnoticed.
     """
     rng = torch.Generator().manual_seed(seed)
     shape = vocabulary, width, layers, 2, prompt + horizon
@@ -46,7 +46,7 @@ def random_sequence_problem(
 
 @torch.no_grad()
 def _scatter(module: nn.Module, scale: float, rng: torch.Generator) -> None:
-    """Every weight normal(scale), the norms' scales around 1."""
+    """Draw every weight from a normal distribution; the scales of layer norms around 1."""
     for name, p in module.named_parameters():
         noise: Tensor = torch.randn(p.shape, generator=rng)
         p.copy_(noise * scale + ("norm.weight" in name))

@@ -1,4 +1,4 @@
-"""Independent categoricals with a reward of our choice: the problems whose gradients and variances have closed forms."""
+"""Independent categorical variables with any reward: problems whose gradients and variances have closed forms."""
 
 from collections.abc import Callable
 
@@ -19,12 +19,12 @@ from gradebench.core.sampling import categorical
 
 
 class FactorisedProblem(Problem):
-    """J = E f(z), z = T independent categoricals; the B contexts are B independent draws of the same.
+    """J = E f(z), z = T independent categoricals; the B contexts are B independent draws from the same distribution.
 
     table        the one parameter, of any shape
     logits_of    table to logits (T, V)
     reward_of    one-hots, hard or relaxed, (..., T, V) to f (...); it must not depend on the parameters
-    expectation  probabilities (T, V) to J, where that has a closed form; else outcomes are enumerated, if few enough
+    expectation  probabilities (T, V) to J, if that has a closed form; else outcomes are enumerated, if there are few enough
     """
 
     feature_size = 2
@@ -88,7 +88,7 @@ class FactorisedProblem(Problem):
         return independent_tokens(self._logits().expand(n, -1, -1, -1), relax, hints.together)
 
     def features(self, z: Tensor) -> Tensor:
-        """A constant and the position, (n, B, T, 2): nothing else precedes a decision."""
+        """A constant and the position, (n, B, T, 2), because decisions don't depend on earlier ones."""
         position = torch.arange(self.horizon, device=z.device) / self.horizon
         return torch.stack([torch.ones_like(position), position], -1).to(self.table.dtype).expand(*z.shape, -1)
 

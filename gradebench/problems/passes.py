@@ -1,4 +1,4 @@
-"""The last pass of the policy over tokens, and its last draw, kept until they are stale."""
+"""A cache of the policy's last pass over tokens and of its last draw."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ class Pass(NamedTuple):
     tokens: Tensor
     state: tuple[int, ...]
     passed: Passed
-    log_p: Callable[[], Tensor]  # the logits normalised
+    log_p: Callable[[], Tensor]  # log_softmax of the logits
 
 
 class Drawn(NamedTuple):
-    """Tokens that were drawn, and what was computed for it."""
+    """Sampled tokens, and what was computed to sample them."""
 
     tokens: Tensor
     versions: tuple[int, ...]
@@ -30,15 +30,15 @@ class Drawn(NamedTuple):
 
 
 class PassCache:
-    """The last pass and the last draw. Both go stale when tokens or parameters are written to, a pass also when graphs
-    are switched on or off."""
+    """The last pass and the last draw. Both become invalid if tokens or parameters are written to; a pass also if gradients
+    are enabled or disabled."""
 
     def __init__(self) -> None:
         self.last: Pass | None = None
         self.drawn: Drawn | None = None
 
     def over(self, tokens: Tensor, params: Sequence[Tensor]) -> Pass | None:
-        """The last pass, if it was over these tokens."""
+        """The last pass if it was over these tokens, else None."""
         last = self.last
         return last if last is not None and last.tokens is tokens and last.state == _state(tokens, params) else None
 
@@ -49,18 +49,18 @@ class PassCache:
         return self.last
 
     def recording_of(self, tokens: Tensor, params: Sequence[Tensor]) -> Recording | None:
-        """That of the last draw, if these are its tokens."""
+        """The recording of the last draw if these are its tokens, else None."""
         drawn = self.drawn
         fresh = drawn is not None and drawn.tokens is tokens and drawn.versions == _versions(tokens, params)
         return drawn.recording if drawn is not None and fresh else None
 
     def drew(self, tokens: Tensor, params: Sequence[Tensor], recording: Recording | None) -> None:
-        """Tokens were drawn, and recorded or not."""
+        """Remember a draw, with its recording if there is one."""
         self.last = None
         self.drawn = None if recording is None else Drawn(tokens, _versions(tokens, params), recording)
 
     def forget(self) -> None:
-        """Their graphs have been freed."""
+        """Drop the pass and the draw, because their graphs have been freed."""
         self.last = self.drawn = None
 
 

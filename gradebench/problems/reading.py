@@ -18,15 +18,15 @@ from gradebench.models.replicas import Replicas
 from gradebench.models.transformer import ScratchPolicy
 from gradebench.problems.passes import Pass, PassCache, Passed
 
-WORTH_A_PASS = 100  # tokens of prompts that are read once for several samples, at least: reading them apart is a pass
+WORTH_A_PASS = 100  # prompt tokens that reading prompts once for all samples must save to be worth a pass of its own
 
 
 class Policy(Protocol):
-    """A causal language model: `embed` reads ids or relaxed one-hots, the call continues from a cache.
+    """A causal language model: `embed` embeds ids or relaxed one-hots, and a call continues from a cache.
 
-    A call gives logits, features and the grown cache; of the `last` positions only, if that is given. A cache that was
-    continued is used up. `reordered` gives the cache of the rows (M,) of the batch that it was grown on. One that is to
-    read padded prompts takes `pads` (N,) too: how many of a text's first positions are padding.
+    A call returns logits, features and the longer cache; logits and features of the `last` positions only, if given. The
+    cache that was passed in must not be used again. `reordered` returns the cache of the rows (M,) of the batch. A policy
+    for padded prompts also takes `pads` (N,), the number of padding positions at the beginning of each text.
     """
 
     feature_size: int
@@ -41,11 +41,11 @@ class Policy(Protocol):
 
 
 class Reward(Protocol):
-    """Reward (N,) of embedded texts (N, L, D); `differentiable` in what `embed` reads, or not.
+    """The reward (N,) of embedded texts (N, L, D); `differentiable` says whether in the tokens.
 
-    One for texts that end takes `keep` (N, L) too, in [0, 1]: how much each position counts, 1 up to the end and 0 from
-    there on. One that is continuous in `keep` says so by `weighs = True`; others get relaxed texts whole, with the end
-    token for what follows.
+    A reward for texts that end also takes `keep` (N, L) in [0, 1]: the weight of each position, 1 before the end and 0
+    from there on. One that is continuous in `keep` has `weighs = True`; others get relaxed texts at full length, which
+    are filled up with the end token.
     """
 
     differentiable: bool
@@ -57,8 +57,8 @@ class Reward(Protocol):
 class TextProblem(Problem):
     """The distribution p_theta(z|x) of a policy's texts z (n, B, T) on prompts x, and how models read them.
 
-    prompts (B, P) int64; T = `horizon` new tokens. With `rows_at_once`, parallel passes keep the activations of so many
-    sequences at a time and compute the others again when they are differentiated. `pads` and `end`: see SequenceProblem.
+    prompts (B, P) int64; T = `horizon` new tokens. With `rows_at_once`, parallel passes keep the activations of only that
+    many sequences and recompute the others in the backward pass. `pads` and `end`: see SequenceProblem.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TextProblem(Problem):
         return [name for name, p in self.policy.named_parameters() if p.requires_grad]
 
     def transformer(self) -> ScratchPolicy | None:
-        """The policy where it is the transformer made here, and no variant of it: its rollouts can be recorded."""
+        """The policy if it is the built-in transformer, whose rollouts can be recorded, else None."""
         policy: Any = self.policy
         if isinstance(policy, Replicas):
             same = policy.alike and len(policy.trained) == len(list(policy.module.parameters()))
@@ -110,7 +110,7 @@ class TextProblem(Problem):
         return super().alive(z) if self.end is None else up_to_end(z, self.end)
 
     def texts(self, z: Tensor) -> list[list[int]]:
-        """Ids of each prompt and what follows in z (B, T), without padding, up to the end but not with it."""
+        """The ids of each prompt and its continuation z (B, T), without padding, up to but without the end token."""
         pads = [0] * self.contexts if self.pads is None else self.pads.tolist()
         goes_on = self.alive(z) if self.end is None else self.alive(z) & ~is_end(z, self.end)
         parts = zip(self.prompts.tolist(), pads, z.tolist(), goes_on.sum(-1).tolist(), strict=True)
@@ -124,13 +124,13 @@ class TextProblem(Problem):
         return torch.cartesian_prod(*[values] * self.horizon).view(-1, self.horizon)
 
     def ids_of(self, tokens: Tensor) -> Tensor | None:
-        """Of hard tokens, or of the last rollout's one-hots; None for relaxed tokens."""
+        """The ids of hard tokens, or of the last rollout's one-hots; None for relaxed tokens."""
         if not tokens.is_floating_point():
             return tokens
         return self.one_hots[1] if tokens is self.one_hots[0] else None
 
     def masked(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Logits (n, B, T, V) along hard tokens, those after an end replaced."""
+        """The logits (n, B, T, V) along hard tokens, with those after an end replaced."""
         ids = self.ids_of(tokens)
         if self.end is None or ids is None:
             return logits
@@ -140,11 +140,11 @@ class TextProblem(Problem):
         return self.prompts.repeat(n, 1)
 
     def padding(self, n: int) -> dict[str, Any]:
-        """What a policy is told about the prompts of n draws besides their ids."""
+        """The policy's keyword arguments for the padding of the prompts of n draws."""
         return {} if self.pads is None else {"pads": self.pads.repeat(n)}
 
     def forward(self, policy: Policy, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """One parallel pass: logits (n, B, T, V) and features (n, B, T, D) before each position."""
+        """One parallel pass: the logits (n, B, T, V) of each position, and the features (n, B, T, D) that they come from."""
         self.ledger.forward_passes += 1
         n = len(tokens)
         past = self.embedded(policy, tokens, self.horizon - 1)
@@ -162,7 +162,7 @@ class TextProblem(Problem):
         return self.masked(in_single(logits).reshape(shape), tokens), features.reshape(shape)
 
     def read_prompts(self, policy: Policy, n: int, prompts: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """Logits and features (n B, 1, ...) after prompts (B, L), and their cache: read once for all of n samples."""
+        """Logits and features (n B, 1, ...) after prompts (B, L), and their cache; prompts are read once for all n samples."""
         logits, features, cache = policy(policy.embed(prompts), last=1, **self.padding(1))
         if n == 1:
             return logits, features, cache
@@ -170,7 +170,7 @@ class TextProblem(Problem):
         return logits.index_select(0, rows), features.index_select(0, rows), policy.reordered(cache, rows)
 
     def in_pieces(self, model: Callable[..., tuple[Tensor, ...]], *texts: Tensor) -> tuple[Tensor, ...]:
-        """Outputs of a model that reads the rows of `texts` each by itself, a checkpoint for every piece of them."""
+        """The outputs of a model for the rows of `texts`, computed piece by piece with activation checkpointing."""
         if self.rows_at_once is None or not torch.is_grad_enabled():
             return model(*texts)
         pieces = [
@@ -180,7 +180,7 @@ class TextProblem(Problem):
         return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
     def embedded(self, model: Policy | Reward, tokens: Tensor, length: int) -> Tensor:
-        """Embeddings (n B, length, D) of the first tokens; those of a rollout's one-hots are looked up."""
+        """The embeddings (n B, length, D) of the first tokens; for a rollout's one-hots by look-up."""
         first = tokens[:, :, :length].flatten(0, 1)
         if not length:  # at horizon 1: embedding no tokens can't be differentiated twice
             with torch.no_grad():
@@ -191,7 +191,7 @@ class TextProblem(Problem):
         return _LookUp.apply(first, self.one_hots[1][:, :, :length].flatten(0, 1), table)
 
     def pass_over(self, tokens: Tensor) -> Pass:
-        """`forward` of the policy, shared by log_prob, features and the penalty of one batch of tokens."""
+        """`forward` of the policy, computed once for log_prob, features and the penalty of the same tokens."""
         known = self.passes.over(tokens, self.params)
         if known is not None:
             return known
@@ -203,9 +203,9 @@ class TextProblem(Problem):
         return self.passes.remember(tokens, self.params, passed)
 
     def _replayed(self, z: Tensor, recording: Recording) -> tuple[Tensor, Tensor]:
-        """`forward` of the policy over drawn tokens: what was computed when they were drawn."""
+        """`forward` of the policy over sampled tokens, from what was computed when they were sampled."""
         self.ledger.forward_passes += 1
-        apart = copy.copy(self)  # not to be referred to by the graph
+        apart = copy.copy(self)  # so that the graph doesn't refer to this problem
         apart.ledger, apart.passes = Ledger(), PassCache()
         again = functools.partial(apart.forward, self.policy, z)
         logits, features = Replayed.apply(recording, z[:, :, :-1].flatten(0, 1), again, *self.policy.parameters())
@@ -213,7 +213,7 @@ class TextProblem(Problem):
 
 
 class _LookUp(torch.autograd.Function):
-    """Rows of a table (V, D) named by ids (...), with the gradient of a product for the one-hots (..., V) they are of."""
+    """Looks up rows of a table (V, D) by ids (...); backward as for the product of one-hots (..., V) with the table."""
 
     @staticmethod
     def forward(ctx: Any, one_hots: Tensor, ids: Tensor, table: Tensor) -> Tensor:
@@ -231,5 +231,5 @@ class _LookUp(torch.autograd.Function):
 
 
 def in_single(x: Tensor) -> Tensor:
-    """At least in single precision: what is drawn, scored and summed, whatever the models compute in."""
+    """In float32 or better: logits, rewards and sums, also of models that compute in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,8 +1,9 @@
-"""Rollouts of a language model: hard draws, and relaxed ones whose graph is made in one of three ways.
+"""Rollouts of a language model: hard draws, and relaxed ones that are differentiated in one of three modes.
 
-plain     autograd's own graph, step after step
-recorded  the same by hand, for the transformer made here: the quickest on a CPU
-parallel  in parallel over time, hard tokens alone: a GPU would wait for the launch of many small kernels
+plain     autograd's own graph of all steps
+recorded  the same by hand, for the built-in transformer: the fastest on a CPU
+parallel  one pass over all positions, for hard tokens: the fastest on a GPU, which step by step would launch many small
+          kernels
 """
 
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from gradebench.problems.reading import TextProblem, in_single
 
 
 def draw(problem: TextProblem, choose: Choose, n: int) -> Tensor:
-    """`Problem.draw`; what is computed for it is kept where a graph may be asked for."""
+    """`Problem.draw`; activations are kept if a gradient may follow."""
     problem.ledger.forward_passes += 1
     problem.ledger.tokens_sampled += n * problem.contexts * problem.horizon
     transformer = problem.transformer()
@@ -43,13 +44,13 @@ def draw(problem: TextProblem, choose: Choose, n: int) -> Tensor:
             if parents is not None:
                 z[:, :, :t] = continued(z[:, :, :t], parents)
                 reader.follow((parents * problem.contexts + torch.arange(problem.contexts, device=z.device)).flatten())
-                keeps = False  # activations stay with the rows that they were computed for
+                keeps = False  # activations aren't reordered with their rows
     problem.passes.drew(z, problem.params, reader if keeps and isinstance(reader, Recording) else None)
     return z
 
 
 class Decoding:
-    """A rollout by any policy, read token by token without a graph, as by a `Recording` that keeps nothing."""
+    """A rollout of any policy, token by token and without a graph, with the interface of a `Recording`."""
 
     def __init__(self, problem: TextProblem, n: int):
         self.problem, self.n, self.cache = problem, n, None
@@ -66,7 +67,7 @@ class Decoding:
         return logits[:, -1]
 
     def follow(self, rows: Tensor) -> None:
-        """Each sequence goes on from the one that `rows` (n B,) names."""
+        """Continue each sequence from the one that `rows` (n B,) names."""
         self.cache = self.problem.policy.reordered(self.cache, rows)
 
 
@@ -74,24 +75,24 @@ class Decoding:
 
 
 class Feedback(NamedTuple):
-    """Of a parallel rollout, what its graph leaves out: that a token depends on the ones before it."""
+    """What the graph of a parallel rollout leaves out: that a token depends on the ones before it."""
 
     logits: Tensor  # (n, B, T, V)
-    read: Tensor  # embeddings (n B, T - 1, D) that were read as constants
-    given: Tensor  # the embeddings that its tokens give, of the same shape
+    read: Tensor  # embeddings (n B, T - 1, D) of the tokens, as constants
+    given: Tensor  # the same embeddings as functions of the tokens
 
 
 class Rolled(NamedTuple):
     """A relaxed rollout."""
 
     y: Tensor  # (n, B, T, V)
-    ids: Tensor | None  # (n, B, T) of one-hots
-    passed: Passed  # the policy's pass that it was drawn by
+    ids: Tensor | None  # (n, B, T), if they are one-hots
+    passed: Passed  # the policy's logits and features along it
     feedback: Feedback | None = None
 
 
 def plain(problem: TextProblem, relax: Relax, n: int, hard: bool) -> Rolled:
-    """Autograd's graph."""
+    """A rollout with autograd's own graph."""
     pads = problem.padding(n)
     logits, features, cache = problem.policy(problem.policy.embed(problem.repeated_prompts(n)), last=1, **pads)
     tokens: list[Tensor] = []
@@ -113,7 +114,7 @@ def plain(problem: TextProblem, relax: Relax, n: int, hard: bool) -> Rolled:
 
 
 def recorded(problem: TextProblem, relax: Relax, n: int, hard: bool) -> Rolled:
-    """One node for the whole graph, and a graph of its own for each token."""
+    """A rollout with one autograd node for all steps, and a small graph for each token."""
     transformer = problem.transformer()
     assert transformer is not None
     ids: list[Tensor] = []  # of one-hots
@@ -129,7 +130,7 @@ def recorded(problem: TextProblem, relax: Relax, n: int, hard: bool) -> Rolled:
             with torch.enable_grad():
                 leaf = raw.detach().requires_grad_()
                 if before is not None and problem.end is not None and not hard:
-                    before.requires_grad_()  # how much of the text has ended
+                    before.requires_grad_()  # because it says how far the text has ended
                 steps.append(Step(leaf, before, *_relaxed(problem, relax, leaf, before, hard)))
             if hard:
                 ids.append(steps[-1].token.argmax(-1))
@@ -153,9 +154,9 @@ def _relaxed(
 
 
 def parallel(problem: TextProblem, relax: Relax, n: int, rng: torch.Generator) -> Rolled:
-    """The draws of a plain rollout, their graph that of one parallel pass over the tokens.
+    """The same tokens as a plain rollout, with the graph of one parallel pass over them.
 
-    The pass reads the tokens' embeddings as constants. That a token depends on the ones before it, `fed_back` adds.
+    In that pass the tokens' embeddings are constants; `fed_back` adds the dependence of a token on those before it.
     """
     start = rng.get_state()
     with torch.no_grad():
@@ -170,10 +171,10 @@ def parallel(problem: TextProblem, relax: Relax, n: int, rng: torch.Generator) -
     logits, features, _ = problem.policy(texts, last=problem.horizon, **problem.padding(n))
     shape = (n, problem.contexts, problem.horizon, -1)
     logits, features = problem.masked(in_single(logits).reshape(shape), z), features.reshape(shape)
-    soft = torch.stack([relax(step) for step in logits.unbind(2)], 2)  # with the noise of the draws again
+    soft = torch.stack([relax(step) for step in logits.unbind(2)], 2)  # with the same noise as in sampling
     rng.set_state(end)
     y = straight_through(functional.one_hot(z, problem.categories).to(soft.dtype), soft)
-    problem.one_hots = (y, z)  # looked up, and not multiplied, where they are embedded
+    problem.one_hots = (y, z)  # so that they are embedded by look-up
     given = problem.embedded(problem.policy, y, problem.horizon - 1)
     return Rolled(y, z, lambda: (logits, features), Feedback(logits, read, given))
 
@@ -181,12 +182,12 @@ def parallel(problem: TextProblem, relax: Relax, n: int, rng: torch.Generator) -
 def fed_back(
     problem: TextProblem, feedback: Feedback, value: Tensor, weights: Tensor | None, residual: float
 ) -> tuple[Tensor, ...]:
-    """`grad` through a parallel rollout, where a token depends on earlier ones through their embeddings alone.
+    """`grad` through a parallel rollout, in which a token depends on earlier ones through their embeddings only.
 
-    The value's derivative by the logits makes one by the embeddings read, the tokens that gave these make of it one
-    by earlier logits, and so on: a series in a matrix that is strictly lower triangular in time. It ends after T
-    terms and is small long before: at a term below `residual` of the sum, which is the adjoint of the embeddings that
-    the tokens give.
+    A gradient with respect to the logits gives one with respect to the embeddings that were read; through the tokens that
+    were embedded, it gives one with respect to earlier logits, and so on. This is a Neumann series in a matrix that is
+    strictly lower triangular in time, so it has at most T terms. It is cut off at the first term that is smaller than
+    `residual` times the sum, which is the adjoint of the tokens' embeddings.
     """
     logits, read, given = feedback
     problem.ledger.backward_passes += 1
@@ -202,7 +203,7 @@ def fed_back(
         (of_logits,) = torch.autograd.grad(given, logits, term, retain_graph=True)
     problem.ledger.backward_passes += 1
     ends = [(logits, direct)]
-    if given.requires_grad:  # one token feeds none
+    if given.requires_grad:  # with one token there is no feedback
         ends.append((given, of_given))
     outputs, derivatives = zip(*ends, strict=True)
     return torch.autograd.grad(outputs, problem.params, derivatives, allow_unused=True, materialize_grads=True)

@@ -18,21 +18,21 @@ class SequenceProblem(TextProblem):
     """J = mean over prompts of E [ r(x, z) - beta * sum_t KL(p_theta(.|x, z_<t) || p_ref(.|x, z_<t)) ].
 
     The penalty is the sum of exact per-position divergences along the sampled prefix. Its expectation is the divergence
-    of the sequence distributions, and one definition serves hard and relaxed tokens alike.
+    between the distributions of sequences, and the definition is the same for hard and relaxed tokens.
 
     prompts (B, P) int64; T = `horizon` new tokens; `beta` in reward per nat. With `rows_at_once`, parallel passes keep
-    the activations of so many sequences at a time and compute the others again when they are differentiated.
+    the activations of only that many sequences and recompute the others in the backward pass.
 
-    `pads` (B,): how many of a prompt's first positions are padding, which is read by nobody.
+    `pads` (B,): the number of padding positions at the beginning of each prompt, which no model reads.
 
-    `end`: the token that ends a text, or several, any of which does. Nothing can follow but the first of them, so z
-    stays one distribution over (n, B, T) and every estimator's formula holds: log-probability and penalty are 0 from
-    there on, and the reward reads the text before the end. Relaxed tokens end gradually: a text that has ended with probability 1 - a continues with
-    a relax(logits) + (1 - a) one_hot(end), and its penalty there counts a.
+    `end`: the token that ends a text, or several of them. After an end, the first of them follows with probability 1, so
+    all texts have T tokens and every estimator's formula holds: log-probability and penalty are 0 after the end, and the
+    reward is that of the text before it. Relaxed tokens end gradually: a text that has ended with weight 1 - a continues
+    with a relax(logits) + (1 - a) one_hot(end), and its penalty there has weight a.
     """
 
-    straight_through: Literal["auto", "plain", "recorded", "parallel"] = "auto"  # how rollouts are differentiated
-    residual: float = 1e-4  # of a parallel one: the last term of the feedback that is added, relative to their sum
+    straight_through: Literal["auto", "plain", "recorded", "parallel"] = "auto"  # see `rollouts`
+    residual: float = 1e-4  # of a parallel rollout: see `rollouts.fed_back`
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class SequenceProblem(TextProblem):
         offers |= {"support", "exact"} if vocabulary**horizon <= ENUMERABLE else set()
         offers |= {"binary"} if vocabulary == 2 else set()
         self.offers = frozenset(offers)
-        self._feedback: rollouts.Feedback | None = None  # of a parallel rollout that hasn't been differentiated
+        self._feedback: rollouts.Feedback | None = None  # of a parallel rollout that isn't differentiated yet
 
     def select(self, index: Tensor) -> "SequenceProblem":
         if isinstance(self.policy, Replicas):
@@ -114,7 +114,7 @@ class SequenceProblem(TextProblem):
         return rolled.y
 
     def rollout_mode(self, hard: bool = True) -> str:
-        """How rollouts are differentiated, as of `rollouts`."""
+        """The mode in which rollouts are differentiated, see `rollouts`."""
         mode = self.straight_through
         if mode == "auto":
             mode = "parallel" if self.prompts.is_cuda and hard else "recorded"
@@ -140,7 +140,7 @@ class SequenceProblem(TextProblem):
             tokens = tokens.where(self.alive(tokens), filler(self.end))
         texts = torch.cat([model.embed(self.repeated_prompts(n)), self.embedded(model, tokens, self.horizon)], 1)
         parts = [texts, *self._counting(tokens, texts)]
-        if self.pads is not None:  # texts begin with what counts, as they do without padding
+        if self.pads is not None:  # padding is moved behind the text, where it doesn't count
             length = texts.shape[1]
             places = (torch.arange(length, device=texts.device) + self.pads.repeat(n)[:, None]) % length
             rows = torch.arange(len(texts), device=texts.device)[:, None]
@@ -149,7 +149,7 @@ class SequenceProblem(TextProblem):
         return in_single(score).view(n, self.contexts)
 
     def _counting(self, tokens: Tensor, texts: Tensor) -> list[Tensor]:
-        """How much each position of the texts (n B, P + T, ...) counts for the reward; nothing where all of them do."""
+        """The weight of each position of the texts (n B, P + T, ...) for the reward, in a list; an empty one if all are 1."""
         if self.end is None and self.pads is None:
             return []
         dtype = texts.dtype if texts.is_floating_point() else torch.float32
@@ -171,7 +171,7 @@ class SequenceProblem(TextProblem):
         with torch.set_grad_enabled(torch.is_grad_enabled() and tokens.requires_grad):
             log_q = self.forward(self.reference, tokens)[0].log_softmax(-1)
         divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-        if self.end is None or self.ids_of(tokens) is not None:  # of one-hots, logits are already masked
+        if self.end is None or self.ids_of(tokens) is not None:  # for hard tokens the logits are masked already
             return divergence
         going_on = 1 - share_ended(tokens[:, :, :-1], self.end)
         return divergence * torch.cat([torch.ones_like(going_on[:, :, :1]), going_on], -1)
@@ -193,9 +193,9 @@ class SequenceProblem(TextProblem):
         if self._feedback is not None and of is None:
             if create_graph:
                 raise NotImplementedError("a parallel rollout can't be differentiated twice")
-            feedback, self._feedback, self.passes.last = self._feedback, None, None  # their graphs will be freed
+            feedback, self._feedback, self.passes.last = self._feedback, None, None  # because their graphs are freed
             return rollouts.fed_back(self, feedback, value, weights, self.residual)
         answer = super().grad(value, weights, create_graph, of)
         if not create_graph:
-            self.passes.forget()  # its graph has been freed
+            self.passes.forget()  # because its graph is freed
         return answer

@@ -1,4 +1,4 @@
-"""A batch in parts, each with random numbers of its own: by one process after another part, or by several at once."""
+"""A batch in parts with separate random numbers: one part after another, or spread over several processes."""
 
 import copy
 from dataclasses import asdict
@@ -15,21 +15,21 @@ from gradebench.core.sampling import generator
 class Sharded(Estimator):
     """The mean of an estimator's gradients on `shards` parts of the contexts, weighted by their sizes.
 
-    Processes share the parts and end up with the same gradient, so that their number changes nothing but rounding;
-    that of the parts does: each has a generator of its own, seeded from the one that is handed in, and what reads a
-    whole batch (whitening, a batch-mean baseline) reads a part. One process alone needs the memory of one part.
+    The parts are spread over the processes, which all get the same gradient; the number of processes changes only
+    rounding. The number of parts changes more: each has its own generator, seeded from the given one, and what uses a
+    whole batch (whitening, a batch-mean baseline) uses a part. A process holds one part in memory at a time.
 
-    Parameters are shared between the parts, running state is averaged after each call.
+    The parts share the estimator's parameters; its running state is averaged after each call.
     """
 
     def __init__(self, inner: Estimator, shards: int):
         super().__init__()
         self.inner, self.shards = inner, shards
         self.n, self.period = inner.n, inner.period
-        # As of the class of `inner`: the harness reads them from the estimator that it holds.
+        # The declarations of `inner`, which the harness reads from this estimator.
         for name in ("family", "unbiased", "unbiased_if", "pathwise", "needs", "own_learning_rate"):
             vars(self)[name] = getattr(inner, name)
-        self._copies: dict[int, Estimator] = {}  # by part: the cached rollouts of one are no other's
+        self._copies: dict[int, Estimator] = {}  # by part, because each has cached rollouts of its own
 
     def init(self, problem: Problem) -> None:
         self.inner.init(problem.select(self._parts(problem)[0]))
@@ -74,22 +74,22 @@ class Sharded(Estimator):
         if self.training:
             for buffer, mean in zip(self._state(self.inner), state, strict=True):
                 buffer.copy_(mean)
-        # Linear in the parameters, with the gradient that all parts have together.
+        # A loss that is linear in the parameters and has the summed gradient of all parts.
         linear = [(p * g).sum() for p, g in zip(own, own_grad, strict=True)]
         return Estimate(grad, torch.stack(linear).sum() if learns else None, parallel.all_reduce_by_name(info))
 
     def _parts(self, problem: Problem) -> tuple[Tensor, ...]:
-        """Indices of contexts; fewer parts where there are fewer contexts."""
+        """The indices of each part's contexts; no part is empty."""
         index = torch.arange(problem.contexts, device=problem.params[0].device)
         return index.tensor_split(min(self.shards, problem.contexts))
 
     def _mine(self, parts: int) -> range:
-        """The parts that this process does."""
+        """The parts that this process computes."""
         first, last = (parts * i // parallel.world_size() for i in (parallel.rank(), parallel.rank() + 1))
         return range(first, last)
 
     def _copy(self, part: int) -> Estimator:
-        """The estimator of a part: it shares parameters, and begins with the running state of all."""
+        """The estimator of a part, with the shared parameters and the averaged running state."""
         if part not in self._copies:
             shared = {id(p): p for p in self.inner.parameters()}
             self._copies[part] = copy.deepcopy(self.inner, shared)
@@ -98,7 +98,7 @@ class Sharded(Estimator):
         return self._copies[part]
 
     def _state(self, estimator: Estimator) -> list[Tensor]:
-        """Running state that has a mean."""
+        """The floating-point buffers, which can be averaged."""
         return [buffer for buffer in estimator.buffers() if buffer.is_floating_point()]
 
 

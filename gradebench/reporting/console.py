@@ -11,7 +11,7 @@ from rich import progress
 from rich.console import Console
 from rich.text import Text
 
-from gradebench.core.shown import one_line
+from gradebench.core.shown import counted, one_line
 
 WIDTH_WHEN_PIPED = 220
 MANY = 100  # tasks, from which on it is told how far a command is
@@ -69,7 +69,7 @@ def at_work(doing: str, tasks: int) -> Iterator[None]:
         wait = PATIENCE
         while not ended.wait(wait):
             seconds = time.monotonic() - began
-            print(f"gradebench: {doing} {tasks} tasks, {seconds:.0f} s so far", file=sys.stderr, flush=True)
+            print(f"gradebench: {doing} {counted(tasks, 'task')}, {seconds:.0f} s so far", file=sys.stderr, flush=True)
             wait = seconds
 
     teller = threading.Thread(target=tell, daemon=True)

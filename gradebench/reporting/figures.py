@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gradebench.analysis import curves, frontier, multi_task, statistics, tables
+from gradebench.core.shown import counted
 from gradebench.measurement.gradient_metrics import Interval
 from gradebench.reporting import bias_plot, probe_figures, svg
 from gradebench.reporting.bias_plot import Point
@@ -160,7 +161,7 @@ def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
     gain = f"test {ranking.pop().replace('_', ' ')}" if len(ranking) == 1 else "what ranks on a task"
     evaluated = metrics[(metrics["phase"] == "evaluation") & (metrics["split"] == "test")]
     last = evaluated.groupby("task")["step"].max()
-    budgets = ", ".join(f"{task} {step:.0f} steps" for task, step in last.items())
+    budgets = ", ".join(f"{task} {counted(step, 'step')}" for task, step in last.items())
     found = [
         Figure(
             "interquartile-mean",
@@ -240,7 +241,7 @@ def _ranking(board: pd.DataFrame) -> tuple[str, str, str]:
 
 def _budget(board: pd.DataFrame) -> str:
     steps = board["steps"].iloc[0]
-    return "" if pd.isna(steps) else f"at {steps:.0f} steps"
+    return "" if pd.isna(steps) else f"at {counted(steps, 'step')}"
 
 
 def _means(ranked: pd.DataFrame, metric: str) -> Figure | None:
@@ -340,7 +341,7 @@ def _sensitivity(tuning: pd.DataFrame) -> Figure | None:
     alone = not rows["options"].fillna("").any()
     caption = (
         f"Sensitivity to the learning rate: the objective on validation prompts after each trial's last step, the mean over "
-        f"{rows['seeds'].max():g} tuning seeds with a standard error on either side; the chosen rate is the large dot. The "
+        f"{counted(rows['seeds'].max(), 'tuning seed')} with a standard error on either side; the chosen rate is the large dot. The "
         "vertical axes differ."
     )
     if not alone:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gradebench.core.shown import counted
 from gradebench.measurement.gradient_metrics import Interval
 from gradebench.reporting import bias_plot, pictures, svg
 from gradebench.reporting.bias_plot import Point
@@ -181,12 +182,12 @@ def _how(measured: pd.DataFrame, batch: bool) -> str:
     """How the shown rows were measured: draws, batch, trajectory and seeds, as far as they are known."""
     facts = ["with 95 % intervals"]
     if measured["draws"].notna().any():
-        drawn = f"from {_counts(measured['draws'])} draws"
+        drawn = f"from {counted(_counts(measured['draws']), 'draw')}"
         facts.append(f"{drawn} of batch {_counts(measured['samples'])}" if batch else f"{drawn} a batch size")
     along = measured["along"].iloc[0]
     facts += [f"along {'their own trajectories' if along == 'own' else f'the {along} trajectory'}"] if along else []
     seeds = measured["seed"].nunique()
-    return ", ".join([*facts, *([f"means over {seeds} seeds"] if seeds > 1 else [])])
+    return ", ".join([*facts, *([f"means over {counted(seeds, 'seed')}"] if seeds > 1 else [])])
 
 
 def _counts(column: pd.Series) -> str:

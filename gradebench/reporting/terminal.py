@@ -10,7 +10,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from gradebench.analysis.provenance import TUNED
-from gradebench.core.shown import one_line
+from gradebench.core.shown import counted, one_line
 from gradebench.experiment.plan import Cell
 from gradebench.experiment.runner import Outcome, Progress, Run
 from gradebench.reporting.console import stderr_console, stdout_console
@@ -66,8 +66,8 @@ def announce(run: Run, config: dict[str, Any], progress: Progress) -> None:
     for label, task in run.tasks.items():
         plan = next(plan for plan, cell in run.cells if cell.task == label)
         progress.note(
-            f"{label} [{task.setting}]: {len(config['learning_rates'][label])} estimators x {len(seeds)} seeds, "
-            f"{plan.steps} steps of {plan.batch} sequences, {run.jobs} in parallel on {run.device}"
+            f"{label} [{task.setting}]: {counted(len(config['learning_rates'][label]), 'estimator')} x {counted(len(seeds), 'seed')}, "
+            f"{counted(plan.steps, 'step')} of {counted(plan.batch, 'sequence')}, {run.jobs} in parallel on {run.device}"
         )
         for source, names in _by_source(config["rate_sources"][label]).items():
             rates = ", ".join(f"{name} {config['learning_rates'][label][name]:g}" for name in names)
@@ -113,7 +113,7 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
 def print_notes(run: Run, outcome: Outcome, progress: Progress) -> None:
     """What went wrong, and what was used instead, on stderr."""
     if outcome.reused:
-        progress.note(f"{outcome.reused} cells were finished by an earlier run and kept")
+        progress.note(f"{counted(outcome.reused, 'cell was', 'cells were')} finished by an earlier run and kept")
     for name, reason in outcome.unprobed.items():
         progress.note(f"{name}: no gradient probes, because the reference gradient failed: {reason}")
     for cell, reason in list(outcome.reasons.items())[:REASONS_SHOWN]:
@@ -135,7 +135,7 @@ def print_probes(run: Run, outcome: Outcome, drawn: Sequence[Path], progress: Pr
         if main.empty:
             continue
         draws, batch = int(main["draws"].iloc[0]), int(main["samples"].iloc[0])
-        title = f"{task}, step {step}  [{setting}]  {draws} draws of {batch} sequences, along {main['along'].iloc[0]}"
+        title = f"{task}, step {step}  [{setting}]  {counted(draws, 'draw')} of {counted(batch, 'sequence')}, along {main['along'].iloc[0]}"
         table = Table(title=title, title_justify="left")
         table.add_column("estimator", overflow="fold")
         for heading, *_ in _PROBED:
@@ -206,7 +206,7 @@ def print_check(report: Mapping[str, Any]) -> None:
     failures = [finding for finding in report["findings"] if finding["status"] == "fail"]
     for finding in failures:
         console.print(f"{finding['check']}: look at {finding['advice']}")
-    verdict = f"{len(failures)} checks failed" if failures else "kept its contract"
+    verdict = f"{counted(len(failures), 'check')} failed" if failures else "kept its contract"
     console.print(
         f"{report['estimator']}: {verdict}. All statistical checks together raise a false alarm once in "
         f"{1 / report['false_alarm_rate']:,.0f} runs. A bias of {report['margin']:.0%} of the gradient, along the directions "

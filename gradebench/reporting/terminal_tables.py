@@ -17,6 +17,7 @@ from gradebench.analysis.multi_task import Ranks
 from gradebench.analysis.runs import CellStatus
 from gradebench.analysis.statistics import ALPHA
 from gradebench.analysis.tables import pareto_front
+from gradebench.core.shown import counted
 from gradebench.reporting import columns
 from gradebench.reporting.columns import Column, number
 from gradebench.reporting.console import stdout_console
@@ -89,7 +90,7 @@ def print_across(table: pd.DataFrame, ranks: Ranks | str) -> None:
     if table.empty:
         return
     console = stdout_console()
-    shown = Table(title=f"over {table['tasks'].iloc[0]} tasks", title_justify="left")
+    shown = Table(title=f"over {counted(table['tasks'].iloc[0], 'task')}", title_justify="left")
     shown.add_column("estimator", overflow="fold")
     for heading in ("IQM", "95 % from", "to", "above 0.5", "above 0.9", "mean rank"):
         shown.add_column(heading, justify="right")
@@ -115,7 +116,7 @@ def print_underpowered(comparisons: pd.DataFrame, leaderboard: pd.DataFrame) -> 
         n, family = int(tests["n_pairs"].max()), int(tests["family"].max())
         least = min(1.0, float(tests["smallest_attainable_p"].min()) * family)
         stdout_console().print(
-            f"{task} is underpowered: with {n} seeds the smallest p after Holm over {family} comparisons is {least:.3g}; "
+            f"{task} is underpowered: with {counted(n, 'seed')} the smallest p after Holm over {counted(family, 'comparison')} is {least:.3g}; "
             "no difference can be significant without more seeds"
         )
 
@@ -142,7 +143,7 @@ def print_frontier(table: pd.DataFrame, areas: pd.DataFrame) -> None:
         tests = areas[(areas["task"] == task) & (areas["metric"] == metric)]
         decided = tests[tests["verdict"].isin(["a higher", "b higher"])]
         console.print(
-            f"area under the frontier: {len(decided)} of {len(tests)} pairs differ significantly (Holm over all pairs)"
+            f"area under the frontier: {len(decided)} of {counted(len(tests), 'pair')} differ significantly (Holm over all pairs)"
         )
         for row in decided.head(PAIRS_SHOWN).to_dict("records"):
             ends = f"{number(row['ci_low'], '+.3f')} to {number(row['ci_high'], '+.3f')}"
@@ -162,7 +163,7 @@ def print_instances(board: pd.DataFrame | None) -> None:
         return
     console = stdout_console()
     for (task, metric), rows in board.groupby(["task", "metric"], sort=False):
-        title = f"{task}  [over {rows['n_instances'].max()} instances, by {metric}]"
+        title = f"{task}  [over {counted(rows['n_instances'].max(), 'instance')}, by {metric}]"
         shown = Table(title=title, title_justify="left")
         for column in columns.INSTANCES:
             _add_column(shown, column)
@@ -186,7 +187,7 @@ def print_controls(controls: pd.DataFrame) -> None:
         step = tested["smallest_attainable_p"]  # p-values are its multiples: so many of them are below the level
         expected = float((step * (np.ceil(ALPHA / step) - 1)).sum())
         stdout_console().print(
-            f"A/A control of {task}, {metric}: {alarms} of {len(tested)} estimators differed significantly from themselves at "
+            f"A/A control of {task}, {metric}: {alarms} of {counted(len(tested), 'estimator')} differed significantly from themselves at "
             f"p < {ALPHA:g}; {expected:.1f} are expected by chance; the 95 % interval of the rate ends at {high:.0%}"
         )
 
@@ -197,7 +198,7 @@ def print_tuning(tunings: pd.DataFrame, choices: Mapping[str, Any], out: Path) -
     last = tunings[tunings["steps"] == tunings.groupby("task")["steps"].transform("max")]
     for (task, setting), curves in last.groupby(["task", "setting"], sort=False):
         steps = int(curves["steps"].iloc[0])
-        title = f"{task}  [{setting}]  mean objective at {steps} steps"
+        title = f"{task}  [{setting}]  mean objective at {counted(steps, 'step')}"
         table = Table(title=title, title_justify="left")
         table.add_column("estimator", overflow="fold")
         rates = sorted(curves["learning_rate"].unique())
@@ -227,7 +228,7 @@ def print_tuning(tunings: pd.DataFrame, choices: Mapping[str, Any], out: Path) -
     )
 
 
-def print_plan(needed: pd.DataFrame) -> None:
+def print_power(needed: pd.DataFrame) -> None:
     """The seeds that each pair needs, the largest spread first, and what all of them need."""
     console = stdout_console()
     for (task, setting), pairs in needed.groupby(["task", "setting"], sort=False):
@@ -242,12 +243,14 @@ def print_plan(needed: pd.DataFrame) -> None:
             table.add_row(row["estimator_a"], row["estimator_b"], *numbers, number(row["detectable"], ".3f"))
         console.print(table)
         if len(pairs) > PAIRS_SHOWN:
-            console.print(f"and {len(pairs) - PAIRS_SHOWN} more pairs, which need no more seeds than these")
+            console.print(
+                f"and {counted(len(pairs) - PAIRS_SHOWN, 'more pair')}, none of which needs more seeds than these"
+            )
         first, most = pairs.iloc[0], pairs["seeds_needed"].max()
         console.print(
-            f"{task}: {number(most, '.0f')} seeds detect a difference in test {metric_in_words(first['metric'])} of "
+            f"{task}: {counted(number(most, '.0f'), 'seed detects', 'seeds detect')} a difference in test {metric_in_words(first['metric'])} of "
             f"{first['difference']:g} between any two of them with a power of 0.8 (p < {ALPHA:g} after Holm over "
-            f"{first['family']} pairs); half of the pairs need {number(pairs['seeds_needed'].median(), '.0f')} or fewer"
+            f"{counted(first['family'], 'pair')}); half of the pairs need {number(pairs['seeds_needed'].median(), '.0f')} or fewer"
         )
     console.print(
         "spread: standard deviation over the pilot's seeds of the paired difference; at most: seeds needed if the spread is at "
@@ -284,7 +287,7 @@ def print_comparisons(rows: pd.DataFrame, against: Sequence[str] = ()) -> None:
             names = (metric, str(row["estimator_a"]), str(row["estimator_b"]))
             table.add_row(*names, *(number(row[column], form) for _, column, form in _TESTED), str(row["verdict"]))
         console.print(table)
-    family = f"{int(rows['family'].max())} pairs"
+    family = counted(rows["family"].max(), "pair")
     family = f"the {family} with {' or '.join(against)}" if against else f"all {family} of the run"
     console.print(
         f"difference: a - b, paired by seed; p (Holm): corrected for {family}; p: uncorrected, for a pair chosen in advance; "
@@ -333,11 +336,11 @@ def print_claims(verdicts: pd.DataFrame) -> None:
         if row["verdict"] == "untested":
             console.print(f"    {row['reason']}")
             continue
-        budget = "" if pd.isna(row["steps"]) else f", at {row['steps']:.0f} steps"
+        budget = "" if pd.isna(row["steps"]) else f", at {counted(row['steps'], 'step')}"
         place = f"    on {row['task']} [{row['setting']}]{budget}"
         ends = f"{number(row['ci_low'], '.4g')} to {number(row['ci_high'], '.4g')}"
         console.print(
-            f"    claimed {row['claimed']}, measured {number(row['measured'], '.4g')} ({ends}), {row['n_pairs']} seeds, "
+            f"    claimed {row['claimed']}, measured {number(row['measured'], '.4g')} ({ends}), {counted(row['n_pairs'], 'seed')}, "
             f"p (Holm) {number(row['p_holm'], '.3g')}, effect {number(row['effect_size'], '+.2f')} from the bound"
         )
         if row["verdict"] == OUT_OF_REACH:
@@ -350,7 +353,7 @@ def print_claims(verdicts: pd.DataFrame) -> None:
         if not pd.isna(row["seeds_needed"]):
             needed = number(row["seeds_needed"], ".0f")
             console.print(
-                f"    {'no number of' if needed == '-' else needed} seeds would be needed, if the truth is as measured"
+                f"    {'no number of seeds' if needed == '-' else counted(needed, 'seed')} would be needed, if the truth is as measured"
             )
         console.print(place)
     console.print("A verdict holds for these tasks, scales and budgets; the papers used others.")
@@ -360,7 +363,9 @@ def print_statuses(statuses: Sequence[CellStatus]) -> None:
     """How many cells have which status, then each status but ok with its reason."""
     console = stdout_console()
     counts = Counter(cell.status for cell in statuses)
-    console.print(f"{len(statuses)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.most_common()))
+    console.print(
+        f"{counted(len(statuses), 'cell')}: " + ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    )
     reasons = Counter((cell.status, cell.reason) for cell in statuses if cell.status != "ok" or cell.reason)
     for (status, reason), count in reasons.most_common():
         first = next(cell.cell for cell in statuses if (cell.status, cell.reason) == (status, reason))

@@ -9,6 +9,7 @@ from gradebench.analysis import frontier
 from gradebench.analysis.curves import amount
 from gradebench.analysis.multi_task import Ranks
 from gradebench.analysis.statistics import ALPHA
+from gradebench.core.shown import counted
 from gradebench.reporting.columns import named
 
 LETTERS = (
@@ -30,7 +31,7 @@ def ranked_at(board: pd.DataFrame) -> str:
 def at_steps(board: pd.DataFrame) -> str:
     """The budget of one leaderboard, such as "at 40 steps"; "" where it isn't known."""
     steps = board["steps"].iloc[0]
-    return "" if pd.isna(steps) else f"at {steps:.0f} steps"
+    return "" if pd.isna(steps) else f"at {counted(steps, 'step')}"
 
 
 def verdict(ranked: pd.DataFrame, against: Sequence[str] = ()) -> str:
@@ -40,18 +41,18 @@ def verdict(ranked: pd.DataFrame, against: Sequence[str] = ()) -> str:
     ranked = ranked if against else ranked[ranked["tier"].notna()]  # those whose rates let them be compared
     where, seeds = ranked_at(ranked), int(ranked["n_seeds"].max())
     if against:
-        return f"{where[0].upper()}{where[1:]}, with {seeds} seeds: {_against_baselines(ranked)}."
+        return f"{where[0].upper()}{where[1:]}, with {counted(seeds, 'seed')}: {_against_baselines(ranked)}."
     names = [named(row) for row in ranked.to_dict("records")]
     p = ranked["p_vs_best_holm"].to_numpy(dtype=float)
     equals = [name for name, one in zip(names[1:], p[1:], strict=True) if not one < ALPHA]
     if not equals:
         above = ": significantly above each other estimator" if len(names) > 1 else ""
-        return f"{names[0]} is highest {where}{above}, with {seeds} seeds."
+        return f"{names[0]} is highest {where}{above}, with {counted(seeds, 'seed')}."
     if len(equals) == len(names) - 1 and len(set(ranked["letters"])) == 1:
-        return f"No two of the {len(names)} estimators are significantly different {where}, with {seeds} seeds."
-    return (
-        f"{names[0]} is highest {where}; not significantly different from it, with {seeds} seeds: {', '.join(equals)}."
-    )
+        return (
+            f"No two of the {len(names)} estimators are significantly different {where}, with {counted(seeds, 'seed')}."
+        )
+    return f"{names[0]} is highest {where}; not significantly different from it, with {counted(seeds, 'seed')}: {', '.join(equals)}."
 
 
 def _against_baselines(ranked: pd.DataFrame) -> str:
@@ -69,7 +70,7 @@ def ranks_in_words(ranks: Ranks | str) -> str:
         return ranks
     return (
         f"Friedman's test of equal ranks: p = {ranks.p:.3g}; mean ranks that differ by more than "
-        f"{ranks.critical_difference:.2f} are significantly different (Nemenyi): {ranks.apart} pairs"
+        f"{ranks.critical_difference:.2f} are significantly different (Nemenyi): {counted(ranks.apart, 'pair')}"
     )
 
 

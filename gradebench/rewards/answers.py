@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gradebench.core.shown import counted
+
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -24,7 +26,7 @@ def numbers_of(answer: Any, texts: list[str]) -> list[float]:
     if len(items) != len(texts):
         many = len(answer) if isinstance(answer, Sized) else len(items)
         more = "at least " if many > len(texts) and not isinstance(answer, Sized) else ""
-        raise Refused(f"gave {more}{many} numbers for {len(texts)} texts")
+        raise Refused(f"gave {more}{counted(many, 'number')} for {counted(len(texts), 'text')}")
     return [_finite(item, text) for item, text in zip(items, texts, strict=True)]
 
 

@@ -172,8 +172,8 @@ def test_a_wrong_ratio_or_clip_would_be_seen(tiny_problem):
     fixed, _ = objective_gradient(part, z, advantage, old, 0.1, binds=True, fixed=True)
     own = part.log_prob(z).detach()  # ratio against the present policy: 1, never clipped
     against_itself, _ = objective_gradient(part, z, advantage, own, 0.1, binds=True)
-    for twin in (unclipped, fixed, against_itself):
-        assert (twin - found).norm() > 0.1 * found.norm()
+    for mutant in (unclipped, fixed, against_itself):
+        assert (mutant - found).norm() > 0.1 * found.norm()
 
 
 def test_without_clipping_later_steps_weigh_by_the_ratio_to_the_policy_that_sampled(tiny_problem):

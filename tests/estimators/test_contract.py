@@ -1,7 +1,7 @@
-"""Every built-in estimator passes `gradebench check`, and every wrong twin of one fails the check that is meant for it.
+"""Every built-in estimator passes `gradebench check`, and every mutant of one fails the check that is meant for it.
 
 One seed here: a right estimator fails with probability 1e-3 on a new one. benchmarks/check_study.py runs all with 20
-seeds (results/check). twins.py has the lists.
+seeds (results/check). mutants.py has the lists.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from gradebench.plugins import registry
 
 SEED = 0
 TRUE, MUTANTS = (
-    registry.load_file(str(Path(__file__).parent / "twins.py"), name).factory for name in ("TRUE", "MUTANTS")
+    registry.load_file(str(Path(__file__).parent / "mutants.py"), name).factory for name in ("TRUE", "MUTANTS")
 )
 
 
@@ -23,13 +23,13 @@ def test_built_in_estimator_keeps_its_contract(name):
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_wrong_twin_is_caught(name):
+def test_mutant_is_caught(name):
     make, meant = MUTANTS[name]
     assert "fail" in [finding.status for finding in check(make, SEED, only=[meant])]
 
 
 @pytest.mark.parametrize("name", [name for name, entry in registry.entries("estimators").items() if entry.builtin])
-def test_every_built_in_estimator_is_true_here_and_has_two_twins(name):
+def test_every_built_in_estimator_is_true_here_and_has_two_mutants(name):
     cls = registry.load("estimators", name).factory
 
     def made(make):

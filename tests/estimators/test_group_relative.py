@@ -43,7 +43,7 @@ def with_reward(problem, change):
 
 
 class Population(Grpo):
-    """A twin that divides squares by n."""
+    """A mutant: it divides squares by n."""
 
     def advantage(self, reward):
         centred = reward - reward.mean(0)
@@ -208,8 +208,8 @@ def test_clipping_stops_a_token_only_where_the_objective_would_leave_the_interva
     torch.testing.assert_close(found, weighted_scores(problem, z, share * weights))
     unclipped = weighted_scores(problem, z, share * ratio * advantage.unsqueeze(-1))
     ratio_one = weighted_scores(problem, z, share * torch.where(weights == 0, 0, advantage.unsqueeze(-1)))
-    for twin in (unclipped, ratio_one):
-        assert (twin - found).norm() > 0.05 * found.norm()
+    for mutant in (unclipped, ratio_one):
+        assert (mutant - found).norm() > 0.05 * found.norm()
 
 
 def test_gspo_clips_whole_sequences_by_the_geometric_mean_of_their_ratios(tiny_problem):

@@ -1,4 +1,4 @@
-"""Relaxed paths against a plain loop with the same noise, their Jacobians, and what wrong twins of them would give.
+"""Relaxed paths against a plain loop with the same noise, their Jacobians, and what mutants of them would give.
 
 Long because one file tests one module.
 """
@@ -69,7 +69,7 @@ def backward(estimator, logits, noise, token, given):
 
 
 def by_plain_loop(problem, estimator, seed, detach_feedback=False, noisy=True, reuse=False, penalty=True, soft=None):
-    """The gradient, one sequence after another: no cache, no batch, no memo. The flags make the wrong twins."""
+    """The gradient, one sequence after another: no cache, no batch, no memo. The flags make the mutants."""
     noise, given = noise_of(problem, estimator, seed)
     soft = estimator is Grade if soft is None else soft
     total = 0.0
@@ -269,9 +269,9 @@ class GapWithAGraph(GappedSt):
         return straight_through(hard, ((logits + move) / self.tau).softmax(-1))
 
 
-@pytest.mark.parametrize("twin", [GapOnTheWrongSide, GapWithAGraph])
-def test_a_wrong_gap_would_be_seen(twin):
-    assert (jacobians(twin(1.0, TAU)) - gapped_jacobians()).norm() > 0.1 * gapped_jacobians().norm()
+@pytest.mark.parametrize("mutant", [GapOnTheWrongSide, GapWithAGraph])
+def test_a_wrong_gap_would_be_seen(mutant):
+    assert (jacobians(mutant(1.0, TAU)) - gapped_jacobians()).norm() > 0.1 * gapped_jacobians().norm()
 
 
 # --- Gumbel-Rao: the noise of GRADE-STE, averaged given the token
@@ -372,9 +372,9 @@ class RaoMovingNoise(GumbelRao):
         return straight_through(hard, (z / self.tau).softmax(-1).mean(0))
 
 
-@pytest.mark.parametrize("twin", [RaoUnconditioned, RaoRawLogits, RaoMovingNoise])
-def test_wrong_conditional_noise_would_be_seen(twin):
-    assert (rao_means(twin(1, TAU), 0.7) / ste_means(0.7) - 1).abs().max() > 0.1
+@pytest.mark.parametrize("mutant", [RaoUnconditioned, RaoRawLogits, RaoMovingNoise])
+def test_wrong_conditional_noise_would_be_seen(mutant):
+    assert (rao_means(mutant(1, TAU), 0.7) / ste_means(0.7) - 1).abs().max() > 0.1
 
 
 # --- means over all outcomes of three independent decisions

@@ -89,7 +89,7 @@ def test_the_mean_is_the_gradient_of_the_smoothed_objective(monkeypatch, sigma):
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 def test_on_sequences_every_pair_is_the_derivative_along_its_direction(tiny_problem, exact_gradient, beta):
-    """e (e . grad J) in the limit of small sigma, with the KL penalty's own share; twins miss it."""
+    """e (e . grad J) in the limit of small sigma, with the KL penalty's own share; mutants miss it."""
     problem = tiny_problem(beta=beta)
     rng, gradient, expected = generator("cpu", 0), exact_gradient(problem), 0.0
     for _ in range(3):
@@ -99,8 +99,8 @@ def test_on_sequences_every_pair_is_the_derivative_along_its_direction(tiny_prob
     problem = without_sampling_noise(problem)
     error = (found_by(problem, Es(3, 1e-4)) - expected).norm() / expected.norm()
     assert error < 1e-5
-    for twin in (EsMissingTwo, EsForgetsSigma):
-        assert (found_by(problem, twin(3, 1e-4)) - expected).norm() > 0.1 * expected.norm()
+    for mutant in (EsMissingTwo, EsForgetsSigma):
+        assert (found_by(problem, mutant(3, 1e-4)) - expected).norm() > 0.1 * expected.norm()
 
 
 # --- one call

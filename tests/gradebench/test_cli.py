@@ -71,8 +71,8 @@ def refused(command, tmp_path, monkeypatch):
         (["--by", "kl"], ["--by kl: ranks go by objective, reward, gold_reward"]),
         (["--against", "rloo"], ["--against rloo: it isn't among the estimators, reinforce; add -e rloo"]),
         (["--against", "reinforce"], ["--against reinforce: nothing else is left"]),
-        (["--device", "toaster"], ["--device 'toaster'", "auto, cpu and cuda"]),
-        (["--device", "meta"], ["--device 'meta'", "auto, cpu and cuda"]),
+        (["--device", "toaster"], ["--device 'toaster'", "auto, cpu or cuda"]),
+        (["--device", "meta"], ["--device 'meta'", "auto, cpu or cuda"]),
         (["-e", "nowhere.py:Mine"], ["nowhere.py", "No such file"]),
         (["--batch", "6", "-e", "rloo"], ["rloo takes 4 samples a prompt", "--batch 6"]),
         (["--batch", "4", "-e", "ppo:minibatches=8"], ["ppo:minibatches=8", "4 contexts", "8 minibatches"]),
@@ -155,11 +155,29 @@ def test_a_cache_that_cannot_be_written_is_one_line(refused, tmp_path, monkeypat
     assert f"can't write into the cache {tmp_path}/file" in line and "GRADEBENCH_CACHE" in line
 
 
-@pytest.mark.parametrize("arguments", [["run", "--stepz", "3"], ["run", "--steps", "x"], ["walk"], ["list", "seeds"]])
-def test_a_misspelt_option_or_command_is_a_usage_error(command, arguments):
-    status, out, err = command(*arguments)
-    assert (status, out) == (2, "") and "Traceback" not in err
-    assert arguments[-1] in err or arguments[-2] in err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--stepz", "3"], ["no such option: --stepz; did you mean --steps", "gradebench run --help"]),
+        (["run", "--zzz"], ["no such option: --zzz (gradebench run --help"]),
+        (["run", "--steps", "x"], ["'--steps'", "integer"]),
+        (["run", "--steps"], ["'--steps' requires an argument"]),
+        (["run", "--launcher", "walk"], ["'--launcher'", "'walk' is not one of 'local', 'ray', 'slurm'"]),
+        (["run", "twice"], ["unexpected extra argument", "(twice)"]),
+        (["compare"], ["missing argument 'RUN'", "gradebench compare --help"]),
+        (["rnu"], ["no such command 'rnu'; did you mean 'run'", "gradebench --help"]),
+        (["list", "seeds"], ["'seeds' is not one of"]),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_refused_in_one_line(refused, arguments, said):
+    name, *rest = arguments
+    err = refused(*rest, name=name)
+    assert all(part in err for part in said), err
+
+
+def test_without_a_command_the_help_is_shown(command):
+    status, out, err = command()
+    assert status == 2 and "Usage: gradebench" in out + err and "leaderboard" in out + err
 
 
 # --- what goes where --------------------------------------------------------------------------------------------
@@ -171,7 +189,7 @@ def test_a_dry_run_lists_its_cells_on_stdout_and_writes_nothing(command, tiny, t
     )
     assert status == 0 and len(out.splitlines()) == 3
     assert all(line.startswith("tiny.py_TinyTask--rloo--s") for line in out.splitlines())
-    assert "1 estimators x 3 seeds" in err
+    assert "1 estimator x 3 seeds" in err
     assert not (tmp_path / "run").exists()
 
 
@@ -331,7 +349,7 @@ def test_a_probe_that_cannot_be_made_is_one_line(refused, tiny, arguments, said)
 @pytest.mark.parametrize("arguments", [["--along", "neither"], ["--seed", "-1"], ["--draws", "many"]])
 def test_a_probe_with_an_option_of_the_wrong_kind_is_a_usage_error(command, arguments):
     status, out, err = command("probe", *arguments)
-    assert (status, out) == (2, "") and "Traceback" not in err and arguments[0] in err
+    assert (status, out, len(err.splitlines())) == (2, "", 1) and arguments[0] in err
 
 
 def test_an_odd_number_of_draws_is_made_even(probe):
@@ -449,7 +467,7 @@ def test_a_cell_without_memory_says_what_takes_less_and_the_others_go_on(command
 def test_a_task_that_keeps_no_policies_runs_without(command, tiny, tmp_path, in_process):
     arguments = ("-t", tiny(), "-e", "rloo", "--seeds", "0", "--steps", "1", "--out", tmp_path, "--save-policies")
     status, _, said = command("run", *arguments)
-    assert status == 0 and "--save-policies: tiny.py:TinyTask keeps no policies; it runs without" in said
+    assert status == 0 and "--save-policies: tiny.py:TinyTask can't save policies; it runs without" in said
 
 
 def test_a_dry_run_downloads_nothing_and_says_what_would_be(command, tmp_path, monkeypatch):

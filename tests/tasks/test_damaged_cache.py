@@ -104,7 +104,7 @@ def test_a_worker_refuses_what_was_damaged_since_the_run_began(name):
     task = TASKS[name]()
     task.prepare(CPU, print)
     worker = type(task)(**task.options)
-    worker.settled = task.settled
+    worker.prepared = task.prepared
     worker.load(CPU)
     flipped(task.folder / "policy.safetensors" if name == "imdb" else task.folder / "model.safetensors")
     with pytest.raises(InputError, match=r"damaged during the run.*run again"):

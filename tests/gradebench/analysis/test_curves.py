@@ -188,7 +188,7 @@ def test_no_change_and_undecided_are_said_with_the_budget():
     assert rows["verdict"].item() == "no change up to 40 steps: top leads throughout" and rows["crossing"].isna().all()
     few = curves.crossings_of(changing(range(1)), axes=["steps"])
     assert few["verdict"].item() == (
-        "undecided up to 40 steps: 1 paired seeds can't give a significant result, 6 are needed"
+        "undecided up to 40 steps: 1 paired seed can't give a significant result, 6 are needed"
     )
     assert few["ci_low"].isna().all() and curves.budgets(changing(range(1)))["ci_low"].isna().all()
     tied = frame(*(cell(name, seed, log_line(0.5, 0.1)) for name in "ab" for seed in range(8)))

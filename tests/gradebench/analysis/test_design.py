@@ -57,7 +57,7 @@ def test_families_differ_in_nothing_else():
         (["--sweep", "kl=-1"], "kl=-1 won't do"),
         (["--sweep", "beta=1"], "task enumerable-lm has no option beta; it has vocabulary"),
         (["--sweep", "learning-rate=0"], "'0' won't do; numbers above 0"),
-        (["--sweep", "learning-rate=1e-3", "--learning-rate", "1"], "both say at which rates"),
+        (["--sweep", "learning-rate=1e-3", "--learning-rate", "1"], "both set learning rates"),
         (["--instances", "0"], "--instances 0: at least 1 is needed"),
         (["--instances", "two"], "--instances"),
         (["-t", "bernoulli-toy", "--instances", "2"], "task bernoulli-toy has no option instance"),
@@ -149,16 +149,16 @@ def test_a_run_without_either_has_none_of_their_tables(command, in_process, tiny
     assert status == 0 and "[reward within KL" in out, err
 
 
-def test_runs_that_settled_to_the_same_have_one_design(tmp_path):
+def test_runs_that_resolved_to_the_same_have_one_design(tmp_path):
     """As where one was asked for imdb, which fell back to what the other one was given: no label says so."""
     for folder, base, kls in (("a", "imdb", ("0.1", "0.2")), ("b", "imdb:corpus=embedded", ("0.2", "0.3"))):
         labels = {kl: with_values(base, {"kl": kl}) for kl in kls}
-        settled = {"task": "imdb", "setting": "s"}
+        resolved = {"task": "imdb", "setting": "s"}
         config = {
             "design": {label: {"task": base, "values": {"kl": kl}} for kl, label in labels.items()},
             "facts": {
                 "tasks": {
-                    label: settled | {"options": {"corpus": "embedded", "kl": float(kl)}}
+                    label: resolved | {"options": {"corpus": "embedded", "kl": float(kl)}}
                     for kl, label in labels.items()
                 }
             },

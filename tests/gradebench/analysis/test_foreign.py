@@ -131,7 +131,7 @@ COMMANDS = {
     "curves": ("curves", "run"),
     "frontier": ("frontier", "run"),
     "run": ("run", "-e", "reinforce", "-t", TASK, "--seeds", "0", "--steps", "1", "--out", "run"),
-    "plan": ("run", "--power", "run", "-t", TASK, "-e", "rloo", "-e", "reinforce"),
+    "power": ("run", "--power", "run", "-t", TASK, "-e", "rloo", "-e", "reinforce"),
 }
 
 odd = st.sampled_from(

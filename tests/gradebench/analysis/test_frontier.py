@@ -102,16 +102,16 @@ def test_a_quick_and_a_slow_estimator_on_one_curve_are_equal_within_any_budget()
 
 
 def test_budgets_rank_estimators_and_say_which_are_not_below_the_leader():
-    table = frontier.budgets(trained({"low": 0.4, "high": 0.6, "twin": 0.6}), DESIGN)
+    table = frontier.budgets(trained({"low": 0.4, "high": 0.6, "same": 0.6}), DESIGN)
     assert list(table) == frontier.COLUMNS and set(table["metric"]) == {"reward", "gold_reward"}
     rewards = table[table["metric"] == "reward"]
     assert rewards.groupby("kl").size().eq(3).all() and rewards["kl"].nunique() == frontier.BUDGETS
     assert rewards["kl"].max() == 4.0
     last = rewards[rewards["kl"] == 4.0].set_index("estimator")
     assert last.loc["high", "mean"] == pytest.approx(1.2, abs=0.02) and last.loc["high", "rank"] == 1
-    assert last.loc["twin", "p_vs_leader_holm"] == 1
+    assert last.loc["same", "p_vs_leader_holm"] == 1
     assert last.loc["low", "p_vs_leader_holm"] == pytest.approx(3 * 2 / 2**8)  # all seeds agree, three pairs
-    assert frontier.leaders(rewards) == [(0.04, 4.0, "high", ["twin"])]
+    assert frontier.leaders(rewards) == [(0.04, 4.0, "high", ["same"])]
 
 
 def test_an_estimator_is_at_a_budget_that_all_of_its_seeds_reach():

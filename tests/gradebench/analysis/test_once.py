@@ -12,7 +12,7 @@ def metrics(tasks):
     frames = []
     for task in tasks:
         for seed in range(3):
-            for place, name in enumerate(("rloo", "grpo", f"grpo{groups.CONTROL}")):
+            for place, name in enumerate(("rloo", "grpo", f"grpo{tables.CONTROL}")):
                 record = records.CellRecord(
                     records.Identity("run", f"{task}{name}{seed}", task, "s", name, "{}", "", seed)
                 )
@@ -25,7 +25,8 @@ def metrics(tasks):
                     record.add("evaluation", "test", step, found)
                     record.add("train", "train", step, {"reward_calls": 8.0 * step, "updates": float(step)})
                 frames.append(record.frame("failed" if (seed, name) == (2, "grpo") else "ok"))
-    return pd.concat(frames, ignore_index=True).assign(learning_rate=0.1, rate_source="task")
+    rows = pd.concat(frames, ignore_index=True).assign(learning_rate=0.1, rate_source="task")
+    return rows.assign(control_of=rows["estimator"].str.endswith(tables.CONTROL).map({True: "grpo", False: ""}))
 
 
 def all_tables(rows):

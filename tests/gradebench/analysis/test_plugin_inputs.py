@@ -148,7 +148,7 @@ def test_cells_of_one_folder_that_found_something_otherwise_are_told(folder, run
     run("run", f"{folder / 'mine.py'}:Mine")
     (folder / "data.txt").write_text("2")
     run("run", f"{folder / 'other.py'}:Other")
-    assert f"{folder / 'data.txt'} was changed between cells of tiny.py:TinyTask" in run.said
+    assert f"{folder / 'data.txt'} changed between cells of tiny.py:TinyTask" in run.said
     assert set(json.loads((tmp_path / "run" / "config.json").read_text())["facts"]["estimators"]["tiny.py:TinyTask"])
 
 

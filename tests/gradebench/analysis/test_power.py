@@ -60,7 +60,7 @@ def test_what_is_detectable_has_the_power_promised():
 
 
 @pytest.mark.parametrize("effect", [0.9, 0.6])
-def test_sign_flip_tests_with_the_seeds_planned_reach_the_power(effect):
+def test_sign_flip_tests_with_the_seeds_needed_reach_the_power(effect):
     """300 simulated comparisons with normal differences: 0.8 within 4 standard errors, 0.7 to 0.9."""
     seeds = power.seeds_for(effect, 3)
     rng = np.random.default_rng(0)

@@ -447,9 +447,9 @@ def test_a_run_of_probes_alone_has_no_ranks():
 def test_rows_that_come_twice_are_refused():
     metrics = simulated({"a": 1.0, "b": 0.0})
     twice = pd.concat([metrics, metrics.iloc[[5]]])
-    with pytest.raises(ValueError, match="1 rows of the metrics come twice"):
+    with pytest.raises(ValueError, match="1 row of the metrics comes twice"):
         tables.comparisons(twice)
-    with pytest.raises(ValueError, match="come twice"):
+    with pytest.raises(ValueError, match=r"comes? twice"):
         tables.leaderboard(twice, tables.comparisons(metrics))
 
 
@@ -559,7 +559,7 @@ def test_written_files_are_as_readable_as_any_other(tmp_path):
 
 
 def test_controls_raise_false_alarms_at_their_level():
-    """200 estimators that differ from their twins in nothing but noise: 10 alarms expected, at most 24 but for 1e-4."""
+    """200 estimators that differ from their A/A controls in nothing but noise: 10 alarms expected, at most 24 but for 1e-4."""
     rng = np.random.default_rng(0)
     names = [f"e{i:03}" for i in range(200)]
     rows = []
@@ -572,7 +572,7 @@ def test_controls_raise_false_alarms_at_their_level():
 
 
 def test_a_control_that_differs_is_an_alarm():
-    """The twin: a harness whose second run isn't like its first."""
+    """A mutant: a harness whose second run isn't like its first."""
     rows = []
     for name, shift in (("a", 0.0), ("a" + tables.CONTROL, 0.1)):
         for seed in SEEDS:
@@ -669,9 +669,9 @@ def test_baselines_against_the_rest_are_the_family():
 def test_estimators_that_drew_the_same_are_one_with_two_names():
     """The family of four names is that of three: 3 pairs and not 6, and p doesn't pay for the second name."""
     metrics = simulated({"a": 1.0, "b": 1.04, "c": 0.0})
-    twin = metrics[metrics["estimator"] == "b"]
-    twin = twin.assign(estimator="z", cell_id=twin["cell_id"].str.replace("b-", "z-"))
-    both = pd.concat([metrics, twin], ignore_index=True)
+    copy = metrics[metrics["estimator"] == "b"]
+    copy = copy.assign(estimator="z", cell_id=copy["cell_id"].str.replace("b-", "z-"))
+    both = pd.concat([metrics, copy], ignore_index=True)
     alone, tests = (
         frame[frame["metric"] == "reward"] for frame in (tables.comparisons(metrics), tables.comparisons(both))
     )

@@ -347,7 +347,7 @@ def test_a_false_claim_fails_and_a_modest_one_has_its_bias_printed():
     assert "-50%" in failure.detail or "-4" in failure.detail or "-5" in failure.detail
     (modest,) = check(Modest, only=["unbiased"])
     assert modest.status == "info"
-    share = float(modest.detail.partition("bias² = ")[2].partition(" ")[0])
+    share = float(modest.detail.partition("bias² = ")[2].partition(",")[0])
     assert 0.15 < share < 0.35  # a half, squared; the noise of 64 draws is below 0.05
 
 
@@ -398,15 +398,15 @@ class OwnNoise(RightPath):
         return Estimate(problem.grad(problem.soft_reward(y).mean()))
 
 
-@pytest.mark.parametrize(("make", "road"), [(SaysHard, "recorded"), (OwnNoise, "parallel")])
-def test_a_path_that_is_wrong_as_training_differentiates_it_alone_is_caught(make, road, monkeypatch):
-    assert f"the {road} way" in failures(make, "pathwise")["pathwise"].detail
+@pytest.mark.parametrize(("make", "mode"), [(SaysHard, "recorded"), (OwnNoise, "parallel")])
+def test_a_path_that_is_wrong_as_training_differentiates_it_alone_is_caught(make, mode, monkeypatch):
+    assert f"with {mode} rollouts" in failures(make, "pathwise")["pathwise"].detail
     monkeypatch.setattr(statistical, "MODES", ())
-    assert not failures(make, "pathwise")  # on the plain road there is nothing to see
+    assert not failures(make, "pathwise")  # plain rollouts show nothing
 
 
 def test_a_watched_rollout_is_told_what_the_estimator_tells(tiny_problem):
-    """Each check that counts or draws through it sees the road that training takes."""
+    """Each check that counts or draws through it sees the rollout mode that training uses."""
     problem, seen = tiny_problem(), []
     problem.relaxed_draws = lambda relax, n, hints: (
         seen.append(hints) or type(problem).relaxed_draws(problem, relax, n, hints)

@@ -42,7 +42,7 @@ def smallest_p(given, shift):
 
 
 def gumbel_given_raw(logits, index, noise):
-    """The twin with unnormalised logits: right argmax, wrong law."""
+    """A mutant with unnormalised logits: right argmax, wrong law."""
     top = noise.gather(-1, index.unsqueeze(-1))
     others = -(noise / logits.exp() + top).log()
     return others.scatter(-1, index.unsqueeze(-1), -top.log())

@@ -216,10 +216,10 @@ def test_the_printed_commands_of_parts_of_several_seeds_and_rates_give_every_val
     pd.testing.assert_series_equal(values(tmp_path / "merged"), values(tmp_path / "again"), check_exact=True)
 
 
-def test_what_was_settled_is_spelled_out(tiny):
+def test_what_was_resolved_is_spelled_out(tiny):
     cell = Cell("t", tiny("TinyTask"), {"kl": 0.5}, "rloo", "rloo", 0)
-    assert repeat._settled(cell, tiny("TinyTask")) == tiny("TinyTask:kl=0.5")
-    assert repeat._settled(replace(cell, task_options={"kl": 0.0}), "spec") == "spec"
+    assert repeat._resolved(cell, tiny("TinyTask")) == tiny("TinyTask:kl=0.5")
+    assert repeat._resolved(replace(cell, task_options={"kl": 0.0}), "spec") == "spec"
 
 
 @pytest.mark.parametrize("variable", ["MKL_CBWR", "ONEDNN_MAX_CPU_ISA"])

@@ -14,6 +14,7 @@ import pytest
 
 from gradebench import InputError
 from gradebench.analysis import runs
+from gradebench.core.shown import counted
 from gradebench.storage.records import METRICS, PROBES, SAMPLES
 
 ROOT = Path(__file__).parents[3]
@@ -80,7 +81,9 @@ def test_a_full_disk_ends_the_run_with_one_line_and_with_room_it_goes_on(gradebe
     assert 0 < len(finished) < 4
     remount("size=50m")
     status, _, err = gradebench(out)
-    assert status == 0 and f"{len(finished)} cells were finished by an earlier run and kept" in err
+    assert (
+        status == 0 and f"{counted(len(finished), 'cell was', 'cells were')} finished by an earlier run and kept" in err
+    )
     gradebench(tmp_path / "run")
     pd.testing.assert_frame_equal(board(out), board(tmp_path / "run"))
 
@@ -123,7 +126,7 @@ def test_damaged_files_are_made_again_and_whole_ones_are_kept(gradebench, tmp_pa
     for name in ("metrics.parquet", "metrics.csv", "config.json", "environment.json", SAMPLES):
         garbled(out / name)
     status, _, err = gradebench(out)
-    assert status == 0 and "1 cells were finished by an earlier run and kept" in err
+    assert status == 0 and "1 cell was finished by an earlier run and kept" in err
     pd.testing.assert_frame_equal(board(out), whole)
     assert (out / "config.json").read_text() == config
     assert not drafts(out)
@@ -217,8 +220,8 @@ def test_damaged_cells_that_are_not_asked_for_cost_what_is_damaged(finished, com
     flipped(cells[1] / "cell.json")
     status, _, err = command("run", "-t", tiny(), "-e", "rloo", "--seeds", "0-1", "--steps", 2, "--out", out)
     assert status == 0 and "2 cells were finished by an earlier run and kept" in err
-    assert f"1 of them stay without files that are damaged, as {cells[0]}" in err
-    assert f"1 cells are damaged and left out, as {cells[1].name}" in err
+    assert f"1 of them stays without damaged files, such as {cells[0]}" in err
+    assert f"1 cell is damaged and left out, such as {cells[1].name}" in err
     after = {name: pd.read_csv(out / f"{name}.csv") for name in ("metrics", "probes")}
     gone = {"metrics": [cells[1].name], "probes": [cell.name for cell in cells]}
     for name, table in before.items():

@@ -66,7 +66,7 @@ def test_newcomers_are_tuned_by_the_recorded_protocol_and_compared(command, reco
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--tune", "--learning-rate", "0.1"), "--tune finds learning rates, and they are given"),
+        (("--tune", "--learning-rate", "0.1"), "--tune would find learning rates that are given already"),
         (("--tune", "--seeds", "501-502"), "--tune: seed 501 is for tuning; compare on other seeds than 500-501"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_dry_run_says_what_would_be_tuned_and_tunes_nothing(command, recorded,
     assert status == 0 and "reinforce on recorded.py:Recorded, by 3 rates x 2 seeds of 2 steps" in err
     assert len(shown.splitlines()) == 6 and not (tmp_path / "run").exists()
     status, _, err = run(command, recorded, tmp_path / "run", "-e", "rloo", "--tune", "--dry-run")
-    assert status == 0 and "every rate is tuned for this already" in err
+    assert status == 0 and "all estimators have tuned rates already" in err
 
 
 def test_without_a_record_the_protocol_is_that_of_tune():

@@ -82,7 +82,7 @@ ODD = {
     ),
 }
 REFUSED = {
-    "rows twice": (pd.concat([ODD["one seed"], ODD["one seed"].iloc[:1]]), "come twice"),
+    "rows twice": (pd.concat([ODD["one seed"], ODD["one seed"].iloc[:1]]), "comes twice"),
     "no seed id": (ODD["one seed"].assign(seed=None), "no seed"),
     "two sets of parameters": (
         pd.concat([ODD["one seed"], ODD["one seed"].assign(seed=1, estimator_params='{"k": 2}')]),
@@ -95,17 +95,17 @@ COMMANDS = {
     "compare a b": lambda run, out: ("compare", run, "a", "b", "--csv", out / "table.csv"),
     "claims": lambda run, out: ("claims", run, "--claims", out / "claims.toml", "--csv", out / "table.csv"),
     "report": lambda run, out: ("report", run, "--out", out / "report"),
-    "plan": lambda run, out: ("run", "-e", out / "abc.py:a", "-e", out / "abc.py:b", "--power", run),
+    "power": lambda run, out: ("run", "-e", out / "abc.py:a", "-e", out / "abc.py:b", "--power", run),
     "merge": lambda run, out: ("merge", run, "--out", out / "merged"),
 }
-ALONE, NOBODY, NO_PLAN = "fewer than two estimators", "it has none to compare", "test rewards of two seeds or more"
+ALONE, NOBODY, NO_POWER = "fewer than two estimators", "it has none to compare", "test rewards of two seeds or more"
 REFUSALS = {  # of what has no answer
     "compare": dict.fromkeys(["one estimator", "one estimator, one seed", "all failed", "all NaN"], ALONE),
     "compare a b": dict.fromkeys(["one estimator", "one estimator, one seed", "all failed"], NOBODY),
-    "plan": dict.fromkeys(
-        ["no seed in common", "all NaN", "one seed", "one estimator", "one estimator, one seed"], NO_PLAN
+    "power": dict.fromkeys(
+        ["no seed in common", "all NaN", "one seed", "one estimator", "one estimator, one seed"], NO_POWER
     )
-    | {"all failed": NO_PLAN},
+    | {"all failed": NO_POWER},
 }
 CASES = [
     (what, odd)
@@ -126,7 +126,7 @@ def folder(tmp_path):
 
 
 def answer(command, folder, what, metrics):
-    if what == "plan":
+    if what == "power":
         metrics = metrics.assign(estimator=metrics["estimator"].replace({"a": "abc.py:a", "b": "abc.py:b"}))
     tables.write_parquet(metrics, folder / "run" / "metrics.parquet")
     return command(*COMMANDS[what](folder / "run", folder))

@@ -67,7 +67,7 @@ def ended(task_spec, estimator, out):
     try:
         task = resolved.create()
         task.prepare(torch.device("cpu"), lambda message: None)
-        plan = Plan("run", str(out), "cpu", 2, 16, 0.01, evaluations=1, checkpoints=0, setting=task.setting, settled=task.settled)  # fmt: skip
+        plan = Plan("run", str(out), "cpu", 2, 16, 0.01, evaluations=1, checkpoints=0, setting=task.setting, prepared=task.prepared)  # fmt: skip
         spec = registry.resolve("estimators", estimator)
         return harness.run_cell(
             plan, Cell(resolved.label, resolved.spec, task.options, spec.label, spec.spec, 0), "key"

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from gradebench.analysis import tables
+from gradebench.analysis.cell_labels import COLUMNS
 from gradebench.analysis.provenance import RATE_COLUMNS
 from gradebench.core import schema
 from gradebench.core.errors import InputError
@@ -70,7 +71,7 @@ def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(two, tmp_path):
     files |= {"metrics.parquet", "metrics.csv", "tests.csv", "leaderboard.csv"}
     assert written == files | {"probes.csv", "budgets.csv", "crossings.csv", SAMPLES, "cells"}
     metrics = pd.read_csv(out / "metrics.csv")
-    assert list(metrics) == METRICS_COLUMNS + RATE_COLUMNS == list(pd.read_parquet(out / "metrics.parquet"))
+    assert list(metrics) == METRICS_COLUMNS + RATE_COLUMNS + COLUMNS == list(pd.read_parquet(out / "metrics.parquet"))
     assert list(pd.read_csv(out / "tests.csv")) == schema.TESTS_COLUMNS
     probes = pd.read_csv(out / "probes.csv")
     assert list(probes) == schema.PROBES_COLUMNS and set(probes["run_id"]) == {"run"}
@@ -337,7 +338,7 @@ def test_a_control_trains_every_estimator_twice_with_other_draws_and_ranks_it_on
     assert len(written) == len(outcome.controls)
 
 
-def test_a_twin_starts_where_its_estimator_does(run):
+def test_an_aa_control_starts_where_its_estimator_does(run):
     metrics = run("rloo", control=True).metrics
     first = metrics.query("phase == 'evaluation' and step == 0").pivot_table(
         index=["seed", "split", "metric"], columns="estimator", values="value"

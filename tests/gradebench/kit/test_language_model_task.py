@@ -227,7 +227,7 @@ def test_a_page_without_a_constructor_has_the_options_of_the_kit():
 
 def test_a_worker_builds_the_same_task(counts):
     worker = Counts(**counts.options)
-    worker.settled = counts.settled
+    worker.prepared = counts.prepared
     worker.load(CPU)
     assert worker.options == {"wanted": "coin", "kl": 0.1, "policy": "scratch"} and worker.setting == counts.setting
     assert all(torch.equal(a, b) for a, b in zip(worker.params, counts.params, strict=True))
@@ -249,7 +249,7 @@ def test_the_setting_says_what_ran(counts, tmp_path):
     from_file = loaded(like(prompt_texts=file))
     assert (
         from_file.setting
-        == f"wanted=coin prompts=openings.txt:{from_file.settled['prompts'][:8]} policy=scratch kl=0.1"
+        == f"wanted=coin prompts=openings.txt:{from_file.prepared['prompts'][:8]} policy=scratch kl=0.1"
     )
     assert from_file.folder == counts.folder, "the same prompts, wherever they are from"
 
@@ -274,7 +274,7 @@ def test_prompts_that_change_while_a_run_goes_on_are_refused(tmp_path):
     file = tmp_path / "openings.txt"
     file.write_text("\n".join(OPENINGS), encoding="utf-8")
     task = loaded(like(prompt_texts=file))
-    assert task.digests()["prompts"] == task.settled["prompts"][:16]
+    assert task.digests()["prompts"] == task.prepared["prompts"][:16]
     file.write_text("\n".join(OPENINGS[1:]), encoding="utf-8")
     with pytest.raises(InputError, match="were changed after the run had started; run again"):
         task.load(CPU)
@@ -343,7 +343,7 @@ def test_a_task_that_lacks_a_part_is_refused():
 
 
 def test_a_score_that_isnt_a_number_for_each_text_fails_in_one_line(counts):
-    for answer, said in (([1.0], "gave 1 numbers for 2 texts"), ([1, float("nan")], "gave nan"), (None, "gave None")):
+    for answer, said in (([1.0], "gave 1 number for 2 texts"), ([1, float("nan")], "gave nan"), (None, "gave None")):
         task = like(score=0)()
         task.score = lambda prompts, completions, answer=answer: answer
         task.prepare(CPU, log=lambda message: None)

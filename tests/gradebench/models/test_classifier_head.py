@@ -108,7 +108,7 @@ def refusal_of(*arguments, **options):
     "labels",
     [["opposed", "supportive"], ["not positive", "positively bad"], STARS, ["POS", "positive"], ["LABEL_0", "LABEL_1", "LABEL_2"]],
 )  # fmt: skip
-def test_labels_that_settle_nothing_are_listed(labels):
+def test_labels_that_say_nothing_are_listed(labels):
     said = refusal_of(config(dict(enumerate(labels))), "m")
     assert "give label=" in said and all(f"{i}: {name}" in said for i, name in enumerate(labels))
 

@@ -21,7 +21,7 @@ from gradebench.rewards.text_reward import TextReward
 
 # The tests' folders are no packages to import from.
 plain = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "plain.py")))
-twins = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "estimators" / "twins.py")))
+mutants = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "estimators" / "mutants.py")))
 
 END = 2
 ENDS = (2, 0)  # either ends a text, the first fills it up
@@ -138,7 +138,7 @@ def test_unbiased_estimators_stay_so(name, monkeypatch):
     """False alarms 1.25e-4 a test, power 0.999 against a bias of 15 %: those of `gradebench check`."""
     build = subject.random_sequence_problem
     monkeypatch.setattr(subject, "random_sequence_problem", lambda *shape: with_ends(build(*shape)))
-    findings = conformance.check(twins.TRUE[name], only=["unbiased"])
+    findings = conformance.check(mutants.TRUE[name], only=["unbiased"])
     assert [finding.status for finding in findings] == ["pass"] * len(findings), findings
 
 

@@ -50,7 +50,7 @@ def test_all_roads_give_one_gradient(tiny_problem, go, name, horizon, beta):
 
 
 def test_without_the_feedback_the_gradient_is_another_one(tiny_problem, go):
-    """The twin: the shortcut of detaching the tokens fed back, as many implementations do."""
+    """A mutant: the shortcut of detaching the tokens fed back, as many implementations do."""
     go("plain")
     whole = gradient(tiny_problem(horizon=5))
     go("parallel")

@@ -103,7 +103,7 @@ def test_names_of_functions_are_told_from_folders_and_hub_ids(tmp_path):
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("def score(texts): return [1.0]", "gave 1 numbers for 2 texts"),
+        ("def score(texts): return [1.0]", "gave 1 number for 2 texts"),
         ("def score(texts): return [1.0, float('nan')]", "gave nan for 'b'"),
         ("def score(texts): return 1.0", "gave float; it has to give one number for each text"),
         ("def score(texts): return [1.0, None]", "gave None among its numbers, for 'b'"),

@@ -162,7 +162,7 @@ def test_a_finished_cell_goes_with_what_it_read(command, tiny, short, tmp_path):
     status, _, err = run()
     assert status == 2 and f"read {tmp_path / 'data.txt'}, changed since" in err.splitlines()[-1]
     (tmp_path / "data.txt").write_text("1")
-    assert "1 cells were finished by an earlier run and kept" in run()[2]
+    assert "1 cell was finished by an earlier run and kept" in run()[2]
 
 
 def test_a_file_of_a_module_is_looked_up_once_however_many_there_are(monkeypatch):

@@ -1,4 +1,4 @@
-"""Wrong twins of evolution strategies; those that only miss a factor break no promise and are in test_zeroth_order.py."""
+"""Mutants of evolution strategies; those that only miss a factor break no promise and are in test_zeroth_order.py."""
 
 from contextlib import contextmanager
 from unittest import mock

@@ -1,4 +1,4 @@
-"""Wrong twins of the oracle."""
+"""Mutants of the oracle."""
 
 from gradebench import Estimate
 from gradebench.estimators.oracle import Exact

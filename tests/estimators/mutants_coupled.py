@@ -1,4 +1,4 @@
-"""Wrong twins of the estimators with coupled samples."""
+"""Mutants of the estimators with coupled samples."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Wrong twins of the group-relative estimators."""
+"""Mutants of the group-relative estimators."""
 
 import torch
 

@@ -1,6 +1,6 @@
-"""The built-in estimators that must pass `gradebench check`, and their wrong twins that must not.
+"""The built-in estimators that must pass `gradebench check`, and their mutants, broken on purpose, that must not.
 
-Gathered from twins_*.py beside this file, one a family. Each has TRUE (name to a function of options that makes the
+Gathered from mutants_*.py beside this file, one a family. Each has TRUE (name to a function of options that makes the
 estimator), MUTANTS (name to such a function and the check that is meant to catch it) and, where f may depend on the
 parameters, WITHOUT_GRAD_F: names of TRUE, and the check that must notice when grad f is left out.
 """
@@ -33,15 +33,15 @@ class NoRewardGradient:
 def without_grad_f(make):
     """The estimator that `make` builds, with grad f left out."""
 
-    def twin(**options):
+    def mutant(**options):
         estimator = make(**options)
-        estimator.__class__ = type("Twin", (NoRewardGradient, type(estimator)), {})
+        estimator.__class__ = type("Mutant", (NoRewardGradient, type(estimator)), {})
         return estimator
 
-    return twin
+    return mutant
 
 
-for file in sorted(Path(__file__).parent.glob("twins_*.py")):
+for file in sorted(Path(__file__).parent.glob("mutants_*.py")):
     true, mutants, blind = (
         registry.load_file(str(file), name).factory for name in ("TRUE", "MUTANTS", "WITHOUT_GRAD_F")
     )

@@ -18,7 +18,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def plan(
+def pilot_power(
     pilot: pd.DataFrame,
     estimators: Collection[str],
     difference: float,
@@ -28,7 +28,7 @@ def plan(
 ) -> pd.DataFrame:
     """One row per pair of the family that the pilot has values for, COLUMNS, the widest spread first.
 
-    metric             that the plan is for, on test prompts: the ranking metric, see `tables.leaderboard`
+    metric             that is ranked by, on test prompts: the ranking metric, see `tables.leaderboard`
     spread             standard deviation of its paired differences between seeds; spread_high is the upper end of its
                        one-sided 80 % interval, which is much larger if the pilot has few seeds
     family             comparisons that Holm corrects together: all pairs of `estimators`, or each baseline of `against`

@@ -1,4 +1,4 @@
-"""Wrong twins of the estimators on distinct samples."""
+"""Mutants of the estimators on distinct samples."""
 
 from unittest import mock
 
@@ -17,12 +17,12 @@ WITHOUT_GRAD_F = {"unordered-set": "unbiased"}
 def weighted_by(weights):
     """The estimator with other weights of the set: log p (n, B) to those of `set_weights`."""
 
-    class Twin(UnorderedSet):
+    class Mutant(UnorderedSet):
         def gradient(self, problem, rng):
             with mock.patch.object(without_replacement, "set_weights", weights):
                 return super().gradient(problem, rng)
 
-    return Twin
+    return Mutant
 
 
 def self_normalised(log_p):

@@ -1,4 +1,4 @@
-"""Wrong twins of the score-function estimators."""
+"""Mutants of the score-function estimators."""
 
 from gradebench import Estimate, score
 from gradebench.estimators.score_function import Reinforce, Rloo

@@ -1,4 +1,4 @@
-"""Wrong twins of A2C and PPO."""
+"""Mutants of A2C and PPO."""
 
 from unittest import mock
 

@@ -1,4 +1,4 @@
-"""Wrong twins of the relaxed paths; those with a wrong Jacobian that breaks no promise are in test_relaxed.py."""
+"""Mutants of the relaxed paths; those with a wrong Jacobian that breaks no promise are in test_relaxed.py."""
 
 from typing import ClassVar
 from unittest import mock
@@ -24,7 +24,7 @@ WITHOUT_GRAD_F: dict[str, str] = {}
 def one_noise(cls):
     """All positions of a rollout share their Gumbel noise."""
 
-    class Twin(cls):
+    class Mutant(cls):
         def gradient(self, problem, rng):
             state = rng.get_state()
 
@@ -35,36 +35,36 @@ def one_noise(cls):
             with mock.patch.object(relaxed, "gumbel", same):
                 return super().gradient(problem, rng)
 
-    return Twin
+    return Mutant
 
 
 def no_noise(cls):
     """Tokens are the likeliest ones."""
 
-    class Twin(cls):
+    class Mutant(cls):
         def gradient(self, problem, rng):
             gumbel(problem.params[0], rng)
             with mock.patch.object(relaxed, "gumbel", lambda like, rng: 1e-3 * gumbel(like, rng)):
                 return super().gradient(problem, rng)
 
-    return Twin
+    return Mutant
 
 
 def wrong_sign(cls):
     """The noise is subtracted: close to right for two categories, wrong for more."""
 
-    class Twin(cls):
+    class Mutant(cls):
         def gradient(self, problem, rng):
             with mock.patch.object(relaxed, "gumbel", lambda like, rng: -gumbel(like, rng)):
                 return super().gradient(problem, rng)
 
-    return Twin
+    return Mutant
 
 
 def no_feedback(cls):
     """The common shortcut: tokens are fed back without a gradient, and relaxed again for the reward alone."""
 
-    class Twin(cls):
+    class Mutant(cls):
         def gradient(self, problem, rng):
             state = rng.get_state()
             y = problem.rollout(lambda logits: self.relax(logits, rng), self.n).detach()
@@ -73,13 +73,13 @@ def no_feedback(cls):
             again = torch.stack([self.relax(step, rng) for step in logits.unbind(2)], 2)
             return Estimate(problem.grad(problem.soft_reward(again).mean()))
 
-    return Twin
+    return Mutant
 
 
 def detached_half(cls):
     """Every other token is detached inside `relax`."""
 
-    class Twin(cls):
+    class Mutant(cls):
         def gradient(self, problem, rng):
             self.position = 0
             return super().gradient(problem, rng)
@@ -89,7 +89,7 @@ def detached_half(cls):
             y = super().relax(logits, rng)
             return y.detach() if self.position % 2 else y
 
-    return Twin
+    return Mutant
 
 
 class StraightThroughNoisy(StraightThrough):

@@ -1,4 +1,4 @@
-"""Wrong twins of REBAR, RELAX and MuProp."""
+"""Mutants of REBAR, RELAX and MuProp."""
 
 from unittest import mock
 
@@ -143,7 +143,7 @@ class RelaxLearnsNothing(Relax):
 # --- MuProp, at a scale of one: a learned scale switches a wrong control variate off. Each adds a wrong term.
 
 
-class MuPropTwin(MuProp):
+class MuPropMutant(MuProp):
     def __init__(self):
         super().__init__(learn=False)
 
@@ -157,7 +157,7 @@ class MuPropTwin(MuProp):
         return Estimate([g + x for g, x in zip(estimate.grad, extra, strict=True)])
 
 
-class MuPropMeanField(MuPropTwin):
+class MuPropMeanField(MuPropMutant):
     """Draws are compared with the mean field, those to come too: fine for independent decisions only."""
 
     def extra(self, problem, z, slope):
@@ -166,7 +166,7 @@ class MuPropMeanField(MuPropTwin):
         return -shift.detach() * problem.log_prob(z).sum(-1)
 
 
-class MuPropAlongMeanField(MuPropTwin):
+class MuPropAlongMeanField(MuPropMutant):
     """The second term runs along the mean field, grad f(y): fine for independent decisions only."""
 
     def extra(self, problem, z, slope):
@@ -174,7 +174,7 @@ class MuPropAlongMeanField(MuPropTwin):
         return problem.soft_reward(y) - (slope * problem.logits(z).softmax(-1)).sum((-2, -1))
 
 
-class MuPropResidualAlone(MuPropTwin):
+class MuPropResidualAlone(MuPropMutant):
     """The control variate is subtracted and its mean never added back."""
 
     def extra(self, problem, z, slope):
