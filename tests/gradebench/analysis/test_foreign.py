@@ -366,14 +366,6 @@ def test_the_work_grows_with_the_number_of_tasks_and_no_faster(tmp_path, monkeyp
     assert counts[1] < 2.02 * counts[0], counts
 
 
-def test_a_page_has_sections_of_so_many_tasks_and_says_of_how_many_not(command, tmp_path, monkeypatch):
-    monkeypatch.setattr("gradebench.reporting.report.SECTIONS", 2)
-    status, _, err = command("report", many(tmp_path / "run", 3))
-    assert status == 0 and "1 of 3 tasks and settings" in err
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert "1 of 3 tasks and settings" in page and page.count(f"<h2>{TASK}:horizon=") == 2
-
-
 def test_a_leaderboard_looks_at_each_task_once(monkeypatch):
     """As above, of the step in which the rest would hide it: the tests of each task are found without a search."""
     compared = 0
