@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gradebench import Estimate, Estimator, Problem, Range
-from gradebench.estimators.minibatches import Minibatched, outside, shuffled
+from gradebench.estimators.minibatches import Minibatched, mean_of, outside, share, shuffled, variance_of
 
 
 class A2c(Estimator):
@@ -98,7 +98,7 @@ class Ppo(Minibatched):
         alive = problem.alive(z)
         with torch.no_grad():
             dropped = outside(ratio, advantage, self.clip, self.clip)
-            info = {"clipped_tokens": float(dropped[alive].float().mean())}
+            info = {"clipped_tokens": share(dropped, alive)}
         return Estimate(part.grad(objective), own_loss=mean_square(value_error, alive), info=info)
 
     def splits(self, problem: Problem) -> bool:
@@ -119,8 +119,8 @@ class Ppo(Minibatched):
         value_target = advantage + value
         scale = torch.ones_like(reward[0, 0])
         if self.whiten:
-            scale = (advantage[alive].var() + 1e-8).rsqrt()
-            advantage = (advantage - advantage[alive].mean()) * scale
+            scale = (variance_of(advantage, alive) + 1e-8).rsqrt()
+            advantage = (advantage - mean_of(advantage, alive)) * scale
         return [
             {
                 "index": index,

@@ -1,6 +1,6 @@
 """Control variates from a relaxation: unbiased by construction, and tuned on earlier draws to lower the variance."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import torch
@@ -54,7 +54,7 @@ class Rebar(Estimator):
         values = torch.stack([problem.log_prob(z).sum(-1), reward + free_control - tied_control])  # (2, n, B)
         weights = torch.stack([reward.detach() - tied_control, torch.ones_like(reward)]) / reward.numel()
         learn = self.training and self.eta.requires_grad
-        info = {"tau": self.log_tau.exp().item(), "eta": self.eta.item()}
+        info = {"tau": self.log_tau.detach().exp(), "eta": self.eta.detach().clone()}
         return with_squared_norm(problem, values, weights, learn, info)
 
     def soft_chain(self, problem: Problem, noise: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Relax(Estimator):
         # The gradient doesn't differentiate the weights, but own_loss reaches c through them.
         advantage = reward.detach().unsqueeze(-1) - control
         weights = torch.cat([advantage, torch.ones_like(reward).unsqueeze(-1)], -1) / reward.numel()
-        estimate = with_squared_norm(problem, values, weights, self.training, {"tau": self.log_tau.exp().item()})
+        estimate = with_squared_norm(problem, values, weights, self.training, {"tau": self.log_tau.detach().exp()})
         if self.training:  # after use: averages that saw their own sample would be biased
             past = reward.detach().double()
             new = torch.stack([torch.ones_like(past), past, past.square()]).mean((1, 2))
@@ -173,9 +173,9 @@ class MuProp(Estimator):
         self.register_buffer("averages", torch.zeros(2, dtype=torch.float64))
 
     @property
-    def eta(self) -> float:
-        product, square = self.averages.tolist()
-        return product / square if square > 0 else self.start
+    def eta(self) -> Tensor:
+        product, square = self.averages
+        return (product / square).where(square > 0, self.start)
 
     def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
         mean_reward, slope = self.mean_field(problem)  # f(y) (1, B), a (1, B, T, V)
@@ -206,7 +206,7 @@ class MuProp(Estimator):
 
 
 def with_squared_norm(
-    problem: Problem, values: Tensor, weights: Tensor, learn: bool, info: dict[str, float]
+    problem: Problem, values: Tensor, weights: Tensor, learn: bool, info: Mapping[str, float | Tensor]
 ) -> Estimate:
     """The estimate sum of weights * grad values; with `learn`, its own loss is its squared norm."""
     grad = problem.grad(values, weights if learn else weights.detach(), create_graph=learn)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradebench import Estimate, Problem, Range, Unsupported
-from gradebench.estimators.minibatches import Minibatched, outside, shuffled
+from gradebench.estimators.minibatches import Minibatched, mean_of, outside, share, shuffled, variance_of
 
 Samples = Annotated[int, Range(2), "samples per context"]
 Epochs = Annotated[int, Range(1), "passes over each batch"]
@@ -130,7 +130,7 @@ class GroupRelative(Minibatched):
             objective = objective + (batch["scale"] * importance).to(reward) * reward
         with torch.no_grad():
             clipped = self.is_clipped(log_ratio, batch["advantage"], alive)
-            info = {"clipped_tokens": float(clipped[alive].float().mean())}
+            info = {"clipped_tokens": share(clipped, alive)}
         return Estimate(part.grad((batch["weight"].to(objective) * objective).mean()), info=info)
 
     def is_clipped(self, log_ratio: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
@@ -410,9 +410,11 @@ class ReinforcePp(GroupRelative):
             returns = returns - charge.flip(-1).cumsum(-1).flip(-1)
         if not self.whiten:
             return returns, torch.ones_like(reward)
-        counted, scale = standardised(returns[alive], self.eps)
-        advantage = torch.zeros_like(returns).masked_scatter(alive, counted)
-        return advantage, ((1 - 1 / reward.numel()) * scale).expand_as(reward)
+        centred = (returns - mean_of(returns, alive)).where(alive, 0.0)
+        scale = 1 / (variance_of(returns, alive).sqrt() + self.eps)
+        equal = (returns == returns[:1, :1, :1]).where(alive, True).all()  # every text has a first token
+        scale = scale.masked_fill(equal, 0.0)
+        return centred * scale, ((1 - 1 / reward.numel()) * scale).expand_as(reward)
 
     def expected_scale(self, problem: Problem) -> float:
         return self.whole_weight(problem)

@@ -51,3 +51,22 @@ def shuffled(problem: Problem, epochs: int, minibatches: int, rng: torch.Generat
 def outside(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
     """Where the minimum of ratio A and clip(ratio) A is the clipped term, whose derivative with respect to the ratio is zero."""
     return ((ratio > 1 + high) & (advantage > 0)) | ((ratio < 1 - low) & (advantage < 0))
+
+
+# Statistics of the tokens in `alive` (n, B, T), without indexing by it: a GPU would wait until their number is known.
+
+
+def share(flags: Tensor, alive: Tensor) -> Tensor:
+    """The share of tokens in `alive` whose flag is set: flags (n, B, T) bool to a scalar."""
+    return (flags & alive).sum() / alive.sum()
+
+
+def mean_of(values: Tensor, alive: Tensor) -> Tensor:
+    """The mean over the tokens in `alive`: values (n, B, T) to a scalar."""
+    return values.where(alive, 0.0).sum() / alive.sum()
+
+
+def variance_of(values: Tensor, alive: Tensor) -> Tensor:
+    """The unbiased variance over the tokens in `alive`: values (n, B, T) to a scalar. The others are set to the mean."""
+    filled = values.where(alive, mean_of(values, alive))
+    return filled.var() * ((filled.numel() - 1) / (alive.sum(dtype=values.dtype) - 1))

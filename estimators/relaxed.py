@@ -40,11 +40,11 @@ class Relaxed(Estimator):
             self.register_buffer("calls", torch.zeros(()))
 
     @property
-    def tau(self) -> float:
+    def tau(self) -> float | Tensor:
         """The current temperature."""
         if self.last is None:
             return self.first
-        return self.first + (self.last - self.first) * min(1.0, float(self.calls) / self.anneal)
+        return self.first + (self.last - self.first) * (self.calls.double() / self.anneal).clamp_max(1)
 
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
         """The relaxed one-hots (n, B, V) drawn from logits (n, B, V) at one position, or at several at once."""

@@ -26,9 +26,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import TypeVar
 
-_CONCEDED = (
-    0.125  # less than 1/2 (the weakest clause) / 3 (the strongest), so a conceded clause can't outweigh its main clause
-)
+_CONCEDED = 0.125  # below (1/2) / 3, weakest over strongest: a conceded clause can't outweigh its main clause
 
 # Each line: slot, factor, words.
 _WORDS = """

@@ -26,12 +26,13 @@ class Estimate:
     grad      of J (ascent), aligned with `problem.params`, without a graph.
     own_loss  scalar whose descent improves the estimator's own parameters (value head, control variate,
               temperature); the harness steps those first, because its graph may read the policy's parameters.
-    info      numbers worth logging: their means over a training are metrics, "info_NAME".
+    info      numbers worth logging: their means over a training are metrics, "info_NAME". A scalar tensor is read
+              only at the end, because a GPU would be waited for.
     """
 
     grad: Sequence[Tensor]
     own_loss: Tensor | None = None
-    info: dict[str, float] = field(default_factory=dict)
+    info: Mapping[str, float | Tensor] = field(default_factory=dict)
 
 
 class Estimator(nn.Module):

@@ -41,19 +41,19 @@ class Updates:
     updates of the estimator's own parameters."""
 
     updates: int = 0
-    clipped: int = 0
-    clip_factors: float = 0.0  # sum of the clipping factors, which are 1 for updates that aren't clipped
+    clipped: int | Tensor = 0  # sums of tensors are read at the end, because a read waits for a GPU
+    clip_factors: float | Tensor = 0.0  # sum of the clipping factors, which are 1 for updates that aren't clipped
     updates_refused: int = 0
     own_updates_refused: int = 0
     calls: int = 0
-    info: dict[str, float] = field(default_factory=dict)  # sums of `Estimate.info` over calls
+    info: dict[str, float | Tensor] = field(default_factory=dict)  # sums of `Estimate.info` over calls
 
     def summary(self) -> dict[str, float]:
         """Metrics of a whole training: the share of clipped updates, the mean clipping factor, the means of `Estimate.info`
         over calls, and the numbers of skipped updates if there are any."""
         made = max(1, self.updates)
-        figures = {"clipped_updates": self.clipped / made, "clip_factor": self.clip_factors / made}
-        figures |= {f"info_{name}": total / self.calls for name, total in self.info.items()}
+        figures = {"clipped_updates": float(self.clipped) / made, "clip_factor": float(self.clip_factors) / made}
+        figures |= {f"info_{name}": float(total) / self.calls for name, total in self.info.items()}
         refused = {"updates_refused": self.updates_refused, "own_updates_refused": self.own_updates_refused}
         return figures | {name: float(count) for name, count in refused.items() if count}
 
@@ -67,6 +67,15 @@ def _require_shapes(gradient: Sequence[Tensor], params: Sequence[Tensor]) -> Non
     if found != wanted:
         i = next(i for i, (one, other) in enumerate(zip(found, wanted, strict=True)) if one != other)
         raise ValueError(f"tensor {i} of its gradient has the shape {found[i]}, and the parameter {wanted[i]}")
+
+
+def _finite(gradients: Sequence[Tensor]) -> bool:
+    return not gradients or bool(torch.stack([g.isfinite().all() for g in gradients]).all())
+
+
+def _number(value: float | Tensor) -> float | Tensor:
+    """A value of `Estimate.info` in double precision; a tensor stays one."""
+    return value.detach().double().reshape(()) if isinstance(value, Tensor) else float(value)
 
 
 class Trainer:
@@ -105,7 +114,7 @@ class Trainer:
             return
         own = self.own_optimizer.param_groups[0]["params"]
         gradients = torch.autograd.grad(estimate.own_loss, own, allow_unused=True)
-        if all(g is None or bool(g.isfinite().all()) for g in gradients):
+        if _finite([g for g in gradients if g is not None]):
             for p, g in zip(own, gradients, strict=True):
                 p.grad = g
             self.own_optimizer.step()
@@ -115,7 +124,7 @@ class Trainer:
     def _ascend(self, estimate: Estimate, problem: Problem) -> None:
         self.updates.calls += 1
         for name, value in estimate.info.items():
-            self.updates.info[name] = self.updates.info.get(name, 0.0) + float(value)
+            self.updates.info[name] = self.updates.info.get(name, 0.0) + _number(value)
         factor = self._update(estimate.grad)
         if factor is None:
             self.updates.updates_refused += 1
@@ -127,9 +136,9 @@ class Trainer:
         self.updates.clipped += factor < 1
         self.updates.clip_factors += factor
 
-    def _update(self, gradient: Sequence[Tensor]) -> float | None:
+    def _update(self, gradient: Sequence[Tensor]) -> Tensor | None:
         """One ascent step of the policy's optimizer along the clipped gradient; returns the clipping factor, or None if the
-        gradient isn't finite and the update was skipped."""
+        gradient isn't finite and the update was skipped. Reading that is the only wait for a GPU in a step."""
         norm = nn.utils.get_total_norm(gradient)
         if not bool(norm.isfinite()):  # squares in float32 overflow above 1e38
             norm = nn.utils.get_total_norm([g.double() for g in gradient])
@@ -139,10 +148,9 @@ class Trainer:
         for p, g in zip(self.task.params, gradient, strict=True):
             p.grad = g * -factor  # negative, because optimizers descend
         self.optimizer.step()
-        increment_version(
-            self.task.params
-        )  # the fused step doesn't do it, and problems rely on it to invalidate caches
-        return float(factor)
+        # The fused step doesn't do it, and problems rely on it to invalidate caches.
+        increment_version(self.task.params)
+        return factor.double()
 
     @contextmanager
     def moving(self, learning_rate: float) -> Iterator[Callable[[Sequence[Tensor]], object]]:

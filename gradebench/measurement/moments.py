@@ -30,10 +30,7 @@ class Moments:
         self.squares = torch.zeros(blocks, len(self.sizes), dtype=kind, device=device)  # sum of |unit - centre|^2
         self.halves = torch.zeros_like(self.squares)  # sum of |first - second|^2 / 4 over pairs
         self.paired = False
-
-    @property
-    def count(self) -> int:
-        return int(self.counts.sum())
+        self.count = 0  # the sum of `counts`, which a GPU would have to be waited for
 
     @property
     def mean(self) -> Tensor:
@@ -45,6 +42,7 @@ class Moments:
     def add(self, vectors: Tensor, twins: Tensor | None = None) -> None:
         """Add vectors (D, d), each a unit by itself, or the mean with its twin, a vector from the same prompts."""
         block = (torch.arange(len(vectors), device=vectors.device) + self.count) % len(self.counts)
+        self.count += len(vectors)
         units = vectors - self.centre
         if twins is not None:
             self.paired = True
@@ -58,7 +56,8 @@ class Moments:
         """The same moments, with their own mean as the centre."""
         shift = self.centre - self.mean
         answer = Moments(self.mean, self.sizes, len(self.counts))
-        answer.counts, answer.halves, answer.paired = self.counts, self.halves, self.paired
+        answer.counts, answer.count = self.counts, self.count
+        answer.halves, answer.paired = self.halves, self.paired
         answer.sums = self.sums + self.counts[:, None] * shift
         cross = torch.stack([part.sum(1) for part in (self.sums * shift).split(self.sizes, 1)], 1)
         answer.squares = self.squares + 2 * cross + self.counts[:, None] * self._squares(shift[None])
@@ -97,5 +96,5 @@ class Reference:
     def of_tensors(cls, stored: Mapping[str, Tensor], sizes: Sequence[int]) -> "Reference":
         moments = Moments(stored["reference_centre"], sizes, len(stored["reference_counts"]))
         moments.sums, moments.counts = stored["reference_sums"], stored["reference_counts"]
-        moments.squares = stored["reference_squares"]
+        moments.squares, moments.count = stored["reference_squares"], int(stored["reference_counts"].sum())
         return cls(moments, exact=bool(stored["reference_exact"]))

@@ -203,7 +203,7 @@ def by_call(
             moments[place].add(flatten(one.grad)[None], flatten(other.grad)[None])
             for estimate in (one, other):
                 for name, value in estimate.info.items():
-                    info[place][name] = info[place].get(name, 0.0) + value / (2 * pairs)
+                    info[place][name] = info[place].get(name, 0.0) + float(value) / (2 * pairs)
     return moments, info
 
 

@@ -187,8 +187,11 @@ class TextProblem(Problem):
                 return model.embed(first.new_empty(len(first), 0, dtype=torch.int64))
         if tokens is not self.one_hots[0] or isinstance(model, Replicas):
             return model.embed(first)
-        table = model.embed(torch.arange(self.categories, device=tokens.device)[None])[0]
-        return _LookUp.apply(first, self.one_hots[1][:, :, :length].flatten(0, 1), table)
+        return LookUp.apply(first, self.one_hots[1][:, :, :length].flatten(0, 1), self.table_of(model))
+
+    def table_of(self, model: Policy | Reward) -> Tensor:
+        """The embedding of every token, (V, D)."""
+        return model.embed(torch.arange(self.categories, device=self.prompts.device)[None])[0]
 
     def pass_over(self, tokens: Tensor) -> Pass:
         """`forward` of the policy, computed once for log_prob, features and the penalty of the same tokens."""
@@ -212,7 +215,7 @@ class TextProblem(Problem):
         return self.masked(in_single(logits), z), features
 
 
-class _LookUp(torch.autograd.Function):
+class LookUp(torch.autograd.Function):
     """Looks up rows of a table (V, D) by ids (...); backward as for the product of one-hots (..., V) with the table."""
 
     @staticmethod

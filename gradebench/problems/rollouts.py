@@ -17,8 +17,9 @@ from gradebench.core.sampling import straight_through
 from gradebench.models.end_of_text import ended_logits, ending_token, is_end, share_ended
 from gradebench.models.recorded import Recording
 from gradebench.models.replayed import Relaxed, Step
+from gradebench.models.replicas import Replicas
 from gradebench.problems.passes import Passed
-from gradebench.problems.reading import TextProblem, in_single
+from gradebench.problems.reading import LookUp, TextProblem, in_single
 
 # --- hard draws -------------------------------------------------------------------------------------------------
 
@@ -95,12 +96,15 @@ def plain(problem: TextProblem, relax: Relax, n: int, hard: bool) -> Rolled:
     """A rollout with autograd's own graph."""
     pads = problem.padding(n)
     logits, features, cache = problem.policy(problem.policy.embed(problem.repeated_prompts(n)), last=1, **pads)
+    table = problem.table_of(problem.policy) if hard and not isinstance(problem.policy, Replicas) else None
     tokens: list[Tensor] = []
     seen: list[tuple[Tensor, Tensor]] = []
     for t in range(problem.horizon):
         if t:
             read = tokens[-1].view(-1, 1, problem.categories)
-            logits, features, cache = problem.policy(problem.policy.embed(read), cache, **pads)
+            # One-hots are looked up: a product with them would read the whole table, as much as several layers.
+            given = problem.policy.embed(read) if table is None else LookUp.apply(read, read.argmax(-1), table)
+            logits, features, cache = problem.policy(given, cache, **pads)
         here, token = _relaxed(problem, relax, logits[:, -1], tokens[-1] if t else None, hard)
         tokens.append(token)
         seen.append((here, features.view(n, problem.contexts, -1)))

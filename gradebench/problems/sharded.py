@@ -66,7 +66,7 @@ class Sharded(Estimator):
                     _add(own_grad, torch.autograd.grad(estimate.own_loss, own, allow_unused=True), weight)
                     learns = True
                 _add(state, self._state(estimator), weight)
-                info |= {name: info.get(name, 0.0) + weight * value for name, value in estimate.info.items()}
+                info |= {name: info.get(name, 0.0) + weight * float(value) for name, value in estimate.info.items()}
         counts = torch.tensor([count - before[name] for name, count in asdict(problem.ledger).items()])
         parallel.all_reduce([*grad, *own_grad, *state, counts])
         for name, count in zip(before, counts.tolist(), strict=True):
