@@ -9,19 +9,18 @@ too noisy to report, such as a ratio to a squared norm whose interval contains z
 out would favour the noisier estimator.
 """
 
-import contextlib
 import functools
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from gradebench.analysis import cell_labels, provenance
+from gradebench.analysis.once import keep, once
 from gradebench.core.schema import METRICS_COLUMNS
 from gradebench.core.shown import counted
 
@@ -29,6 +28,7 @@ RANKABLE = ("objective", "reward", "gold_reward")  # of the test prompts; by def
 _CELL = ["task", "setting", "estimator", "seed"]
 _KEY = [*_CELL, "phase", "split", "step", "metric"]
 _STRING = pd.Series([""], dtype=object).astype(str).dtype  # in pandas 2 it tells nothing about the values
+Values = TypeVar("Values", pd.Series, pd.DataFrame)
 _TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value")] + cell_labels.COLUMNS
 
 
@@ -40,7 +40,8 @@ class Group:
     setting: str
     rows: pd.DataFrame  # of all cells
     status: pd.Series  # (estimator, seed) -> status of the cell
-    measured: pd.DataFrame  # the rows of ok cells that have a value
+    ok: pd.DataFrame  # those of cells that are ok
+    measured: pd.DataFrame  # and of these, those that have a value
 
     @property
     def estimators(self) -> list[str]:
@@ -82,6 +83,11 @@ class Group:
         return _wide(rows, ["estimator", "seed", "step"], ["metric"])
 
     @functools.cached_property
+    def log_variance(self) -> pd.Series:
+        """(estimator, seed) -> mean over checkpoints of ln gradient_variance."""
+        return _over_checkpoints(_log(complete(self.probe, "gradient_variance")["gradient_variance"]))
+
+    @functools.cached_property
     def rates(self) -> dict[str, provenance.Ran]:
         """The learning rate of each estimator."""
         return provenance.ran(self.rows)
@@ -89,20 +95,7 @@ class Group:
     @functools.cached_property
     def unfair(self) -> dict[frozenset[str], str]:
         """Verdicts of the pairs whose learning rates make them incomparable."""
-        return provenance.incomparable(self.rows)
-
-
-_kept: ContextVar[dict[tuple[int, bool], tuple[pd.DataFrame, list[Group]]] | None] = ContextVar("_kept", default=None)
-
-
-@contextlib.contextmanager
-def groups_kept() -> Iterator[None]:
-    """Within it, the groups of a table are made once. No table may be changed meanwhile."""
-    token = _kept.set({})
-    try:
-        yield
-    finally:
-        _kept.reset(token)
+        return provenance.incomparable_of(self.rates.values())
 
 
 def groups_of(metrics: pd.DataFrame, controls: bool = False) -> Iterator[Group]:
@@ -110,26 +103,46 @@ def groups_of(metrics: pd.DataFrame, controls: bool = False) -> Iterator[Group]:
 
     Raises ValueError as `_checked` and `_reject_mixed_parameters` do.
     """
-    kept, key = _kept.get(), (id(metrics), controls)
-    if kept is None:
-        yield from _made(metrics, controls)
-        return
-    if key not in kept:
-        kept[key] = metrics, list(_made(metrics, controls))  # with the table, so that no other one gets its id
-    yield from kept[key][1]
+    yield from once(lambda: list(_groups(metrics, controls)), metrics, "groups", controls)
 
 
-def _made(metrics: pd.DataFrame, controls: bool) -> Iterator[Group]:
-    rows = _checked(metrics)
+def places_of(metrics: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """The rows of each task and setting, as they are."""
+    return once(functools.partial(_places, metrics), metrics, "places")
+
+
+def _places(metrics: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    found = {(str(task), str(setting)): rows for (task, setting), rows in metrics.groupby(["task", "setting"])}
+    for group in groups_of(metrics):
+        if (rows := found.get((group.task, group.setting))) is not None:
+            keep([group], rows, "groups", False)
+    return found
+
+
+def _groups(metrics: pd.DataFrame, controls: bool) -> Iterator[Group]:
+    rows = once(lambda: _checked(metrics), metrics, "checked")
     if not controls:
         rows = rows[rows["control_of"] == ""]
     for (task, setting), group in rows.groupby(["task", "setting"], sort=True):
-        status = group.groupby(["estimator", "seed"])["status"].agg(_cell_status)
-        cells = pd.MultiIndex.from_frame(group[["estimator", "seed"]])
+        status = _statuses(group)
+        ok = _of_ok_cells(group, status)
         # A row without a value measured nothing. Infinite values stay: an infinite variance is a result.
-        measured = group[(status.reindex(cells) == "ok").to_numpy() & group["value"].notna() & (group["metric"] != "")]
+        measured = ok[ok["value"].notna() & (ok["metric"] != "")]
         _reject_mixed_parameters(measured)
-        yield Group(str(task), str(setting), group, status, measured)
+        yield Group(str(task), str(setting), group, status, ok, measured)
+
+
+def _statuses(rows: pd.DataFrame) -> pd.Series:
+    """(estimator, seed) -> status of the cell."""
+    distinct = rows[["estimator", "seed", "status"]].drop_duplicates()
+    return distinct.groupby(["estimator", "seed"])["status"].agg(_cell_status)
+
+
+def _of_ok_cells(rows: pd.DataFrame, status: pd.Series) -> pd.DataFrame:
+    if (status == "ok").all():
+        return rows
+    cells = pd.MultiIndex.from_frame(rows[["estimator", "seed"]])
+    return rows[(status.reindex(cells) == "ok").to_numpy()]
 
 
 def ok_rows(metrics: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
@@ -137,14 +150,9 @@ def ok_rows(metrics: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFra
 
     Raises        ValueError as `comparisons` does.
     """
-    rows = _checked(metrics)
-    rows = rows[rows["control_of"] == ""]
-    for (task, setting), group in rows.groupby(["task", "setting"], sort=True):
-        status = group.groupby(["estimator", "seed"])["status"].agg(_cell_status)
-        cells = pd.MultiIndex.from_frame(group[["estimator", "seed"]])
-        ok = group[(status.reindex(cells) == "ok").to_numpy()]
-        _reject_mixed_parameters(ok)
-        yield (str(task), str(setting)), ok
+    for group in groups_of(metrics):
+        once(functools.partial(_reject_mixed_parameters, group.ok), group.ok, "parameters")
+        yield (group.task, group.setting), group.ok
 
 
 def per_seed(metrics: pd.DataFrame, metric: str, split: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
@@ -162,7 +170,7 @@ def per_seed(metrics: pd.DataFrame, metric: str, split: str) -> Iterator[tuple[t
 def values_of(group: Group, metric: str, split: str) -> pd.DataFrame:
     """The values of one group (seed x estimator), as `per_seed` gives them."""
     if metric == "gradient_variance":
-        values = np.exp(log_variance(group))
+        values = np.exp(group.log_variance)
     elif metric == "generalization_gap":
         values = column_of(group.final, ("train", "reward")) - column_of(group.final, ("test", "reward"))
     else:
@@ -281,12 +289,7 @@ def _log(values: pd.Series) -> pd.Series:
         return np.log(values.where(values >= 0))
 
 
-def log_variance(group: Group) -> pd.Series:
-    """(estimator, seed) -> mean over checkpoints of ln gradient_variance."""
-    return _over_checkpoints(_log(complete(group.probe, "gradient_variance")["gradient_variance"]))
-
-
-def finite_mean(per_seed: pd.Series) -> pd.Series:
+def finite_mean(per_seed: Values) -> Values:
     """estimator -> mean over the seeds that have a value."""
     with np.errstate(invalid="ignore"):
         return per_seed.groupby("estimator").mean()

@@ -67,7 +67,8 @@ def main() -> None:
     make_ready()
     sys.argv[1:] = current_names(sys.argv[1:])
     try:
-        with listening(), _signs_of_life():
+        with listening(), _signs_of_life(), contextlib.ExitStack() as last:
+            last.callback(sys.stdout.flush)  # here, where its failure can be told
             _run_app()
     except InputError as error:
         print(f"gradebench: {one_line(str(error))}", file=sys.stderr)

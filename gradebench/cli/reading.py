@@ -41,27 +41,30 @@ def leaderboard(
     """Rank the estimators of one run, or of several pooled."""
     from gradebench.analysis import instances, multi_task
     from gradebench.analysis.design import read_design
+    from gradebench.analysis.once import made_once
     from gradebench.analysis.runs import APART, reasons_of
     from gradebench.reporting import next_steps, terminal_tables
     from gradebench.reporting.console import at_work, stdout_console
     from gradebench.results import Results
 
     results = Results(*runs, apart=apart, by=by, against=against or (), mend=APART)
-    with at_work("comparing", results.metrics["task"].nunique()):
-        metrics, board = results.metrics, results.leaderboard
-    _write(board, csv)
-    _say_unlisted(runs)
-    if form is not Form.table:
-        _print_as(form, board, results.tests)
-        return
-    reasons = next_steps.why_skipped(board, reasons_of(runs, metrics))
-    terminal_tables.print_leaderboard(board, results.tests, reasons, results.against)
-    terminal_tables.print_notices(metrics)
-    terminal_tables.print_across(multi_task.across_tasks(metrics, results.by), multi_task.ranks(metrics, results.by))
-    underpowered = terminal_tables.print_underpowered(results.tests, board)
-    terminal_tables.print_instances(instances.written(metrics, read_design(runs)).get(instances.BOARD))
-    next_steps.print_next(stdout_console(), next_steps.after_leaderboard(runs, board, underpowered))
-    _say_ranking(results.ranked_by, results.by)
+    with made_once():
+        with at_work("comparing", results.metrics["task"].nunique()):
+            metrics, board = results.metrics, results.leaderboard
+        _write(board, csv)
+        _say_unlisted(runs)
+        if form is not Form.table:
+            _print_as(form, board, results.tests)
+            return
+        reasons = next_steps.why_skipped(board, reasons_of(runs, metrics))
+        terminal_tables.print_leaderboard(board, results.tests, reasons, results.against)
+        terminal_tables.print_notices(metrics)
+        across = multi_task.across_tasks(metrics, results.by), multi_task.ranks(metrics, results.by)
+        terminal_tables.print_across(*across)
+        underpowered = terminal_tables.print_underpowered(results.tests, board)
+        terminal_tables.print_instances(instances.written(metrics, read_design(runs)).get(instances.BOARD))
+        next_steps.print_next(stdout_console(), next_steps.after_leaderboard(runs, board, underpowered))
+        _say_ranking(results.ranked_by, results.by)
 
 
 def frontier(

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from gradebench.analysis import curves, frontier, instances, runs, tables
-from gradebench.analysis.groups import groups_kept
+from gradebench.analysis.once import made_once
 from gradebench.core.errors import InputError
 from gradebench.core.shown import counted
 from gradebench.experiment import earlier, repeat
@@ -51,7 +51,7 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
     return outcome
 
 
-@groups_kept()
+@made_once()
 def _tables(request: Request, run: Run, outcome: Outcome) -> dict[str, pd.DataFrame]:
     """Those that are made of what was measured, by name; the outcome has them too."""
     written: dict[str, pd.DataFrame] = {}

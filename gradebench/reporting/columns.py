@@ -1,7 +1,7 @@
 """The columns of the tables for people, the same in the terminal and in the report."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,11 +94,16 @@ INSTANCES = (
 )
 
 
+def records(frame: pd.DataFrame) -> Iterator[dict[Any, Any]]:
+    """The rows, quicker than by pandas, which looks at each value."""
+    names = list(frame.columns)
+    for values in zip(*(frame[name].tolist() for name in names), strict=True):
+        yield dict(zip(names, values, strict=True))
+
+
 def with_shown(board: pd.DataFrame) -> pd.DataFrame:
     """A leaderboard with the columns that LEADERBOARD has besides: `named` and `peak_memory_mb`."""
-    return board.assign(
-        named=[named(row) for row in board.to_dict("records")], peak_memory_mb=board["peak_memory_bytes"] / 1e6
-    )
+    return board.assign(named=[named(row) for row in records(board)], peak_memory_mb=board["peak_memory_bytes"] / 1e6)
 
 
 def not_empty(frame: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
@@ -107,7 +112,8 @@ def not_empty(frame: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
 
 
 def is_empty(column: pd.Series) -> bool:
-    return bool((column.isna() | (column == "")).all())
+    empty = column.isna()
+    return bool(empty.all() if pd.api.types.is_numeric_dtype(column) else (empty | (column == "")).all())
 
 
 def named(row: Mapping[Any, Any]) -> str:

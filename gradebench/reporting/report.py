@@ -10,7 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gradebench.analysis import curves, frontier, instances, provenance, tables
 from gradebench.analysis.design import Design, read_design
-from gradebench.analysis.groups import groups_kept
+from gradebench.analysis.groups import places_of
+from gradebench.analysis.once import made_once
 from gradebench.analysis.runs import (
     family_of,
     read_config,
@@ -34,9 +35,10 @@ from gradebench.storage.shapes import SAMPLE
 from gradebench.storage.tuned import CURVES, CURVES_COLUMNS, CURVES_NUMBERS, CURVES_TRUTHS
 
 Place = tuple[str, str]  # task and setting
+SECTIONS = 100  # of tasks and settings: a page of more is too large to read, or for a browser to open
 
 
-@groups_kept()
+@made_once()
 def write_report(
     folders: Sequence[Path],
     metrics: pd.DataFrame | None = None,
@@ -173,9 +175,15 @@ def _of_tasks(
     probes = _gathered(folders, "probes.csv", schema.PROBES_COLUMNS, (schema.PROBES_NUMBERS,), left_out)
     tuning = _gathered(folders, CURVES, CURVES_COLUMNS, (CURVES_NUMBERS, CURVES_TRUTHS), left_out)
     probes_of, tuning_of = _by_target(probes, folders), _by_target(tuning, folders)
-    by_place = dict(iter(metrics.groupby(["task", "setting"])))
+    by_place = places_of(metrics)
     found, drawn = [], []
     boards = list(_each(board, ["task", "setting"]))
+    if len(boards) > SECTIONS:
+        left_out.append(
+            f"{len(boards) - SECTIONS} of {len(boards)} tasks and settings, as the page has sections and figures of "
+            f"{SECTIONS}; `gradebench leaderboard RUN --csv FILE` has all"
+        )
+        boards = boards[:SECTIONS]
     for mine in track(boards, len(boards), "tasks"):
         task, setting = map(str, mine[["task", "setting"]].iloc[0])
         rows, place = by_place[task, setting], (_target(task), setting)

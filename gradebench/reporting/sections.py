@@ -13,7 +13,7 @@ from gradebench.analysis.tables import pareto_front
 from gradebench.experiment.repeat import commands_of
 from gradebench.plugins.registry import entries
 from gradebench.reporting import wording
-from gradebench.reporting.columns import INSTANCES, INTERVAL, LEADERBOARD, Column, not_empty, with_shown
+from gradebench.reporting.columns import INSTANCES, INTERVAL, LEADERBOARD, Column, not_empty, records, with_shown
 from gradebench.reporting.figures import Figure
 
 WRITERS = 3  # estimators whose texts are shown
@@ -44,7 +44,7 @@ class Table:
 def table(frame: pd.DataFrame, columns: Sequence[Column], tiers: bool = False) -> Table:
     """The columns of a frame as texts, with a rule above each new tier if asked for."""
     rows, last = [], None
-    for record in frame.to_dict("records"):
+    for record in records(frame):
         tier = record["tier"] if tiers and not pd.isna(record["tier"]) else None
         rows.append(
             Row([column.text(record, _text, " to ") for column in columns], None not in (tier, last) and tier != last)

@@ -5,6 +5,7 @@ Long because one file tests one module.
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -421,6 +422,17 @@ def test_help_and_list_do_not_import_torch(arguments):
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_help_takes_a_fifth_of_a_second():
+    """Of a processor, the least of three: 0.12 s on two slow cores."""
+    taken = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert script("--help", stdout=subprocess.DEVNULL).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(taken) < 0.2, taken
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["--help"]])

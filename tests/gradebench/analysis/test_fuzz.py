@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from gradebench import cli
@@ -122,6 +122,7 @@ known_keys = st.sampled_from(["cells", "plans", "tasks", "seeds", "request", "le
 
 
 @settings(max_examples=20, suppress_health_check=EASY, **FEW)
+@example({"tasks": {}}, None, [("step", None)])
 @given(
     st.dictionaries(known_keys, json_values, max_size=4),
     st.one_of(st.none(), st.binary(max_size=100)),

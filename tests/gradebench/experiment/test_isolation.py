@@ -1,5 +1,6 @@
 """A plugin that misbehaves fails alone: the rows of the others are those of a run without it, to the bit."""
 
+import resource
 import runpy
 import subprocess
 import sys
@@ -153,3 +154,36 @@ def test_calls_come_grouped_by_plugin_and_a_worker_keeps_its_own():
         order.append(turn[0])
         worker.foreign = turn[1]
     assert order == ["a1", "a2", "a3", "b1", "b2"]
+
+
+LEAKS = """
+import os
+from gradebench.estimators.score_function import Rloo
+class Leaks(Rloo):
+    def __init__(self):
+        super().__init__()
+        self.kept = [os.open(os.devnull, os.O_RDONLY) for _ in range({number})]
+    def gradient(self, problem, rng):
+        with open({log!r}, "a") as file:
+            print(os.getpid(), file=file)
+        return super().gradient(problem, rng)
+"""
+
+
+def test_a_process_whose_cell_leaks_open_files_runs_no_other(command, few_draws, tmp_path):
+    (tmp_path / "leaks.py").write_text(LEAKS.format(number=40, log=str(tmp_path / "log")))
+    words = ("-e", f"{tmp_path / 'leaks.py'}:Leaks", "-t", "bernoulli-toy", "--seeds", "0-1", "--steps", "1")
+    assert command("run", *words, "--jobs", "1", "--out", tmp_path / "run")[0] == 0
+    assert len(set((tmp_path / "log").read_text().split())) == 2
+
+
+def test_an_estimator_that_leaks_many_open_files_while_it_is_built_is_refused(command, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+    try:
+        (tmp_path / "leaks.py").write_text(LEAKS.format(number=300, log=""))
+        words = ("-e", f"{tmp_path / 'leaks.py'}:Leaks", "-t", "bernoulli-toy", "--seeds", "0", "--dry-run")
+        status, _, err = command("run", *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert status == 2 and "300 files open, of 1024" in err.splitlines()[-1]

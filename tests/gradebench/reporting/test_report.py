@@ -413,6 +413,17 @@ def test_several_tasks_have_profiles_and_say_why_there_are_no_ranks(run, monkeyp
     assert "No critical-difference diagram: 2 tasks are too few to compare ranks" in text
 
 
+def test_a_page_has_sections_of_so_many_tasks_and_says_of_how_many_not(run, monkeypatch, capsys):
+    monkeypatch.setattr(report, "SECTIONS", 1)
+    frame = pd.read_parquet(run / "metrics.parquet")
+    other = frame.assign(task="toy", cell_id="toy-" + frame["cell_id"])
+    tables.write_parquet(pd.concat([frame, other]), run / "metrics.parquet")
+    report.write_report([run])
+    text = (run / "report.html").read_text()
+    assert "1 of 2 tasks and settings" in text and "1 of 2 tasks and settings" in capsys.readouterr().err
+    assert "<h2>toy</h2>" not in text
+
+
 def test_ten_tasks_have_a_critical_difference(run):
     frame = pd.read_parquet(run / "metrics.parquet")
     many = [frame.assign(task=f"t{i}", cell_id=f"{i}-" + frame["cell_id"]) for i in range(10)]
