@@ -1,10 +1,10 @@
 """What it costs that code of plugins is watched: a step with the guards of a plugin's cell, and without any.
 
-    python benchmarks/guards.py [--runs 9] [--steps 8] [--csv FILE]
+    python benchmarks/guards.py [--pairs 1000] [--runs 9] [--csv FILE]
 
-Each run is a process of its own, forked off one that has loaded the task, with guards and without in turn: what is put
-back after every call, the audit hook and the environment that notes what is read. Seconds are those of the processor, as
-others use it too. `cell` is what is done once a cell: settings, functions and the task's fingerprint before and after.
+Steps with guards and without take turns in one process, so that both meet the same machine, however busy: what is put
+back after every call, the audit hook and the environment that notes what is read. Seconds are those of the processor.
+The ratio of a pair says little, their median over a thousand is known to half a percent. `cell` is what is done once a cell: settings, functions and the task's fingerprint before and after.
 """
 
 import argparse
@@ -16,11 +16,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import pandas as pd
+import scipy.stats
 import torch
 
 from gradebench.core.problem import Ledger
@@ -48,21 +49,52 @@ def forked(function: Callable[[], Answer]) -> Answer:
     return answer
 
 
-def seconds_of_a_step(task: Task, plan: Plan, name: str, guarded: bool) -> float:
-    """The median of so many, after one that warms up."""
-    if guarded:
-        followed.follow([__file__])
-    else:
-        training.put_back = lambda *given: contextlib.nullcontext()  # type: ignore[assignment,misc]
+class Guards:
+    """What is around a step of a plugin's cell, to be switched on and off within one process."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.put_back, self.environment = training.put_back, os.environ.__class__
+        sys.addaudithook(self.hear)  # for good: without guards it still is called, and returns
+
+    def hear(self, event: str, details: tuple[object, ...]) -> None:
+        if self.on:
+            followed._hear(event, details)
+
+    def switch(self, on: bool) -> None:
+        self.on = on
+        training.put_back = self.put_back if on else lambda *given: contextlib.nullcontext()  # type: ignore[assignment,misc]
+        os.environ.__class__ = followed._Environment if on else self.environment
+
+
+def seconds_of_steps(task: Task, plan: Plan, name: str, pairs: int) -> list[tuple[float, float]]:
+    """Of each pair of steps, one after the other: without guards and with; which comes first alternates."""
+    guards = Guards()
     estimator = cell_setup.make_estimator(name, task, plan)
     trainer = training.Trainer(estimator, task, plan, 1e-4)
     prompts, rng, ledger = training.batches(task, plan, estimator.n, 0), generator("cpu", 0), Ledger()
-    taken = []
-    for _ in range(plan.steps + 1):
+
+    def step(on: bool) -> float:
+        guards.switch(on)
+        problem = task.problem("train", next(prompts), ledger)
         began = time.process_time()
-        trainer.step(task.problem("train", next(prompts), ledger), rng)
-        taken.append(time.process_time() - began)
-    return statistics.median(taken[1:])
+        trainer.step(problem, rng)
+        return time.process_time() - began
+
+    step(False), step(True)
+    taken = []
+    for number in range(pairs):
+        first = step(bool(number % 2))
+        second = step(not number % 2)
+        taken.append((second, first) if number % 2 else (first, second))
+    return taken
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 %, by the order statistics that a sign test doesn't reject."""
+    ordered = sorted(values)
+    rank = int(scipy.stats.binom.ppf(0.025, len(ordered), 0.5))
+    return ordered[rank - 1], ordered[-rank]
 
 
 def seconds_of_a_cell(task: Task) -> float:
@@ -103,8 +135,9 @@ def accounted(task: Task, plan: Plan, name: str) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--estimators", default="rloo,grade-ste")
+    parser.add_argument("--pairs", type=int, default=1000, help="of steps")
+    parser.add_argument("--runs", type=int, default=9, help="of the checks that a cell begins and ends with")
     parser.add_argument("--task", default="imdb:corpus=embedded")
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
@@ -112,20 +145,20 @@ def main() -> None:
     task = registry.resolve("tasks", options.task).create()
     task.prepare(torch.device("cpu"), print)
     task.load(torch.device("cpu"))
-    plan = Plan("guards", tempfile.gettempdir(), "cpu", options.steps, task.default_batch)
+    plan = Plan("guards", tempfile.gettempdir(), "cpu", 2 * options.pairs + 2, task.default_batch)
     rows = []
-    for name in ("rloo", "grade-ste"):
-        steps = [functools.partial(seconds_of_a_step, task, plan, name, guarded) for guarded in (False, True)]
-        pairs = [[forked(one) for one in steps] for _ in range(options.runs)]
+    for name in options.estimators.split(","):
+        pairs = forked(functools.partial(seconds_of_steps, task, plan, name, options.pairs))
         without, guarded = (statistics.median(one) for one in zip(*pairs, strict=True))
-        ratios = sorted(b / a for a, b in pairs)
+        ratios = [b / a for a, b in pairs]
+        low, high = median_interval(ratios)
         settings, hook = forked(functools.partial(accounted, task, plan, name))
-        rows.append({"what": name, "without_s": without, "guarded_s": guarded, "median_ratio": statistics.median(ratios),
-                     "least_ratio": ratios[0], "largest_ratio": ratios[-1], "settings_s": settings, "hook_s": hook,
+        rows.append({"what": name, "pairs": len(pairs), "without_s": without, "guarded_s": guarded, "median_ratio": statistics.median(ratios),
+                     "ci_low": low, "ci_high": high, "settings_s": settings, "hook_s": hook,
                      "accounted_share": (settings + hook) / without})  # fmt: skip
-        print("{what}: {without_s:.4f} s without, {guarded_s:.4f} s with; ratios {median_ratio:.4f}, {least_ratio:.4f} to "
-              "{largest_ratio:.4f}; {settings_s:.6f} s for settings and {hook_s:.6f} s in the hook, {accounted_share:.3%}"
-              .format(**rows[-1]), flush=True)  # fmt: skip
+        print("{what}: {without_s:.4f} s without, {guarded_s:.4f} s with; median ratio of {pairs} pairs {median_ratio:.4f}, "
+              "{ci_low:.4f} to {ci_high:.4f}; {settings_s:.6f} s for settings and {hook_s:.6f} s in the hook, "
+              "{accounted_share:.3%}".format(**rows[-1]), flush=True)  # fmt: skip
     cell = statistics.median(forked(functools.partial(seconds_of_a_cell, task)) for _ in range(options.runs))
     rows.append({"what": "cell", "guarded_s": cell})
     print(f"once a cell: {cell:.4f} s")

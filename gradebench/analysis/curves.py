@@ -5,7 +5,8 @@ estimator takes part in the budgets that all of its seeds reach, since those tha
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -47,44 +48,67 @@ def budgets(metrics: pd.DataFrame, by: str | None = None, axes: Sequence[str] = 
 
     Raises        ValueError as `tables.comparisons` does.
     """
-    rows = [row for field in fields(metrics, by, axes) for row in _compared(field)]
+    return _budgets(fields(metrics, by, axes))
+
+
+def _budgets(found: Iterable[Field]) -> pd.DataFrame:
+    rows = [row for field in found for row in _compared(field)]
     return pd.DataFrame(rows, columns=BUDGETS_COLUMNS).astype({"rank": "Int64"})
 
 
 def _compared(field: Field) -> list[dict[str, Any]]:
     wanted = budgets_of(field)
-    values = {name: field.values(name, wanted) for name in field.curves}
+    values = {name: field.values(name, wanted).to_numpy() for name in field.curves}
     reach = {name: field.reach(name) for name in field.curves}
     rows = []
     for place, budget in enumerate(wanted):
         label = f"{budget:.12g}"
         slack = 1e-12 * budget  # rounding must not exclude an estimator from its own last budget
         here = {
-            name: mine.iloc[:, place].dropna()
+            name: _measured(list(field.curves[name]), mine[:, place])
             for name, mine in values.items()
             if reach[name][0] - slack <= budget <= reach[name][1] + slack
         }
-        means = {name: float(seeds.mean()) for name, seeds in here.items() if len(seeds)}
+        means = {name: float(mine.values.mean()) for name, mine in here.items() if mine.seeds}
         ordered = sorted(means, key=lambda name: (name not in field.fair, -means[name], name))
         ranked = [name for name in ordered if name in field.fair]
         p = _against_first(field, ranked, here, label)
         for name in ordered:
             rank = ranked.index(name) + 1 if name in ranked else pd.NA
             rng = field.generator(name, label)
-            ends = statistics.mean_interval(here[name].to_numpy(), rng, resamples=_RESAMPLES)
-            mine = (len(here[name]), means[name], *ends, rank, name in ranked[:1], p.get(name, math.nan))
+            ends = statistics.mean_interval(here[name].values, rng, resamples=_RESAMPLES)
+            mine = (len(here[name].seeds), means[name], *ends, rank, name in ranked[:1], p.get(name, math.nan))
             row = (field.task, field.setting, field.metric, field.axis, budget, name, *mine)
             rows.append(dict(zip(BUDGETS_COLUMNS, row, strict=True)))
     return rows
 
 
-def _against_first(field: Field, ranked: list[str], here: dict[str, pd.Series], label: str) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Measured:
+    """An estimator's values (seeds,) at a budget."""
+
+    seeds: list[int]
+    values: Floats
+
+    def minus(self, other: "_Measured") -> Floats:
+        """Of the seeds that both have."""
+        if self.seeds == other.seeds:
+            return self.values - other.values
+        a, b = (pd.Series(one.values, one.seeds) for one in (self, other))
+        return np.asarray((a - b).dropna(), dtype=np.float64)
+
+
+def _measured(seeds: list[int], values: Floats) -> _Measured:
+    known = ~np.isnan(values)
+    return _Measured([seed for seed, one in zip(seeds, known, strict=True) if one], values[known])
+
+
+def _against_first(field: Field, ranked: list[str], here: dict[str, _Measured], label: str) -> dict[str, float]:
     """The p of each other estimator against the first, after Holm over all pairs."""
     pairs = list(combinations(ranked, 2))
     p = []
     for a, b in pairs:
-        differences = (here[a] - here[b]).dropna()
-        p.append(statistics.paired_permutation_p(differences.to_numpy(), field.generator(a, b, label)))
+        p.append(statistics.paired_permutation_p(here[a].minus(here[b]), field.generator(a, b, label)))
     adjusted = dict(zip(pairs, statistics.holm(p), strict=True))
     return {b: float(value) for (a, b), value in adjusted.items() if a == ranked[0]}
 
@@ -159,8 +183,12 @@ def crossings_of(
 
     Raises        ValueError as `tables.comparisons` does.
     """
+    return _crossings(fields(metrics, by, axes), pairs)
+
+
+def _crossings(found: Iterable[Field], pairs: Sequence[tuple[str, str]] | None = None) -> pd.DataFrame:
     rows = []
-    for field in fields(metrics, by, axes):
+    for field in found:
         chosen = combinations(sorted(field.curves), 2) if pairs is None else pairs
         rows += [_crossed(field, a, b) for a, b in chosen if a in field.curves and b in field.curves]
     return pd.DataFrame([row for row in rows if row], columns=CROSSINGS_COLUMNS)
@@ -168,7 +196,8 @@ def crossings_of(
 
 def written(metrics: pd.DataFrame, by: str | None = None) -> dict[str, pd.DataFrame]:
     """The tables of curves in a run's folder, by the names of their files without extension."""
-    return {"budgets": budgets(metrics, by), "crossings": crossings_of(metrics, by)}
+    found = list(fields(metrics, by))
+    return {"budgets": _budgets(found), "crossings": _crossings(found)}
 
 
 def grid_of(field: Field, a: str, b: str) -> Floats:
@@ -187,12 +216,11 @@ def grid_of(field: Field, a: str, b: str) -> Floats:
 def _crossed(field: Field, a: str, b: str) -> dict[str, Any] | None:
     """The row of a pair; None without a budget or a seed that both have."""
     grid = grid_of(field, a, b)
-    differences = (field.values(a, grid) - field.values(b, grid)).dropna()
-    if not grid.size or differences.empty:
+    values = field.differences(a, b, grid)
+    if not values.size:
         return None
     if unfair := field.unfair.get(frozenset((a, b))):
-        return _uncompared(field, a, b, grid, len(differences), unfair)
-    values = differences.to_numpy()
+        return _uncompared(field, a, b, grid, len(values), unfair)
     first, second = sorted((a, b))  # either order draws the same signs
     leads = crossings.supported_leads(values, field.generator("crossing", first, second))
     found = crossings.crossing(grid, values, leads)

@@ -11,6 +11,7 @@ Nothing is extrapolated: before its first evaluation after step 0 and beyond its
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from gradebench.analysis import provenance, tables
+from gradebench.analysis.once import once
 
 # axis -> metric of the cumulative rows of phase "train" (none: the step, or the divergence that was evaluated), unit
 AXES = {
@@ -69,6 +71,10 @@ def _first_passages(curve: Curve, wanted: Floats) -> Floats:
     return np.where(meets.any(axis=0), np.where(here == 0, curve.values[first], between), math.nan)
 
 
+Curves = dict[str, dict[int, Curve]]  # estimator -> seed -> curve
+Points = dict[tuple[str, float, float], float]  # (estimator, seed, step) -> value
+
+
 @dataclass(frozen=True)
 class Field:
     """The curves of one task in one setting, by one metric along one axis."""
@@ -77,7 +83,7 @@ class Field:
     setting: str
     metric: str
     axis: str
-    curves: dict[str, dict[int, Curve]]  # estimator -> seed -> curve
+    curves: Curves
     fair: frozenset[str] = frozenset()  # estimators whose rates make them mutually comparable
     unfair: Mapping[frozenset[str], str] = dataclasses.field(default_factory=dict)  # verdicts of the incomparable pairs
 
@@ -89,8 +95,19 @@ class Field:
 
     def values(self, estimator: str, budgets: ArrayLike) -> pd.DataFrame:
         """The estimator's values, seed x budget."""
-        rows = {seed: at_budgets(curve, budgets, self.axis) for seed, curve in self.curves[estimator].items()}
-        return pd.DataFrame.from_dict(rows, orient="index", columns=list(np.asarray(budgets, dtype=float)))
+        seeds = list(self.curves[estimator])
+        return pd.DataFrame(self._values(estimator, budgets), index=seeds, columns=list(np.asarray(budgets, float)))
+
+    def _values(self, estimator: str, budgets: ArrayLike) -> Floats:
+        rows = [at_budgets(curve, budgets, self.axis) for curve in self.curves[estimator].values()]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+
+    def differences(self, a: str, b: str, budgets: ArrayLike) -> Floats:
+        """Those of two estimators (seeds, budgets), of the seeds that have both at every budget."""
+        if list(self.curves[a]) == list(self.curves[b]):
+            found = self._values(a, budgets) - self._values(b, budgets)
+            return found[~np.isnan(found).any(axis=1)]
+        return (self.values(a, budgets) - self.values(b, budgets)).dropna().to_numpy()
 
     def generator(self, *names: str) -> np.random.Generator:
         return tables.named_generator("curves", self.metric, self.axis, self.task, self.setting, *names)
@@ -111,40 +128,61 @@ def fields(metrics: pd.DataFrame, by: str | None = None, axes: Sequence[str] = t
     Raises        ValueError as `tables.comparisons` does.
     """
     for (task, setting), rows in tables.ok_rows(metrics):
-        measured = rows[(rows["phase"] == "evaluation") & (rows["split"] == "test")]
-        found = [one for one in METRICS if (measured["metric"] == one).any()]
-        metric = by or next(iter(found), "")
-        if metric not in found:
+        ran = once(functools.partial(_Ran, task, setting, rows), rows, "fields")
+        metric = by or next(iter(ran.metrics), "")
+        if metric not in ran.metrics:
             continue
-        spent = rows[(rows["phase"] == "train") & (rows["split"] == "train")]
-        values = _by_step(measured, metric)
-        fair = frozenset(provenance.compared(rows, sorted(rows["estimator"].unique())))
-        unfair = provenance.incomparable(rows)
         for axis in axes:
-            cost = AXES[axis][0]
-            x = _by_step(spent, cost) if cost else _by_step(measured, "kl") if axis == "kl" else None
-            if curves := _curves(values, x):
-                yield Field(task, setting, metric, axis, curves, fair, unfair)
+            field = once(functools.partial(ran.field, metric, axis), ran, metric, axis)
+            if field.curves:
+                yield field
 
 
-def _by_step(rows: pd.DataFrame, metric: str) -> pd.Series:
-    """(estimator, seed, step) -> value; rows without a value are not there."""
-    mine = rows[(rows["metric"] == metric) & rows["value"].notna() & rows["step"].notna()]
-    return mine.set_index(["estimator", "seed", "step"])["value"].sort_index()
+class _Ran:
+    """What the fields of one task in one setting share."""
+
+    def __init__(self, task: str, setting: str, rows: pd.DataFrame):
+        self.task, self.setting = task, setting
+        measured = rows[(rows["phase"] == "evaluation") & (rows["split"] == "test")]
+        self.measured = _by_metric(measured, (*METRICS, "kl"))
+        spent = rows[(rows["phase"] == "train") & (rows["split"] == "train")]
+        self.spent = _by_metric(spent, [cost for cost, _ in AXES.values() if cost])
+        having = set(measured["metric"])
+        self.metrics = [one for one in METRICS if one in having]
+        rates = provenance.ran(rows)
+        self.fair = frozenset(provenance.together(rates.values()))
+        self.unfair = provenance.incomparable_of(rates.values())
+
+    def field(self, metric: str, axis: str) -> Field:
+        cost = AXES[axis][0]
+        x = self.spent[cost] if cost else self.measured["kl"] if axis == "kl" else None
+        curves = _curves(self.measured[metric], x)
+        return Field(self.task, self.setting, metric, axis, curves, self.fair, self.unfair)
 
 
-def _curves(values: pd.Series, x: pd.Series | None) -> dict[str, dict[int, Curve]]:
+def _by_metric(rows: pd.DataFrame, metrics: Sequence[str]) -> dict[str, Points]:
+    """The values of each metric; rows without a value are not there."""
+    rows = rows[rows["metric"].isin(metrics) & rows["value"].notna() & rows["step"].notna()]
+    found: dict[str, Points] = {name: {} for name in metrics}
+    names = ("metric", "estimator", "seed", "step", "value")
+    for metric, estimator, seed, step, value in zip(*(rows[name].tolist() for name in names), strict=True):
+        found[metric][estimator, seed, step] = value
+    return {name: dict(sorted(points.items())) for name, points in found.items()}
+
+
+def _curves(values: Points, x: Points | None) -> Curves:
     """The curve of each cell; along steps where there is no other axis `x`."""
-    found: dict[str, dict[int, Curve]] = {}
-    points = pd.DataFrame({"y": values, "x": values.index.get_level_values("step") if x is None else x})
-    points = points.reindex(values.index)[points["x"].reindex(values.index).notna()]
-    for place, mine in points.groupby(["estimator", "seed"], sort=True):
-        estimator, seed = map(str, place)
-        budgets, y = mine["x"].to_numpy(dtype=float), mine["y"].to_numpy(dtype=float)
-        spent = budgets > 0
-        if spent.sum() >= (1 if x is None else 2):
-            y = np.where(np.isfinite(y), y, math.nan)
-            found.setdefault(estimator, {})[int(float(seed))] = Curve(budgets, y)
+    points: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for place, y in values.items():
+        estimator, seed, step = place
+        budget = step if x is None else x.get(place)
+        if budget is not None:
+            points.setdefault((estimator, int(float(seed))), []).append((budget, y if math.isfinite(y) else math.nan))
+    found: Curves = {}
+    for (estimator, seed), mine in points.items():
+        budgets, y = np.array(mine, dtype=np.float64).T.copy()
+        if (budgets > 0).sum() >= (1 if x is None else 2):
+            found.setdefault(estimator, {})[seed] = Curve(budgets, y)
     return found
 
 

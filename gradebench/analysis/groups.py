@@ -14,18 +14,21 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from gradebench.analysis import cell_labels, provenance
+from gradebench.analysis.once import keep, once
 from gradebench.core.schema import METRICS_COLUMNS
 from gradebench.core.shown import counted
 
 RANKABLE = ("objective", "reward", "gold_reward")  # of the test prompts; by default the first that was measured
 _CELL = ["task", "setting", "estimator", "seed"]
 _KEY = [*_CELL, "phase", "split", "step", "metric"]
+_STRING = pd.Series([""], dtype=object).astype(str).dtype  # in pandas 2 it tells nothing about the values
+Values = TypeVar("Values", pd.Series, pd.DataFrame)
 _TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value")] + cell_labels.COLUMNS
 
 
@@ -37,7 +40,8 @@ class Group:
     setting: str
     rows: pd.DataFrame  # of all cells
     status: pd.Series  # (estimator, seed) -> status of the cell
-    measured: pd.DataFrame  # the rows of ok cells that have a value
+    ok: pd.DataFrame  # those of cells that are ok
+    measured: pd.DataFrame  # and of these, those that have a value
 
     @property
     def estimators(self) -> list[str]:
@@ -79,6 +83,11 @@ class Group:
         return _wide(rows, ["estimator", "seed", "step"], ["metric"])
 
     @functools.cached_property
+    def log_variance(self) -> pd.Series:
+        """(estimator, seed) -> mean over checkpoints of ln gradient_variance."""
+        return _over_checkpoints(_log(complete(self.probe, "gradient_variance")["gradient_variance"]))
+
+    @functools.cached_property
     def rates(self) -> dict[str, provenance.Ran]:
         """The learning rate of each estimator."""
         return provenance.ran(self.rows)
@@ -86,7 +95,7 @@ class Group:
     @functools.cached_property
     def unfair(self) -> dict[frozenset[str], str]:
         """Verdicts of the pairs whose learning rates make them incomparable."""
-        return provenance.incomparable(self.rows)
+        return provenance.incomparable_of(self.rates.values())
 
 
 def groups_of(metrics: pd.DataFrame, controls: bool = False) -> Iterator[Group]:
@@ -94,16 +103,46 @@ def groups_of(metrics: pd.DataFrame, controls: bool = False) -> Iterator[Group]:
 
     Raises ValueError as `_checked` and `_reject_mixed_parameters` do.
     """
-    rows = _checked(metrics)
+    yield from once(lambda: list(_groups(metrics, controls)), metrics, "groups", controls)
+
+
+def places_of(metrics: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    """The rows of each task and setting, as they are."""
+    return once(functools.partial(_places, metrics), metrics, "places")
+
+
+def _places(metrics: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    found = {(str(task), str(setting)): rows for (task, setting), rows in metrics.groupby(["task", "setting"])}
+    for group in groups_of(metrics):
+        if (rows := found.get((group.task, group.setting))) is not None:
+            keep([group], rows, "groups", False)
+    return found
+
+
+def _groups(metrics: pd.DataFrame, controls: bool) -> Iterator[Group]:
+    rows = once(lambda: _checked(metrics), metrics, "checked")
     if not controls:
         rows = rows[rows["control_of"] == ""]
     for (task, setting), group in rows.groupby(["task", "setting"], sort=True):
-        status = group.groupby(["estimator", "seed"])["status"].agg(_cell_status)
-        cells = pd.MultiIndex.from_frame(group[["estimator", "seed"]])
+        status = _statuses(group)
+        ok = _of_ok_cells(group, status)
         # A row without a value measured nothing. Infinite values stay: an infinite variance is a result.
-        measured = group[(status.reindex(cells) == "ok").to_numpy() & group["value"].notna() & (group["metric"] != "")]
+        measured = ok[ok["value"].notna() & (ok["metric"] != "")]
         _reject_mixed_parameters(measured)
-        yield Group(str(task), str(setting), group, status, measured)
+        yield Group(str(task), str(setting), group, status, ok, measured)
+
+
+def _statuses(rows: pd.DataFrame) -> pd.Series:
+    """(estimator, seed) -> status of the cell."""
+    distinct = rows[["estimator", "seed", "status"]].drop_duplicates()
+    return distinct.groupby(["estimator", "seed"])["status"].agg(_cell_status)
+
+
+def _of_ok_cells(rows: pd.DataFrame, status: pd.Series) -> pd.DataFrame:
+    if (status == "ok").all():
+        return rows
+    cells = pd.MultiIndex.from_frame(rows[["estimator", "seed"]])
+    return rows[(status.reindex(cells) == "ok").to_numpy()]
 
 
 def ok_rows(metrics: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
@@ -111,14 +150,9 @@ def ok_rows(metrics: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFra
 
     Raises        ValueError as `comparisons` does.
     """
-    rows = _checked(metrics)
-    rows = rows[rows["control_of"] == ""]
-    for (task, setting), group in rows.groupby(["task", "setting"], sort=True):
-        status = group.groupby(["estimator", "seed"])["status"].agg(_cell_status)
-        cells = pd.MultiIndex.from_frame(group[["estimator", "seed"]])
-        ok = group[(status.reindex(cells) == "ok").to_numpy()]
-        _reject_mixed_parameters(ok)
-        yield (str(task), str(setting)), ok
+    for group in groups_of(metrics):
+        once(functools.partial(_reject_mixed_parameters, group.ok), group.ok, "parameters")
+        yield (group.task, group.setting), group.ok
 
 
 def per_seed(metrics: pd.DataFrame, metric: str, split: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
@@ -130,13 +164,18 @@ def per_seed(metrics: pd.DataFrame, metric: str, split: str) -> Iterator[tuple[t
     Raises        ValueError as `comparisons` does.
     """
     for group in groups_of(metrics):
-        if metric == "gradient_variance":
-            values = np.exp(log_variance(group))
-        elif metric == "generalization_gap":
-            values = column_of(group.final, ("train", "reward")) - column_of(group.final, ("test", "reward"))
-        else:
-            values = column_of(group.final, (split, metric))
-        yield (group.task, group.setting), values.dropna().unstack("estimator")
+        yield (group.task, group.setting), values_of(group, metric, split)
+
+
+def values_of(group: Group, metric: str, split: str) -> pd.DataFrame:
+    """The values of one group (seed x estimator), as `per_seed` gives them."""
+    if metric == "gradient_variance":
+        values = np.exp(group.log_variance)
+    elif metric == "generalization_gap":
+        values = column_of(group.final, ("train", "reward")) - column_of(group.final, ("test", "reward"))
+    else:
+        values = column_of(group.final, (split, metric))
+    return values.dropna().unstack("estimator")
 
 
 def ranked_per_seed(
@@ -192,6 +231,8 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def text_column(column: pd.Series) -> pd.Series:
     """The column as strings, "" where missing; pandas reads a CSV column of empty strings as all NaN."""
+    if isinstance(_STRING, pd.StringDtype) and column.dtype == _STRING and not column.hasnans:
+        return column  # as most are that come from a run
     return column.astype(object).where(column.notna(), "").astype(str)
 
 
@@ -248,12 +289,7 @@ def _log(values: pd.Series) -> pd.Series:
         return np.log(values.where(values >= 0))
 
 
-def log_variance(group: Group) -> pd.Series:
-    """(estimator, seed) -> mean over checkpoints of ln gradient_variance."""
-    return _over_checkpoints(_log(complete(group.probe, "gradient_variance")["gradient_variance"]))
-
-
-def finite_mean(per_seed: pd.Series) -> pd.Series:
+def finite_mean(per_seed: Values) -> Values:
     """estimator -> mean over the seeds that have a value."""
     with np.errstate(invalid="ignore"):
         return per_seed.groupby("estimator").mean()

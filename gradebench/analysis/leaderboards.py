@@ -13,17 +13,22 @@ from gradebench.analysis.groups import (
     Group,
     by_mean,
     column_of,
-    complete,
     finite_mean,
     first_of_equals,
     groups_of,
-    log_variance,
     named_generator,
     ranking_metric,
     text_column,
 )
 from gradebench.core.schema import LEADERBOARD_COLUMNS, TESTS_COLUMNS
 from gradebench.measurement.gradient_columns import gradient_columns
+
+_COSTS = {  # metric of training -> column
+    "seconds_per_step": "seconds_per_step",
+    "clipped_updates": "clipped_updates",
+    "clip_factor": "clip_factor",
+    "info_clipped_tokens": "clipped_tokens",
+}
 
 
 def leaderboard(
@@ -110,25 +115,27 @@ def _board(group: Group, tests: pd.DataFrame, by: str | None, against: Sequence[
 def _summary(group: Group) -> pd.DataFrame:
     """One row per estimator: the columns of the leaderboard that need no comparison."""
     reward, gold = column_of(group.final, ("test", "reward")), column_of(group.final, ("test", "gold_reward"))
-    log_variances = log_variance(group)
-    updates = complete(group.train, "updates")["updates"]
+    costs = group.train.reindex(columns=pd.Index([*_COSTS, "updates"]))
+    costs["updates_per_step"] = costs["updates"] / costs.index.get_level_values("step")
+    # At the last step that has one, a cost is that of the whole cell.
+    last = costs.groupby(["estimator", "seed"]).last()
+    per_seed: dict[str, pd.Series] = {
+        "test_gold_reward_mean": gold,
+        "generalization_gap": column_of(group.final, ("train", "reward")) - reward,
+        "gold_gap": reward - gold,
+        "kl_mean": column_of(group.final, ("test", "kl")),
+        "gradient_variance": group.log_variance,
+        **{column: last[cost] for cost, column in _COSTS.items()},
+        "updates_per_step": last["updates_per_step"],
+    }
+    means = finite_mean(pd.DataFrame(per_seed))
     columns: dict[str, pd.Series] = {
         **_with_interval(group, "objective"),
         **_with_interval(group, "reward"),
-        "test_gold_reward_mean": finite_mean(gold),
-        "generalization_gap": finite_mean(column_of(group.final, ("train", "reward")) - reward),
-        "gold_gap": finite_mean(reward - gold),
-        "kl_mean": finite_mean(column_of(group.final, ("test", "kl"))),
-        "gradient_variance": np.exp(finite_mean(log_variances)),
+        **{str(name): column for name, column in means.items()},
+        "gradient_variance": np.exp(means["gradient_variance"]),
         **{str(name): column for name, column in gradient_columns(group.probe).items()},
-        "seconds_per_step": finite_mean(_last_cost(group, "seconds_per_step")),
         "peak_memory_bytes": column_of(group.train, "peak_memory_bytes").groupby("estimator").max(),
-        "updates_per_step": finite_mean(
-            (updates / updates.index.get_level_values("step")).groupby(["estimator", "seed"]).last()
-        ),
-        "clipped_updates": finite_mean(_last_cost(group, "clipped_updates")),
-        "clip_factor": finite_mean(_last_cost(group, "clip_factor")),
-        "clipped_tokens": finite_mean(_last_cost(group, "info_clipped_tokens")),
     }
     return pd.DataFrame({name: column.reindex(group.estimators) for name, column in columns.items()})
 
@@ -144,11 +151,6 @@ def _with_interval(group: Group, metric: str) -> dict[str, pd.Series]:
     }
     low, high = (pd.Series({name: pair[i] for name, pair in ends.items()}, dtype=float) for i in (0, 1))
     return {f"test_{metric}_mean": finite_mean(values), f"test_{metric}_ci_low": low, f"test_{metric}_ci_high": high}
-
-
-def _last_cost(group: Group, metric: str) -> pd.Series:
-    """(estimator, seed) -> the cost at the last step that has it, which is that of the whole cell."""
-    return complete(group.train, metric)[metric].groupby(["estimator", "seed"]).last()
 
 
 def _against(

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from gradebench.analysis import provenance, statistics, tables
+from gradebench.analysis.groups import places_of
+from gradebench.analysis.once import once
 from gradebench.core.shown import counted
 
 TASKS_FOR_RANKS = 10  # fewer are too few for Friedman's test and Nemenyi's critical difference
@@ -41,10 +43,14 @@ def scores(metrics: pd.DataFrame, by: str | None = None) -> dict[str, pd.DataFra
     There are no scores for a task on which the best estimator gains nothing, or for an estimator whose learning rate
     makes it incomparable with most others.
     """
+    return once(lambda: _scores(metrics, by), metrics, "scores", by)
+
+
+def _scores(metrics: pd.DataFrame, by: str | None) -> dict[str, pd.DataFrame]:
     first = metrics[(metrics["phase"] == "evaluation") & (metrics["step"] == 0) & (metrics["split"] == "test")]
     starts = first.groupby(["task", "setting", "metric"])["value"].mean().to_dict()
     found = {}
-    by_place = dict(iter(metrics.groupby(["task", "setting"])))
+    by_place = places_of(metrics)
     for (task, setting), metric, values in tables.ranked_per_seed(metrics, by):
         start = starts.get((task, setting, metric), math.nan)
         rates = provenance.ran(by_place[task, setting])

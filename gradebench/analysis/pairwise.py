@@ -15,7 +15,6 @@ from gradebench.analysis.groups import (
     finite_mean,
     first_of_equals,
     groups_of,
-    log_variance,
     named_generator,
 )
 from gradebench.core.schema import TESTS_COLUMNS
@@ -39,7 +38,7 @@ _FAMILIES: tuple[tuple[str, str, Callable[[Group], pd.Series], str], ...] = (
     ("objective", "test", lambda group: column_of(group.final, ("test", "objective")), ""),
     ("reward", "test", lambda group: column_of(group.final, ("test", "reward")), ""),
     ("gold_reward", "test", lambda group: column_of(group.final, ("test", "gold_reward")), ""),
-    ("gradient_variance", "train", log_variance, " of ln gradient_variance"),
+    ("gradient_variance", "train", lambda group: group.log_variance, " of ln gradient_variance"),
 )
 
 
@@ -70,6 +69,8 @@ def controls(metrics: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for group in groups_of(metrics, controls=True):
         of = dict(zip(group.rows["estimator"], group.rows["control_of"], strict=True))
+        if not any(of.values()):
+            continue
         for metric, split, per_seed_of, suffix in _FAMILIES:
             values = per_seed_of(group).dropna().unstack("estimator")
             for control in values.columns:

@@ -86,11 +86,14 @@ def ran(rows: pd.DataFrame) -> dict[str, Ran]:
     """Each estimator of one task and setting with its rate; the source is empty for older metrics, which lack it."""
     if not set(RATE_COLUMNS) <= set(rows.columns):
         return {str(name): Ran(str(name), math.nan, "") for name in rows["estimator"].unique()}
-    distinct = rows[["estimator", *RATE_COLUMNS]].drop_duplicates()
+    distinct: dict[str, set[tuple[str, float]]] = {}
+    columns = (rows[name].tolist() for name in ("estimator", "rate_source", "learning_rate"))
+    for name, source, rate in zip(*columns, strict=True):
+        distinct.setdefault(name, set()).add((source if isinstance(source, str) else "", float(rate)))
     answer = {}
-    for name, mine in distinct.groupby("estimator"):
-        sources = sorted(set(mine["rate_source"].fillna("")))
-        rates = [float(rate) for rate in mine["learning_rate"]]
+    for name, mine in sorted(distinct.items()):
+        sources = sorted({source for source, _ in mine})
+        rates = [rate for _, rate in mine]
         source = sources[0] if len(sources) == 1 else f"several: {'; '.join(sources)}"
         answer[str(name)] = Ran(str(name), rates[0] if len(set(rates)) == 1 else math.nan, source)
     return answer
@@ -138,10 +141,15 @@ def incomparable(metrics: pd.DataFrame) -> dict[frozenset[str], str]:
     verdicts."""
     found: dict[frozenset[str], str] = {}
     for _, rows in metrics.groupby(["task", "setting"], sort=True):
-        for a, b in combinations(ran(rows).values(), 2):
-            if not comparable(a, b):
-                found.setdefault(frozenset((a.estimator, b.estimator)), verdict(a, b))
+        for pair, why in incomparable_of(ran(rows).values()).items():
+            found.setdefault(pair, why)
     return found
+
+
+def incomparable_of(estimators: Iterable[Ran]) -> dict[frozenset[str], str]:
+    """The pairs of these estimators of one task and setting, with their verdicts."""
+    pairs = combinations(estimators, 2)
+    return {frozenset((a.estimator, b.estimator)): verdict(a, b) for a, b in pairs if not comparable(a, b)}
 
 
 def unless_unfair(row: dict[str, Any], unfair: Mapping[frozenset[str], str]) -> dict[str, Any]:
@@ -192,7 +200,7 @@ def notices(metrics: pd.DataFrame, estimators: Collection[str] | None = None) ->
         return said
     for (task, _), rows in metrics.groupby(["task", "setting"], sort=True):
         # A value without a test reward ranks nobody.
-        tested = rows[(rows["phase"] == "evaluation") & (rows["status"] == "ok")]
+        tested = rows[(rows["phase"] == "evaluation") & (rows["status"] == "ok") & rows["step"].notna()]
         if estimators is not None:
             tested = tested[tested["estimator"].isin(list(estimators))]
         if tested.empty:

@@ -159,7 +159,7 @@ def mean_interval(
     least = _TIE_TOLERANCE * float(np.abs(data).max())
     if error <= least:
         return mean, mean
-    half_width = float(scipy.stats.t.isf((1 - level) / 2, data.size - 1)) * error
+    half_width = _student((1 - level) / 2, data.size - 1) * error
     if data.size < FEWEST_RESAMPLED:
         return mean - half_width, mean + half_width
     resampled = data[generator.integers(0, data.size, (resamples, data.size))]
@@ -170,6 +170,12 @@ def mean_interval(
     ratios = (resampled.mean(axis=1)[spread] - mean) / errors[spread]
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return mean - float(high) * error, mean - float(low) * error
+
+
+@functools.lru_cache(maxsize=4096)
+def _student(tail: float, freedom: float) -> float:
+    """The upper quantile of Student's t."""
+    return float(scipy.stats.t.isf(tail, freedom))
 
 
 def difference_interval(
@@ -189,7 +195,7 @@ def difference_interval(
     if data.size < 2 or not np.isfinite(data).all():
         return math.nan, math.nan
     if smallest_attainable_p(data.size) > 1 - level + 1e-12:
-        half_width = float(scipy.stats.t.isf((1 - level) / 2, data.size - 1)) * data.std(ddof=1) / math.sqrt(data.size)
+        half_width = _student((1 - level) / 2, data.size - 1) * data.std(ddof=1) / math.sqrt(data.size)
         return float(data.mean() - half_width), float(data.mean() + half_width)
     if data.size <= _ALL_SUBSETS:
         chosen = (_all_signs(data.size)[:-1] + 1.0) / 2.0  # the last subset is empty
@@ -227,7 +233,7 @@ def ratio_interval(values_a: ArrayLike, values_b: ArrayLike, level: float = 0.95
     a, b = np.asarray(values_a, dtype=np.float64), np.asarray(values_b, dtype=np.float64)
     if a.size < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.nan, math.nan
-    scale = float(scipy.stats.t.isf((1 - level) / 2, a.size - 1)) ** 2 / a.size
+    scale = _student((1 - level) / 2, a.size - 1) ** 2 / a.size
     (var_a, cov), (_, var_b) = scale * np.cov(a, b)
     leading = b.mean() ** 2 - var_b
     if leading <= 0:
@@ -266,7 +272,7 @@ def interquartile_interval(
         parts.append(centre + factor * (drawn - centre))
     spread = float(scipy.stats.trim_mean(np.concatenate(parts, axis=1), 0.25, axis=1).std(ddof=1))
     freedom = sum(values.size - 1 for values in arrays) / 2
-    half_width = float(scipy.stats.t.isf((1 - level) / 2, freedom)) * spread
+    half_width = _student((1 - level) / 2, freedom) * spread
     mean = interquartile_mean(arrays)
     return mean - half_width, mean + half_width
 

@@ -1,14 +1,19 @@
 """stdout and stderr that take whatever is written, also where they are closed, gone or of another encoding."""
 
+import atexit
 import contextlib
 import io
 import os
 import sys
 from collections.abc import Iterator
+from typing import TextIO
+
+from gradebench.core import alive
 
 
 class _Stream(io.TextIOWrapper):
-    """What its encoding lacks is an escape; once its reader has gone, as `head -1`, the rest is dropped."""
+    """What its encoding lacks is an escape; once its reader has gone, as `head -1`, the rest is dropped. So it is where the
+    disk is full, once that has been raised: the end of the process, which flushes again, is too late to say it."""
 
     def __init__(self, before: io.TextIOWrapper):
         lines = before.line_buffering
@@ -16,22 +21,29 @@ class _Stream(io.TextIOWrapper):
         self.before = before  # which would close the buffer if it went
 
     def write(self, text: str) -> int:
-        try:
+        alive.hush()
+        return self.write_unheard(text)
+
+    def write_unheard(self, text: str) -> int:
+        """Signs of life, which aren't to count as one that the command gave."""
+        with self._dropping():
             return super().write(text)
-        except BrokenPipeError:
-            return self._dropped(text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
+        with self._dropping():
             super().flush()
-        except BrokenPipeError:
-            self._dropped("")
 
-    def _dropped(self, text: str) -> int:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())
-        os.close(nowhere)
-        return len(text)
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            if not isinstance(error, BrokenPipeError):
+                raise
 
 
 def make_ready() -> None:
@@ -50,6 +62,32 @@ def make_ready() -> None:
 
 @contextlib.contextmanager
 def plugins_aside() -> Iterator[None]:
-    """What is printed meanwhile, by code of others, goes to stderr: stdout has the command's answer alone."""
-    with contextlib.redirect_stdout(sys.stderr):
+    """What is printed meanwhile, by code of others and by programs that it starts, goes to stderr: stdout has the command's
+    answer alone. So does what such code prints at the end of the process."""
+    with _descriptor_aside(sys.stdout), contextlib.redirect_stdout(sys.stderr):
         yield
+    atexit.unregister(_aside_for_good)
+    atexit.register(_aside_for_good)  # runs before what was registered until now
+
+
+@contextlib.contextmanager
+def _descriptor_aside(out: TextIO) -> Iterator[None]:
+    try:
+        number, other = out.fileno(), sys.stderr.fileno()
+    except (AttributeError, ValueError, OSError):  # no files, as a notebook's
+        yield
+        return
+    out.flush()
+    kept = os.dup(number)
+    os.dup2(other, number)
+    try:
+        yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)
+
+
+def _aside_for_good() -> None:
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        sys.stdout.flush()
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -50,5 +50,6 @@ def about(cell: Cell, known: Facts | None) -> dict[str, Any]:
 
 
 def what_was_read(cell: Cell) -> dict[str, str | None]:
-    """Files and environment variables that plugin code has read in this process, without those listed among the facts."""
-    return followed.read(known_files()) if any(cell.foreign) else {}
+    """Files and environment variables that plugin code has read, in this process and while the task was prepared, without
+    those listed among the facts."""
+    return cell.read | followed.read(known_files()) if any(cell.foreign) else {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -60,19 +61,24 @@ class Watch:
 def unchanged(what: str, foreign: str, tasks: Sequence[Task] = (), settings: Sequence[Setting] = ()) -> Iterator[None]:
     """A context for plugin code in the main process, which restores settings.
 
-    Raises        InputError if the code changes the tasks or other process-wide state.
+    Raises        InputError if the code changes the tasks or other process-wide state, or leaves many files open.
     """
     if not foreign:
         yield
         return
     before = [fingerprint(task, ()) for task in tasks]
-    snapshot = Snapshot()
+    snapshot, files = Snapshot(), _open_files()
     with put_back(what, settings):
         yield
     names = [name for one, task in zip(before, tasks, strict=True) for name in changed(one, fingerprint(task, ()))]
     names += snapshot.undo(foreign)
     if names:
         raise InputError(f"{what} can't be used: it changed what others use too, {_few(names)}")
+    left, most = _open_files() - files, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most > 0 and left > most / 4:
+        raise InputError(
+            f"{what} can't be used: it left {left} files open, of {most} for the whole process; close them"
+        )
 
 
 def _said(plugins: Sequence[str], name: str) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from gradebench.analysis import curves, runs, tables
 from gradebench.analysis.design import read_design
+from gradebench.analysis.once import made_once
 from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.shown import utf8
@@ -23,6 +24,7 @@ _UNITED = ("estimators", "tasks")  # entries of a request that are united
 _UNFINISHED = ".merging"  # in a folder whose merge isn't finished
 
 
+@made_once()
 def merge(
     folders: Sequence[Path],
     out: Path,
@@ -82,12 +84,12 @@ def _write(
     against: Sequence[str],
 ) -> None:
     name = utf8(out.resolve().name)
-    metrics = metrics.assign(run_id=name)
-    written = {"metrics": metrics, "tests": comparisons, "leaderboard": board}
-    written |= curves.written(metrics, by)
+    written = {"tests": comparisons, "leaderboard": board} | curves.written(metrics, by)
     controls = tables.controls(metrics)
     if len(controls):
         written["controls"] = controls
+    metrics = metrics.assign(run_id=name)
+    written["metrics"] = metrics
     probes = [
         _probes(folder / "probes.csv").replace({"task": called})
         for folder, called in zip(folders, names, strict=True)

@@ -65,6 +65,7 @@ class Cell:
     source: str = ""  # where the estimator comes from
     digests: tuple[str, ...] = ()  # of the source code of task and estimator; empty: not checked
     foreign: tuple[str, ...] = ()  # origins of the code of task and estimator, "" for built-in code
+    read: dict[str, str | None] = field(default_factory=dict, hash=False)  # by the task's plugin while it was prepared
     checkpoint: int | None = None  # the only probe point to probe; None: all
     other_draws: str = ""  # for an A/A control: makes its random numbers differ from the seed's; it isn't probed
     control_of: str = ""  # label of the estimator that this is the A/A control of

@@ -5,9 +5,10 @@ import json
 import os
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,8 +32,9 @@ from gradebench.experiment.plan import Cell, Plan
 from gradebench.experiment.request import Request, choose_device, default_folder, require_family, require_numbers
 from gradebench.experiment.workers import require_started, usable_cores
 from gradebench.plugins import registry
+from gradebench.plugins.source_digest import known_files
 from gradebench.rewards.text_reward import code_of, names_function
-from gradebench.storage import files, records
+from gradebench.storage import files, followed, records
 from gradebench.storage.hub import TRUST
 from gradebench.storage.tuned import read_choices, records_of
 
@@ -126,13 +128,16 @@ def prepare(request: Request, progress: Progress) -> Run:
     jobs = request.jobs or default_jobs(device)
     run = Run(out, device, jobs, [], {}, left_out | left_out_tasks)
     grids, labels = [], dict[tuple[str, float | None], str]()
-    ready: dict[str, Task] = {}  # by spec, because swept learning rates share a task
+    ready: dict[str, tuple[Task, dict[str, str | None]]] = {}  # by spec, because swept learning rates share a task
     for variant in _varied(request, task_specs, progress):
         resolved = variant.resolved
         what = f"task {resolved.label}"
         with plugin_errors(what), unchanged(what, resolved.foreign):
-            task = ready.get(resolved.spec) or ready_task(resolved, device, request.strict, progress)
-            ready[resolved.spec] = task
+            if resolved.spec not in ready:
+                with followed.apart(resolved.foreign or _function_of(resolved.params), known_files) as read:
+                    task = ready_task(resolved, device, request.strict, progress)
+                ready[resolved.spec] = task, read
+            task, read = ready[resolved.spec]
             same = labels.setdefault((f"{resolved.name} {task.setting} {task.options}", variant.rate), resolved.label)
             if same != resolved.label:
                 progress.note(f"{resolved.label} resolves to the same as {same}, and runs under that name alone")
@@ -144,7 +149,7 @@ def prepare(request: Request, progress: Progress) -> Run:
                 progress.note(f"--save-policies: {resolved.label} can't save policies; it runs without")
             rates, mine = _tuned(request, resolved, task, estimators, progress)
             plan = _at_rate(replace(_plan(request, run, task), tuned=rates), variant)
-            grids.append((_tried(plan, resolved, task, mine), mine))
+            grids.append((_tried(plan, resolved, task, read, mine), mine))
     if seeds is None:
         baselines = len(set(request.against))
         seeds = list(range(max(tables.default_seed_count(grid.supported, baselines) for grid, _ in grids)))
@@ -260,24 +265,27 @@ class _Grid:
     plan: Plan
     resolved: registry.Resolved
     task: Task
+    read: dict[str, str | None]  # by code of the task's plugin while it was prepared
     supported: int  # number of estimators that can run on it
 
     def cells(self, estimators: Sequence[registry.Resolved], seeds: Sequence[int]) -> list[tuple[Plan, Cell]]:
         """One cell for each estimator and seed; without training also for each probe point, to use all cores."""
         numbers = [None] if self.plan.train else range(len(checkpoint_steps(self.plan)))
         return [
-            (self.plan, replace(_cell(self.resolved, self.task, estimator, seed), checkpoint=number))
+            (self.plan, replace(_cell(self.resolved, self.task, self.read, estimator, seed), checkpoint=number))
             for seed in seeds
             for number in numbers
             for estimator in estimators
         ]
 
 
-def _cell(resolved: registry.Resolved, task: Task, estimator: registry.Resolved, seed: int) -> Cell:
+def _cell(
+    resolved: registry.Resolved, task: Task, read: dict[str, str | None], estimator: registry.Resolved, seed: int
+) -> Cell:
     params, digests = json.dumps(estimator.params, sort_keys=True), (resolved.digest, estimator.digest)
-    foreign = (resolved.foreign or _function_of(task), estimator.foreign)
+    foreign = (resolved.foreign or _function_of(task.options), estimator.foreign)
     names = (estimator.label, estimator.spec, seed, params, estimator.source, digests, foreign)
-    return Cell(resolved.label, resolved.spec, task.options, *names)
+    return Cell(resolved.label, resolved.spec, task.options, *names, read)
 
 
 def _aa_control(cell: Cell) -> Cell:
@@ -285,13 +293,19 @@ def _aa_control(cell: Cell) -> Cell:
     return replace(cell, estimator=label, control_of=cell.estimator, other_draws="control")
 
 
-def _function_of(task: Task) -> str:
+def _function_of(options: Mapping[str, Any]) -> str:
     """The origin of the reward function that the user gave, whose code runs in the task's cells; "" without one."""
-    values = (value for value in task.options.values() if isinstance(value, str))
+    values = (value for value in options.values() if isinstance(value, str))
     return next((code_of(value) for value in values if names_function(value)), "")
 
 
-def _tried(plan: Plan, resolved: registry.Resolved, task: Task, estimators: Sequence[registry.Resolved]) -> _Grid:
+def _tried(
+    plan: Plan,
+    resolved: registry.Resolved,
+    task: Task,
+    read: dict[str, str | None],
+    estimators: Sequence[registry.Resolved],
+) -> _Grid:
     """Build each estimator once for the task, so that errors show before the first cell."""
     reference = registry.resolve("estimators", plan.reference)
     unsupported: dict[str, str] = {}
@@ -305,5 +319,5 @@ def _tried(plan: Plan, resolved: registry.Resolved, task: Task, estimators: Sequ
     supported = sum(estimator.label not in unsupported for estimator in estimators)
     if not supported:
         raise InputError(f"nothing can run on {resolved.label}: {'; '.join(unsupported.values())}")
-    plan = replace(plan, reference_key=cell_key(plan, _cell(resolved, task, reference, 0), task))
-    return _Grid(plan, resolved, task, supported)
+    plan = replace(plan, reference_key=cell_key(plan, _cell(resolved, task, read, reference, 0), task))
+    return _Grid(plan, resolved, task, read, supported)

@@ -4,12 +4,13 @@ Every seed has its own draws and reference gradient, so seeds are independent, a
 intervals that include the error of both.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy.special
 from numpy.typing import NDArray
 
 LEVEL = 0.95  # confidence level of all intervals
@@ -90,11 +91,9 @@ def gradient_columns(probe: pd.DataFrame) -> pd.DataFrame:
 
 
 def _aligned(rows: pd.DataFrame, seeds: pd.Index, steps: pd.Index) -> _Probes:
-    values = [
-        rows[f"gradient_{name}"].droplevel("estimator").unstack("step").reindex(index=seeds, columns=steps).to_numpy()
-        for name in _RAW
-    ]
-    return _Probes(*values)
+    wide = pd.DataFrame(rows.droplevel("estimator").unstack("step")).reindex(index=seeds)
+    columns = (pd.MultiIndex.from_product([[f"gradient_{name}"], steps]) for name in _RAW)
+    return _Probes(*(wide.reindex(columns=one).to_numpy() for one in columns))
 
 
 def _shared(truths: list[Floats]) -> Floats | None:
@@ -135,8 +134,9 @@ def _told(truth: Floats) -> bool:
     return truth.size > 0
 
 
+@functools.cache
 def _quantile(seeds: int) -> float:
-    return float(scipy.stats.t.isf((1 - LEVEL) / 2, seeds - 1))
+    return -float(scipy.special.stdtrit(seeds - 1, (1 - LEVEL) / 2))
 
 
 def _resolved(name: str, value: float, low: float, high: float) -> bool:

@@ -12,6 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gradebench.analysis import curves, frontier, instances, tables
 from gradebench.analysis.design import Design, read_design
+from gradebench.analysis.groups import places_of
+from gradebench.analysis.once import made_once
 from gradebench.analysis.runs import (
     family_of,
     read_config,
@@ -35,8 +37,10 @@ from gradebench.storage.shapes import SAMPLE
 from gradebench.storage.tuned import CURVES, CURVES_COLUMNS, CURVES_NUMBERS, CURVES_TRUTHS
 
 Place = tuple[str, str]  # task and setting
+SECTIONS = 100  # of tasks and settings: a page of more is too large to read, or for a browser to open
 
 
+@made_once()
 def write_report(
     folders: Sequence[Path],
     metrics: pd.DataFrame | None = None,
@@ -44,13 +48,16 @@ def write_report(
     *,
     out: Path | None = None,
     plots: bool = False,
+    form: str = "",
+    width: float = 0.0,
     apart: bool = False,
     by: str | None = None,
     against: Sequence[str] = (),
 ) -> list[Path]:
     """Writes report.html of these runs into `out`, by default the first run's folder; returns the paths written.
 
-    With `plots` each figure too, as SVG and, where the extra `plots` is installed, as PNG. Tables that aren't given are
+    With `plots` each figure too, as SVG and, where the extra `plots` is installed, as PNG; with a `form`, one of
+    `pictures.FORMS`, each figure as a file for a page, `width` points wide, into figures/. Tables that aren't given are
     read and computed. Runs of gradients alone only add to the figures of the others. The ranking metric and the baselines
     are those of the runs, unless given.
 
@@ -78,6 +85,12 @@ def write_report(
         names = pictures.distinct_names([(figure.name, group) for group, figure in drawn])
         for name, (_, figure) in zip(names, drawn, strict=True):
             written += pictures.write(figure.picture, out / "plots", name)
+    if form and drawn:
+        names = pictures.distinct_names([(figure.name, group) for group, figure in drawn])
+        written += [
+            pictures.export(figure.picture, out / "figures", name, form, width)
+            for name, (_, figure) in zip(names, drawn, strict=True)
+        ]
     return written
 
 
@@ -183,9 +196,15 @@ def _of_tasks(
     probes = _gathered(folders, "probes.csv", schema.PROBES_COLUMNS, (schema.PROBES_NUMBERS,), left_out)
     tuning = _gathered(folders, CURVES, CURVES_COLUMNS, (CURVES_NUMBERS, CURVES_TRUTHS), left_out)
     probes_of, tuning_of = _by_target(probes, folders), _by_target(tuning, folders)
-    by_place = dict(iter(metrics.groupby(["task", "setting"])))
+    by_place = places_of(metrics)
     found, drawn = [], []
     boards = list(_each(board, ["task", "setting"]))
+    if len(boards) > SECTIONS:
+        left_out.append(
+            f"{len(boards) - SECTIONS} of {len(boards)} tasks and settings, as the page has sections and figures of "
+            f"{SECTIONS}; `gradebench leaderboard RUN --csv FILE` has all"
+        )
+        boards = boards[:SECTIONS]
     for mine in track(boards, len(boards), "tasks"):
         task, setting = map(str, mine[["task", "setting"]].iloc[0])
         rows, place = by_place[task, setting], (target_of(task), setting)

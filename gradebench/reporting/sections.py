@@ -14,7 +14,7 @@ from gradebench.analysis.tables import pareto_front
 from gradebench.experiment.repeat import commands_of
 from gradebench.plugins.registry import entries
 from gradebench.reporting import families, probe_figures, summary, wording
-from gradebench.reporting.columns import INSTANCES, INTERVAL, LEADERBOARD, Column, not_empty, with_shown
+from gradebench.reporting.columns import INSTANCES, INTERVAL, LEADERBOARD, Column, not_empty, records, with_shown
 from gradebench.reporting.figures import Figure
 
 WRITERS = 3  # estimators whose texts are shown
@@ -60,7 +60,7 @@ class Table:
 def table(frame: pd.DataFrame, columns: Sequence[Column], tiers: bool = False) -> Table:
     """The columns of a frame as texts, with a rule above each new tier if asked for."""
     rows, last = [], None
-    for record in frame.to_dict("records"):
+    for record in records(frame):
         tier = record["tier"] if tiers and not pd.isna(record["tier"]) else None
         cells = [column.text(record, _text, " to ") for column in columns]
         rows.append(Row(cells, None not in (tier, last) and tier != last))
@@ -81,10 +81,9 @@ def leaderboard(board: pd.DataFrame, order: Sequence[str] = ()) -> Table:
     wide = _WIDE if (board["status"] == "ok").all() else (*_WIDE, "status")
     levels = ["" if one.name in first else "second" if one.name in wide else "extra" for one in columns]
     plain = table(shown, columns, tiers=True)
-    records = shown.to_dict("records")
     rows = [
         replace(row, estimator=str(record["estimator"]), numbers=[_numbers(record, column) for column in columns])
-        for row, record in zip(plain.rows, records, strict=True)
+        for row, record in zip(plain.rows, records(shown), strict=True)
     ]
     return Table(columns, rows, levels)
 

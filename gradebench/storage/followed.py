@@ -5,13 +5,14 @@ Tracked is what Python code opens, imports or looks up within a call of a plugin
 library opens itself, directory listings and the network are not tracked.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import os
 import sys
 import sysconfig
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import CodeType, FrameType
@@ -61,6 +62,26 @@ def follow(plugins: Sequence[str]) -> None:
         _following.on = True
         sys.addaudithook(_hear)
         os.environ.__class__ = _Environment
+
+
+@contextlib.contextmanager
+def apart(plugin: str, besides: Callable[[], Collection[str]]) -> Iterator[dict[str, str | None]]:
+    """What code of this plugin reads meanwhile, filled in at the end, in a process that runs the code of many; see `read`."""
+    found: dict[str, str | None] = {}
+    if not plugin:
+        yield found
+        return
+    follow([plugin])
+    before = [(name, getattr(_following, name)) for name in ("opened", "written", "variables", "loaded", "declared")]
+    for name, value in before:
+        setattr(_following, name, type(value)())
+    earlier = read()
+    try:
+        yield found
+    finally:
+        found |= {name: digest for name, digest in read(besides()).items() if name not in earlier}
+        for name, value in before:
+            setattr(_following, name, value)
 
 
 def read(besides: Collection[str] = ()) -> dict[str, str | None]:

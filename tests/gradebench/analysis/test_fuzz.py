@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from gradebench import cli
@@ -80,7 +80,7 @@ def spec(name, pairs):
     return f"{name}:" + ",".join(f"{key}={value}" for key, value in pairs)
 
 
-@settings(max_examples=90, suppress_health_check=EASY, **FEW)
+@settings(max_examples=50, suppress_health_check=EASY, **FEW)
 @given(st.lists(st.tuples(options, values), max_size=3))
 def test_options_of_the_command_line(gradebench, pairs):
     given_ones = [part for pair in pairs for part in pair]
@@ -122,6 +122,7 @@ known_keys = st.sampled_from(["cells", "plans", "tasks", "seeds", "request", "le
 
 
 @settings(max_examples=20, suppress_health_check=EASY, **FEW)
+@example({"tasks": {}}, None, [("step", None)])
 @given(
     st.dictionaries(known_keys, json_values, max_size=4),
     st.one_of(st.none(), st.binary(max_size=100)),

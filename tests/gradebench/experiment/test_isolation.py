@@ -1,5 +1,6 @@
 """A plugin that misbehaves fails alone: the rows of the others are those of a run without it, to the bit."""
 
+import resource
 import runpy
 import subprocess
 import sys
@@ -105,7 +106,7 @@ from gradebench.core.errors import InputError
 from gradebench.experiment.workers import Place, workers
 {first}
 try:
-    with workers([Place()], None) as each:
+    with workers([Place(forked={forked})], None) as each:
         list(each(divmod, [(7, 2)] * 9))
 except InputError as error:
     print(error)
@@ -113,15 +114,17 @@ except InputError as error:
 
 
 @pytest.mark.parametrize(
-    ("first", "said"),
+    ("forked", "first", "said"),
     [
-        ("", "can't start: a script"),
-        ("if __name__ != '__main__': sys.exit(5)", "3 in a row, the last one ended with status 5"),
+        (False, "", "can't start: a script"),
+        (True, "", "can't start: a script"),
+        (False, "if __name__ != '__main__': sys.exit(5)", "3 in a row, the last one ended with status 5"),
+        (True, "if __name__ != '__main__': sys.exit(5)", "3 in a row, the last one ended with status 1"),
     ],
 )
-def test_a_script_that_each_worker_would_run_anew_ends_with_what_to_do(tmp_path, first, said):
+def test_a_script_that_each_worker_would_run_anew_ends_with_what_to_do(tmp_path, forked, first, said):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(first=first))
+    script.write_text(SCRIPT.format(first=first, forked=forked))
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.count("\n") == 1 and said in done.stdout and '__name__ == "__main__"' in done.stdout
 
@@ -151,3 +154,36 @@ def test_calls_come_grouped_by_plugin_and_a_worker_keeps_its_own():
         order.append(turn[0])
         worker.foreign = turn[1]
     assert order == ["a1", "a2", "a3", "b1", "b2"]
+
+
+LEAKS = """
+import os
+from gradebench.estimators.score_function import Rloo
+class Leaks(Rloo):
+    def __init__(self):
+        super().__init__()
+        self.kept = [os.open(os.devnull, os.O_RDONLY) for _ in range({number})]
+    def gradient(self, problem, rng):
+        with open({log!r}, "a") as file:
+            print(os.getpid(), file=file)
+        return super().gradient(problem, rng)
+"""
+
+
+def test_a_process_whose_cell_leaks_open_files_runs_no_other(command, few_draws, tmp_path):
+    (tmp_path / "leaks.py").write_text(LEAKS.format(number=40, log=str(tmp_path / "log")))
+    words = ("-e", f"{tmp_path / 'leaks.py'}:Leaks", "-t", "bernoulli-toy", "--seeds", "0-1", "--steps", "1")
+    assert command("run", *words, "--jobs", "1", "--out", tmp_path / "run")[0] == 0
+    assert len(set((tmp_path / "log").read_text().split())) == 2
+
+
+def test_an_estimator_that_leaks_many_open_files_while_it_is_built_is_refused(command, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+    try:
+        (tmp_path / "leaks.py").write_text(LEAKS.format(number=300, log=""))
+        words = ("-e", f"{tmp_path / 'leaks.py'}:Leaks", "-t", "bernoulli-toy", "--seeds", "0", "--dry-run")
+        status, _, err = command("run", *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert status == 2 and "300 files open, of 1024" in err.splitlines()[-1]

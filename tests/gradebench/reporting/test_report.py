@@ -60,6 +60,12 @@ def text_of(run):
     return report.write_report([run])[0].read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def text(written):
+    """The report of that run as it is, for those that look at it alone."""
+    return written.read_text(encoding="utf-8")
+
+
 def test_the_command_writes_a_whole_page(command, run):
     status, out, _ = command("report", run)
     assert status == 0 and out.strip() == str(run / "report.html")
@@ -71,8 +77,8 @@ def test_the_command_writes_a_whole_page(command, run):
     assert len(text) < 3e6
 
 
-def test_nothing_from_the_run_is_markup(run, nasty):
-    page = Page(text_of(run))
+def test_nothing_from_the_run_is_markup(text, nasty):
+    page = Page(text)
     assert not {"i", "u", "b"} & set(page.seen) and page.seen.count("script") == 1  # ours
     assert any(nasty in word for word in page.words)
     assert any("corpus=<i>" in word for word in page.words)
@@ -147,8 +153,7 @@ def test_hostile_text_in_every_field_of_the_report_stays_text():
     assert "6170" not in words and "\x1b" not in words
 
 
-def test_nothing_is_fetched(run):
-    text = text_of(run)
+def test_nothing_is_fetched(text):
     page = Page(text)
     assert not {"link", "img", "iframe", "object", "form", "base"} & set(page.seen)
     policy = next(value for _, value in page.attributes if value and value.startswith("default-src 'none'"))
@@ -160,8 +165,8 @@ def test_nothing_is_fetched(run):
     assert "url(" not in text and "@import" not in text
 
 
-def test_every_figure_has_words_for_those_who_do_not_see_it(run):
-    page = Page(text_of(run))
+def test_every_figure_has_words_for_those_who_do_not_see_it(text):
+    page = Page(text)
     labels = [value for name, value in page.attributes if name == "aria-label"]
     assert len(labels) == len(page.pictures) == 8 and all("ppo" in label for label in labels)
     # at equal divergence rloo has no curve: it moves nowhere in this run
@@ -169,8 +174,8 @@ def test_every_figure_has_words_for_those_who_do_not_see_it(run):
     assert [value for name, value in page.attributes if name == "role"] == ["img"] * len(labels)
 
 
-def test_the_report_says_how_to_repeat_it_and_what_was_skipped(run):
-    words = " ".join(Page(text_of(run)).words)
+def test_the_report_says_how_to_repeat_it_and_what_was_skipped(text):
+    words = " ".join(Page(text).words)
     assert "gradebench run -e all -e" in words and "-t imdb --steps 40 --seeds 0-7" in words
     assert "skipped" in words and "2.13.0<" in words
 
@@ -193,8 +198,8 @@ def test_a_tier_begins_under_a_rule_also_after_one_that_has_no_rank(run):
     assert [row.new_tier for row in rows] == [False, False, False, True]
 
 
-def test_claims_and_cards_are_in_it(run):
-    words = " ".join(Page(text_of(run)).words)
+def test_claims_and_cards_are_in_it(text):
+    words = " ".join(Page(text).words)
     assert "RLOO ends with a higher reward than PPO" in words and "contradicted" in words
     assert "Kool et al. 2019" in words
 
@@ -271,8 +276,7 @@ def test_logarithmic_ticks_are_powers_of_ten_where_there_are_two(low, high):
     assert all(math.log10(tick) >= axis.low - 1e-9 and math.log10(tick) <= axis.high + 1e-9 for tick in ticks)
 
 
-def test_marks_stay_inside_the_figure(run):
-    text = text_of(run)
+def test_marks_stay_inside_the_figure(text):
     for place in ('cx="', 'x1="', 'x2="', 'transform="translate\\('):
         found = [float(x) for x in re.findall(rf"{place}([-0-9.]+)", text)]
         assert found and min(found) >= 0 and max(found) <= svg.WIDTH
@@ -335,8 +339,8 @@ def curves_of(path):
     tables.write_csv(pd.DataFrame(rows)[CURVES_COLUMNS], path / "curves.csv")
 
 
-def test_sensitivity_to_the_learning_rate_is_a_figure_where_it_was_tuned(run):
-    assert "No figure of sensitivity to the learning rate" in text_of(run)
+def test_sensitivity_to_the_learning_rate_is_a_figure_where_it_was_tuned(run, text):
+    assert "No figure of sensitivity to the learning rate" in text
     curves_of(run)
     text = text_of(run)
     assert "No figure of sensitivity" not in text
@@ -380,9 +384,9 @@ def test_the_bias_of_the_leaderboard_has_a_band_for_what_is_not_significant(run)
     assert text.count('<rect class="ground" x="62') == 1 and text.count('<path class="hollow f0"') == 1
 
 
-def test_pairs_are_differences_of_each_seed_with_their_numbers(run, nasty):
+def test_pairs_are_differences_of_each_seed_with_their_numbers(text, nasty):
     """Seeds share their luck here, so the differences of an estimator to the best are all the same number."""
-    page = Page(text_of(run))
+    page = Page(text)
     label = next(value for name, value in page.attributes if name == "aria-label" and "minus that of" in value)
     assert label.startswith(f"test reward of {nasty} minus that of: ppo 0.4, rloo 0.8")
     assert "seed 7" in page.words
@@ -398,6 +402,17 @@ def test_several_tasks_have_profiles_and_say_why_there_are_no_ranks(run, monkeyp
     assert len(files) == len(set(files)) == 18 and "test-reward-toy_corpus=_i_" in files
     text = (run / "report.html").read_text()
     assert "No critical-difference diagram: 2 tasks are too few to compare ranks" in text
+
+
+def test_a_page_has_sections_of_so_many_tasks_and_says_of_how_many_not(run, monkeypatch, capsys):
+    monkeypatch.setattr(report, "SECTIONS", 1)
+    frame = pd.read_parquet(run / "metrics.parquet")
+    other = frame.assign(task="toy", cell_id="toy-" + frame["cell_id"])
+    tables.write_parquet(pd.concat([frame, other]), run / "metrics.parquet")
+    report.write_report([run])
+    text = (run / "report.html").read_text()
+    assert "1 of 2 tasks and settings" in text and "1 of 2 tasks and settings" in capsys.readouterr().err
+    assert "<h2>toy</h2>" not in text
 
 
 def test_ten_tasks_have_a_critical_difference(run):

@@ -1,8 +1,10 @@
 """What code of a plugin reads is noted with its digest, however it is read, and a change of it is seen."""
 
 import importlib
+import json
 import os
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -173,3 +175,40 @@ def test_a_file_of_a_module_is_looked_up_once_however_many_there_are(monkeypatch
     before = followed._is_own_code.cache_info().misses
     followed.read()
     assert followed._is_own_code.cache_info().misses == before
+
+
+PREPARES = """
+import importlib, os
+from pathlib import Path
+from gradebench.tasks.toys import BernoulliToy
+HERE = Path(__file__).parent
+class Prepared(BernoulliToy):
+    def prepare(self, device, log, strict=False):
+        super().prepare(device, log, strict)
+        {way}
+        self.prepared = {{}}  # so that no worker prepares
+"""
+
+
+@pytest.mark.parametrize("way", ["open", "environ.get"])
+def test_what_a_task_reads_to_prepare_counts_for_its_cells(command, short, folder, monkeypatch, way):
+    text, name = WAYS[way]
+    monkeypatch.syspath_prepend(str(folder))
+    (folder / "mine.py").write_text(PREPARES.format(way=text))
+    (folder / "other.py").write_text("from gradebench.tasks.toys import BernoulliToy\nclass Other(BernoulliToy): ...\n")
+
+    def run():
+        sys.modules.pop("helper", None)
+        tasks = ("-t", f"{folder / 'mine.py'}:Prepared", "-t", f"{folder / 'other.py'}:Other")
+        return command("run", "-e", "rloo", *tasks, "--seeds", "0", "--steps", "2", "--out", folder / "run")
+
+    assert run()[0] == 0
+    name = name if name.startswith("$") else str(folder / name)
+    (cell,) = (folder / "run" / "cells").glob("other*rloo*/cell.json")
+    assert name not in json.loads(cell.read_text())["read"]  # another plugin's task has not read it
+    if name.startswith("$"):
+        monkeypatch.setenv(name[1:], "another")
+    else:
+        Path(name).write_text("X = 2\n")
+    status, _, err = run()
+    assert status == 2 and f"read {name}, changed since" in err.splitlines()[-1]
