@@ -186,7 +186,7 @@ class Prepared(BernoulliToy):
     def prepare(self, device, log, strict=False):
         super().prepare(device, log, strict)
         {way}
-        self.settled = {{}}  # so that no worker prepares
+        self.prepared = {{}}  # so that no worker prepares
 """
 
 
