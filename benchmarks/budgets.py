@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from gradebench.analysis import curves, fields, runs, tables
-from gradebench.reporting import terminal_tables
+from gradebench.reporting import pair_tables
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="folder for leaders.csv and crossings.csv")
     chosen = parser.parse_args()
     leaders, crossings = study(chosen.runs, chosen.axis, chosen.by, (chosen.pair[0], chosen.pair[1]))
-    terminal_tables.print_budgets(leaders, crossings)
+    pair_tables.print_budgets(leaders, crossings)
     if chosen.csv:
         chosen.csv.mkdir(parents=True, exist_ok=True)
         tables.write_csv(leaders, chosen.csv / "leaders.csv")

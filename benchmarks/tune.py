@@ -19,8 +19,8 @@ import pandas as pd
 
 from gradebench.analysis import tables
 from gradebench.experiment import runner, tuning
+from gradebench.reporting.pair_tables import print_tuning
 from gradebench.reporting.terminal import TerminalProgress
-from gradebench.reporting.terminal_tables import print_tuning
 
 GRID = [1e-4, 2.2e-4, 4.6e-4, 1e-3, 2.2e-3, 4.6e-3]
 SEEDS = "1000-1004"  # the comparison's start at 0

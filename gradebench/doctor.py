@@ -20,6 +20,7 @@ HUB_SECONDS = 8.0
 LITTLE_SPACE = 2e9  # bytes
 _EXTRAS = (
     ("resvg_py", "plots", "report --plots as PNG"),
+    ("svglib", "figures", "report --figures pdf"),
     ("ray", "ray", "run --launcher ray"),
     ("submitit", "slurm", "run --launcher slurm"),
 )

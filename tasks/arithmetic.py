@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradebench import InputError, LanguageModelTask, Range, generator
+from gradebench.core import progress
 from gradebench.core.shown import counted
 from gradebench.core.task import Log
 from gradebench.kit.making import parameters_of, write_report
@@ -209,7 +210,7 @@ def pretrain(policy: ScratchPolicy, rows: Tensor, prompt: int, shape: Pretrainin
         optimizer, lambda step: min((step + 1) / warm, (shape.steps - step) / max(1, shape.steps - warm))
     )
     late: list[Tensor] = []
-    for step in range(shape.steps):
+    for step in progress.track("step", range(shape.steps), shape.steps):
         problem = torch.randint(len(rows), (shape.batch,), generator=rng)
         error = torch.randint(1, rows.shape[1], (shape.batch,), generator=rng)
         error = torch.where(torch.rand(shape.batch, generator=rng) < shape.wrong, error, 0)

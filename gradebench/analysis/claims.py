@@ -1,5 +1,6 @@
 """Published claims as data: each is a hypothesis about two estimators of a run, tested on values paired by seed."""
 
+import functools
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from gradebench.analysis import power, provenance, statistics, tables
+from gradebench.analysis.groups import Group, groups_of, values_of
 from gradebench.core.errors import InputError
 
 BUILT_IN = Path(__file__).with_name("claims.toml")
@@ -160,7 +162,8 @@ def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
     steps         the budget: the last step at which test prompts were evaluated
     reason        of untested claims, with a command that would test them; and why a bound is out of reach
     """
-    rows = [row for claim in claims for row in _rows(claim, metrics)]
+    ran = functools.cache(functools.partial(_ran, metrics))
+    rows = [row for claim in claims for row in _rows(claim, ran(claim.task))]
     adjusted = statistics.holm([row["p_value"] for row in rows])
     family = int(np.count_nonzero(~np.isnan(adjusted)))
     for row, p_holm in zip(rows, adjusted, strict=True):
@@ -172,30 +175,45 @@ def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("verdict", key=lambda verdicts: verdicts == "untested", kind="stable", ignore_index=True)
 
 
-def _rows(claim: Claim, metrics: pd.DataFrame) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Ran:
+    """What the run has of one task, whatever its options; the claims about it share this."""
+
+    groups: Sequence[Group]
+    rows: Mapping[Any, pd.DataFrame]  # by task and setting
+    last: Mapping[Any, float]  # by setting
+
+
+def _ran(metrics: pd.DataFrame, task: str) -> _Ran | None:
+    mine = metrics[metrics["task"].str.partition(":")[0] == task]
+    if mine.empty:
+        return None
+    last = _last_steps(mine)
+    return _Ran(list(groups_of(mine)), dict(iter(mine.groupby(["task", "setting"]))), last)
+
+
+def _rows(claim: Claim, ran: _Ran | None) -> list[dict[str, Any]]:
     """One row for each setting of the task, with the `contrast` of its seeds; if there is none, one row that says why."""
     named = {"claim": claim.id, "claimed": claim.claimed, "says": claim.says, "source": claim.source}
     empty = {"task": claim.task, "verdict": "untested", "p_value": math.nan, "n_pairs": 0, "contrast": None}
-    mine = metrics[metrics["task"].str.partition(":")[0] == claim.task]
-    if mine.empty:
+    if ran is None:
         reason = f"the run has no task {claim.task}; this would test it: {claim.command}"
         return [named | empty | {"reason": reason}]
     rows = []
-    last = _last_steps(mine)
-    by_place = dict(iter(mine.groupby(["task", "setting"])))
-    for (task, setting), values in tables.per_seed(mine, claim.metric, claim.split):
-        place = {"task": task, "setting": setting, "steps": last.get(setting, math.nan)}
+    for group in ran.groups:
+        values = values_of(group, claim.metric, claim.split)
+        place = {"task": group.task, "setting": group.setting, "steps": ran.last.get(group.setting, math.nan)}
         lacking = [name for name in (claim.a, claim.b) if name not in values.columns]
         if lacking:
             reason = f"the run has no {claim.metric} of {' and '.join(lacking)}; this would test it: {claim.command}"
             rows.append(named | empty | place | {"reason": reason})
             continue
-        here = by_place[task, setting]
+        here = ran.rows[group.task, group.setting]
         if claim.metric != "gradient_variance" and (unfair := _unfair(claim, here)):
             rows.append(named | empty | place | {"reason": unfair})
             continue
         both = values[[claim.a, claim.b]].replace([math.inf, -math.inf], math.nan).dropna()
-        rows.append(named | place | {"verdict": ""} | _measured(claim, both, f"{task} {setting}"))
+        rows.append(named | place | {"verdict": ""} | _measured(claim, both, f"{group.task} {group.setting}"))
     return rows
 
 

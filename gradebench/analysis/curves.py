@@ -5,7 +5,7 @@ estimator takes part in the budgets that all of its seeds reach, since those tha
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -48,7 +48,11 @@ def budgets(metrics: pd.DataFrame, by: str | None = None, axes: Sequence[str] = 
 
     Raises        ValueError as `tables.comparisons` does.
     """
-    rows = [row for field in fields(metrics, by, axes) for row in _compared(field)]
+    return _budgets(fields(metrics, by, axes))
+
+
+def _budgets(found: Iterable[Field]) -> pd.DataFrame:
+    rows = [row for field in found for row in _compared(field)]
     return pd.DataFrame(rows, columns=BUDGETS_COLUMNS).astype({"rank": "Int64"})
 
 
@@ -179,8 +183,12 @@ def crossings_of(
 
     Raises        ValueError as `tables.comparisons` does.
     """
+    return _crossings(fields(metrics, by, axes), pairs)
+
+
+def _crossings(found: Iterable[Field], pairs: Sequence[tuple[str, str]] | None = None) -> pd.DataFrame:
     rows = []
-    for field in fields(metrics, by, axes):
+    for field in found:
         chosen = combinations(sorted(field.curves), 2) if pairs is None else pairs
         rows += [_crossed(field, a, b) for a, b in chosen if a in field.curves and b in field.curves]
     return pd.DataFrame([row for row in rows if row], columns=CROSSINGS_COLUMNS)
@@ -188,7 +196,8 @@ def crossings_of(
 
 def written(metrics: pd.DataFrame, by: str | None = None) -> dict[str, pd.DataFrame]:
     """The tables of curves in a run's folder, by the names of their files without extension."""
-    return {"budgets": budgets(metrics, by), "crossings": crossings_of(metrics, by)}
+    found = list(fields(metrics, by))
+    return {"budgets": _budgets(found), "crossings": _crossings(found)}
 
 
 def grid_of(field: Field, a: str, b: str) -> Floats:

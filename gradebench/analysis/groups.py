@@ -28,6 +28,7 @@ RANKABLE = ("objective", "reward", "gold_reward")  # of the test prompts; by def
 _CELL = ["task", "setting", "estimator", "seed"]
 _KEY = [*_CELL, "phase", "split", "step", "metric"]
 Values = TypeVar("Values", pd.Series, pd.DataFrame)
+_STRING = pd.Series([""], dtype=object).astype(str).dtype  # in pandas 2 it tells nothing about the values
 _TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value")] + cell_labels.COLUMNS
 
 
@@ -163,13 +164,18 @@ def per_seed(metrics: pd.DataFrame, metric: str, split: str) -> Iterator[tuple[t
     Raises        ValueError as `comparisons` does.
     """
     for group in groups_of(metrics):
-        if metric == "gradient_variance":
-            values = np.exp(group.log_variance)
-        elif metric == "generalization_gap":
-            values = column_of(group.final, ("train", "reward")) - column_of(group.final, ("test", "reward"))
-        else:
-            values = column_of(group.final, (split, metric))
-        yield (group.task, group.setting), values.dropna().unstack("estimator")
+        yield (group.task, group.setting), values_of(group, metric, split)
+
+
+def values_of(group: Group, metric: str, split: str) -> pd.DataFrame:
+    """The values of one group (seed x estimator), as `per_seed` gives them."""
+    if metric == "gradient_variance":
+        values = np.exp(group.log_variance)
+    elif metric == "generalization_gap":
+        values = column_of(group.final, ("train", "reward")) - column_of(group.final, ("test", "reward"))
+    else:
+        values = column_of(group.final, (split, metric))
+    return values.dropna().unstack("estimator")
 
 
 def ranked_per_seed(
@@ -225,6 +231,8 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def text_column(column: pd.Series) -> pd.Series:
     """The column as strings, "" where missing; pandas reads a CSV column of empty strings as all NaN."""
+    if isinstance(_STRING, pd.StringDtype) and column.dtype == _STRING and not column.hasnans:
+        return column  # as most are that come from a run
     return column.astype(object).where(column.notna(), "").astype(str)
 
 

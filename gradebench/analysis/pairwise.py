@@ -69,6 +69,8 @@ def controls(metrics: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for group in groups_of(metrics, controls=True):
         of = dict(zip(group.rows["estimator"], group.rows["control_of"], strict=True))
+        if not any(of.values()):
+            continue
         for metric, split, per_seed_of, suffix in _FAMILIES:
             values = per_seed_of(group).dropna().unstack("estimator")
             for control in values.columns:

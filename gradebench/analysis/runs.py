@@ -354,3 +354,15 @@ def cell_statuses(folder: Path) -> list[CellStatus]:
         status = own.get("status") or tabled.get(cell, "not run yet")
         answer.append(CellStatus(cell, str(status), str(own.get("reason", ""))))
     return answer
+
+
+def reasons_of(folders: Sequence[Path], metrics: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """By task and estimator, why its cells were skipped, as far as the folders still have them."""
+    skipped = metrics.loc[metrics["status"] == "skipped", ["task", "estimator", "cell_id"]].drop_duplicates()
+    reasons: dict[tuple[str, str], str] = {}
+    for row in skipped.to_dict("records"):
+        cell = Path(str(row["cell_id"])).name
+        for ended in (records.read_ended(folder / "cells" / cell) for folder in folders):
+            if reason := str(ended.get("reason") or ""):
+                reasons.setdefault((str(row["task"]), str(row["estimator"])), reason)
+    return reasons

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gradebench.cli import completion
 from gradebench.core.errors import InputError
 
 
@@ -25,6 +26,26 @@ class Judged(StrEnum):
     gold_reward = "gold_reward"
 
 
+class Form(StrEnum):
+    table = "table"
+    latex = "latex"
+    markdown = "markdown"
+    csv = "csv"
+
+
+class FigureForm(StrEnum):
+    svg = "svg"
+    pdf = "pdf"
+    png = "png"
+
+
+class Tracker(StrEnum):
+    csv = "csv"
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+    trackio = "trackio"
+
+
 class Along(StrEnum):
     reference = "reference"
     own = "own"
@@ -32,9 +53,17 @@ class Along(StrEnum):
 
 EstimatorOption = Annotated[
     list[str] | None,
-    typer.Option("--estimator", "-e", help="NAME[:k=v,...], FILE.py:OBJECT[:k=v,...] or all; repeatable"),
+    typer.Option(
+        "--estimator",
+        "-e",
+        help="NAME[:k=v,...], FILE.py:OBJECT[:k=v,...] or all; repeatable",
+        autocompletion=completion.estimators,
+    ),
 ]
-TaskOption = Annotated[list[str] | None, typer.Option("--task", "-t", help="NAME[:k=v,...] or all; repeatable")]
+TaskOption = Annotated[
+    list[str] | None,
+    typer.Option("--task", "-t", help="NAME[:k=v,...] or all; repeatable", autocompletion=completion.tasks),
+]
 BatchOption = Annotated[int | None, typer.Option(help="sampled sequences in each step; default: the task's")]
 ClipOption = Annotated[float, typer.Option(help="largest global norm of a gradient; longer ones are scaled down to it")]
 RateOption = Annotated[float | None, typer.Option(help="the same for all estimators; default: the tuned value of each")]

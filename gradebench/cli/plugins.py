@@ -1,10 +1,11 @@
-"""Commands about plugins and this machine: list, new, doctor."""
+"""Commands about plugins and this machine: list, show, new, doctor."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gradebench.cli import completion
 from gradebench.cli.options import Kind
 from gradebench.core.errors import InputError
 
@@ -20,6 +21,17 @@ def list_plugins(
     from gradebench.reporting.listing import print_listing
 
     print_listing(kind.value if kind else None, as_json, verbose)
+
+
+def show(
+    name: Annotated[
+        str, typer.Argument(help="an estimator or a task", show_default=False, autocompletion=completion.names)
+    ],
+) -> None:
+    """Show the card of one estimator or task, with its options."""
+    from gradebench.reporting.listing import print_card
+
+    print_card(name)
 
 
 def new(

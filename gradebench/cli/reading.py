@@ -1,14 +1,17 @@
-"""Commands that read runs back: leaderboard, frontier, merge, compare, curves, claims, report, status."""
+"""Commands that read runs back: leaderboard, frontier, merge, compare, curves, claims, report, status, cite."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import gradebench
 from gradebench.cli.options import (
     AgainstAgainOption,
     ByAgainOption,
     CsvOption,
+    FigureForm,
+    Form,
     Judged,
     RunArgument,
     RunsArgument,
@@ -28,14 +31,20 @@ def leaderboard(
     ] = False,
     by: ByAgainOption = None,
     against: AgainstAgainOption = None,
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--format", help="a table for the terminal; for a paper as LaTeX or Markdown; or CSV, all columns"
+        ),
+    ] = Form.table,
 ) -> None:
     """Rank the estimators of one run, or of several pooled."""
     from gradebench.analysis import instances, multi_task
     from gradebench.analysis.design import read_design
     from gradebench.analysis.once import made_once
-    from gradebench.analysis.runs import APART
-    from gradebench.reporting import terminal_tables
-    from gradebench.reporting.console import at_work
+    from gradebench.analysis.runs import APART, reasons_of
+    from gradebench.reporting import next_steps, terminal_tables
+    from gradebench.reporting.console import at_work, stdout_console
     from gradebench.results import Results
 
     results = Results(*runs, apart=apart, by=by, against=against or (), mend=APART)
@@ -44,12 +53,18 @@ def leaderboard(
             metrics, board = results.metrics, results.leaderboard
         _write(board, csv)
         _say_unlisted(runs)
-        terminal_tables.print_leaderboard(board)
+        if form is not Form.table:
+            _print_as(form, board, results.tests)
+            return
+        reasons = next_steps.why_skipped(board, reasons_of(runs, metrics))
+        terminal_tables.print_leaderboard(board, results.tests, reasons, results.against)
         terminal_tables.print_notices(metrics)
-        across = multi_task.across_tasks(metrics, results.by), multi_task.ranks(metrics, results.by)
-        terminal_tables.print_across(*across)
-        terminal_tables.print_underpowered(results.tests, board)
+        terminal_tables.print_across(
+            multi_task.across_tasks(metrics, results.by), multi_task.ranks(metrics, results.by)
+        )
+        underpowered = terminal_tables.print_underpowered(results.tests, board)
         terminal_tables.print_instances(instances.written(metrics, read_design(runs)).get(instances.BOARD))
+        next_steps.print_next(stdout_console(), next_steps.after_leaderboard(runs, board, underpowered))
         _say_ranking(results.ranked_by, results.by)
 
 
@@ -66,7 +81,7 @@ def frontier(
 
     Over a run's sweep of the penalty, or else along its trainings; with who leads at which KL.
     """
-    from gradebench.reporting import terminal_tables
+    from gradebench.reporting import pair_tables, terminal_tables
     from gradebench.results import Results
 
     results = Results(run)
@@ -74,7 +89,7 @@ def frontier(
     if table.empty:
         raise InputError(f"{run} has no frontier of {metric.value}: no task in it measures that beside a KL")
     _write(table, csv)
-    terminal_tables.print_frontier(table, areas)
+    pair_tables.print_frontier(table, areas)
     terminal_tables.print_notices(results.metrics)
 
 
@@ -116,7 +131,8 @@ def compare(
 
     Without names: each estimator with the baselines, or else with the best.
     """
-    from gradebench.reporting import terminal_tables
+    from gradebench.reporting import next_steps, pair_tables
+    from gradebench.reporting.console import stdout_console
     from gradebench.results import Results
 
     pooled = [run, *(also or [])]
@@ -126,9 +142,11 @@ def compare(
         raise InputError(f"{run} has nothing to compare: fewer than two estimators, or no rewards")
     _write(rows, csv)
     _say_unlisted(pooled)
-    terminal_tables.print_comparisons(rows, results.against)
+    pair_tables.print_comparisons(rows, results.against, (a, b) if a and b else None)
     if not a:
+        pair_tables.print_leads(results.leaderboard, results.tests, results.against)
         _say_ranking(results.ranked_by, results.by)
+    next_steps.print_next(stdout_console(), next_steps.after_comparison(pooled, rows, bool(a)))
 
 
 def curves(
@@ -146,7 +164,7 @@ def curves(
     Between two estimators, or between all that lead at some budget.
     """
     from gradebench.analysis.curves import leaders
-    from gradebench.reporting import terminal_tables
+    from gradebench.reporting import pair_tables, terminal_tables
     from gradebench.results import Results
 
     results = Results(run)
@@ -155,7 +173,7 @@ def curves(
         raise InputError(f"{run} has no {by or 'objective or reward'} by {axis}: nothing was evaluated along it")
     found = results.crossings(a, b, axis, by)
     _write(rows, csv)
-    terminal_tables.print_budgets(leaders(rows), found)
+    pair_tables.print_budgets(leaders(rows), found)
     terminal_tables.print_notices(results.metrics)
 
 
@@ -192,6 +210,13 @@ def report(
     plots: Annotated[
         bool, typer.Option("--plots", help="write each figure too, into plots/: SVG, and PNG with the extra `plots`")
     ] = False,
+    figures: Annotated[
+        FigureForm | None,
+        typer.Option(
+            help="write each figure for a page, into figures/: pdf with the extra `figures`, png with `plots`"
+        ),
+    ] = None,
+    width: Annotated[str, typer.Option(help="of these figures: in, cm, mm or pt")] = "3.25in",
     out: Annotated[
         Path | None, typer.Option(help="folder of the report; default: the run's own", show_default=False)
     ] = None,
@@ -202,19 +227,24 @@ def report(
     against: AgainstAgainOption = None,
 ) -> None:
     """Write report.html, one file to look at, send or print."""
-    from gradebench.reporting.pictures import no_png
+    from gradebench.reporting import pictures
     from gradebench.reporting.report import write_report
 
     if len(runs) > 1 and out is None:
         raise InputError("a report of several runs is nobody's own; give it a folder with --out")
+    form, points = figures.value if figures else "", pictures.points(width)
+    if form:
+        pictures.require(form)
     try:
-        for path in write_report(runs, out=out, plots=plots, apart=apart, by=by, against=against or ()):
+        for path in write_report(
+            runs, out=out, plots=plots, form=form, width=points, apart=apart, by=by, against=against or ()
+        ):
             typer.echo(path)
         _say_unlisted(runs)
     except OSError as error:
         raise InputError(f"can't write into {out or runs[0]}: {error.strerror}") from error
-    if plots and no_png():
-        typer.echo(no_png(), err=True)
+    if plots and pictures.no_png():
+        typer.echo(pictures.no_png(), err=True)
 
 
 def status(run: RunArgument) -> None:
@@ -223,12 +253,37 @@ def status(run: RunArgument) -> None:
     The exit status is 1 unless all cells are ok or skipped.
     """
     from gradebench.analysis import runs as folders
-    from gradebench.reporting import terminal_tables
+    from gradebench.reporting import next_steps, terminal_tables
 
     statuses = folders.cell_statuses(run)
-    terminal_tables.print_statuses(statuses)
-    if any(cell.status not in ("ok", "skipped") for cell in statuses):
+    complete = all(cell.status in ("ok", "skipped") for cell in statuses)
+    terminal_tables.print_statuses(statuses, next_steps.after_status(run, folders.read_config(run), complete))
+    if not complete:
         raise SystemExit(1)
+
+
+def cite(run: RunArgument) -> None:
+    """Print a BibTeX entry and a paragraph on methods for a run, to copy."""
+    from gradebench.analysis.runs import read_config
+    from gradebench.reporting import paper
+    from gradebench.results import Results
+    from gradebench.storage.formats import read_json
+
+    results, environment = Results(run), run / "environment.json"
+    known = read_json(environment) if environment.is_file() else {}
+    typer.echo(paper.bibtex(known.get("packages", {}).get("gradebench", gradebench.__version__)))
+    typer.echo()
+    typer.echo(paper.methods(read_config(run), known, results.leaderboard, results.tests))
+
+
+def _print_as(form: Form, board: "DataFrame", tests: "DataFrame") -> None:
+    """A leaderboard for other programs, and nothing else."""
+    from gradebench.reporting import paper
+
+    if form is Form.csv:
+        typer.echo(board.to_csv(index=False), nl=False)
+        return
+    typer.echo("\n\n".join(paper.tables(board, tests, form.value)))
 
 
 def _say_ranking(ranked_by: dict[tuple[str, str], str], by: str | None) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gradebench.cli import completion
 from gradebench.cli.options import (
     AgainstOption,
     Along,
@@ -22,6 +23,7 @@ from gradebench.cli.options import (
     StrictOption,
     TaskOption,
     TimeoutOption,
+    Tracker,
     TrustOption,
     rates_of,
 )
@@ -99,6 +101,12 @@ def run(
     checkpoint_every: Annotated[
         float, typer.Option(metavar="SECONDS", help="time between the checkpoints that a training resumes from")
     ] = 60.0,
+    log: Annotated[
+        list[Tracker] | None,
+        typer.Option(
+            help="log the curve of each cell as it ends: csv (log.csv), tensorboard, wandb, trackio; repeatable"
+        ),
+    ] = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
@@ -119,8 +127,9 @@ def run(
     """
     from gradebench import api
     from gradebench.experiment import runner
-    from gradebench.reporting import terminal
+    from gradebench.reporting import terminal, trackers
 
+    trackers.require(log or [])
     request = runner.Request(
         estimators=estimator or ["all"],
         tasks=task or ["imdb"],
@@ -164,8 +173,9 @@ def run(
         progress.note(f"dry run: {counted(len(prepared.cells), 'cell')}")
         return
     with plugins_aside():
-        outcome = api.execute(request, prepared, progress)
-    terminal.print_outcome(prepared, outcome, progress)
+        watched = trackers.Tracked(progress, prepared, log) if log else progress
+        outcome = api.execute(request, prepared, watched)
+    terminal.print_outcome(prepared, outcome, progress, request.against)
     _exit_by(outcome)
 
 
@@ -206,7 +216,7 @@ def tune(
     """
     from gradebench.analysis import rate_curve
     from gradebench.experiment import runner, tuning
-    from gradebench.reporting import terminal, terminal_tables
+    from gradebench.reporting import pair_tables, terminal
 
     tasks = task or ["imdb"]
     request = runner.Request(
@@ -237,7 +247,7 @@ def tune(
         raise InputError(f"--vary {min(twice)} is given twice; name all of its options in one")
     with plugins_aside():
         found = tuning.tune(request, rates_for, progress, dict(varied), extensions)
-    terminal_tables.print_tuning(found.curves, found.choices, found.run.out)
+    pair_tables.print_tuning(found.curves, found.choices, found.run.out)
     terminal.print_notes(found.run, found.outcome, progress)
     _exit_by(found.outcome)
 
@@ -248,7 +258,7 @@ def _print_power(pilot: Path, request: "Request", difference: float) -> None:
     from gradebench.analysis import runs as folders
     from gradebench.core.seeds import parse_seeds
     from gradebench.experiment import runner
-    from gradebench.reporting import terminal_tables
+    from gradebench.reporting import pair_tables
 
     if not difference > 0:
         raise InputError(f"--difference {difference:g}: a number above 0 is needed")
@@ -267,7 +277,7 @@ def _print_power(pilot: Path, request: "Request", difference: float) -> None:
         needed = pilot_power.pilot_power(metrics, labels - skipped, difference, seeds, request.by, against)
     except ValueError as error:
         raise InputError(str(error)) from error
-    terminal_tables.print_power(needed)
+    pair_tables.print_power(needed)
     if unknown := sorted(labels - set(metrics["estimator"])):
         typer.echo(f"{pilot} lacks {', '.join(unknown)}: the pairs are counted, their spread isn't known", err=True)
 
@@ -343,7 +353,9 @@ def probe(
 
 
 def check(
-    estimator: Annotated[str, typer.Argument(help="NAME[:k=v,...] or FILE.py:OBJECT[:k=v,...]")],
+    estimator: Annotated[
+        str, typer.Argument(help="NAME[:k=v,...] or FILE.py:OBJECT[:k=v,...]", autocompletion=completion.estimators)
+    ],
     seed: Annotated[int, typer.Option(min=0, help="of all random numbers")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="a JSON document")] = False,
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from gradebench.core import parallel
+from gradebench.core import parallel, progress
 from gradebench.core.errors import Unsupported
 from gradebench.core.interrupts import is_users
 from gradebench.core.panics import panics_raised
@@ -53,6 +53,7 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
         reason, key = "; ".join(lacking)[:1000], f"{key} in part"  # so that a later run tries again
     if (status == "oom" or lacking) and torch.cuda.is_available():
         torch.cuda.empty_cache()  # the next cell may need blocks of other sizes
+    progress.ended()
     if changed := watch.ended():
         status, reason = "failed", f"{changed} ({reason})" if reason else changed
         record = records.CellRecord(identity_of(plan, cell))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gradebench.core import parallel
+from gradebench.core import parallel, progress
 from gradebench.core.estimator import Estimator
 from gradebench.core.problem import Ledger
 from gradebench.core.sampling import generator
@@ -59,7 +59,7 @@ def reference_gradient(task: Task, plan: Plan, seed: int, number: int) -> Refere
     estimator = make_estimator(plan.reference, task, plan).eval()
     start = torch.zeros(sum(sizes_of(task)), dtype=torch.float64, device=plan.device)
     moments = Moments(start, sizes_of(task), min(8, plan.reference_draws))
-    for draw in range(plan.reference_draws):
+    for draw in progress.track(f"reference gradient seed {seed}", range(plan.reference_draws), plan.reference_draws):
         rng = generator(plan.device, seed, "reference", number, draw)
         parts = everything.split(
             max(1, 8 * plan.batch // estimator.n)

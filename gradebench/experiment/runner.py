@@ -6,7 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from gradebench.analysis import curves, frontier, instances, runs, tables
+from gradebench.analysis.once import made_once
 from gradebench.core.errors import InputError
 from gradebench.core.shown import counted
 from gradebench.experiment import earlier, repeat
@@ -41,24 +44,31 @@ def execute(request: Request, run: Run, progress: Progress) -> Outcome:
     """
     with files.exclusive_lock(run.out):
         outcome = measure(request, run, progress)
-        written = {"metrics": outcome.metrics, "probes": outcome.probes}
-        if request.train:  # without training there is no reward to rank by
-            outcome.comparisons = tables.comparisons(outcome.metrics, request.against)
-            outcome.leaderboard = tables.leaderboard(outcome.metrics, outcome.comparisons, request.by, request.against)
-            written |= {"tests": outcome.comparisons, "leaderboard": outcome.leaderboard}
-            written |= curves.written(outcome.metrics, request.by)
-            varied = frontier.written(outcome.metrics, run.design) | instances.written(outcome.metrics, run.design)
-            outcome.frontier = varied.get(frontier.NAME, outcome.frontier)
-            outcome.areas = varied.get(frontier.TESTS, outcome.areas)
-            outcome.instances = varied.get(instances.BOARD, outcome.instances)
-            written |= varied
-        controls = tables.controls(outcome.metrics)
-        if request.control or len(controls):
-            written["controls"] = outcome.controls = controls
+        written = {"metrics": outcome.metrics, "probes": outcome.probes, **_tables(request, run, outcome)}
         for name, frame in written.items():
             tables.write_csv(frame, run.out / f"{name}.csv")
         digests.seal(run.out, records.READ_AGAIN)
     return outcome
+
+
+@made_once()
+def _tables(request: Request, run: Run, outcome: Outcome) -> dict[str, pd.DataFrame]:
+    """Those that are made of what was measured, by name; the outcome has them too."""
+    written: dict[str, pd.DataFrame] = {}
+    if request.train:  # without training there is no reward to rank by
+        outcome.comparisons = tables.comparisons(outcome.metrics, request.against)
+        outcome.leaderboard = tables.leaderboard(outcome.metrics, outcome.comparisons, request.by, request.against)
+        written |= {"tests": outcome.comparisons, "leaderboard": outcome.leaderboard}
+        written |= curves.written(outcome.metrics, request.by)
+        varied = frontier.written(outcome.metrics, run.design) | instances.written(outcome.metrics, run.design)
+        outcome.frontier = varied.get(frontier.NAME, outcome.frontier)
+        outcome.areas = varied.get(frontier.TESTS, outcome.areas)
+        outcome.instances = varied.get(instances.BOARD, outcome.instances)
+        written |= varied
+    controls = tables.controls(outcome.metrics)
+    if request.control or len(controls):
+        written["controls"] = outcome.controls = controls
+    return written
 
 
 def measure(request: Request, run: Run, progress: Progress) -> Outcome:

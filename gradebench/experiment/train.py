@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gradebench.core import progress
 from gradebench.core.estimator import Estimator
 from gradebench.core.memory import peak_memory, reset_peak_memory
 from gradebench.core.problem import Ledger
@@ -43,6 +44,7 @@ def train(
         if step in evaluated:
             record.add("train", "train", step, trainer.costs(ledger))
             evaluate(task, plan, cell.seed, step, record)
+        progress.tell(f"{cell.estimator} seed {cell.seed}", step, plan.steps)
         if step < plan.steps:
             trainer.step(task.problem("train", next(prompts), ledger), rng)
             if checkpoint and step + 1 < plan.steps:

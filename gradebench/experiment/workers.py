@@ -14,13 +14,14 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, current_process, get_context, parent_process, resource_tracker
+from multiprocessing import Pipe, connection, current_process, parent_process, resource_tracker
 from pathlib import Path
 from typing import Any
 
 from gradebench.core.errors import InputError
 from gradebench.core.interrupts import is_users
 from gradebench.core.streams import make_ready
+from gradebench.experiment import starting
 from gradebench.plugins import descendants
 from gradebench.storage.files import out_of_room
 
@@ -39,10 +40,12 @@ _GUARD = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where one call at a time runs: the number of threads, and the GPU for CUDA_VISIBLE_DEVICES; None: unchanged."""
+    """Where one call at a time runs: the number of threads, and the GPU for CUDA_VISIBLE_DEVICES; None: unchanged.
+    `forked`: whether its process may be forked, because it needs no GPU."""
 
     threads: int = 1
     gpu: str | None = None
+    forked: bool = False
 
 
 def places(jobs: int, device: str, gpus: Sequence[str]) -> list[Place]:
@@ -51,7 +54,7 @@ def places(jobs: int, device: str, gpus: Sequence[str]) -> list[Place]:
     On a CPU each has one thread, so that results don't depend on the number of parallel cells.
     """
     if not device.startswith("cuda"):
-        return [Place()] * jobs
+        return [Place(forked=True)] * jobs
     seen: Sequence[str | None] = (
         gpus if device == "cuda" and gpus else [None]
     )  # cuda:1 is the same GPU in all processes
@@ -177,13 +180,11 @@ class _Worker:
             self.pipe.send((self.function, self.call))
 
     def _start(self) -> None:
-        context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.place))
+        self.pipe, theirs = Pipe()
         self.ready = self.spent = False
         self.mark = uuid.uuid4().hex
-        with _interrupts_held(), _in_environment(descendants.MARK, self.mark):
-            self.process.start()
+        with _interrupts_held():
+            self.process = starting.start(_serve, (theirs, self.place), self.mark, self.place.forked)
         theirs.close()  # so that the pipe closes when the process ends
 
     @property
@@ -263,15 +264,6 @@ def _wait(busy: Sequence[_Worker], timeout: float | None) -> None:
 
 
 @contextlib.contextmanager
-def _in_environment(name: str, value: str) -> Iterator[None]:
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]
-
-
-@contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
     """A context that delays Ctrl-C; processes started in it ignore Ctrl-C, which a terminal sends to all processes."""
     if not hasattr(signal, "pthread_sigmask"):
@@ -322,11 +314,14 @@ def spend() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its parent ends: a killed parent can't do it, and the worker must not go on writing."""
-    parent = parent_process()
+    """End this worker when its parent ends: a killed parent can't do it, and the worker must not go on writing.
+
+    The same if the server ends that this process was forked from, because the parent then takes the worker for dead."""
+    parent, above = parent_process(), os.getppid()
     assert parent is not None
     mark = os.environ.get(descendants.MARK, "")
-    connection.wait([parent.sentinel])
+    while not connection.wait([parent.sentinel], 1.0) and os.getppid() == above:
+        pass
     descendants.end(descendants.of(os.getpid(), mark))
     os._exit(1)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy.special
 from numpy.typing import NDArray
 
 LEVEL = 0.95  # confidence level of all intervals
@@ -136,7 +136,7 @@ def _told(truth: Floats) -> bool:
 
 @functools.cache
 def _quantile(seeds: int) -> float:
-    return float(scipy.stats.t.isf((1 - LEVEL) / 2, seeds - 1))
+    return -float(scipy.special.stdtrit(seeds - 1, (1 - LEVEL) / 2))
 
 
 def _resolved(name: str, value: float, low: float, high: float) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-import scipy.stats
+import scipy.special
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -299,7 +299,7 @@ def _jackknife(name: str, value: np.float64, parts: Sequence[Sequence[float]], f
     # Shares of the variance, because squares of variances may overflow.
     freedom = sum((share / variance) ** 2 / count for share, count in shares)
     degrees = 1 / freedom if freedom else len(parts[0]) - 1.0
-    width = np.float64(scipy.stats.t.isf((1 - LEVEL) / 2, degrees)) * np.sqrt(variance)
+    width = -scipy.special.stdtrit(degrees, (1 - LEVEL) / 2) * np.sqrt(variance)
     if logarithmic:
         return Interval(shown, float(value * np.exp(-width)), float(value * np.exp(width)))
     return Interval(shown, float(max(least, min(most, value - width))), float(max(least, min(most, value + width))))
@@ -317,7 +317,7 @@ def slope_of_log_variance(samples: Sequence[int], variances: Sequence[Interval])
         return Interval(math.nan, math.nan, math.nan)
     x = np.log([k for k, *_ in points])
     y = np.log([v.value for _, v, _ in points])
-    normal = float(scipy.stats.norm.isf((1 - LEVEL) / 2))
+    normal = -float(scipy.special.ndtri((1 - LEVEL) / 2))
     weights = np.array([(2 * normal / length) ** 2 for *_, length in points])
     x = x - np.average(x, weights=weights)
     information = float(weights @ x**2)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gradebench.core import progress
 from gradebench.models.transformer import ScratchClassifier, ScratchPolicy
 
 FUSED_FROM = (
@@ -89,7 +90,7 @@ def _descend(model: nn.Module, loss, rows: int, steps: int, batch: int, learning
     )
     late: list[Tensor] = []
     model.train()
-    for step in range(steps):
+    for step in progress.track("step", range(steps), steps):
         value = loss(torch.randint(rows, (batch,), generator=rng), rng)
         optimizer.zero_grad()
         value.backward()

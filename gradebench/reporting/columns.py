@@ -26,7 +26,7 @@ class Column:
     name      of the column that it is from; of the lower ends, where it is one of intervals
     form      of its numbers
     high      the column of the upper ends; "" for one of single values
-    narrow    whether it is shown where there is little room, as in the terminal
+    place     in the order in which a terminal chooses columns while it has room; 0 for one that is always there
     short     its heading there, if another
     prose     whether its texts may be folded
     """
@@ -35,7 +35,7 @@ class Column:
     name: str
     form: str = ""
     high: str = ""
-    narrow: bool = True
+    place: int = 99
     short: str = ""
     prose: bool = False
 
@@ -46,51 +46,51 @@ class Column:
 
 
 LEADERBOARD = (
-    Column("estimator", "named"),
-    Column("rank", "rank", ".0f"),
-    Column("tier", "tier", ".0f"),
-    Column("letters", "letters"),
-    Column("seeds", "n_seeds", ".0f", narrow=False),
-    Column("steps", "steps", ".0f", narrow=False),
-    Column("objective", "test_objective_mean", ".3f"),
+    Column("estimator", "named", place=0),
+    Column("rank", "rank", ".0f", place=1),
+    Column("tier", "tier", ".0f", place=2),
+    Column("letters", "letters", place=9),
+    Column("seeds", "n_seeds", ".0f", place=18),
+    Column("steps", "steps", ".0f", place=99),
+    Column("objective", "test_objective_mean", ".3f", place=3),
     Column(INTERVAL, "test_objective_ci_low", ".3f", high="test_objective_ci_high"),
-    Column("test reward", "test_reward_mean", ".3f"),
+    Column("test reward", "test_reward_mean", ".3f", place=8),
     Column(INTERVAL, "test_reward_ci_low", ".3f", high="test_reward_ci_high"),
-    Column(P_VS_BEST, "p_vs_best_holm", ".3g"),
-    Column("p vs baseline", "p_vs_baseline_holm", ".3g"),
-    Column("verdict", "verdict"),
-    Column("gold reward", "test_gold_reward_mean", ".3f", short="gold"),
-    Column("train-test", "generalization_gap", "+.3f"),
-    Column("KL, nats", "kl_mean", ".2f", short="KL"),
-    Column("relative MSE", "gradient_mse_relative", ".3g", narrow=False),
-    Column("direction error", "gradient_direction_error", ".3f", narrow=False),
-    Column("variance", "gradient_variance", ".3g"),
-    Column("relative", "gradient_variance_relative", ".3g"),
-    Column("bias²", "gradient_bias_squared", ".2f"),
-    Column("cosine", "gradient_cosine", ".2f"),
-    Column("updates/step", "updates_per_step", ".3g"),
-    Column("clipped", "clipped_updates", ".0%"),
-    Column("clip factor", "clip_factor", ".2f", narrow=False),
-    Column("clipped tokens", "clipped_tokens", ".1%", narrow=False),
-    Column("s/step", "seconds_per_step", ".3f"),
-    Column("memory, MB", "peak_memory_mb", ".0f", narrow=False),
-    Column("rate", "learning_rate", ".2g"),
-    Column("rate from", "rate_source", narrow=False),
-    Column("status", "status"),
+    Column(P_VS_BEST, "p_vs_best_holm", ".3g", place=7),
+    Column("p vs baseline", "p_vs_baseline_holm", ".3g", place=7),
+    Column("verdict", "verdict", place=2),
+    Column("gold reward", "test_gold_reward_mean", ".3f", short="gold", place=10),
+    Column("train-test", "generalization_gap", "+.3f", place=14),
+    Column("KL, nats", "kl_mean", ".2f", short="KL", place=4),
+    Column("relative MSE", "gradient_mse_relative", ".3g", place=19),
+    Column("direction error", "gradient_direction_error", ".3f", place=20),
+    Column("variance", "gradient_variance", ".3g", place=17),
+    Column("relative", "gradient_variance_relative", ".3g", short="relative variance", place=5),
+    Column("bias²", "gradient_bias_squared", ".2f", place=6),
+    Column("cosine", "gradient_cosine", ".2f", place=11),
+    Column("updates/step", "updates_per_step", ".3g", place=16),
+    Column("clipped", "clipped_updates", ".0%", place=15),
+    Column("clip factor", "clip_factor", ".2f", place=21),
+    Column("clipped tokens", "clipped_tokens", ".1%", place=22),
+    Column("s/step", "seconds_per_step", ".3f", place=12),
+    Column("memory, MB", "peak_memory_mb", ".0f", place=23),
+    Column("rate", "learning_rate", ".2g", place=13),
+    Column("rate from", "rate_source", place=24),
+    Column("status", "status", place=14),
 )
 
 INSTANCES = (
-    Column("estimator", "estimator"),
-    Column("rank", "rank", ".0f"),
-    Column("mean", "mean", ".3f"),
+    Column("estimator", "estimator", place=0),
+    Column("rank", "rank", ".0f", place=1),
+    Column("mean", "mean", ".3f", place=2),
     Column(INTERVAL, "ci_low", ".3f", high="ci_high"),
-    Column(P_VS_BEST, "p_vs_best_holm", ".3g"),
-    Column("first in", "n_first", ".0f"),
-    Column("reward", "reward_mean", ".3f"),
-    Column("gold reward", "gold_reward_mean", ".3f", short="gold"),
-    Column("KL, nats", "kl_mean", ".2f", short="KL"),
-    Column("instances", "n_instances", ".0f"),
-    Column("seeds in all", "n_seeds", ".0f"),
+    Column(P_VS_BEST, "p_vs_best_holm", ".3g", place=7),
+    Column("first in", "n_first", ".0f", place=3),
+    Column("reward", "reward_mean", ".3f", place=4),
+    Column("gold reward", "gold_reward_mean", ".3f", short="gold", place=10),
+    Column("KL, nats", "kl_mean", ".2f", short="KL", place=4),
+    Column("instances", "n_instances", ".0f", place=8),
+    Column("seeds in all", "n_seeds", ".0f", place=9),
 )
 
 

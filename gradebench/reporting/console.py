@@ -1,6 +1,8 @@
 """The terminal, or the pipe in its place: text that others wrote is shown as it is, on one line, in any encoding."""
 
+import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -13,28 +15,61 @@ from rich.text import Text
 
 from gradebench.core.shown import counted, one_line
 
-WIDTH_WHEN_PIPED = 220
+WIDTH_WHEN_PIPED = 220  # unless COLUMNS says otherwise
 MANY = 100  # tasks, from which on it is told how far a command is
 PATIENCE = 3.0  # seconds before that
+ASCII = {"±": "+-", "²": "^2", "≥": ">=", "≤": "<="}  # where the terminal's encoding lacks them
 One = TypeVar("One")
 
 
 class PlainConsole(Console):
-    """Neither markup nor emoji codes are read in what is printed, nor in titles and cells of tables."""
+    """Neither markup nor emoji codes are read in what is printed, nor in titles and cells of tables.
+
+    No control codes are written into pipes, on dumb terminals, and where NO_COLOR is set.
+    """
 
     def __init__(self, **options: Any):
-        super().__init__(markup=False, emoji=False, highlight=False, **options)
+        color = {"color_system": None} if os.environ.get("NO_COLOR") else {}
+        super().__init__(markup=False, emoji=False, highlight=False, **(color | options))
 
     def render_str(self, text: str, **options: Any) -> Text:
-        fitting = one_line(text).encode(self.encoding, "backslashreplace").decode(self.encoding)
-        return super().render_str(fitting, **options)
+        return super().render_str(self.fitting(text), **options)
+
+    def fitting(self, text: str) -> str:
+        """What others wrote on one line, as the encoding can show it."""
+        return one_line(text).encode(self.encoding, "backslashreplace").decode(self.encoding)
+
+    def spelled(self, text: str) -> str:
+        """Words of our own, with signs that the encoding lacks as ASCII spells them; what others wrote stays as it is."""
+        for sign, instead in ASCII.items():
+            if sign in text and sign.encode(self.encoding, "ignore") == b"":
+                text = text.replace(sign, instead)
+        return text
+
+    def heading(self, title: str) -> None:
+        """A title, in bold where the terminal can."""
+        self.say(title, style="bold")
+
+    def say(self, sentence: str, indent: int = 0, style: str | None = None) -> None:
+        """A sentence, broken between words; names with hyphens and paths stay whole."""
+        room, words = " " * indent, self.fitting(self.spelled(sentence))
+        broken = textwrap.TextWrapper(
+            self.width, initial_indent=room, subsequent_indent=room, break_long_words=False, break_on_hyphens=False
+        )
+        for line in broken.wrap(words) or [""]:
+            self.print(line, soft_wrap=True, style=style)
+
+    def copyable(self, text: str) -> None:
+        """A command or a path, into which no line break is put."""
+        self.print(text, soft_wrap=True)
 
 
-def stdout_console() -> Console:
-    return PlainConsole(width=None if sys.stdout.isatty() else WIDTH_WHEN_PIPED)
+def stdout_console() -> PlainConsole:
+    given = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return PlainConsole(width=None if given else WIDTH_WHEN_PIPED)
 
 
-def stderr_console() -> Console:
+def stderr_console() -> PlainConsole:
     return PlainConsole(stderr=True, soft_wrap=True)
 
 

@@ -3,12 +3,13 @@
 Nothing is imported to list it, unless the listing is verbose: then each entry's import is put to the test.
 """
 
+import difflib
 import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradebench
 from gradebench.core.errors import InputError
@@ -16,6 +17,9 @@ from gradebench.core.options import options_of
 from gradebench.core.shown import one_line
 from gradebench.core.streams import plugins_aside
 from gradebench.plugins.registry import INSTALL_HINT, KINDS, Entry, collisions, entries, installed, load
+
+if TYPE_CHECKING:
+    from gradebench.reporting.console import PlainConsole
 
 
 def print_listing(kind: str | None, as_json: bool = False, verbose: bool = False) -> None:
@@ -116,20 +120,61 @@ def plain_lines(listed: dict[str, list[Entry]], verbose: bool) -> Iterator[str]:
 
 
 def _print_tables(listed: dict[str, list[Entry]], verbose: bool) -> None:
-    from rich.table import Table  # here, because rich takes a quarter of the time that `--help` may take
-    from rich.text import Text
-
-    from gradebench.reporting.console import stdout_console
+    from gradebench.reporting.console import stdout_console  # rich takes a quarter of the time that `--help` may take
+    from gradebench.reporting.fitted import Shown, print_table
 
     console = stdout_console()
     for kind, found in listed.items():
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in header(kind):
-            table.add_column(title, overflow="fold", no_wrap=title in (kind, "unbiased"))
-        for entry in found:
-            *cells, summary = row(entry)
-            details = [summary, *(detail_lines(entry) if verbose else [])]
-            last = Text("\n  ".join(map(one_line, details)), style="red" if entry.problem else "")
-            table.add_row(*cells, last)
-        console.print(table)
-        console.print()
+        if verbose:
+            for entry in found:
+                _say_card(console, entry)
+                console.print()
+        elif found:
+            cells = [dict(zip(header(kind), row(entry), strict=True)) for entry in found]
+            importance = {kind: 0, "unbiased": 1, "needs": 2, "from": 3, "summary": 0}
+            columns = [
+                Shown(
+                    title, [one[title] for one in cells], importance[title], left=True, prose=40 * (title == "summary")
+                )
+                for title in header(kind)
+            ]
+            print_table(console, "", columns)
+            console.print()
+
+
+def print_card(name: str) -> None:
+    """Print all that is known of one estimator or task, and the commands that try it.
+
+    Raises InputError for a name that nothing is registered under.
+    """
+    from gradebench.reporting.console import stdout_console
+    from gradebench.reporting.next_steps import print_next
+
+    found = [entry for kind in KINDS if (entry := entries(kind).get(name))]
+    if not found:
+        known = {one: None for kind in KINDS for one in entries(kind)}
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"there is no estimator or task {name!r}; {hint}`gradebench list` shows all")
+    console = stdout_console()
+    for entry in map(imported, found):
+        _say_card(console, entry)
+        estimator = entry.kind == "estimators"
+        tried = f"gradebench run -e {'rloo -e ' if name != 'rloo' else ''}{name} -t enumerable-lm"
+        steps = [
+            (f"gradebench check {name}", "whether it keeps its contract"),
+            (tried, "trains it on a task of seconds"),
+        ]
+        print_next(console, steps if estimator else [(f"gradebench run -e rloo -e grpo -t {name}", "trains on it")])
+
+
+def _say_card(console: "PlainConsole", entry: Entry) -> None:
+    """The name, and below it what its card says, a line or paragraph each."""
+    cells = dict(zip(header(entry.kind), row(entry), strict=True))
+    console.heading(f"{entry.name}  ({entry.kind.removesuffix('s')}, {entry.source})")
+    console.say(cells["summary"], indent=2)
+    for title in ("unbiased", "needs"):
+        if cells.get(title):
+            console.say(f"{title}: {cells[title]}", indent=2)
+    for line in detail_lines(entry):
+        console.say(line.strip(), indent=4 if line.startswith(" ") else 2)

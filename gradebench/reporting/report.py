@@ -46,13 +46,16 @@ def write_report(
     *,
     out: Path | None = None,
     plots: bool = False,
+    form: str = "",
+    width: float = 0.0,
     apart: bool = False,
     by: str | None = None,
     against: Sequence[str] = (),
 ) -> list[Path]:
     """Writes report.html of these runs into `out`, by default the first run's folder; returns the paths written.
 
-    With `plots` each figure too, as SVG and, where the extra `plots` is installed, as PNG. Tables that aren't given are
+    With `plots` each figure too, as SVG and, where the extra `plots` is installed, as PNG; with a `form`, one of
+    `pictures.FORMS`, each figure as a file for a page, `width` points wide, into figures/. Tables that aren't given are
     read and computed. Runs of gradients alone only add to the figures of the others. The ranking metric and the baselines
     are those of the runs, unless given.
 
@@ -80,6 +83,12 @@ def write_report(
         names = pictures.distinct_names([(figure.name, group) for group, figure in drawn])
         for name, (_, figure) in zip(names, drawn, strict=True):
             written += pictures.write(figure.picture, out / "plots", name)
+    if form and drawn:
+        names = pictures.distinct_names([(figure.name, group) for group, figure in drawn])
+        written += [
+            pictures.export(figure.picture, out / "figures", name, form, width)
+            for name, (_, figure) in zip(names, drawn, strict=True)
+        ]
     return written
 
 

@@ -1,63 +1,34 @@
-"""What a run prints: progress on stderr, the leaderboard on stdout."""
+"""What a run prints: what it is about to do on stderr, the leaderboard on stdout."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-from rich.table import Table
+import pandas as pd
 
 from gradebench.analysis.provenance import TUNED
-from gradebench.core.shown import counted, one_line
-from gradebench.experiment.plan import Cell
+from gradebench.core.shown import counted
 from gradebench.experiment.runner import Outcome, Progress, Run
-from gradebench.reporting.console import stderr_console, stdout_console
+from gradebench.reporting.columns import number
+from gradebench.reporting.console import stdout_console
+from gradebench.reporting.fitted import Shown, chosen, print_table
+from gradebench.reporting.next_steps import after_leaderboard, print_next, why_skipped
+from gradebench.reporting.pair_tables import print_frontier
+from gradebench.reporting.progress import TerminalProgress
 from gradebench.reporting.terminal_tables import (
-    number,
     print_controls,
-    print_frontier,
     print_instances,
     print_leaderboard,
     print_notices,
     print_underpowered,
 )
+from gradebench.reporting.verdicts import in_words, probed_in_words
 
+__all__ = ["TerminalProgress", "announce", "print_check", "print_notes", "print_outcome", "print_probes"]
+SKIPPED = "skipped: "
 REASONS_SHOWN = 20
-
-
-class TerminalProgress(Progress):
-    """Notes as lines on stderr; a bar with the time left, on a terminal only."""
-
-    def __init__(self) -> None:
-        self.console = stderr_console()
-        self.bar: Bar | None = None
-
-    def note(self, message: str) -> None:
-        self.console.print(message)
-
-    def start(self, total: int, done: int) -> None:
-        if not self.console.is_terminal:
-            return
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.bar = Bar(
-            TextColumn("cells"), *columns, TextColumn("{task.description}", markup=False), console=self.console
-        )
-        self.identity = self.bar.add_task("reference gradients", total=total, completed=done)
-        self.bar.start()
-
-    def advance(self, cell: Cell | None, status: str) -> None:
-        if cell is not None and status not in ("ok", "skipped"):
-            self.note(f"{cell.estimator} on {cell.task}, seed {cell.seed}: {status}")
-        if self.bar is not None and cell is not None:
-            self.bar.update(
-                self.identity, advance=1, description=one_line(f"{cell.estimator} seed {cell.seed} {status}")
-            )
-
-    def stop(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
 
 def announce(run: Run, config: dict[str, Any], progress: Progress) -> None:
@@ -92,11 +63,13 @@ def _by_source(sources: Mapping[str, str]) -> dict[str, list[str]]:
     return found
 
 
-def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
+def print_outcome(run: Run, outcome: Outcome, progress: Progress, against: Sequence[str] = ()) -> None:
     """The leaderboard and where the files are, on stdout; what went wrong, on stderr."""
-    print_leaderboard(outcome.leaderboard)
+    board, console = outcome.leaderboard, stdout_console()
+    reasons = {(task, estimator): reason for task, estimator, reason in _skipped(run, outcome)}
+    print_leaderboard(board, outcome.comparisons, why_skipped(board, reasons), against)
     print_notices(outcome.metrics)
-    print_underpowered(outcome.comparisons, outcome.leaderboard)
+    underpowered = print_underpowered(outcome.comparisons, board)
     print_controls(outcome.controls)
     if not outcome.frontier.empty:
         print_frontier(outcome.frontier, outcome.areas)
@@ -105,9 +78,22 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress) -> None:
     files += "" if outcome.controls.empty else ", controls.csv"
     files += "" if outcome.frontier.empty else ", frontier.csv, frontier_tests.csv"
     files += "" if outcome.instances.empty else ", instances.csv, instances_leaderboard.csv"
-    stdout_console().print(f"tables: {run.out}/{files}")
-    stdout_console().print(f"report: {run.out}/report.html")
+    console.print()
+    console.say(f"tables: {run.out}/{files}")
+    console.copyable(f"report: {run.out}/report.html")
+    print_next(console, after_leaderboard([run.out], board, underpowered))
     print_notes(run, outcome, progress)
+
+
+def _skipped(run: Run, outcome: Outcome) -> list[tuple[str, str, str]]:
+    """Task, estimator and reason of those that were skipped, once each."""
+    cells = {cell.id: cell for _, cell in run.cells}
+    found = {
+        (cells[name].task, cells[name].estimator): reason.removeprefix(SKIPPED)
+        for name, reason in outcome.reasons.items()
+        if reason.startswith(SKIPPED) and name in cells
+    }
+    return [(task, estimator, reason) for (task, estimator), reason in found.items()]
 
 
 def print_notes(run: Run, outcome: Outcome, progress: Progress) -> None:
@@ -116,12 +102,15 @@ def print_notes(run: Run, outcome: Outcome, progress: Progress) -> None:
         progress.note(f"{counted(outcome.reused, 'cell was', 'cells were')} finished by an earlier run and kept")
     for name, reason in outcome.unprobed.items():
         progress.note(f"{name}: no gradient probes, because the reference gradient failed: {reason}")
-    for cell, reason in list(outcome.reasons.items())[:REASONS_SHOWN]:
+    for task, estimator, reason in _skipped(run, outcome) if outcome.leaderboard.empty else ():
+        progress.note(f"{SKIPPED}{estimator} on {task}: {in_words(reason)}")
+    failures = {cell: reason for cell, reason in outcome.reasons.items() if not reason.startswith(SKIPPED)}
+    for cell, reason in list(failures.items())[:REASONS_SHOWN]:
         progress.note(f"{cell}: {reason}")
-    if len(outcome.reasons) > REASONS_SHOWN:
-        progress.note(f"and {len(outcome.reasons) - REASONS_SHOWN} more: see {run.out}/cells/*/cell.json")
-    for task in run.tasks.values():
-        for notice in task.notices:
+    if len(failures) > REASONS_SHOWN:
+        progress.note(f"and {len(failures) - REASONS_SHOWN} more: see {run.out}/cells/*/cell.json")
+    for one in run.tasks.values():
+        for notice in one.notices:
             progress.note(notice)
 
 
@@ -136,38 +125,48 @@ def print_probes(run: Run, outcome: Outcome, drawn: Sequence[Path], progress: Pr
             continue
         draws, batch = int(main["draws"].iloc[0]), int(main["samples"].iloc[0])
         title = f"{task}, step {step}  [{setting}]  {counted(draws, 'draw')} of {counted(batch, 'sequence')}, along {main['along'].iloc[0]}"
-        table = Table(title=title, title_justify="left")
-        table.add_column("estimator", overflow="fold")
-        for heading, *_ in _PROBED:
-            table.add_column(heading, justify="right")
         order = measured["value"]["gradient_mse"].sort_values(na_position="last").index
-        for estimator in order:
-            cells = []
-            for _, metric, form, shown in _PROBED:
-                known = metric in measured["value"]
-                ends = [measured[end][metric].to_dict()[estimator] if known else math.nan for end in _ENDS]
-                cells.append(_with_interval(metric, ends, form) if shown else number(ends[0], form))
-            table.add_row(str(estimator), *cells)
-        console.print(table)
+        with_ends = _probed(measured, order, intervals=True)
+        fit = {column.heading for column in chosen(with_ends, console.width)} >= _MAIN
+        print_table(console, title, with_ends if fit else _probed(measured, order, intervals=False))
+        console.say(probed_in_words(measured))
     files = ", ".join(["probes.csv", "metrics.csv", *(f"plots/{path.name}" for path in drawn)])
     for line in _PROBE_KEY:
-        console.print(line)
-    console.print(f"tables: {run.out}/{files}")
+        console.say(line)
+    console.say(f"tables: {run.out}/{files}")
+    names = list(dict.fromkeys(overall["estimator"].astype(str)))
+    trained = [
+        (f"gradebench run {' '.join(f'-e {shlex.quote(name)}' for name in names)} -t {shlex.quote(task)}", task)
+        for task in run.tasks
+    ]
+    print_next(console, [(command, f"trains them on {task}") for command, task in trained if names])
     print_notes(run, outcome, progress)
 
 
+def _probed(measured: pd.DataFrame, order: Sequence[Any], intervals: bool) -> list[Shown]:
+    """The columns of probes, with intervals or, in a terminal too narrow for the main ones, without."""
+    answer = [Shown("estimator", list(map(str, order)), left=True)]
+    for heading, metric, form, with_ends, place in _PROBED:
+        known = metric in measured["value"]
+        ends = [[measured[end][metric].to_dict()[one] if known else math.nan for end in _ENDS] for one in order]
+        cells = [_with_interval(metric, one, form, intervals) if with_ends else number(one[0], form) for one in ends]
+        answer.append(Shown(heading, cells, place))
+    return answer
+
+
+_MAIN = {"relative", "bias² / |grad J|²", "cosine"}
 _ENDS = ("value", "ci_low", "ci_high")
-# heading, metric, format, whether its interval is shown here (probes.csv has all)
+# heading, metric, format, whether its interval is shown here (probes.csv has all), place in the order of choice
 _PROBED = (
-    ("variance", "gradient_variance", ".3g", False),
-    ("relative", "gradient_variance_relative", ".3g", True),
-    ("bias² / |grad J|²", "gradient_bias_relative", ".3g", True),
-    ("cosine", "gradient_cosine", ".3f", True),
-    ("MSE", "gradient_mse", ".3g", False),
-    ("direction error", "gradient_direction_error", ".3f", False),
-    ("of prompts", "gradient_variance_prompts", ".2g", False),
-    ("slope", "gradient_variance_slope", ".2f", True),
-    ("variance x s", "gradient_variance_times_seconds", ".2g", False),
+    ("variance", "gradient_variance", ".3g", False, 6),
+    ("relative", "gradient_variance_relative", ".3g", True, 1),
+    ("bias² / |grad J|²", "gradient_bias_relative", ".3g", True, 2),
+    ("cosine", "gradient_cosine", ".3f", True, 3),
+    ("MSE", "gradient_mse", ".3g", False, 4),
+    ("direction error", "gradient_direction_error", ".3f", False, 5),
+    ("of prompts", "gradient_variance_prompts", ".2g", False, 8),
+    ("slope", "gradient_variance_slope", ".2f", True, 7),
+    ("variance x s", "gradient_variance_times_seconds", ".2g", False, 9),
 )
 _PROBE_KEY = (
     (
@@ -181,34 +180,35 @@ _PROBE_KEY = (
 )
 
 
-def _with_interval(metric: str, ends: Sequence[float], form: str) -> str:
+def _with_interval(metric: str, ends: Sequence[float], form: str, interval: bool) -> str:
     value, low, high = ends
     if math.isnan(value) or math.isnan(low):
         return number(value, form)
     if metric == "gradient_bias_relative" and low <= 0:
         return f"~0 (< {max(high, 0):{form}})"
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]" if interval else f"{value:{form}}"
 
 
 def print_check(report: Mapping[str, Any]) -> None:
     """A line for each finding, and what to look at for each failure."""
     console = stdout_console()
-    table = Table(title=f"{report['estimator']}  [{report['source']}]", title_justify="left")
-    for heading in ("check", "", "what was found"):
-        table.add_column(heading, overflow="fold")
-    for finding in report["findings"]:
-        table.add_row(
-            finding["check"],
-            finding["status"].upper() if finding["status"] == "fail" else finding["status"],
-            finding["detail"],
-        )
-    console.print(table)
-    failures = [finding for finding in report["findings"] if finding["status"] == "fail"]
+    findings = report["findings"]
+    statuses = [one["status"].upper() if one["status"] == "fail" else one["status"] for one in findings]
+    columns = [
+        Shown("check", [one["check"] for one in findings], left=True),
+        Shown("", statuses, left=True),
+        Shown("what was found", [one["detail"] for one in findings], left=True, prose=24),
+    ]
+    print_table(console, f"{report['estimator']}  [{report['source']}]", columns)
+    failures = [finding for finding in findings if finding["status"] == "fail"]
     for finding in failures:
-        console.print(f"{finding['check']}: look at {finding['advice']}")
+        console.say(f"{finding['check']}: look at {finding['advice']}")
     verdict = f"{counted(len(failures), 'check')} failed" if failures else "kept its contract"
-    console.print(
+    console.say(
         f"{report['estimator']}: {verdict}. All statistical checks together raise a false alarm once in "
         f"{1 / report['false_alarm_rate']:,.0f} runs. A bias of {report['margin']:.0%} of the gradient, along the directions "
         "tested, is detected with the probability given."
     )
+    name = shlex.quote(str(report["estimator"]))
+    steps = [(f"gradebench run -e rloo -e {name}:rate-like=rloo", "trains it beside rloo, at the same learning rate")]
+    print_next(console, steps if not failures and ":" not in name else [])

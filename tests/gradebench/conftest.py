@@ -33,6 +33,12 @@ def one_thread(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def wide_pipes(monkeypatch):
+    """What commands print has the width of a pipe, whatever terminal the tests run in."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """Nothing is read from the user's cache, or left in it."""
     monkeypatch.setenv("GRADEBENCH_CACHE", str(tmp_path / "cache"))
@@ -106,6 +112,8 @@ def short(monkeypatch, in_process):
 def command(monkeypatch, capsys):
     """The command line as the installed script runs it; returns exit status, stdout and stderr."""
     from gradebench import cli
+
+    monkeypatch.setattr("gradebench.core.alive.IN_LOG", 1e9)  # no lines that only a slow machine would have
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["gradebench", *map(str, arguments)])

@@ -80,7 +80,7 @@ def spec(name, pairs):
     return f"{name}:" + ",".join(f"{key}={value}" for key, value in pairs)
 
 
-@settings(max_examples=90, suppress_health_check=EASY, **FEW)
+@settings(max_examples=50, suppress_health_check=EASY, **FEW)
 @given(st.lists(st.tuples(options, values), max_size=3))
 def test_options_of_the_command_line(gradebench, pairs):
     given_ones = [part for pair in pairs for part in pair]

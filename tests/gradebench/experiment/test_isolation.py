@@ -106,7 +106,7 @@ from gradebench.core.errors import InputError
 from gradebench.experiment.workers import Place, workers
 {first}
 try:
-    with workers([Place()], None) as each:
+    with workers([Place(forked={forked})], None) as each:
         list(each(divmod, [(7, 2)] * 9))
 except InputError as error:
     print(error)
@@ -114,15 +114,17 @@ except InputError as error:
 
 
 @pytest.mark.parametrize(
-    ("first", "said"),
+    ("forked", "first", "said"),
     [
-        ("", "can't start: a script"),
-        ("if __name__ != '__main__': sys.exit(5)", "3 in a row, the last one ended with status 5"),
+        (False, "", "can't start: a script"),
+        (True, "", "can't start: a script"),
+        (False, "if __name__ != '__main__': sys.exit(5)", "3 in a row, the last one ended with status 5"),
+        (True, "if __name__ != '__main__': sys.exit(5)", "3 in a row, the last one ended with status 1"),
     ],
 )
-def test_a_script_that_each_worker_would_run_anew_ends_with_what_to_do(tmp_path, first, said):
+def test_a_script_that_each_worker_would_run_anew_ends_with_what_to_do(tmp_path, forked, first, said):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(first=first))
+    script.write_text(SCRIPT.format(first=first, forked=forked))
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.count("\n") == 1 and said in done.stdout and '__name__ == "__main__"' in done.stdout
 

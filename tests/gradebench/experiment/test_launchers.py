@@ -25,7 +25,7 @@ def full(number):
 
 
 def test_cells_on_a_cpu_have_a_thread_each_whatever_their_number():
-    assert workers.places(3, "cpu", []) == [Place()] * 3 == [Place(1, None)] * 3
+    assert workers.places(3, "cpu", []) == [Place(forked=True)] * 3 == [Place(1, None, True)] * 3
 
 
 def test_jobs_are_so_many_on_each_gpu_and_gpus_are_dealt_out(monkeypatch):

@@ -97,7 +97,7 @@ def test_the_same_seeds_give_the_same_leaderboard_elsewhere(run, tmp_path):
     """Byte for byte, but for the columns of clock and memory."""
     boards = []
     for out in ("one", "two"):
-        run("reinforce", "rloo", "ppo", "rebar", out=out, seeds="0-2")
+        run("reinforce", "rloo", "ppo", "rebar", out=out, seeds="0-1")
         board = pd.read_csv(tmp_path / out / "leaderboard.csv", dtype=str, keep_default_na=False)
         boards.append(board.drop(columns=TIMINGS[1:]).to_csv())
     assert boards[0] == boards[1]

@@ -49,8 +49,7 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-@pytest.fixture
-def run(tmp_path):
+def make_run(folder):
     """A finished run of three estimators, one of them with a label that is markup, and one skipped."""
     rows = []
     for place, estimator in enumerate(("rloo", "ppo", NASTY, "exact")):
@@ -75,17 +74,28 @@ def run(tmp_path):
             values.append(("train", "train", 40, "seconds_per_step", 0.01 * (1 + place)))
             names = ("phase", "split", "step", "metric", "value")
             rows += [identity | dict(zip(names, value, strict=True)) | {"unit": "", "status": "ok"} for value in values]
-    tables.write_parquet(pd.DataFrame(rows, columns=schema.METRICS_COLUMNS), tmp_path / "metrics.parquet")
+    tables.write_parquet(pd.DataFrame(rows, columns=schema.METRICS_COLUMNS), folder / "metrics.parquet")
     cells = sorted({row["cell_id"] for row in rows})
     request = {"estimators": ["all", NASTY], "tasks": ["imdb"], "seeds": "0-7", "steps": 40}
     config = {"cells": cells, "request": request, "plans": {"imdb": {"steps": 40}}, "tasks": {"imdb": {"kl": "<u>"}}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2.13.0<"}}))
-    return tmp_path
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2.13.0<"}}))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path)
 
 
 def text_of(run):
     return report.write_report([run])[0].read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """The report of that run as it is, for those that look at it alone."""
+    return text_of(make_run(tmp_path_factory.mktemp("run")))
 
 
 def test_the_command_writes_a_whole_page(command, run):
@@ -99,8 +109,8 @@ def test_the_command_writes_a_whole_page(command, run):
     assert len(text) < 3e6
 
 
-def test_nothing_from_the_run_is_markup(run):
-    page = Page(text_of(run))
+def test_nothing_from_the_run_is_markup(text):
+    page = Page(text)
     assert "script" not in page.seen and "i" not in page.seen and "u" not in page.seen and "b" not in page.seen
     assert any(NASTY in word for word in page.words)
     assert any("corpus=<i>" in word for word in page.words)
@@ -157,16 +167,15 @@ def test_hostile_text_in_every_field_of_the_report_stays_text():
     assert "6170" not in words and "\x1b" not in words
 
 
-def test_nothing_is_fetched(run):
-    text = text_of(run)
+def test_nothing_is_fetched(text):
     page = Page(text)
     assert not {"script", "link", "img", "iframe", "object"} & set(page.seen)
     assert not {"src", "href", "onload", "onclick"} & {name for name, _ in page.attributes}
     assert "url(" not in text and "@import" not in text
 
 
-def test_every_figure_has_words_for_those_who_do_not_see_it(run):
-    page = Page(text_of(run))
+def test_every_figure_has_words_for_those_who_do_not_see_it(text):
+    page = Page(text)
     labels = [value for name, value in page.attributes if name == "aria-label"]
     assert len(labels) == 8 and all("ppo" in label for label in labels)
     # at equal divergence rloo has no curve: it moves nowhere in this run
@@ -174,8 +183,8 @@ def test_every_figure_has_words_for_those_who_do_not_see_it(run):
     assert [value for name, value in page.attributes if name == "role"] == ["img"] * len(labels)
 
 
-def test_the_report_says_how_to_repeat_it_and_what_was_skipped(run):
-    words = " ".join(Page(text_of(run)).words)
+def test_the_report_says_how_to_repeat_it_and_what_was_skipped(text):
+    words = " ".join(Page(text).words)
     assert "gradebench run -e all -e" in words and "-t imdb --steps 40 --seeds 0-7" in words
     assert "skipped" in words and "2.13.0<" in words
 
@@ -198,8 +207,8 @@ def test_a_tier_begins_under_a_rule_also_after_one_that_has_no_rank(run):
     assert [row.new_tier for row in rows] == [False, False, False, True]
 
 
-def test_claims_and_cards_are_in_it(run):
-    words = " ".join(Page(text_of(run)).words)
+def test_claims_and_cards_are_in_it(text):
+    words = " ".join(Page(text).words)
     assert "RLOO ends with a higher reward than PPO" in words and "contradicted" in words
     assert "Kool et al. 2019" in words
 
@@ -276,8 +285,7 @@ def test_logarithmic_ticks_are_powers_of_ten_where_there_are_two(low, high):
     assert all(math.log10(tick) >= axis.low - 1e-9 and math.log10(tick) <= axis.high + 1e-9 for tick in ticks)
 
 
-def test_marks_stay_inside_the_figure(run):
-    text = text_of(run)
+def test_marks_stay_inside_the_figure(text):
     for name, limit in (("cx", svg.WIDTH), ("x1", svg.WIDTH), ("x2", svg.WIDTH)):
         found = [float(x) for x in re.findall(rf'{name}="([-0-9.]+)"', text)]
         assert found and min(found) >= 0 and max(found) <= limit
@@ -340,8 +348,8 @@ def curves_of(path):
     tables.write_csv(pd.DataFrame(rows)[CURVES_COLUMNS], path / "curves.csv")
 
 
-def test_sensitivity_to_the_learning_rate_is_a_figure_where_it_was_tuned(run):
-    assert "No figure of sensitivity to the learning rate" in text_of(run)
+def test_sensitivity_to_the_learning_rate_is_a_figure_where_it_was_tuned(run, text):
+    assert "No figure of sensitivity to the learning rate" in text
     curves_of(run)
     text = text_of(run)
     assert "No figure of sensitivity" not in text
@@ -385,9 +393,9 @@ def test_the_bias_of_the_leaderboard_has_a_band_for_what_is_not_significant(run)
     assert text.count('class="ground"') == 1 and text.count('class="hollow c0"') == 1
 
 
-def test_pairs_are_differences_of_each_seed_with_their_numbers(run):
+def test_pairs_are_differences_of_each_seed_with_their_numbers(text):
     """Seeds share their luck here, so the differences of an estimator to the best are all the same number."""
-    page = Page(text_of(run))
+    page = Page(text)
     label = next(value for name, value in page.attributes if name == "aria-label" and "minus that of" in value)
     assert label.startswith(f"test reward of {NASTY} minus that of: ppo 0.4, rloo 0.8")
     assert "seed 7" in page.words
