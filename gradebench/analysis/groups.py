@@ -27,8 +27,8 @@ from gradebench.core.shown import counted
 RANKABLE = ("objective", "reward", "gold_reward")  # of the test prompts; by default the first that was measured
 _CELL = ["task", "setting", "estimator", "seed"]
 _KEY = [*_CELL, "phase", "split", "step", "metric"]
-Values = TypeVar("Values", pd.Series, pd.DataFrame)
 _STRING = pd.Series([""], dtype=object).astype(str).dtype  # in pandas 2 it tells nothing about the values
+Values = TypeVar("Values", pd.Series, pd.DataFrame)
 _TEXT = [name for name in METRICS_COLUMNS if name not in ("seed", "step", "value")] + cell_labels.COLUMNS
 
 

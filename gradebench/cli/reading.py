@@ -59,9 +59,8 @@ def leaderboard(
         reasons = next_steps.why_skipped(board, reasons_of(runs, metrics))
         terminal_tables.print_leaderboard(board, results.tests, reasons, results.against)
         terminal_tables.print_notices(metrics)
-        terminal_tables.print_across(
-            multi_task.across_tasks(metrics, results.by), multi_task.ranks(metrics, results.by)
-        )
+        across = multi_task.across_tasks(metrics, results.by), multi_task.ranks(metrics, results.by)
+        terminal_tables.print_across(*across)
         underpowered = terminal_tables.print_underpowered(results.tests, board)
         terminal_tables.print_instances(instances.written(metrics, read_design(runs)).get(instances.BOARD))
         next_steps.print_next(stdout_console(), next_steps.after_leaderboard(runs, board, underpowered))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from gradebench.core.errors import InputError
 from gradebench.reporting import svg
@@ -106,7 +107,7 @@ def _pdf(alone: str, width: float) -> bytes:
     family = svg.FONTS.partition(",")[0]
     if not fonts.find_font(family)[1]:
         fonts.register_font(family, str(files("reportlab") / "fonts" / "Vera.ttf"))
-    drawing = svg2rlg(io.BytesIO(alone.encode()))
+    drawing: Any = svg2rlg(io.BytesIO(alone.encode()))
     zoom = width / drawing.width
     drawing.width, drawing.height = width, drawing.height * zoom
     drawing.scale(zoom, zoom)
