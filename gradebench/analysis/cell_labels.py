@@ -39,7 +39,8 @@ def with_columns(metrics: pd.DataFrame) -> pd.DataFrame:
     """The metrics with COLUMNS; where an older version wrote them, from their labels."""
     if set(COLUMNS) <= set(metrics.columns):
         return metrics
-    labels = metrics["estimator"].astype(str)
+    known = metrics["estimator"].astype(object)
+    labels = known.where(known.notna(), "").astype(str)  # a damaged row has none, which its readers refuse
     found = {label: parsed(label) for label in labels.unique()}
     return metrics.assign(**{name: labels.map({label: one[name] for label, one in found.items()}) for name in COLUMNS})
 

@@ -75,7 +75,7 @@ def _print_board(console: PlainConsole, board: pd.DataFrame) -> list[str]:
 def columns_of(board: pd.DataFrame) -> list[Shown]:
     """The columns of a leaderboard, of which the terminal shows as many as it has room for; leaderboard.csv has all."""
     board = columns.with_shown(board)
-    rows = board.to_dict("records")
+    rows = list(columns.records(board))
     ranking = f"test_{board['ranked_by'].iloc[0]}_"
     against = not columns.is_empty(board["verdict"])
     answer = []

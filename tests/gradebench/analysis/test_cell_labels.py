@@ -1,5 +1,7 @@
 """Controls and trials: tables hold what they are in columns, and tables of older versions in labels alone."""
 
+import math
+
 import pandas as pd
 import pytest
 
@@ -40,3 +42,9 @@ def test_an_estimator_whose_label_ends_like_a_controls_is_ranked():
     swapped = labelled.assign(control_of=labelled["estimator"].map({"a": "mine (control)", "mine (control)": ""}))
     (test,) = tables.controls(swapped).to_dict("records")
     assert (test["estimator_a"], test["estimator_b"]) == ("mine (control)", "a")
+
+
+@pytest.mark.parametrize("labels", [["rloo", None], [None, None], [math.nan, math.nan], ["rloo", 3.5]])
+def test_rows_without_an_estimator_are_left_to_the_readers_that_refuse_them(labels):
+    table = cell_labels.with_columns(pd.DataFrame({"estimator": labels, "value": [1.0, 2.0]}))
+    assert table[cell_labels.COLUMNS].eq("").all(axis=None)
