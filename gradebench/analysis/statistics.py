@@ -23,6 +23,7 @@ SUBSETS_DRAWN = 20_000  # for an interval; its tail probabilities are then 2.5 %
 
 # Sums that differ by less than this share of sum |d| are treated as equal: the difference is rounding in a - b.
 _TIE_TOLERANCE = 1e-10
+_TAIL_SUBSETS, _MOST_SUBSETS = 40, 400_000  # both tails of a narrow level together have so many; more take too long
 _ALL_SUBSETS = 14  # differences: up to 2^14 subsets are enumerated
 FEWEST_RESAMPLED = 5  # values: fewer give too few distinct resamples
 _SIGNS_AT_ONCE = 2_000_000  # keeps one block of Monte-Carlo signs at 16 MB
@@ -206,6 +207,20 @@ def difference_interval(
     rank = math.floor((1 - level) / 2 * (means.size + 1) + 1e-9)
     means.partition([rank - 1, means.size - rank])
     return float(means[rank - 1]), float(means[-rank])
+
+
+def simultaneous_interval(differences: ArrayLike, generator: np.random.Generator, pairs: int) -> tuple[float, float]:
+    """`difference_interval` at the level at which the intervals of this many pairs hold together in 95 % (Bonferroni).
+
+    Where random subsets would be too many, Student's t.
+    """
+    tail = ALPHA / max(pairs, 1)
+    data = np.asarray(differences, dtype=np.float64)
+    draws = max(SUBSETS_DRAWN, math.ceil(_TAIL_SUBSETS / tail))
+    if data.size <= _ALL_SUBSETS or draws <= _MOST_SUBSETS or not np.isfinite(data).all():
+        return difference_interval(data, generator, 1 - tail, draws)
+    half_width = float(scipy.stats.t.isf(tail / 2, data.size - 1)) * data.std(ddof=1) / math.sqrt(data.size)
+    return float(data.mean() - half_width), float(data.mean() + half_width)
 
 
 def ratio_interval(values_a: ArrayLike, values_b: ArrayLike, level: float = 0.95) -> tuple[float, float]:

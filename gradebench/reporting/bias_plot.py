@@ -1,7 +1,7 @@
 """Squared bias against variance, on logarithmic axes, with a band for biases that aren't significantly different from 0.
 
 A logarithmic axis has no place for those: their debiased estimates lie about 0, many below. In the band an estimator has a
-row of its own, with a hollow dot at its variance, and a line up to the upper limit of its squared bias.
+row of its own, with a hollow mark at its variance, and a line up to the upper limit of its squared bias.
 """
 
 import math
@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gradebench.measurement.gradient_metrics import Interval
-from gradebench.reporting import svg
+from gradebench.reporting import families, svg
 
-HEIGHT, ROW = 230, 15  # pixels of the panels above the band, and of a row of the band
-GAP = 26  # pixels between panels
-LONGEST_NAME = 26 * svg.LETTER
+HEIGHT, ROW = 260, 15  # pixels of the panels above the band, and of a row of the band
+GAP = 32  # pixels between panels
+LONGEST_NAME = 22 * svg.LETTER
 ROUNDING = 1e-12  # smaller relative squares are of float32 gradients that agree
 _DECADES = 9  # at most, of an axis: what is smaller ends at its edge
 _FARTHEST = 30.0  # an axis makes room for the ends of intervals up to this factor away
@@ -36,27 +36,26 @@ Panel = Mapping[str, Point]
 
 
 def draw(panels: Mapping[str, Panel], x: str, y: str) -> str:
-    """A panel for each title, side by side, with the same axes; in each, every estimator by its name."""
+    """A panel for each title, one below the other, with the same axes; in each, every estimator by its name."""
     points = [(name, point) for panel in panels.values() for name, point in panel.items()]
     in_band = [(name, point) for name, point in points if not point.biased]
     rows = max(sum(not point.biased for point in panel.values()) for panel in panels.values())
     band = ROW * (rows + 1) if rows else 0
-    width = (svg.WIDTH - svg.LEFT - svg.RIGHT - GAP * (len(panels) - 1)) / len(panels)
-    top, floor = svg.TOP + svg.ROW, svg.TOP + svg.ROW + HEIGHT
+    left, width = svg.LEFT, svg.WIDTH - svg.LEFT - svg.RIGHT
     lowest, highest = _limits(
         [end for _, point in points if point.biased for end in _near(point.bias)]
         + [point.bias.high for _, point in in_band]
     )
-    up = svg.Axis(math.log10(lowest), math.log10(highest), floor, top, logarithmic=True)
     first, last = _across(points, width)
-    height = floor + band + svg.BOTTOM
-    parts = [svg.upright(y, (top + floor) / 2)]
+    across = svg.Axis(math.log10(first), math.log10(last), left, left + width, logarithmic=True)
+    tall, parts = svg.TOP + svg.ROW + HEIGHT + band + GAP, []
     for place, (title, panel) in enumerate(panels.items()):
-        left = svg.LEFT + (width + GAP) * place
-        across = svg.Axis(math.log10(first), math.log10(last), left, left + width, logarithmic=True)
-        parts.append(svg.text(left, svg.TOP + 8, title, "start"))
-        parts.append(svg.text(left + width / 2, height - 8, x, "middle"))
-        parts += _panel(panel, across, up, band, named=place == 0)
+        top = tall * place + svg.TOP + svg.ROW
+        up = svg.Axis(math.log10(lowest), math.log10(highest), top + HEIGHT, top, logarithmic=True)
+        parts += [svg.text(left, top - 8, title, "start"), svg.upright(y, top + HEIGHT / 2)]
+        parts += _panel(panel, across, up, band, (x, y))
+    height = tall * len(panels) - GAP + svg.BOTTOM
+    parts.append(svg.text(left + width / 2, height - 8, x, "middle"))
     return svg.page(parts, height, f"{y} against {x}, on logarithmic axes. {_in_words(panels)}")
 
 
@@ -70,8 +69,8 @@ def _across(points: Sequence[tuple[str, Point]], width: float) -> tuple[float, f
     return first, last
 
 
-def _panel(panel: Panel, across: svg.Axis, up: svg.Axis, band: float, named: bool) -> list[str]:
-    """The band, the dots with their intervals, and names that keep off all of them."""
+def _panel(panel: Panel, across: svg.Axis, up: svg.Axis, band: float, axes: tuple[str, str]) -> list[str]:
+    """The band, the marks with their intervals, and names that keep off all of them."""
     left, right, floor = across.first, across.last, up.first
     parts = []
     taken: list[svg.Box] = []
@@ -82,41 +81,49 @@ def _panel(panel: Panel, across: svg.Axis, up: svg.Axis, band: float, named: boo
         words = "bias not significantly different from 0"
         parts.append(svg.text(left + 4, floor + band - 4, words, "start", "faint"))
         taken.append((left, floor, right, floor + band))
-    parts += svg.x_ticks(across, up.last, floor + band, 4) + svg.y_ticks(up, left, right, 5, named=named)
+    parts += svg.x_ticks(across, up.last, floor + band, 5) + svg.y_ticks(up, left, right, 5)
+    drawn: dict[str, list[str]] = {}
     # Filled from below by rising variance: a line up then passes left of the names in the rows above.
     rising = sorted((name for name in panel if not panel[name].biased), key=lambda name: panel[name].variance.value)
     for row, name in enumerate(rising, start=1):
-        parts += _in_band(name, panel[name], across, up, floor + band - ROW * (row + 0.5), taken)
+        drawn[name] = _in_band(name, panel[name], across, up, floor + band - ROW * (row + 0.5), taken)
     biased = sorted((name for name in panel if panel[name].biased), key=lambda name: -panel[name].bias.value)
     for name in biased:
-        parts += _above_band(panel[name], across, up, taken)
+        drawn[name] = _above_band(name, panel[name], across, up, taken)
     for name in biased:
         at = _within(panel[name].variance.value, across), _within(panel[name].bias.value, up)
-        parts += svg.labelled(_short(name), *at, taken, (left, up.last, right + svg.RIGHT, floor))
-    return parts
+        drawn[name] += svg.labelled(_short(name), *at, taken, (left, up.last, right + svg.RIGHT, floor))
+    return [*parts, *(svg.of(name, _said(name, panel[name], axes), mine) for name, mine in drawn.items())]
+
+
+def _said(name: str, point: Point, axes: tuple[str, str]) -> str:
+    """Both values with their intervals, as they appear under the pointer."""
+    (x, y), bias = axes, "" if point.biased else ", not significantly different from 0"
+    values = [svg.within(one.value, one.low, one.high) for one in (point.variance, point.bias)]
+    return f"{name}: {x} {values[0]}; {y} {values[1]}{bias}"
 
 
 def _in_band(name: str, point: Point, across: svg.Axis, up: svg.Axis, y: float, taken: list[svg.Box]) -> list[str]:
     x, end = _within(point.variance.value, across), _ends(point.variance, across)[1]
-    parts = [_line(*_ends(point.variance, across), y, y)]
+    parts = [_line(name, *_ends(point.variance, across), y, y)]
     if point.bias.high > 10**up.low:
         top = _within(point.bias.high, up)
-        parts += [_line(x, x, top, y), _line(x - 4, x + 4, top, top)]
+        parts += [_line(name, x, x, top, y), _line(name, x - 4, x + 4, top, top)]
         taken.append((x - 4, top, x + 4, y))
-    parts.append(f'<circle class="hollow c0" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
-    return [*parts, svg.text(max(end, x + 4) + 4, y + 4, _short(name), "start")]
+    parts.append(svg.mark(name, x, y, hollow=True, size=0.9))
+    return [*parts, svg.text(max(end, x + 4) + 5, y + 4, _short(name), "start")]
 
 
-def _above_band(point: Point, across: svg.Axis, up: svg.Axis, taken: list[svg.Box]) -> list[str]:
+def _above_band(name: str, point: Point, across: svg.Axis, up: svg.Axis, taken: list[svg.Box]) -> list[str]:
     x, y = _within(point.variance.value, across), _within(point.bias.value, up)
     (left, right), (low, high) = _ends(point.variance, across), _ends(point.bias, up)
     taken += [(left, y - 2, right, y + 2), (x - 2, high, x + 2, low), (x - 5, y - 5, x + 5, y + 5)]
-    dot = f'<circle class="dot c0" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-    return [_line(left, right, y, y), _line(x, x, high, low), dot]
+    return [_line(name, left, right, y, y), _line(name, x, x, high, low), svg.mark(name, x, y)]
 
 
-def _line(x1: float, x2: float, y1: float, y2: float) -> str:
-    return f'<line class="thin c0" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
+def _line(name: str, x1: float, x2: float, y1: float, y2: float) -> str:
+    colour = families.class_of(name)
+    return f'<line class="thin {colour}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
 
 
 def _short(name: str) -> str:

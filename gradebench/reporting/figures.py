@@ -1,8 +1,7 @@
 """The figures of a report, each with its caption and its numbers."""
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -10,18 +9,17 @@ import pandas as pd
 
 from gradebench.analysis import curves, frontier, multi_task, statistics, tables
 from gradebench.core.shown import counted
-from gradebench.measurement.gradient_metrics import Interval
-from gradebench.reporting import bias_plot, probe_figures, svg
-from gradebench.reporting.bias_plot import Point
+from gradebench.reporting import bias_figures, charts, figure, probe_figures
 from gradebench.reporting.figure import Figure
 
 CURVES = 8  # estimators in a figure of curves: more would hide each other
 
 
-# name, columns of the leaderboard across and up, which axes are logarithmic, what it shows
+# name, title, columns of the leaderboard across and up, which axes are logarithmic, what it shows
 _SCATTERS = (
     (
         "objective-against-kl",
+        "Objective against divergence",
         "kl_mean",
         "test_objective_mean",
         (False, False),
@@ -29,6 +27,7 @@ _SCATTERS = (
     ),
     (
         "reward-against-kl",
+        "Reward against divergence",
         "kl_mean",
         "test_reward_mean",
         (False, False),
@@ -36,6 +35,7 @@ _SCATTERS = (
     ),
     (
         "proxy-against-gold",
+        "Training reward against gold reward",
         "test_gold_reward_mean",
         "test_reward_mean",
         (False, False),
@@ -43,10 +43,11 @@ _SCATTERS = (
     ),
     (
         "variance-against-cost",
+        "Variance against time",
         "seconds_per_step",
-        "gradient_variance",
+        "gradient_variance_relative",
         (True, True),
-        "Variance against seconds per step, with the same number of sampled sequences.",
+        "Relative variance of one gradient estimate against seconds per step, with the same number of sampled sequences.",
     ),
 )
 _AXES = {
@@ -55,8 +56,9 @@ _AXES = {
     "test_reward_mean": "test reward",
     "test_gold_reward_mean": "gold reward",
     "seconds_per_step": "seconds per step",
-    "gradient_variance": "variance",
+    "gradient_variance_relative": "relative variance",
 }
+_MEASURED = {"kl_mean": "kl", "test_gold_reward_mean": "gold_reward"}  # without an interval in the leaderboard
 
 
 def of_task(
@@ -70,50 +72,10 @@ def of_task(
     ranked = board[board["rank"].notna()]
     found = [_means(ranked, name) for name in ("objective", "reward")]
     found += [_pairs(ranked, metrics, against), _curves(ranked, metrics)]
-    found += [_scatter(board, *one) for one in _SCATTERS]
+    found += [_scatter(board, metrics, *one) for one in _SCATTERS]
     biases, batches = probe_figures.of_probes(probes)
-    found += [*_biases(board, biases), *batches, _sensitivity(tuning)]
+    found += [*bias_figures.shown(board, biases), *batches, _sensitivity(tuning)]
     return [figure for figure in found if figure is not None]
-
-
-def _biases(board: pd.DataFrame, probed: Sequence[Figure]) -> list[Figure]:
-    """Bias against variance: over training, with intervals over seeds, and by the probes, with intervals over draws.
-
-    A single seed has no interval, so that the probes are then shown alone where there are any.
-    """
-    over_training = _bias_against_variance(board)
-    if over_training is None:
-        return list(probed)
-    if board["gradient_bias_squared_ci_low"].isna().all() and probed:
-        return [replace(probed[0], name=over_training.name), *probed[1:]]
-    return [over_training, *probed]
-
-
-def _bias_against_variance(board: pd.DataFrame) -> Figure | None:
-    """By the leaderboard's means over seeds and checkpoints."""
-    columns = ["gradient_variance_relative", "gradient_bias_squared"]
-    columns = [f"{name}{end}" for name in columns for end in ("", "_ci_low", "_ci_high")]
-    points = {}
-    for name, *values in board[["estimator", *columns]].itertuples(index=False):
-        numbers = [math.nan if pd.isna(value) else float(value) for value in values]
-        if numbers[0] > bias_plot.ROUNDING and math.isfinite(numbers[0]) and math.isfinite(numbers[3]):
-            points[str(name)] = Point(Interval(*numbers[:3]), Interval(*numbers[3:]))
-    if len(points) < 2:
-        return None
-    caption = (
-        "Relative variance against relative squared bias of one gradient estimate, means over training with 95 % intervals "
-        "over seeds. In the band: biases that aren't significantly different from 0, with a line up to the upper limit. Low "
-        f"variance doesn't help an estimator whose gradient points elsewhere.{_without_number(board, points)}"
-    )
-    picture = bias_plot.draw({"": points}, "relative variance", "relative squared bias")
-    shown = board[board["estimator"].isin(points)]
-    return Figure("bias-against-variance", picture, caption, shown, ["estimator", *columns])
-
-
-def _without_number(board: pd.DataFrame, points: Collection[str]) -> str:
-    """Which estimators a figure can't show, as another sentence; "" where it shows all."""
-    left_out = [str(estimator) for estimator in board["estimator"] if estimator not in points]
-    return f" Not shown (no value): {', '.join(left_out)}." if left_out else ""
 
 
 def at_budgets(board: pd.DataFrame, budgets: pd.DataFrame) -> list[Figure]:
@@ -147,8 +109,10 @@ def _at_budgets(rows: pd.DataFrame, axis: str, names: Sequence[str], same: Seque
         caption += f" The curves by {' and '.join(same)} are the same, as a step takes equally many for all estimators."
     if axis == "kl":
         caption += " A seed's curve is read where it first reaches a KL, at whatever step that is."
-    picture = svg.curves(series, curves.axis_name(axis), f"test {said}", logarithmic=True)
-    return Figure(f"at-equal-{axis}", picture, caption, shown, ["axis", "budget", "estimator", *columns[1:], "n_seeds"])
+    picture = charts.curves(series, curves.axis_name(axis), f"test {said}", logarithmic=True)
+    title = f"Test {said} by {curves.axis_name(axis)}"
+    columns = ["axis", "budget", "estimator", *columns[1:], "n_seeds"]
+    return Figure(f"at-equal-{axis}", title, picture, caption, shown, columns)
 
 
 def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
@@ -165,7 +129,8 @@ def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
     found = [
         Figure(
             "interquartile-mean",
-            svg.forest(means, f"interquartile mean of the gain in {gain}"),
+            "Gain over all tasks",
+            charts.forest(means, f"interquartile mean of the gain in {gain}"),
             f"Interquartile mean, over tasks and seeds, of the gain in {gain} as a fraction of the best estimator's gain on the "
             f"task, with its 95 % interval (bootstrap over the seeds of each task). Budgets: {budgets}.",
             table,
@@ -181,8 +146,9 @@ def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
         f"Performance profiles: the share of runs with a larger gain, for the {len(series)} highest estimators. Higher is "
         "better."
     )
-    picture = svg.curves(series, f"gain in {gain} / the best estimator's", "share of runs above")
-    found.append(Figure("performance-profiles", picture, caption, profiles, list(profiles.columns)))
+    picture = charts.curves(series, f"gain in {gain} / the best estimator's", "share of runs above")
+    title = "Performance profiles"
+    found.append(Figure("performance-profiles", title, picture, caption, profiles, list(profiles.columns)))
     ranks = multi_task.ranks(metrics, by)
     if not isinstance(ranks, str):
         half = ranks.critical_difference / 2
@@ -192,8 +158,8 @@ def of_tasks(metrics: pd.DataFrame, by: str | None = None) -> list[Figure]:
             "Mean ranks over tasks, with half of Nemenyi's critical difference on either side: estimators whose bars don't "
             "overlap are significantly different."
         )
-        picture = svg.forest(bars, "mean rank")
-        found.append(Figure("critical-difference", picture, caption, data, list(data.columns)))
+        picture = charts.forest(bars, "mean rank")
+        found.append(Figure("critical-difference", "Mean ranks", picture, caption, data, list(data.columns)))
     return found
 
 
@@ -219,8 +185,9 @@ def of_frontier(table: pd.DataFrame) -> Figure | None:
         f"band, for the {len(series)} highest estimators. Strips below: the leader at each KL (solid) and those that aren't "
         "significantly different from it (pale; paired by seed, Holm over the pairs at a budget)."
     )
-    picture = svg.curves(series, "KL to the reference, nats per sequence", f"test {metric}", strips=strips)
-    return Figure(f"frontier-{metric.replace(' ', '-')}", picture, caption, table, frontier.COLUMNS[2:])
+    picture = charts.curves(series, "KL to the reference, nats per sequence", f"test {metric}", strips=strips)
+    title = f"Frontiers of test {metric}"
+    return Figure(f"frontier-{metric.replace(' ', '-')}", title, picture, caption, table, frontier.COLUMNS[2:])
 
 
 def _named(table: pd.DataFrame, columns: list[str]) -> list[tuple[str, float, float, float]]:
@@ -245,14 +212,22 @@ def _budget(board: pd.DataFrame) -> str:
 
 
 def _means(ranked: pd.DataFrame, metric: str) -> Figure | None:
-    """The mean of each estimator with its interval."""
+    """The mean of each estimator with its interval, by tiers for the metric that ranks."""
     columns = ["estimator", *(f"test_{metric}_{end}" for end in ("mean", "ci_low", "ci_high"))]
     known = ranked[ranked[columns[1]].notna()]
     if known.empty:
         return None
-    picture = svg.forest(_named(known, columns), f"test {metric} {_budget(known)}")
-    caption = f"Test {metric} {_budget(known)} with its 95 % interval."
-    return Figure(f"test-{metric}", picture, caption, known, columns)
+    tiered = known["ranked_by"].iloc[0] == metric and known["tier"].notna().any()
+    tiers = known["tier"].fillna(0).astype(int).tolist() if tiered else []
+    title = f"Test {metric} {_budget(known)}"
+    picture = charts.forest(_named(known, columns), title[0].lower() + title[1:], tiers=tiers)
+    caption = f"{title}: the mean over seeds with its 95 % interval. An interval is of one estimator alone: "
+    caption += (
+        "tests paired by seed decide which ones differ. No estimator of a tier is significantly different from the first of it."
+        if tiered
+        else "two that overlap may still be significantly different, as tests are paired by seed."
+    )
+    return Figure(f"test-{metric}", title, picture, caption, known, columns)
 
 
 def _pairs(ranked: pd.DataFrame, metrics: pd.DataFrame, against: Sequence[str] = ()) -> Figure | None:
@@ -279,11 +254,12 @@ def _pairs(ranked: pd.DataFrame, metrics: pd.DataFrame, against: Sequence[str] =
     table = pd.DataFrame(data)
     what = f"of {chosen} minus that of each other one" if sign > 0 else f"of each other one minus that of {chosen}"
     caption = (
-        f"{called.capitalize()} {budget} {what}: a small dot for each seed, and their mean with its 95 % interval. "
-        "Where all dots are on one side of 0, every seed agrees."
+        f"{called.capitalize()} {budget} {what}: a small dot for each seed, and their mean with its 95 % interval, "
+        "which is not adjusted for the number of pairs. Where all dots are on one side of 0, every seed agrees."
     )
     axis = f"{called} of {chosen} minus that of" if sign > 0 else f"{called} minus that of {chosen}"
-    return Figure("pairs-by-seed", svg.forest(rows, axis, dots), caption, table, list(table.columns))
+    title = f"Differences to {chosen}, seed by seed"
+    return Figure("pairs-by-seed", title, charts.forest(rows, axis, dots), caption, table, list(table.columns))
 
 
 def _curves(ranked: pd.DataFrame, metrics: pd.DataFrame) -> Figure | None:
@@ -306,23 +282,55 @@ def _curves(ranked: pd.DataFrame, metrics: pd.DataFrame) -> Figure | None:
         columns=["estimator", "step", f"test_{metric}", "ci_low", "ci_high"],
     )
     caption = f"{called.capitalize()} by step, with 95 % bands, for the {len(series)} highest estimators {budget}."
-    picture = svg.curves(series, "step", called)
-    return Figure("learning-curves", picture, caption, table, list(table.columns))
+    picture = charts.curves(series, "step", called)
+    return Figure(
+        "learning-curves", f"{called.capitalize()} during training", picture, caption, table, list(table.columns)
+    )
 
 
-def _scatter(board: pd.DataFrame, name: str, x: str, y: str, logs: tuple[bool, bool], caption: str) -> Figure | None:
-    points = {}
-    for estimator, a, b in board[["estimator", x, y]].itertuples(index=False):
-        values = ((a, logs[0]), (b, logs[1]))
-        if all(not pd.isna(v) and math.isfinite(v) and (v > 0 or not log) for v, log in values):
-            points[str(estimator)] = (float(a), float(b))
-    if len(points) < 2:
+def _scatter(
+    board: pd.DataFrame,
+    metrics: pd.DataFrame,
+    name: str,
+    title: str,
+    x: str,
+    y: str,
+    logs: tuple[bool, bool],
+    caption: str,
+) -> Figure | None:
+    table = board[["estimator"]].join([_with_interval(board, metrics, column) for column in (x, y)])
+    table = table[
+        [all(not log or v > 0 for v, log in zip(pair, logs, strict=True)) for pair in table[[x, y]].to_numpy(float)]
+    ]
+    table = table[np.isfinite(table[[x, y]].to_numpy(float)).all(axis=1)]
+    if len(table) < 2:
         return None
+    points = {str(row[0]): ((row[1], row[2], row[3]), (row[4], row[5], row[6])) for row in table.to_numpy().tolist()}
     if y.startswith("test_") and (budget := _budget(board)):
         caption = f"{budget.capitalize()}: {caption[0].lower()}{caption[1:]}"
-    caption += _without_number(board, points)
-    picture = svg.scatter(points, _AXES[x], _AXES[y], logs)
-    return Figure(name, picture, caption, board[board["estimator"].isin(points)], ["estimator", x, y])
+    columns = [column for column in table.columns if table[column].notna().any()]
+    if len(columns) > 3:
+        caption += " Lines are 95 % intervals over seeds."
+    caption += figure.without_number(board, points)
+    picture = charts.scatter(points, _AXES[x], _AXES[y], logs)
+    return Figure(name, title, picture, caption, table, columns)
+
+
+def _with_interval(board: pd.DataFrame, metrics: pd.DataFrame, column: str) -> pd.DataFrame:
+    """A column of the leaderboard, and both ends of its interval: from there, or else over the seeds of the metrics."""
+    base = column.removesuffix("_mean")
+    names = [column, f"{base}_ci_low", f"{base}_ci_high"]
+    found = board.reindex(columns=names).astype(float)
+    if column in _MEASURED:
+        for _, values in tables.per_seed(metrics, _MEASURED[column], "test"):
+            ends = [
+                statistics.mean_interval(seeds, tables.named_generator("report", column, str(name)), resamples=2000)
+                if len(seeds := values[name].dropna().to_numpy() if name in values else np.empty(0))
+                else (math.nan, math.nan)
+                for name in board["estimator"]
+            ]
+            found[names[1:]] = np.array(ends)
+    return found
 
 
 def _sensitivity(tuning: pd.DataFrame) -> Figure | None:
@@ -341,7 +349,7 @@ def _sensitivity(tuning: pd.DataFrame) -> Figure | None:
     alone = not rows["options"].fillna("").any()
     caption = (
         f"Sensitivity to the learning rate: the objective on validation prompts after each trial's last step, the mean over "
-        f"{counted(rows['seeds'].max(), 'tuning seed')} with a standard error on either side; the chosen rate is the large dot. The "
+        f"{counted(rows['seeds'].max(), 'tuning seed')} with a standard error on either side; the chosen rate has a ring. The "
         "vertical axes differ."
     )
     if not alone:
@@ -352,5 +360,5 @@ def _sensitivity(tuning: pd.DataFrame) -> Figure | None:
     data = tuning.assign(
         chosen=np.where(tuning["chosen"].astype(bool), "chosen", ""), options=tuning["options"].fillna("")
     )
-    picture = svg.panels(series, "learning rate", "objective", (True, False), own=True, joined=alone, marked=marked)
-    return Figure("learning-rates", picture, caption, data, columns)
+    picture = charts.panels(series, "learning rate", "objective", (True, False), own=True, joined=alone, marked=marked)
+    return Figure("learning-rates", "Sensitivity to the learning rate", picture, caption, data, columns)

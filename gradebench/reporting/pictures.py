@@ -14,7 +14,7 @@ from gradebench.reporting import svg
 from gradebench.storage.files import atomic_path
 from gradebench.storage.formats import write_text
 
-ZOOM = 2.0  # pixels a unit of the figure: 1,440 across
+ZOOM = 3.0  # pixels a unit of the figure: 1,620 across
 _NO_NAME = re.compile(r"[^A-Za-z0-9.=_-]+")
 
 

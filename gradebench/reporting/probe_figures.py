@@ -12,7 +12,7 @@ import pandas as pd
 
 from gradebench.core.shown import counted
 from gradebench.measurement.gradient_metrics import Interval
-from gradebench.reporting import bias_plot, pictures, svg
+from gradebench.reporting import bias_figures, bias_plot, charts, pictures
 from gradebench.reporting.bias_plot import Point
 from gradebench.reporting.figure import Figure
 
@@ -44,9 +44,10 @@ def write_figures(probes: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def of_probes(probes: pd.DataFrame) -> tuple[list[Figure], list[Figure]]:
-    """Of one task and setting: bias against variance, and variance by batch size, of each trajectory."""
+    """Of one task and setting: both kinds of bias against variance, and variance by batch size, of each trajectory."""
     groups = [rows for _, rows in _overall(probes).groupby("along", sort=True)]
-    biases, batches = map(variance_bias, groups), map(variance_by_batch, groups)
+    biases = [draw(rows) for rows in groups for draw in (variance_bias, variance_direction)]
+    batches = map(variance_by_batch, groups)
     return [it for it in biases if it is not None], [it for it in batches if it is not None]
 
 
@@ -80,48 +81,90 @@ def over_seeds(rows: pd.DataFrame, metric: str, logarithmic: bool = False) -> di
 
 def variance_bias(rows: pd.DataFrame) -> Figure | None:
     """Relative variance against relative squared bias at the first and the last checkpoint; None without a point."""
-    measured = rows[rows["metric"].isin(["gradient_variance_relative", "gradient_bias_relative"])]
+    panels, how, left_out = _at_both_ends(rows, "gradient_bias_relative")
+    if not any(panels.values()):
+        return None
+    picture = bias_plot.draw(panels, VARIANCE, BIAS)
+    caption = f"Relative variance against relative squared bias of one gradient estimate, {how}. {bias_figures.BAND}{left_out}"
+    data = pd.DataFrame(
+        [
+            (_step_of(title), name, *_values(point.variance), *_values(point.bias))
+            for title, panel in panels.items()
+            for name, point in panel.items()
+        ],
+        columns=[
+            "step",
+            "estimator",
+            *(f"{a}{b}" for a in ("variance", "bias_squared") for b in bias_figures.WITH_ENDS),
+        ],
+    )
+    return Figure("variance-bias", "Bias against variance", picture, caption, data, list(data.columns))
+
+
+def variance_direction(rows: pd.DataFrame) -> Figure | None:
+    """The same with the bias of direction alone."""
+    panels, how, left_out = _at_both_ends(rows, "gradient_cosine")
+    if not any(panels.values()):
+        return None
+    turned = {
+        title: {name: Point(one.variance, bias_figures.of_direction(one.bias)) for name, one in panel.items()}
+        for title, panel in panels.items()
+    }
+    picture = bias_plot.draw(turned, VARIANCE, bias_figures.DIRECTION)
+    caption = f"{bias_figures.ABOUT_DIRECTION} The same variances, {how}. {bias_figures.BAND}{left_out}"
+    data = pd.DataFrame(
+        [
+            {"step": _step_of(title), **bias_figures.row_of(name, point)}
+            for title, panel in turned.items()
+            for name, point in panel.items()
+        ]
+    )
+    return Figure(
+        "variance-direction", "Bias of direction against variance", picture, caption, data, list(data.columns)
+    )
+
+
+def last_biases(drawn: Sequence[Figure]) -> dict[str, Interval]:
+    """The relative squared biases at the last checkpoint that the figure of them shows, by estimator."""
+    for figure in drawn:
+        if {"step", "bias_squared"} <= set(figure.data.columns):
+            rows = figure.data[figure.data["step"] == figure.data["step"].max()]
+            columns = ["estimator", *(f"bias_squared{end}" for end in bias_figures.WITH_ENDS)]
+            return {str(name): Interval(*values) for name, *values in rows[columns].itertuples(index=False)}
+    return {}
+
+
+def _at_both_ends(rows: pd.DataFrame, bias: str) -> tuple[dict[str, dict[str, Point]], str, str]:
+    """The points at the first and the last checkpoint by its title, how they were measured, and who isn't shown."""
+    measured = rows[rows["metric"].isin(["gradient_variance_relative", bias])]
     steps = sorted({int(step) for step in measured["step"]})
     names = sorted(set(measured["estimator"]))
-    panels: dict[int, dict[str, Point]] = {}
+    ends = {steps[0]: ", start", steps[-1]: ", end"} if len(steps) > 1 else {}
+    panels: dict[str, dict[str, Point]] = {}
     left_out: dict[str, list[str]] = {}  # reason -> who, and where
     for step in dict.fromkeys([*steps[:1], *steps[-1:]]):
-        panels[step], missing = _panel(measured[measured["step"] == step], names)
+        here = measured[measured["step"] == step]
+        panels[f"step {step}{ends.get(step, '')}"], missing = _panel(here, names, bias)
         for name, reason in missing.items():
             left_out.setdefault(reason, []).append(f"{name} at step {step}")
     if not any(panels.values()):
-        return None
-    ends = {steps[0]: ", start", steps[-1]: ", end"} if len(steps) > 1 else {}
-    picture = bias_plot.draw(
-        {f"step {step}{ends.get(step, '')}": panel for step, panel in panels.items()}, VARIANCE, BIAS
-    )
-    shown = measured[measured["step"].isin(panels)]
-    caption = (
-        f"Relative variance against relative squared bias of one gradient estimate, {_how(shown, batch=True)}. In the band: "
-        f"biases that aren't significantly different from 0, with a line up to the upper limit.{_not_shown(left_out)}"
-    )
-    data = pd.DataFrame(
-        [
-            (step, name, *_values(point.variance), *_values(point.bias))
-            for step, panel in panels.items()
-            for name, point in panel.items()
-        ],
-        columns=["step", "estimator", *(f"{a}{b}" for a in ("variance", "bias_squared") for b in _COLUMN_ENDS)],
-    )
-    return Figure("variance-bias", picture, caption, data, list(data.columns))
+        return {}, "", ""
+    shown = measured[measured["step"].isin([*steps[:1], *steps[-1:]])]
+    return panels, _how(shown, batch=True), _not_shown(left_out)
 
 
-_COLUMN_ENDS = ("", "_ci_low", "_ci_high")
+def _step_of(title: str) -> int:
+    return int(title.removeprefix("step ").partition(",")[0])
 
 
 def _values(interval: Interval) -> tuple[float, float, float]:
     return interval.value, interval.low, interval.high
 
 
-def _panel(rows: pd.DataFrame, names: Sequence[str]) -> tuple[dict[str, Point], dict[str, str]]:
+def _panel(rows: pd.DataFrame, names: Sequence[str], metric: str) -> tuple[dict[str, Point], dict[str, str]]:
     """The points of one checkpoint, and why the others can't be drawn."""
     variance = {key[0]: x for key, x in over_seeds(rows, "gradient_variance_relative", logarithmic=True).items()}
-    bias = {key[0]: y for key, y in over_seeds(rows, "gradient_bias_relative").items()}
+    bias = {key[0]: y for key, y in over_seeds(rows, metric).items()}
     missing = {name: reason for name in names if (reason := _reason(variance.get(name), bias.get(name)))}
     return {name: Point(variance[name], bias[name]) for name in names if name not in missing}, missing
 
@@ -165,8 +208,8 @@ def variance_by_batch(rows: pd.DataFrame) -> Figure | None:
     )
     caption += " Below each name: the slope of ln variance against ln batch, with its 95 % interval." if slopes else ""
     caption += _not_shown({NO_VARIANCE: left_out} if left_out else {})
-    picture = svg.panels(series, "sequences per gradient", "variance", (True, True), notes=notes)
-    return Figure("variance-scaling", picture, caption, data, list(data.columns))
+    picture = charts.panels(series, "sequences per gradient", "variance", (True, True), notes=notes)
+    return Figure("variance-scaling", "Variance by batch size", picture, caption, data, list(data.columns))
 
 
 def _slope(slope: Interval | None) -> str:

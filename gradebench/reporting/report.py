@@ -1,5 +1,7 @@
-"""A report of runs as one HTML file: no scripts, nothing fetched, readable on a phone, on paper and in dark mode."""
+"""A report of runs as one HTML file: nothing fetched, whole without its script, readable on a phone, on paper and in the dark."""
 
+import base64
+import hashlib
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from gradebench.analysis import curves, frontier, instances, provenance, tables
+from gradebench.analysis import curves, frontier, instances, tables
 from gradebench.analysis.design import Design, read_design
 from gradebench.analysis.groups import places_of
 from gradebench.analysis.once import made_once
@@ -23,10 +25,10 @@ from gradebench.analysis.runs import (
 )
 from gradebench.core import schema
 from gradebench.core.errors import InputError
-from gradebench.core.options import parse_spec
 from gradebench.core.shown import shown
-from gradebench.reporting import figures, pictures, sections, svg, wording
+from gradebench.reporting import figures, pictures, sections, summary, svg, wording
 from gradebench.reporting.console import track
+from gradebench.reporting.families import target_of
 from gradebench.reporting.figures import Figure
 from gradebench.storage import digests
 from gradebench.storage.formats import read_csv, read_lines, write_text
@@ -123,20 +125,17 @@ def page(
     drawn += of_tasks
     together = [] if design else figures.of_tasks(metrics, by)  # the tasks of a design are one, taken together above
     drawn += [("", figure) for figure in together]
-    names = sorted({_target(str(label)) for label in board["estimator"]})
+    names = sorted({target_of(str(label)) for label in board["estimator"]})
+    environments = [_readable(left_out, read_environment, folder) or {} for folder in folders]
     origins = [
-        sections.of_origin(
-            folder,
-            folder.resolve().name if len(folders) > 1 else "",
-            _readable(left_out, read_environment, folder) or {},
-        )
-        for folder in folders
+        sections.of_origin(folder, folder.resolve().name if len(folders) > 1 else "", environment)
+        for folder, environment in zip(folders, environments, strict=True)
     ]
     for said in left_out:
         print(f"gradebench: {said}; left out of the report", file=sys.stderr)
-    content = _template().render(
-        title=f"GradeBench: {out.resolve().name}",
-        figure_style=svg.style(),
+    content = rendered(
+        title=out.resolve().name,
+        ran=summary.facts_of_runs(folders, environments),
         letters=wording.LETTERS,
         instances=sections.of_instances(by_name),
         frontiers=frontiers,
@@ -150,8 +149,11 @@ def page(
     return content, drawn
 
 
-def _template() -> Any:
-    """The page's template. Every text is escaped, and control characters are shown as escapes such as \\x1b."""
+def rendered(**fields: Any) -> str:
+    """The page of these fields. Every text is escaped, and control characters are shown as escapes such as \\x1b.
+
+    The page may run our script and use our style sheets alone, by their digests, and may fetch nothing.
+    """
 
     def visible(value: Any) -> Any:
         return shown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
@@ -164,7 +166,26 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    loaded = {name: _source(environment, name) for name in ("report.css", "report.js")}
+    inside = {"figure_style": svg.style(), "page_style": loaded["report.css"], "script": loaded["report.js"]}
+    digests_of = {name: _csp_digest(text) for name, text in inside.items()}
+    policy = (
+        f"default-src 'none'; script-src {digests_of['script']}; "
+        f"style-src {digests_of['figure_style']} {digests_of['page_style']}; base-uri 'none'; form-action 'none'"
+    )
+    page_of = environment.get_template("report.html.j2")
+    return str(page_of.render(policy=policy, **inside, **fields))
+
+
+def _source(environment: Environment, name: str) -> str:
+    """A file of ours beside the templates, as it is."""
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0].strip()
+
+
+def _csp_digest(text: str) -> str:
+    """What a content security policy calls a text that the page contains."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _of_tasks(
@@ -186,14 +207,14 @@ def _of_tasks(
         boards = boards[:SECTIONS]
     for mine in track(boards, len(boards), "tasks"):
         task, setting = map(str, mine[["task", "setting"]].iloc[0])
-        rows, place = by_place[task, setting], (_target(task), setting)
+        rows, place = by_place[task, setting], (target_of(task), setting)
         shapes = figures.of_task(
             mine, rows, probes_of.get(place, probes.iloc[:0]), tuning_of.get(place, tuning.iloc[:0]), against
         )
         budgets = curves.budgets(rows, str(mine["ranked_by"].iloc[0]))
         at_budgets = figures.at_budgets(mine, budgets)
         drawn += [(f"{task} {setting}", figure) for figure in [*shapes, *at_budgets]]
-        section = sections.of_task(mine, shapes, samples.get((task, setting), []), provenance.notices(rows), against)
+        section = sections.of_task(mine, shapes, samples.get((task, setting), []), rows, folders, against)
         found.append(section | {"budgets": sections.of_budgets(budgets, rows, at_budgets)})
     return found, drawn
 
@@ -203,17 +224,9 @@ def _each(table: pd.DataFrame | None, columns: list[str]) -> list[pd.DataFrame]:
     return [] if table is None else [rows for _, rows in table.groupby(columns, sort=False)]
 
 
-def _target(label: str) -> str:
-    """The name, or FILE.py:OBJECT, of a label with options; the whole label where it is none of a plugin."""
-    try:
-        return parse_spec(label).target
-    except InputError:
-        return label
-
-
 def _by_target(table: pd.DataFrame, folders: Sequence[Path]) -> dict[Place, pd.DataFrame]:
     """The rows of each task, with whatever options, and setting; also by what a setting is called in each run apart."""
-    places = [(_target(str(a)), str(b)) for a, b in zip(table["task"], table["setting"], strict=True)]
+    places = [(target_of(str(a)), str(b)) for a, b in zip(table["task"], table["setting"], strict=True)]
     index: dict[Place, list[int]] = {}
     for number, place in enumerate(places):
         index.setdefault(place, []).append(number)

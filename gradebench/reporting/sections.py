@@ -1,18 +1,19 @@
 """The sections of a report: what its template shows, as texts, tables and figures without markup."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from gradebench.analysis import claims, curves, instances, multi_task
+from gradebench.analysis import claims, curves, instances, multi_task, provenance
 from gradebench.analysis.runs import cell_statuses, read_config
 from gradebench.analysis.tables import pareto_front
 from gradebench.experiment.repeat import commands_of
 from gradebench.plugins.registry import entries
-from gradebench.reporting import wording
+from gradebench.reporting import families, probe_figures, summary, wording
 from gradebench.reporting.columns import INSTANCES, INTERVAL, LEADERBOARD, Column, not_empty, records, with_shown
 from gradebench.reporting.figures import Figure
 
@@ -27,18 +28,33 @@ NO_FIGURE = {
 
 @dataclass(frozen=True)
 class Row:
-    """The texts of a row, and whether a tier begins with it."""
+    """The texts of a row, whether a tier begins with it, and what estimator it is of, with the numbers behind its cells."""
 
     cells: list[str]
     new_tier: bool = False
+    estimator: str = ""
+    numbers: Sequence[Mapping[str, str]] = ()  # of each cell: its value, and low and high where it has an interval
+
+    @property
+    def family(self) -> str:
+        return families.family_of(self.estimator)
+
+    @property
+    def style(self) -> str:
+        return families.class_of(self.estimator)
+
+    @property
+    def shape(self) -> str:
+        return families.SHAPES[self.family]
 
 
 @dataclass(frozen=True)
 class Table:
-    """What the template makes a table of."""
+    """What the template makes a table of; `levels` says which columns are for wide screens, or folded in."""
 
     columns: Sequence[Column]
     rows: list[Row]
+    levels: Sequence[str] = ()
 
 
 def table(frame: pd.DataFrame, columns: Sequence[Column], tiers: bool = False) -> Table:
@@ -46,11 +62,64 @@ def table(frame: pd.DataFrame, columns: Sequence[Column], tiers: bool = False) -
     rows, last = [], None
     for record in records(frame):
         tier = record["tier"] if tiers and not pd.isna(record["tier"]) else None
-        rows.append(
-            Row([column.text(record, _text, " to ") for column in columns], None not in (tier, last) and tier != last)
-        )
+        cells = [column.text(record, _text, " to ") for column in columns]
+        rows.append(Row(cells, None not in (tier, last) and tier != last))
         last = last if tier is None else tier
     return Table(columns, rows)
+
+
+def leaderboard(board: pd.DataFrame, order: Sequence[str] = ()) -> Table:
+    """The leaderboard with the numbers behind its cells: the first columns on all screens, some on wide ones, others folded.
+
+    `order` are the columns that come first, on all screens; by default those that rank.
+    """
+    shown = with_shown(board)
+    metric = f"test_{board['ranked_by'].iloc[0]}"
+    first = order or ("named", "tier", f"{metric}_mean", f"{metric}_ci_low")
+    columns = sorted(not_empty(shown, LEADERBOARD), key=lambda one: one.name not in ("named", *order))
+    columns = [replace(one, **_REPORTED.get(one.name, {})) for one in columns]
+    wide = _WIDE if (board["status"] == "ok").all() else (*_WIDE, "status")
+    levels = ["" if one.name in first else "second" if one.name in wide else "extra" for one in columns]
+    plain = table(shown, columns, tiers=True)
+    rows = [
+        replace(row, estimator=str(record["estimator"]), numbers=[_numbers(record, column) for column in columns])
+        for row, record in zip(plain.rows, records(shown), strict=True)
+    ]
+    return Table(columns, rows, levels)
+
+
+_WIDE = (
+    "rank",
+    "letters",
+    "test_reward_mean",
+    "p_vs_best_holm",
+    "p_vs_baseline_holm",
+    "verdict",
+    "kl_mean",
+    "gradient_variance_relative",
+    "gradient_bias_squared",
+    "gradient_cosine",
+    "seconds_per_step",
+)
+_REPORTED: dict[str, dict[str, Any]] = {  # where the terminal's words are short of room
+    "gradient_variance_relative": {"heading": "relative variance"},
+    "gradient_bias_squared": {"heading": "relative bias²", "form": ".2g"},
+}
+
+
+def _numbers(record: Mapping[Any, Any], column: Column) -> dict[str, str]:
+    """The number behind a cell in full, and the interval that the leaderboard has of it."""
+    base = column.name.removesuffix("_mean")
+    names = {"value": column.name, "low": f"{base}_ci_low", "high": f"{base}_ci_high"}
+    values = {key: record.get(name) for key, name in names.items()}
+    numbers = {key: f"{value:.12g}" for key, value in values.items() if _is_number(value)}
+    if len(numbers) < 3:
+        return {key: number for key, number in numbers.items() if key == "value"}
+    return numbers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not pd.isna(value) and math.isfinite(value)
 
 
 def _text(value: Any, form: str) -> str:
@@ -60,8 +129,14 @@ def _text(value: Any, form: str) -> str:
 
 
 def figure(it: Figure) -> dict[str, Any]:
-    """A picture, its caption and its numbers."""
-    return {"picture": it.picture, "caption": it.caption, "numbers": _plain(it.data, it.columns, ".4g")}
+    """A picture, its title, its caption and its numbers."""
+    return {
+        "name": it.name,
+        "title": it.title,
+        "picture": it.picture,
+        "caption": it.caption,
+        "numbers": _plain(it.data, it.columns, ".6g"),
+    }
 
 
 def _plain(frame: pd.DataFrame, names: Sequence[str], form: str) -> Table:
@@ -104,28 +179,65 @@ def of_task(
     board: pd.DataFrame,
     drawn: Sequence[Figure],
     samples: Sequence[Mapping[str, Any]],
-    notices: Sequence[str],
+    rows: pd.DataFrame,
+    folders: Sequence[Path],
     against: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """One task and setting: who leads, the leaderboard, the figures and what the estimators write."""
+    """One task and setting: what was run, who leads and by how much, the leaderboard, the figures, and texts.
+
+    `rows` are its metrics. Without any test reward it is a probe: of gradients alone, with the smallest error first.
+    """
     ranked = board[board["rank"].notna()]
-    shown = with_shown(board)
+    probe = ranked.empty and board["gradient_variance"].notna().any()
+    lead = f"test-{board['ranked_by'].iloc[0]}"
     names = {one.name for one in drawn}
+    said = summary.of_probes(board, probe_figures.last_biases(drawn)) if probe else []
     return {
         "name": board["task"].iloc[0],
-        "setting": board["setting"].iloc[0],
-        "verdict": wording.verdict(ranked, against),
-        "notices": notices,
-        "board": table(shown, not_empty(shown, LEADERBOARD), tiers=True),
+        "facts": summary.facts_of_task(board, rows, folders),
+        "probe": probe,
+        "verdict": (said or [_GRADIENTS])[0] if probe else wording.verdict(ranked, against),
+        "said": [*said[1:], _GRADIENTS] if probe else [],
+        "sizes": _sizes(summary.sizes(ranked, rows, against)),
+        "notices": provenance.notices(rows),
+        "legend": summary.families_of(board),
+        "board": leaderboard(board.sort_values(["gradient_mse_relative", "estimator"]), _PROBED)
+        if probe
+        else leaderboard(board),
         "ranked": len(ranked) > 0,
         "ranked_at": wording.ranked_at(board),
         "ranking": "test " + wording.metric_in_words(str(board["ranked_by"].iloc[0])),
         "against": against,
         "front": pareto_front(board),
-        "figures": [figure(one) for one in drawn],
-        "no_figures": [sentence for name, sentence in NO_FIGURE.items() if name not in names],
+        "lead": [figure(one) for one in drawn if one.name == lead],
+        "figures": [figure(one) for one in drawn if one.name != lead],
+        "no_figures": [] if probe else [sentence for name, sentence in NO_FIGURE.items() if name not in names],
         "samples": _of_samples(ranked, samples, board["steps"].iloc[0]),
     }
+
+
+_SIZES = (
+    Column("over", "over"),
+    Column("lead of", "of"),
+    Column("by", "difference", "+.3f"),
+    Column("adjusted 95 % interval", "low", "+.3f", high="high"),
+    Column("significant", "significant"),
+)
+
+
+def _sizes(found: summary.Sizes | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    columns = list(_SIZES)
+    if found.pairs == 1:
+        columns[3] = replace(_SIZES[3], heading=INTERVAL)
+    if len(leaders := set(found.leads["of"])) == 1:
+        columns[:2] = [replace(_SIZES[0], heading=f"lead of {leaders.pop()} over")]
+    return {"sentence": found.sentence, "leads": table(found.leads, columns), "note": found.note}
+
+
+_GRADIENTS = "Gradients were measured at frozen parameters; nothing was trained, so nothing is ranked by reward."
+_PROBED = ("named", "gradient_mse_relative", "gradient_variance_relative", "gradient_bias_squared")
 
 
 def _of_samples(ranked: pd.DataFrame, samples: Sequence[Mapping[str, Any]], steps: Any) -> dict[str, Any] | None:
@@ -184,7 +296,8 @@ def of_budgets(budgets: pd.DataFrame, rows: pd.DataFrame, drawn: Sequence[Figure
         "metric": wording.metric_in_words(metric),
         "same": same,
         "leaders": table(first, _LEADERS),
-        "crossings": table(crossed, _CROSSINGS) if len(crossed) else None,
+        "crossings": table(met, _CROSSINGS) if len(met := crossed[crossed["crossing"].notna()]) else None,
+        "all_crossings": table(crossed, _CROSSINGS) if len(crossed) else None,
         "figures": [figure(one) for one in drawn],
     }
 

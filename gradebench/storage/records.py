@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import hashlib
 import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -226,7 +228,7 @@ def require_writable(folder: Path) -> None:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions and machine, for environment.json."""
+    """When it ran, versions and machine, for environment.json."""
     import torch
 
     packages = [
@@ -242,6 +244,7 @@ def environment(device: str) -> dict[str, Any]:
         "scikit-learn",
     ]
     answer: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": _processor(),
@@ -252,7 +255,24 @@ def environment(device: str) -> dict[str, Any]:
     if device.startswith("cuda"):
         answer["gpu"] = torch.cuda.get_device_name(torch.device(device))
         answer["cuda"] = torch.version.cuda
+    if commit := _commit():
+        answer["commit"] = commit
     return answer
+
+
+def _commit() -> str:
+    """The commit of our checkout, "+ changes" where files of it differ; "" for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        said = [
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10).stdout
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "--", "*.py"))
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said[0].strip()[:12] + (" + changes" if said[1].strip() else "")
 
 
 @functools.cache

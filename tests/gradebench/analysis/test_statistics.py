@@ -299,6 +299,28 @@ def test_interval_of_few_differences_is_students():
     assert statistics.difference_interval([0.5] * 8, np.random.default_rng(0)) == (0.5, 0.5)
 
 
+def test_simultaneous_intervals_are_those_of_the_test_at_the_level_of_each_pair():
+    """0 is outside exactly if Bonferroni's p is below 5 %; one pair has the plain interval; more pairs, a wider one."""
+    generator = np.random.default_rng(3)
+    for d in generator.normal(0.5, 0.6, size=(60, 12)):
+        rng = np.random.default_rng(0)
+        assert statistics.simultaneous_interval(d, rng, 1) == statistics.difference_interval(d, rng)
+        ends = [statistics.simultaneous_interval(d, rng, pairs) for pairs in (1, 3, 10, 45)]
+        assert ends == sorted(ends, key=lambda pair: pair[0], reverse=True) == sorted(ends, key=lambda pair: pair[1])
+        p = statistics.paired_permutation_p(d)
+        for pairs, (low, high) in zip((1, 3, 10, 45), ends, strict=True):
+            assert (p * pairs < 0.05) == (not low <= 0 <= high)
+
+
+@pytest.mark.parametrize(("n", "pairs"), [(5, 253), (20, 253), (40, 19900)])
+def test_simultaneous_intervals_are_finite_and_cover_the_mean_where_subsets_are_drawn_or_too_few_or_too_many(n, pairs):
+    d = np.random.default_rng(1).normal(0.5, 0.1, n)
+    low, high = statistics.simultaneous_interval(d, np.random.default_rng(0), pairs)
+    plain = statistics.difference_interval(d, np.random.default_rng(0))
+    assert low < plain[0] < d.mean() < plain[1] < high
+    assert np.isnan(statistics.simultaneous_interval([1.0], np.random.default_rng(0), pairs)).all()
+
+
 def test_ratio_interval_covers_and_equals_the_test_it_inverts():
     """400 simulations: 0.90 to 0.99, five standard errors around 0.95. At its ends the t test of a - r b has p = 0.05."""
     rng = np.random.default_rng(17)

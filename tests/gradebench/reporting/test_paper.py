@@ -123,7 +123,7 @@ def test_a_format_prints_the_table_alone(cited):
 
 # --- figures ----------------------------------------------------------------------------------------------------
 
-PICTURE = '<svg viewBox="0 0 720 400"><text x="20" y="40">a word, |∇J|²</text><circle class="dot c0" cx="90" cy="90" r="5"/></svg>'
+PICTURE = '<svg viewBox="0 0 540 300"><text x="20" y="40">a word, |∇J|²</text><circle class="dot f0" cx="90" cy="90" r="5"/></svg>'
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("3.25in", 234), ("82mm", 232.44), ("8.2cm", 232.44), ("234pt", 234)])

@@ -65,9 +65,15 @@ def words(picture):
 
 
 def bias_of(probes):
-    """The picture of bias against variance of a table of probes."""
-    (figure,), _ = probe_figures.of_probes(probes)
+    """The figure of bias against variance of a table of probes."""
+    (figure, *_), _ = probe_figures.of_probes(probes)
     return figure
+
+
+def marks(picture, kind):
+    """The places of the marks, full ("dot") or hollow."""
+    paths = [node for node in elements(picture, "path") if node.get("class").startswith(kind)]
+    return [tuple(map(float, re.findall(r"-?[\d.]+", node.get("transform"))[:2])) for node in paths]
 
 
 def test_both_figures_are_xml_with_every_estimator_as_text(draw):
@@ -90,13 +96,12 @@ def test_a_bias_that_is_not_significant_is_hollow_and_in_the_band():
     picture = bias_of(table()).picture
     bands = elements(picture, "rect")
     assert len(bands) == 2
-    top = float(bands[0].get("y"))
-    circles = elements(picture, "circle")
-    hollow = [circle for circle in circles if circle.get("class") == "hollow c0"]
-    full = [circle for circle in circles if circle.get("class") == "dot c0"]
+    floors = [float(band.get("y")) for band in bands]
+    bottoms = [float(band.get("y")) + float(band.get("height")) for band in bands]
+    hollow, full = marks(picture, "hollow"), marks(picture, "dot")
     assert len(hollow) == len(full) == 4  # exact and rloo, grade and ppo, at two checkpoints
-    assert all(float(circle.get("cy")) > top for circle in hollow)
-    assert all(float(circle.get("cy")) < top for circle in full)
+    assert all(any(top < y < end for top, end in zip(floors, bottoms, strict=True)) for _, y in hollow)
+    assert not any(top < y < end for top, end in zip(floors, bottoms, strict=True) for _, y in full)
     label = ElementTree.fromstring(picture).get("aria-label")
     for name in ("exact", "rloo"):
         assert len(re.findall(rf"{name} [\d.]+, not significantly different from 0", label)) == 2
@@ -115,16 +120,15 @@ def test_all_marks_stay_inside_the_figure_off_the_usual_scale_too():
     }
     picture = bias_of(table(extreme)).picture
     height = float(re.findall(r'viewBox="0 0 \d+ (\d+)"', picture)[0])
-    for kind, names in (("circle", ("cx", "cy")), ("line", ("x1", "y1")), ("line", ("x2", "y2")), ("text", ("x", "y"))):
-        for node in elements(picture, kind):
-            x, y = (float(node.get(name)) for name in names)
-            assert 0 <= x <= svg.WIDTH and 0 <= y <= height
+    places = [*marks(picture, "dot"), *marks(picture, "hollow")]
+    for kind, names in (("line", ("x1", "y1")), ("line", ("x2", "y2")), ("text", ("x", "y"))):
+        places += [tuple(float(node.get(name)) for name in names) for node in elements(picture, kind)]
+    assert len(places) > 50 and all(0 <= x <= svg.WIDTH and 0 <= y <= height for x, y in places)
 
 
 def test_a_taller_bias_and_a_larger_variance_lie_further_up_and_right():
-    circles = [c for c in elements(bias_of(table(steps=(0,))).picture, "circle") if c.get("class") == "dot c0"]
-    (ppo, grade) = sorted(circles, key=lambda circle: float(circle.get("cy")))
-    assert float(ppo.get("cx")) > float(grade.get("cx"))
+    ppo, grade = sorted(marks(bias_of(table(steps=(0,))).picture, "dot"), key=lambda place: place[1])
+    assert ppo[0] > grade[0]
 
 
 def test_labels_keep_off_each_other_and_inside_the_figure():
@@ -136,7 +140,7 @@ def test_labels_keep_off_each_other_and_inside_the_figure():
             x, y, width = float(node.get("x")), float(node.get("y")), svg.LETTER * len("".join(node.itertext()))
             boxes.append((x, y - 10, x + width, y + 2))
     assert len(boxes) == 2 * len(TABLE)
-    assert not any(svg._overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(svg.overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert all(box[0] >= svg.LEFT and box[2] <= svg.WIDTH for box in boxes)
 
 
@@ -151,7 +155,7 @@ def test_labels_keep_off_each_other_and_inside_the_figure():
 def test_what_cannot_be_drawn_is_named_below(draw, intervals, reason):
     picture = draw(table({("ppo", 200): intervals}))["variance-bias-toy.svg"]
     assert f"Not shown: ppo at step 200 ({reason})." in words(picture)
-    assert len(elements(picture, "circle")) == 2 * len(TABLE) - 1
+    assert len(elements(picture, "path")) == 2 * len(TABLE) - 1
 
 
 def test_an_estimator_that_failed_at_a_checkpoint_is_named_below(draw):
@@ -163,8 +167,8 @@ def test_an_estimator_that_failed_at_a_checkpoint_is_named_below(draw):
 def test_points_without_intervals_are_drawn_hollow_and_without_bars():
     intervals = [(1.0, math.nan, math.nan), (0.5, math.nan, math.nan)]
     picture = bias_of(table({(name, 0): intervals for name in TABLE}, steps=(0,))).picture
-    assert {circle.get("class") for circle in elements(picture, "circle")} == {"hollow c0"}
-    bars = [line for line in elements(picture, "line") if line.get("class") == "thin c0"]
+    assert {path.get("class").split()[0] for path in elements(picture, "path")} == {"hollow"}
+    bars = [line for line in elements(picture, "line") if line.get("class").startswith("thin")]
     assert all(bar.get("x1") == bar.get("x2") and bar.get("y1") == bar.get("y2") for bar in bars)
 
 
@@ -219,6 +223,25 @@ def test_seeds_are_pooled_and_one_without_an_answer_takes_the_point_away():
     assert "means over 2 seeds" in figure.caption
 
 
+def test_the_bias_of_direction_is_what_no_factor_removes():
+    """Of the cosine: 1 - cos²; a cosine whose interval reaches 1 is in the band."""
+    cosines = {
+        "exact": (0.99, 0.9, 1.0),
+        "grade:tau=0.5": (0.8, 0.7, 0.9),
+        "ppo": (-0.1, -0.3, 0.1),
+        "rloo": (1.0, 1.0, 1.0),
+    }
+    rows = [rows_of(name, "gradient_cosine", ends, step=step) for name, ends in cosines.items() for step in (0, 200)]
+    (whole, direction), _ = probe_figures.of_probes(pd.concat([table(steps=(0, 200)), pd.DataFrame(rows)]))
+    assert (whole.name, direction.name) == ("variance-bias", "variance-direction")
+    data = direction.data.set_index(["step", "estimator"])
+    ends = ["direction_bias", "direction_bias_ci_low", "direction_bias_ci_high"]
+    assert data.loc[(200, "grade:tau=0.5"), ends].tolist() == pytest.approx([0.36, 0.19, 0.51])
+    assert data.loc[(0, "ppo"), ends].tolist() == pytest.approx([0.99, 0.91, 1.0])
+    assert len(marks(direction.picture, "hollow")) == len(marks(direction.picture, "dot")) == 4
+    assert data["variance"].tolist() == pytest.approx(whole.data["variance"].tolist())
+
+
 def test_pooled_intervals_shrink_as_independent_ones():
     probes = pd.concat([table(seed=seed) for seed in range(4)])
     bias = probe_figures.over_seeds(probes, "gradient_bias_relative")["ppo", 0, 16]
@@ -248,6 +271,6 @@ def test_a_figure_is_also_a_png_with_its_caption(tmp_path):
     assert [path.suffix for path in written] == [".svg", ".png"] * 2
     _, _, width, height = map(float, re.findall(r'viewBox="([^"]+)"', written[0].read_text())[0].split())
     with image.open(written[1]) as picture:
-        assert picture.size == (2 * width, 2 * height)
+        assert picture.size == (pictures.ZOOM * width, pictures.ZOOM * height)
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
     assert tuple(bytes.fromhex(svg.LIGHT["ink"][1:])) in colours

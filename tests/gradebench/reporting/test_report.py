@@ -3,7 +3,10 @@
 Long because one file tests one module.
 """
 
+import base64
 import functools
+import hashlib
+import itertools
 import json
 import math
 import re
@@ -12,28 +15,32 @@ import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from gradebench.analysis import tables
 from gradebench.core import schema
 from gradebench.experiment import repeat
-from gradebench.reporting import figures, pictures, report, sections, svg, wording
+from gradebench.reporting import families, figures, pictures, report, sections, svg, wording
 from gradebench.storage.tuned import CURVES_COLUMNS
-
-NASTY = './m"<b>.py:A&<script>alert(1)</script>'
 
 
 class Page(HTMLParser):
     """Elements that were opened and not closed are an error, but those that HTML leaves open."""
 
-    VOID = frozenset({"meta", "br", "line", "circle", "polyline", "polygon"})
+    VOID = frozenset({"meta", "br", "line", "circle", "polyline", "polygon", "input"})
 
     def __init__(self, text):
         super().__init__()
         self.open, self.seen, self.attributes, self.words = [], [], [], []
         self.feed(text)
         assert not self.open
+
+    @property
+    def pictures(self):
+        """The figures' drawings, without the signs of estimators."""
+        return [value for name, value in self.attributes if (name, value) == ("role", "img")]
 
     def handle_starttag(self, tag, attrs):
         self.seen.append(tag)
@@ -49,53 +56,14 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def make_run(folder):
-    """A finished run of three estimators, one of them with a label that is markup, and one skipped."""
-    rows = []
-    for place, estimator in enumerate(("rloo", "ppo", NASTY, "exact")):
-        for seed in range(8):
-            identity = {"run_id": "run", "cell_id": f"{place}-{seed}", "task": "imdb", "setting": "corpus=<i>"}
-            identity |= {"estimator": estimator, "estimator_params": "{}", "estimator_source": "x", "seed": seed}
-            if estimator == "exact":
-                rows.append(
-                    identity | {"phase": "train", "split": "train", "step": 0, "metric": "", "status": "skipped"}
-                )
-                continue
-            values = [
-                ("evaluation", split, step, metric, value + 0.01 * place * step + 0.002 * (seed * 7 % 5))
-                for split in ("train", "test")
-                for step in (0, 20, 40)
-                for metric, value in (("reward", 0.5), ("gold_reward", 0.45), ("kl", 0.1))
-            ]
-            for step in (0, 40):
-                for metric in ("gradient_variance", "gradient_norm_squared", "gradient_bias_squared"):
-                    values.append(("probe", "train", step, metric, 1.0 + place + 0.1 * seed))
-                values.append(("probe", "train", step, "gradient_reference_norm_squared", 2.0))
-            values.append(("train", "train", 40, "seconds_per_step", 0.01 * (1 + place)))
-            names = ("phase", "split", "step", "metric", "value")
-            rows += [identity | dict(zip(names, value, strict=True)) | {"unit": "", "status": "ok"} for value in values]
-    tables.write_parquet(pd.DataFrame(rows, columns=schema.METRICS_COLUMNS), folder / "metrics.parquet")
-    cells = sorted({row["cell_id"] for row in rows})
-    request = {"estimators": ["all", NASTY], "tasks": ["imdb"], "seeds": "0-7", "steps": 40}
-    config = {"cells": cells, "request": request, "plans": {"imdb": {"steps": 40}}, "tasks": {"imdb": {"kl": "<u>"}}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "environment.json").write_text(json.dumps({"python": "3.11", "packages": {"torch": "2.13.0<"}}))
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path):
-    return make_run(tmp_path)
-
-
 def text_of(run):
     return report.write_report([run])[0].read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
+def text(written):
     """The report of that run as it is, for those that look at it alone."""
-    return text_of(make_run(tmp_path_factory.mktemp("run")))
+    return written.read_text(encoding="utf-8")
 
 
 def test_the_command_writes_a_whole_page(command, run):
@@ -103,16 +71,16 @@ def test_the_command_writes_a_whole_page(command, run):
     assert status == 0 and out.strip() == str(run / "report.html")
     text = (run / "report.html").read_text(encoding="utf-8")
     page = Page(text)
-    assert page.seen.count("svg") == 8  # intervals, pairs, curves, four pairs of quantities, equal KL
+    assert len(page.pictures) == 8  # intervals, pairs, curves, four pairs of quantities, equal KL
     assert page.seen.count("figure") == page.seen.count("figcaption") == 8
     assert text.count("<summary>the numbers</summary>") == 8
     assert len(text) < 3e6
 
 
-def test_nothing_from_the_run_is_markup(text):
+def test_nothing_from_the_run_is_markup(text, nasty):
     page = Page(text)
-    assert "script" not in page.seen and "i" not in page.seen and "u" not in page.seen and "b" not in page.seen
-    assert any(NASTY in word for word in page.words)
+    assert not {"i", "u", "b"} & set(page.seen) and page.seen.count("script") == 1  # ours
+    assert any(nasty in word for word in page.words)
     assert any("corpus=<i>" in word for word in page.words)
 
 
@@ -126,15 +94,24 @@ def hostile_page():
 
     def table():
         columns = [sections.Column(hostile(), "x"), sections.Column(hostile(), "y", prose=True)]
-        return sections.Table(columns, [sections.Row([hostile(), hostile()], new_tier=tier) for tier in (False, True)])
+        numbers = [{"value": "1", "low": "0", "high": "2"}, {"value": "3"}]
+        rows = [sections.Row([hostile(), hostile()], tier, hostile(), numbers) for tier in (False, True)]
+        return sections.Table(columns, rows, ["", "extra"])
 
     def figure():
-        return {"picture": "<svg></svg>", "caption": hostile(), "numbers": table()}
+        return {name: hostile() for name in ("name", "title", "caption")} | {
+            "picture": svg.of(hostile(), hostile(), []),
+            "numbers": table(),
+        }
 
     budgets = {"metric": hostile(), "same": [hostile(), hostile()], "leaders": table(), "crossings": table()}
-    names = ("name", "setting", "verdict", "ranked_at", "ranking")
-    task = {name: hostile() for name in names} | {"board": table(), "figures": [figure()]}
+    budgets |= {"all_crossings": table()}
+    names = ("name", "verdict", "ranked_at", "ranking")
+    task = {name: hostile() for name in names} | {"board": table(), "figures": [figure()], "lead": [figure()]}
     task |= {"ranked": True, "notices": [hostile()], "front": [hostile(), hostile()], "no_figures": [hostile()]}
+    task |= {"facts": {hostile(): hostile()}, "said": [hostile()], "probe": False}
+    task |= {"sizes": {"sentence": hostile(), "leads": table(), "note": hostile()}}
+    task |= {"legend": [{"name": hostile(), "style": "f0", "shape": "M0 0z"}]}
     task |= {"samples": {"steps": 40, "seed": 0, "texts": table()}, "budgets": budgets | {"figures": [figure()]}}
     instances = {"task": hostile(), "count": 3, "metric": hostile(), "board": table(), "pairs": table()}
     frontiers = {name: hostile() for name in ("task", "metric", "setting")}
@@ -143,9 +120,14 @@ def hostile_page():
     origin |= {"facts": [(hostile(), {hostile(): hostile(), hostile(): {hostile(): 1}})]}
     return {
         "title": hostile(),
+        "ran": {hostile(): hostile()},
         "instances": [instances],
         "frontiers": [frontiers],
-        "tasks": [task | {"against": []}, task | {"against": [hostile(), hostile()]}],
+        "tasks": [
+            task | {"against": []},
+            task | {"against": [hostile(), hostile()]},
+            task | {"probe": True, "against": []},
+        ],
         "together": {"figures": [figure()], "ranks": hostile()},
         "claims": {"judged": table(), "untested": {hostile(): hostile()}},
         "cards": {hostile(): {hostile(): hostile()}},
@@ -157,19 +139,28 @@ def hostile_page():
 def test_hostile_text_in_every_field_of_the_report_stays_text():
     """A field that the template shows and that isn't filled here fails, since none may be undefined."""
     fields, texts = hostile_page()
-    page = Page(report._template().render(**fields, figure_style=svg.style(), letters=wording.LETTERS))
-    words = "".join(page.words)
+    page = Page(report.rendered(**fields, letters=wording.LETTERS))
+    words = "".join([*page.words, *(value for _, value in page.attributes)])
     # A dictionary among the values is shown as Python writes it, with its own escapes.
     lost = [text for text in texts if text.replace("\x1b", "\\x1b") not in words and repr(text) not in words]
     assert len(texts) > 100 and lost == []
-    assert not {"b", "script"} & set(page.seen) and page.seen.count("style") == 1
-    assert {name for name, _ in page.attributes} <= {"lang", "charset", "name", "content", "class", "scope", "tabindex"}
+    assert "b" not in page.seen and page.seen.count("script") == 1 and page.seen.count("style") == 2  # ours
+    known = {"lang", "charset", "name", "http-equiv", "content", "class", "scope", "tabindex", "id", "type", "title"}
+    known |= {"viewbox", "aria-hidden", "d"} | {
+        f"data-{name}" for name in ("column", "estimator", "family", "value", "low", "high", "name")
+    }
+    assert {name for name, _ in page.attributes} <= known
     assert "6170" not in words and "\x1b" not in words
 
 
 def test_nothing_is_fetched(text):
     page = Page(text)
-    assert not {"script", "link", "img", "iframe", "object"} & set(page.seen)
+    assert not {"link", "img", "iframe", "object", "form", "base"} & set(page.seen)
+    policy = next(value for _, value in page.attributes if value and value.startswith("default-src 'none'"))
+    ours = re.findall(r"<(?:script|style)[^>]*>(.*?)</(?:script|style)>", text, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in ours]
+    assert len(ours) == 3 and all(f"'sha256-{digest}'" in policy for digest in digests)
+    assert "unsafe" not in policy and policy.count("sha256-") == 3
     assert not {"src", "href", "onload", "onclick"} & {name for name, _ in page.attributes}
     assert "url(" not in text and "@import" not in text
 
@@ -177,7 +168,7 @@ def test_nothing_is_fetched(text):
 def test_every_figure_has_words_for_those_who_do_not_see_it(text):
     page = Page(text)
     labels = [value for name, value in page.attributes if name == "aria-label"]
-    assert len(labels) == 8 and all("ppo" in label for label in labels)
+    assert len(labels) == len(page.pictures) == 8 and all("ppo" in label for label in labels)
     # at equal divergence rloo has no curve: it moves nowhere in this run
     assert sum("rloo" in label for label in labels) == 7
     assert [value for name, value in page.attributes if name == "role"] == ["img"] * len(labels)
@@ -286,9 +277,9 @@ def test_logarithmic_ticks_are_powers_of_ten_where_there_are_two(low, high):
 
 
 def test_marks_stay_inside_the_figure(text):
-    for name, limit in (("cx", svg.WIDTH), ("x1", svg.WIDTH), ("x2", svg.WIDTH)):
-        found = [float(x) for x in re.findall(rf'{name}="([-0-9.]+)"', text)]
-        assert found and min(found) >= 0 and max(found) <= limit
+    for place in ('cx="', 'x1="', 'x2="', 'transform="translate\\('):
+        found = [float(x) for x in re.findall(rf"{place}([-0-9.]+)", text)]
+        assert found and min(found) >= 0 and max(found) <= svg.WIDTH
 
 
 def test_figures_come_as_files_of_their_own(command, run, monkeypatch):
@@ -311,7 +302,7 @@ def test_figures_come_as_png_too(run):
     assert len(written) == 8
     for path in written:
         picture = image.open(path).convert("RGB")
-        assert picture.width == 2 * svg.WIDTH
+        assert picture.width == pictures.ZOOM * svg.WIDTH
         colours = {colour for _, colour in picture.getcolors(1 << 24)}
         assert {(255, 255, 255), tuple(bytes.fromhex(svg.LIGHT["ink"][1:]))} <= colours  # only words are in ink
 
@@ -353,8 +344,8 @@ def test_sensitivity_to_the_learning_rate_is_a_figure_where_it_was_tuned(run, te
     curves_of(run)
     text = text_of(run)
     assert "No figure of sensitivity" not in text
-    assert "the chosen rate is the large dot" in text and "Trials that didn&#39;t finish, of rloo" in text
-    assert text.count('class="dot c1"') == 2  # the chosen ones
+    assert "the chosen rate has a ring" in text and "Trials that didn&#39;t finish, of rloo" in text
+    assert text.count('<circle class="ring"') == 2  # the chosen ones
 
 
 def test_probes_of_another_folder_give_the_scaling_of_variance(command, run, tmp_path):
@@ -390,14 +381,14 @@ def test_the_bias_of_the_leaderboard_has_a_band_for_what_is_not_significant(run)
     label = next(value for name, value in Page(text).attributes if name == "aria-label" and "logarithmic axes" in value)
     assert re.search(r"rloo [\d.]+, not significantly different from 0", label)
     assert re.search(r"ppo [\d.]+, [\d.]+; ", label)
-    assert text.count('class="ground"') == 1 and text.count('class="hollow c0"') == 1
+    assert text.count('<rect class="ground" x="62') == 1 and text.count('<path class="hollow f0"') == 1
 
 
-def test_pairs_are_differences_of_each_seed_with_their_numbers(text):
+def test_pairs_are_differences_of_each_seed_with_their_numbers(text, nasty):
     """Seeds share their luck here, so the differences of an estimator to the best are all the same number."""
     page = Page(text)
     label = next(value for name, value in page.attributes if name == "aria-label" and "minus that of" in value)
-    assert label.startswith(f"test reward of {NASTY} minus that of: ppo 0.4, rloo 0.8")
+    assert label.startswith(f"test reward of {nasty} minus that of: ppo 0.4, rloo 0.8")
     assert "seed 7" in page.words
 
 
@@ -444,24 +435,74 @@ def test_samples_stand_side_by_side_and_are_escaped(run):
     (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = Page(text_of(run))
     words = " ".join(page.words)
-    assert "script" not in page.seen
+    assert page.seen.count("script") == 1  # ours
     for shown in ("<script>rloo 0 40 (0.25)", "<script>ppo 0 40 (0.25)", "0 0 (0.25)", "before training"):
         assert shown in words
     assert "rloo 1 40" not in words  # one seed
 
 
-def luminance(colour):
+def channels_of(colour):
+    """Its red, green and blue as they add up."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels])
+
+
+def luminance(colour):
+    return float(channels_of(colour) @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one, other):
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_every_colour_of_words_has_the_contrast_that_the_guidelines_ask_for(theme):
-    """WCAG 2.1 level AA: 4.5 to 1 against the page, and code against its wash; lines of figures are words' colours too."""
+def test_words_and_marks_have_the_contrast_that_the_guidelines_ask_for(theme):
+    """WCAG 2.1 level AA: words 4.5 to 1 against the page and its wash; marks of figures, which are no words, 3 to 1."""
     colours = dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", svg.style().split("@media")[theme]))
-    assert svg.COLOURS == 8 and {"ink", "faint", "page", "wash", *(f"c{i}" for i in range(svg.COLOURS))} <= set(colours)
-    for name in ("ink", "faint", *(f"c{i}" for i in range(svg.COLOURS))):
-        for ground in ("page", "wash") if name in ("ink", "faint") else ("page",):
-            light, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
-            assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)
+    marks = [f"f{i}" for i in range(len(families.FAMILIES))]
+    assert len(marks) == 8 and {"ink", "faint", "page", "wash", *marks} <= set(colours)
+    for ground in ("page", "wash"):
+        assert min(contrast(colours[name], colours[ground]) for name in ("ink", "faint")) >= 4.5
+    assert min(contrast(colours[name], colours["page"]) for name in marks) >= 3
+    assert not re.search(r"text\.f\d", svg.style())
+
+
+# Machado, Oliveira and Fernandes 2009: what is seen without the cones of one kind, of linear RGB.
+SIGHT = {
+    "full": np.eye(3),
+    "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "no blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def lab(linear):
+    xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]] @ np.clip(linear, 0, 1)
+    f = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("colours", [families.LIGHT, families.DARK], ids=["light", "dark"])
+def test_families_are_told_apart_by_colour_with_any_sight_and_by_shape(colours, sight):
+    """A distance of 15 in CIELAB is seen at a glance; 2.3 is just noticeable."""
+    seen = {name: lab(np.array(SIGHT[sight]) @ channels_of(colour)) for name, colour in colours.items()}
+    near = [(np.linalg.norm(seen[a] - seen[b]), a, b) for a, b in itertools.combinations(seen, 2)]
+    assert min(near)[0] > 15, min(near)
+    assert len(set(families.SHAPES.values())) == len(families.SHAPES) == len(colours)
+
+
+def test_an_estimator_has_the_colour_of_its_family_in_all_figures_and_one_unknown_that_of_others(run, nasty):
+    page = text_of(run)
+    assert families.family_of("grade:tau=0.5") == families.family_of("gapped-st") == "relaxed path"
+    assert families.family_of(nasty) == families.family_of("no such") == families.OTHER
+    groups = re.findall(r'<g data-estimator="ppo" data-family="([^"]+)">(.*?)</g>', page, re.DOTALL)
+    assert len(groups) == 8 and {family for family, _ in groups} == {"actor-critic"}
+    assert {colour for _, parts in groups for colour in re.findall(r'class="[a-z ]*(f\d)', parts)} == {"f4"}
+
+
+def test_the_lines_of_one_family_have_different_dashes():
+    found = families.dashes(["st", "rloo", "gapped-st", "grade", "reinforce"])
+    assert found == {"st": "d0", "rloo": "d0", "gapped-st": "d1", "grade": "d2", "reinforce": "d1"}
+    assert ".d1 {" in svg.style() and ".d0 {" not in svg.style()

@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -169,3 +172,11 @@ def test_the_environment_names_versions_and_machine():
     found = records.environment("cpu")
     assert found["packages"]["gradebench"] and found["packages"]["torch"] and found["processor"]
     assert "gpu" not in found and json.dumps(found)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", found["date"])
+
+
+def test_the_environment_names_the_commit_of_a_checkout_and_none_without_git(monkeypatch, tmp_path):
+    if (Path(records.__file__).parents[2] / ".git").exists() and shutil.which("git"):
+        assert re.fullmatch(r"[0-9a-f]{12}( \+ changes)?", records.environment("cpu")["commit"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "commit" not in records.environment("cpu")
