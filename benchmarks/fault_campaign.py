@@ -121,6 +121,7 @@ def command(site: Path, line: str) -> None:
     """In a process of its own: a command line, as it would run in that folder."""
     os.chdir(site)
     os.environ["GRADEBENCH_CACHE"] = str(site / "cache")
+    os.environ["SOURCE_DATE_EPOCH"] = "0"  # else folders differ by their dates
     with open(site.parent / f"{site.name}.log", "a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gradebench.core.errors import InputError
 from gradebench.core.global_state import PROCESS, Setting, put_back
+from gradebench.core.shown import counted
 from gradebench.core.task import Task
 from gradebench.experiment import workers
 from gradebench.experiment.fingerprint import changed, fingerprint
@@ -77,7 +78,7 @@ def unchanged(what: str, foreign: str, tasks: Sequence[Task] = (), settings: Seq
     left, most = _open_files() - files, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if most > 0 and left > most / 4:
         raise InputError(
-            f"{what} can't be used: it left {left} files open, of {most} for the whole process; close them"
+            f"{what} can't be used: it left {counted(left, 'file')} open, of {most} for the whole process; close them"
         )
 
 

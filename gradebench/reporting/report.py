@@ -25,7 +25,7 @@ from gradebench.analysis.runs import (
 )
 from gradebench.core import schema
 from gradebench.core.errors import InputError
-from gradebench.core.shown import shown
+from gradebench.core.shown import counted, shown
 from gradebench.reporting import figures, pictures, sections, summary, svg, wording
 from gradebench.reporting.console import track
 from gradebench.reporting.families import target_of
@@ -201,7 +201,7 @@ def _of_tasks(
     boards = list(_each(board, ["task", "setting"]))
     if len(boards) > SECTIONS:
         left_out.append(
-            f"{len(boards) - SECTIONS} of {len(boards)} tasks and settings, as the page has sections and figures of "
+            f"{len(boards) - SECTIONS} of {counted(len(boards), 'task')} and settings, as the page has sections and figures of "
             f"{SECTIONS}; `gradebench leaderboard RUN --csv FILE` has all"
         )
         boards = boards[:SECTIONS]

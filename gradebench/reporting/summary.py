@@ -119,7 +119,7 @@ def sizes(ranked: pd.DataFrame, metrics: pd.DataFrame, against: Sequence[str] = 
     note = "Differences are paired by seed."
     if pairs > 1:
         note += (
-            f" The intervals hold together, in 95 %, for all {pairs} pairs (Bonferroni); what is significant is decided by "
+            f" The intervals hold together, in 95 %, for all {counted(pairs, 'pair')} (Bonferroni); what is significant is decided by "
             "Holm's method, which is slightly sharper."
         )
     return Sizes(

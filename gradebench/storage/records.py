@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
@@ -244,7 +245,7 @@ def environment(device: str) -> dict[str, Any]:
         "scikit-learn",
     ]
     answer: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": _now().strftime("%Y-%m-%d %H:%M UTC"),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": _processor(),
@@ -258,6 +259,13 @@ def environment(device: str) -> dict[str, Any]:
     if commit := _commit():
         answer["commit"] = commit
     return answer
+
+
+def _now() -> datetime.datetime:
+    """The time, or what SOURCE_DATE_EPOCH has in its place, as for reproducible builds."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    seconds = int(fixed) if fixed.isascii() and fixed.isdecimal() and len(fixed) < 12 else time.time()
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 
 def _commit() -> str:

@@ -1,8 +1,6 @@
 """A forked worker has all that one has which starts from nothing, and nothing that it wouldn't have."""
 
 import os
-import random
-import signal
 import sys
 import time
 from dataclasses import replace
@@ -10,44 +8,19 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
+from worker_calls import around, imported, kills_server, orphans, parent
 
 from gradebench.experiment import starting
 from gradebench.experiment.workers import Place, workers
-from gradebench.plugins import descendants
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
 FORKED = Place(forked=True)
-BY_TESTS = (
-    "PYTEST_",
-    "COLUMNS",
-    "LINES",
-)  # the last two by readline, which Python's own table of variables doesn't see
 
 
 def call(function, *arguments, place=FORKED):
     """What one worker answers."""
     with workers([place], None, lambda call: ("a plugin",)) as each:
         return next(ended for _, ended in each(function, [arguments]))
-
-
-def around(names):
-    """What a worker finds around it."""
-    import numpy as np
-
-    print("said on stdout", flush=True)
-    os.write(1, b"written to 1\n")
-    shown = Path("/proc/self/environ").read_text().split("\0")
-    mark = f"{descendants.MARK}={os.environ.pop(descendants.MARK)}"
-    found = {
-        "environment": sorted(item for item in os.environ.items() if not item[0].startswith(BY_TESTS)),
-        "folder": os.getcwd(),
-        "path": sys.path,
-        "arguments": sys.argv,
-        "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
-        "marked": mark in shown,
-        "named": sorted(set(sys.modules) & set(names)),
-    }
-    return repr(found), repr((random.random(), np.random.random(), os.getppid()))  # noqa: NPY002
 
 
 def test_it_finds_around_it_what_a_process_does_that_starts_from_nothing(monkeypatch, capfd, tmp_path):
@@ -78,10 +51,6 @@ def test_where_libraries_would_be_imported_otherwise_it_starts_from_nothing(monk
     assert call(parent)[1] != str(os.getpid())
 
 
-def parent():
-    return "ok", str(os.getppid())
-
-
 def test_the_server_has_imported_libraries_alone_and_computed_nothing():
     """Else a worker could have code of a plugin, or hang on a lock that a thread held when it was forked."""
     call(parent)
@@ -91,10 +60,6 @@ def test_the_server_has_imported_libraries_alone_and_computed_nothing():
     status, modules = call(imported)
     assert status == "ok"
     assert not [name for name in modules.split() if "estimators" in name or "tasks" in name or "file_" in name]
-
-
-def imported():
-    return "ok", " ".join(name for name in sys.modules if name.startswith("gradebench"))
 
 
 def test_without_its_server_it_ends_and_another_one_goes_on():
@@ -107,12 +72,6 @@ def test_without_its_server_it_ends_and_another_one_goes_on():
     assert time.monotonic() - took < 60
 
 
-def kills_server():
-    os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(600)
-    return "ok", ""
-
-
 def test_what_it_forked_and_orphaned_ends_with_it(tmp_path):
     """No parent leads to such a process, and it has begun no program that would have the environment."""
     path = tmp_path / "pid"
@@ -123,20 +82,6 @@ def test_what_it_forked_and_orphaned_ends_with_it(tmp_path):
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
-
-
-def orphans(path):
-    if os.fork() == 0:
-        if os.fork() == 0:
-            os.setsid()
-            path.with_suffix(".draft").write_text(str(os.getpid()))
-            path.with_suffix(".draft").rename(path)
-            time.sleep(600)
-        os._exit(0)
-    os.wait()
-    while not path.exists():
-        time.sleep(0.01)
-    os._exit(7)
 
 
 def test_where_no_server_can_start_it_starts_from_nothing(monkeypatch):

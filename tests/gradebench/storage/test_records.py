@@ -180,3 +180,12 @@ def test_the_environment_names_the_commit_of_a_checkout_and_none_without_git(mon
         assert re.fullmatch(r"[0-9a-f]{12}( \+ changes)?", records.environment("cpu")["commit"])
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "commit" not in records.environment("cpu")
+
+
+@pytest.mark.parametrize(
+    ("fixed", "date"),
+    [("0", "1970-01-01 00:00 UTC"), ("86400", "1970-01-02 00:00 UTC"), ("soon", "20"), ("9" * 40, "20")],
+)
+def test_the_date_of_a_run_can_be_fixed(monkeypatch, fixed, date):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", fixed)
+    assert records.environment("cpu")["date"].startswith(date)
