@@ -263,13 +263,11 @@ def status(run: RunArgument) -> None:
 
 def cite(run: RunArgument) -> None:
     """Print a BibTeX entry and a paragraph on methods for a run, to copy."""
-    from gradebench.analysis.runs import read_config
+    from gradebench.analysis.runs import read_config, read_environment
     from gradebench.reporting import paper
     from gradebench.results import Results
-    from gradebench.storage.formats import read_json
 
-    results, environment = Results(run), run / "environment.json"
-    known = read_json(environment) if environment.is_file() else {}
+    results, known = Results(run), read_environment(run)
     typer.echo(paper.bibtex(known.get("packages", {}).get("gradebench", gradebench.__version__)))
     typer.echo()
     typer.echo(paper.methods(read_config(run), known, results.leaderboard, results.tests))

@@ -135,9 +135,8 @@ def methods(config: Mapping[str, Any], environment: Mapping[str, Any], board: pd
         names = [str(name) for name in mine.loc[~has_nothing(mine), "estimator"]]
         seeds = config.get("seeds", [])
         said.append(
-            f"We trained {counted(len(names), 'gradient estimator')} ({', '.join(names)}) on {task} ({plan.get('setting', '')}), each "
-            f"for {counted(plan['steps'], 'step')} of {counted(plan['batch'], 'sampled sequence')} with {counted(len(seeds), 'seed')}, by Adam with gradients "
-            f"clipped at a norm of {plan['clip']:g}."
+            f"We trained {counted(len(names), 'gradient estimator')} ({', '.join(names)}) on {task} "
+            f"({plan.get('setting', '')}), {_budget(plan)}with {counted(len(seeds), 'seed')}{_optimizer(plan)}."
         )
         given = config.get("rate_sources", {}).get(task, {})
         sources = dict.fromkeys(_SOURCES.get(given[name], given[name]) for name in names if name in given)
@@ -157,6 +156,17 @@ def methods(config: Mapping[str, Any], environment: Mapping[str, Any], board: pd
     )
     said.append(f"All runs used {versions} and Python {environment.get('python', '?')} on {_device(environment)}.")
     return " ".join(said)
+
+
+def _budget(plan: Mapping[str, Any]) -> str:
+    """Steps and batch; nothing where a plan of another version doesn't have them."""
+    if not {"steps", "batch"} <= set(plan):
+        return ""
+    return f"each for {counted(plan['steps'], 'step')} of {counted(plan['batch'], 'sampled sequence')}, "
+
+
+def _optimizer(plan: Mapping[str, Any]) -> str:
+    return f", by Adam with gradients clipped at a norm of {plan['clip']:g}" if "clip" in plan else ""
 
 
 def _device(environment: Mapping[str, Any]) -> str:

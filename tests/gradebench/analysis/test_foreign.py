@@ -126,6 +126,10 @@ COMMANDS = {
     "merge of two": ("merge", "run", "other", "--out", "merged"),
     "compare": ("compare", "run"),
     "report": ("report", "run", "--out", "page"),
+    "figures": ("report", "run", "--out", "page", "--figures", "svg"),
+    "latex": ("leaderboard", "run", "--format", "latex"),
+    "markdown": ("leaderboard", "run", "--format", "markdown"),
+    "cite": ("cite", "run"),
     "claims": ("claims", "run", "--claims", "claims.toml"),
     "status": ("status", "run"),
     "curves": ("curves", "run"),
@@ -311,6 +315,25 @@ def in_one_line(status, err, name):
         last = err.strip().splitlines()[-1]
         assert last.startswith("gradebench: ") and len(last) < 1000, err
         assert len([line for line in err.splitlines() if line.startswith("gradebench: ")]) == 1, err
+
+
+def test_every_command_that_reads_a_run_is_among_those_that_are_tried():
+    reading = {name for name, command in cli.COMMANDS.items() if command.__module__ == "gradebench.cli.reading"}
+    assert reading and reading <= {words[0] for words in COMMANDS.values()}
+
+
+@pytest.mark.parametrize("content", [[], 7, {"packages": 3}, {"packages": {"gradebench": 5}}, {"device": [1]}])
+@pytest.mark.parametrize("what", ["cite", "report", "merge"])
+def test_an_environment_of_another_shape_is_answered_in_one_line(gradebench, what, content):
+    in_one_line(*gradebench(what, "environment.json", json.dumps(content).encode()), "environment.json")
+
+
+@pytest.mark.parametrize("lacks", ["steps", "batch", "clip", "setting"])
+def test_a_plan_that_lacks_a_setting_is_cited_without_it(gradebench, lacks):
+    config = json.loads(json.dumps(JSON["config.json"]))
+    for plan in config["plans"].values():
+        plan.pop(lacks, None)
+    assert gradebench("cite", "config.json", json.dumps(config).encode())[0] == 0
 
 
 @pytest.mark.parametrize("what", ["report", "merge of two", "status"])

@@ -142,7 +142,7 @@ def test_folders_of_runs(gradebench, config, samples, changes):
     for name, value in changes:
         frame[name] = value
     frame.to_parquet(folder / "metrics.parquet")
-    for name in ("status", "leaderboard", "compare", "claims", "report"):
+    for name in ("status", "leaderboard", "compare", "claims", "report", "cite"):
         gradebench(name, folder)
 
 
