@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def _signs_of_life() -> contextlib.AbstractContextManager[None]:
-    """Of one process of several, and of none that answers a shell."""
+    """Signs of life on stderr: from the first of several processes only, and not while the shell asks for completions."""
     if completion.VARIABLE in os.environ or os.environ.get("RANK", "0") != "0":
         return contextlib.nullcontext()
     return watched(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))

@@ -1,5 +1,5 @@
-"""A sign of life on stderr: on a terminal a line of its own after seconds without one, which the next output replaces;
-elsewhere a line of the log now and then."""
+"""Signs of life on stderr while a command is silent: on a terminal one line, which the next output replaces; elsewhere a
+line of the log every half minute."""
 
 import os
 import sys

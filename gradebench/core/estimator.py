@@ -27,7 +27,7 @@ class Estimate:
     own_loss  scalar whose descent improves the estimator's own parameters (value head, control variate,
               temperature); the harness steps those first, because its graph may read the policy's parameters.
     info      numbers worth logging: their means over a training are metrics, "info_NAME". A scalar tensor is read
-              only at the end, because a GPU would be waited for.
+              only at the end of training, so that no step waits for a GPU.
     """
 
     grad: Sequence[Tensor]

@@ -41,7 +41,7 @@ _latest = _Latest()
 
 
 def tell(what: str, done: int, total: int) -> None:
-    """That `done` of `total` steps of something are done; cheap enough for each step of a training."""
+    """Report that `done` of `total` steps of `what` are done. Cheap enough to be called in each training step."""
     now = time.monotonic()
     if _latest.told is None or _latest.told.what != what:
         _latest.began, _latest.written = now, 0.0
@@ -62,7 +62,7 @@ def track(what: str, many: Iterable[One], total: int) -> Iterator[One]:
 
 
 def ended() -> None:
-    """That what was told last is done."""
+    """Report that the last reported work is done."""
     _latest.told = None
     if folder := os.environ.get(FOLDER):
         with contextlib.suppress(OSError):
@@ -75,7 +75,7 @@ def here() -> tuple[Told, float] | None:
 
 
 def of_workers(folder: Path) -> list[Told]:
-    """What processes told lately, by the names of what they do."""
+    """What the processes that report into this folder told last, without those that have been silent for long."""
     answer = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         try:

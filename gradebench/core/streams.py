@@ -12,8 +12,8 @@ from gradebench.core import alive
 
 
 class _Stream(io.TextIOWrapper):
-    """What its encoding lacks is an escape; once its reader has gone, as `head -1`, the rest is dropped. So it is where the
-    disk is full, once that has been raised: the end of the process, which flushes again, is too late to say it."""
+    """Characters that its encoding lacks are written as escapes. Once its reader has gone, as `head -1` does, the rest is
+    dropped. A full disk raises once; what follows is dropped, because the flush at exit could not report it."""
 
     def __init__(self, before: io.TextIOWrapper):
         lines = before.line_buffering
@@ -25,7 +25,7 @@ class _Stream(io.TextIOWrapper):
         return self.write_unheard(text)
 
     def write_unheard(self, text: str) -> int:
-        """Signs of life, which aren't to count as one that the command gave."""
+        """For signs of life, which must not reset the clock that they are shown by."""
         with self._dropping():
             return super().write(text)
         return len(text)
@@ -62,8 +62,8 @@ def make_ready() -> None:
 
 @contextlib.contextmanager
 def plugins_aside() -> Iterator[None]:
-    """What is printed meanwhile, by code of others and by programs that it starts, goes to stderr: stdout has the command's
-    answer alone. So does what such code prints at the end of the process."""
+    """Sends to stderr what plugins and the programs that they start print meanwhile, and what they print when the process
+    exits: stdout has only the command's answer."""
     with _descriptor_aside(sys.stdout), contextlib.redirect_stdout(sys.stderr):
         yield
     atexit.unregister(_aside_for_good)
