@@ -1,4 +1,7 @@
-"""Run folders from elsewhere: every file of one changed at random, and every command that reads it answers in one line."""
+"""Run folders from elsewhere: every file of one changed at random, and every command that reads it answers in one line.
+
+Long because every file of a run is written out here, for each test to change.
+"""
 
 import copy
 import json
