@@ -43,13 +43,15 @@ def leaderboard(
     from gradebench.analysis.design import read_design
     from gradebench.analysis.once import made_once
     from gradebench.analysis.runs import APART, reasons_of
+    from gradebench.core import progress
+    from gradebench.core.shown import counted
     from gradebench.reporting import next_steps, terminal_tables
-    from gradebench.reporting.console import at_work, stdout_console
+    from gradebench.reporting.console import stdout_console
     from gradebench.results import Results
 
     results = Results(*runs, apart=apart, by=by, against=against or (), mend=APART)
     with made_once():
-        with at_work("comparing", results.metrics["task"].nunique()):
+        with progress.doing(f"comparing {counted(results.metrics['task'].nunique(), 'task')}"):
             metrics, board = results.metrics, results.leaderboard
         _write(board, csv)
         _say_unlisted(runs)
@@ -102,11 +104,10 @@ def merge(
     """
     from gradebench.experiment.merging import merge as merged
     from gradebench.reporting import terminal_tables
-    from gradebench.reporting.console import at_work
     from gradebench.reporting.report import write_report
 
     try:
-        board = merged(runs, out, lambda folder, metrics, board: write_report([folder], metrics, board), at_work)
+        board = merged(runs, out, lambda folder, metrics, board: write_report([folder], metrics, board))
     except OSError as error:
         raise InputError(f"can't write into {out}: {error.strerror}") from error
     _say_unlisted(runs)

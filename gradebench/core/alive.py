@@ -50,6 +50,8 @@ def doing_here() -> str:
     if not found:
         return ""
     told, seconds = found
+    if not told.total:
+        return told.what
     left = f", about {duration(seconds * (told.total - told.done) / told.done)} left" if told.done else ""
     return f"{told.what}: {told.done:,} of {told.total:,}{left}"
 

@@ -61,6 +61,16 @@ def track(what: str, many: Iterable[One], total: int) -> Iterator[One]:
     ended()
 
 
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Report work that can't tell how far it is."""
+    tell(what, 0, 0)
+    try:
+        yield
+    finally:
+        ended()
+
+
 def ended() -> None:
     """Report that the last reported work is done."""
     _latest.told = None

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import pandas as pd
 from gradebench.analysis import curves, runs, tables
 from gradebench.analysis.design import read_design
 from gradebench.analysis.once import made_once
-from gradebench.core import schema
+from gradebench.core import progress, schema
 from gradebench.core.errors import InputError
-from gradebench.core.shown import utf8
+from gradebench.core.shown import counted, utf8
 from gradebench.experiment.earlier import joined
 from gradebench.storage import digests, formats, records
 from gradebench.storage.files import LOCK, exclusive_lock, is_draft
@@ -29,10 +28,9 @@ def merge(
     folders: Sequence[Path],
     out: Path,
     report: Report = lambda folder, metrics, board: None,
-    working: Callable[[str, int], AbstractContextManager[None]] = lambda doing, tasks: nullcontext(),
 ) -> pd.DataFrame:
     """Writes the tables, samples and config.json of all shards into a new folder, then its `report`; returns the
-    leaderboard. `working(doing, tasks)` is a context for what takes long with many tasks.
+    leaderboard.
 
     The cells' folders aren't copied. environment.json is that of the first shard. An interrupted merge can be repeated
     in the same folder.
@@ -48,8 +46,8 @@ def merge(
     names = runs.task_names(folders)
     try:
         by, against = runs.family_of(folders, None, ())
-        tasks = metrics["task"].nunique()
-        with working("comparing", tasks):
+        tasks = counted(metrics["task"].nunique(), "task")
+        with progress.doing(f"comparing {tasks}"):
             comparisons = tables.comparisons(metrics, against)
             board = tables.leaderboard(metrics, comparisons, by, against)
     except ValueError as error:
@@ -60,7 +58,7 @@ def merge(
             if left.name not in (LOCK, _UNFINISHED):
                 left.unlink()
         (out / _UNFINISHED).touch()
-        with working("writing curves and tables of", tasks):
+        with progress.doing(f"writing curves and tables of {tasks}"):
             _write(folders, names, out, metrics, comparisons, board, by, against)
         report(out, metrics, board)
         (out / _UNFINISHED).unlink()

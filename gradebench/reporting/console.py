@@ -3,21 +3,17 @@
 import os
 import sys
 import textwrap
-import threading
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich import progress
 from rich.console import Console
 from rich.text import Text
 
-from gradebench.core.shown import counted, one_line
+from gradebench.core import progress as told
+from gradebench.core.shown import one_line
 
 WIDTH_WHEN_PIPED = 220  # unless COLUMNS says otherwise
-MANY = 100  # tasks, from which on it is told how far a command is
-PATIENCE = 3.0  # seconds before that
 ASCII = {"±": "+-", "²": "^2", "≥": ">=", "≤": "<="}  # where the terminal's encoding lacks them
 One = TypeVar("One")
 
@@ -74,43 +70,7 @@ def stderr_console() -> PlainConsole:
 
 
 def track(many: Iterable[One], total: int, of: str) -> Iterator[One]:
-    """The same, with a bar on stderr where there are enough to wait for; in a pipe, of very many, with a line now and
-    then."""
-    if total < 10 or not (sys.stderr.isatty() or total >= MANY):
-        return iter(many)
-    if not sys.stderr.isatty():
-        return _told(many, total, of)
+    """The same, with a bar on a terminal's stderr if there are enough to wait for; elsewhere signs of life count them."""
+    if total < 10 or not sys.stderr.isatty():
+        return told.track(of, many, total)
     return iter(progress.track(many, of, total=total, console=stderr_console(), transient=True))
-
-
-def _told(many: Iterable[One], total: int, of: str) -> Iterator[One]:
-    said = time.monotonic()
-    for number, one in enumerate(many):
-        if time.monotonic() - said > PATIENCE:
-            print(f"gradebench: {number} of {total} {of}", file=sys.stderr, flush=True)
-            said = time.monotonic()
-        yield one
-
-
-@contextmanager
-def at_work(doing: str, tasks: int) -> Iterator[None]:
-    """Lines on stderr while many tasks keep a command busy that can't tell how far it is: after 3 s, 6 s, 12 s and so on."""
-    if tasks < MANY:
-        yield
-        return
-    ended, began = threading.Event(), time.monotonic()
-
-    def tell() -> None:
-        wait = PATIENCE
-        while not ended.wait(wait):
-            seconds = time.monotonic() - began
-            print(f"gradebench: {doing} {counted(tasks, 'task')}, {seconds:.0f} s so far", file=sys.stderr, flush=True)
-            wait = seconds
-
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        teller.join()

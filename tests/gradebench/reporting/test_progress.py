@@ -174,3 +174,17 @@ def test_a_slow_command_gives_signs_on_stderr_alone(monkeypatch, capsys):
 def test_work_tells_each_step_and_its_end():
     seen = [told.here() for _ in told.track("work", range(3), 3)]
     assert [one[0].done for one in seen] == [0, 1, 2] and told.here() is None
+
+
+def test_signs_say_what_a_command_is_at_and_how_far_it_is(clock):
+    watch = alive.Watch("merge", False, clock)
+    seen = []
+    for _ in console.track(range(3), 3, "tasks"):
+        clock.now += alive.IN_LOG
+        seen.append(watch.sign())
+    with told.doing("comparing 100 tasks"):
+        clock.now += alive.IN_LOG
+        seen.append(watch.sign())
+    assert "tasks: 0 of 3" in seen[0] and "tasks: 2 of 3" in seen[2] and seen[3].endswith(", comparing 100 tasks\n")
+    clock.now += alive.IN_LOG
+    assert "tasks" not in watch.sign()

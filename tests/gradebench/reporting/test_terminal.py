@@ -1,7 +1,6 @@
 """What a run shows: plain lines when piped, a bar on a terminal, and every row of the leaderboard."""
 
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from gradebench.core import schema
 from gradebench.experiment.plan import Cell
 from gradebench.experiment.runner import Outcome, Run
-from gradebench.reporting import console, terminal
+from gradebench.reporting import terminal
 
 CELL = Cell("imdb", "imdb", {}, "rloo", "rloo", 3)
 
@@ -218,21 +217,3 @@ def test_the_files_of_a_probe_are_named(empty_run, capsys):
 def test_a_run_without_any_probe_prints_no_table(empty_run, capsys):
     lines, _ = shown(empty_run, capsys, unprobed={"imdb": "too steep"})
     assert lines[-1].startswith("tables: ") and not any("estimator" in line for line in lines)
-
-
-def test_many_tasks_tell_how_far_they_are_and_few_say_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(console, "PATIENCE", 0.01)
-    assert list(console.track(range(console.MANY), console.MANY, "tasks")) == list(range(console.MANY))
-    for _ in console.track(range(3), console.MANY, "tasks"):
-        time.sleep(0.02)
-    with console.at_work("comparing", console.MANY):
-        time.sleep(0.1)
-    said = capsys.readouterr()
-    assert (
-        said.out == "" and "gradebench: 1 of 100 tasks\n" in said.err and "comparing 100 tasks, 0 s so far" in said.err
-    )
-    with console.at_work("comparing", console.MANY - 1):
-        time.sleep(0.05)
-    for _ in console.track(range(3), 3, "tasks"):
-        time.sleep(0.02)
-    assert capsys.readouterr().err == ""
