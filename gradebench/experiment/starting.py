@@ -39,49 +39,59 @@ def start(target: Callable[..., None], arguments: tuple[Any, ...], mark: str, fo
     """A process that runs `target(*arguments)`, with `mark` in its environment; `forked`, where that is possible."""
     if forked and not _Server.failed:
         try:
-            if _serves():
-                return _fork(target, arguments, mark)
+            if process := _fork(target, arguments, mark):
+                return process
         except (OSError, EOFError):  # no room for its socket, or killed
             _Server.failed = True
-    process: Any = get_context("spawn").Process(target=target, args=arguments)
+    process = get_context("spawn").Process(target=target, args=arguments)
     with _environment({descendants.MARK: mark}):
         process.start()
     return process
 
 
-def _serves() -> bool:
-    """Whether the server runs, and began with what is around this process now."""
+def _fork(target: Callable[..., None], arguments: tuple[Any, ...], mark: str) -> Any:
+    """The process; None where the server is another program's, or began with something else than is around us now."""
     server: Any = forkserver._forkserver
     if server._forkserver_pid not in (None, _Server.pid):
-        return False  # it is that of the program that calls us
+        return None
     path = [folder or os.getcwd() for folder in sys.path]
     around = {name: value for name, value in os.environ.items() if not name.startswith(_HANDED_OVER)}, path
-    preload = server._preload_modules
-    # The modules as this process finds them, not as the folder that it stands in has them.
-    names = {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1", descendants.MARK: _UNMARKED}
-    with _environment(names):
-        forkserver.set_forkserver_preload(_LIBRARIES)
-        try:
-            forkserver.ensure_running()
-        finally:
-            forkserver.set_forkserver_preload(preload)
-    if server._forkserver_pid != _Server.pid:
-        _Server.pid, _Server.around = server._forkserver_pid, around
-    return _Server.around == around
-
-
-def _fork(target: Callable[..., None], arguments: tuple[Any, ...], mark: str) -> Any:
-    with contextlib.ExitStack() as stack:
+    environment = os.environ | {descendants.MARK: mark}
+    with _server_of(around), contextlib.ExitStack() as stack:
+        if _Server.around != around:
+            return None
         streams = {}
         for number in (1, 2):
             with contextlib.suppress(OSError):  # it is closed
                 streams[number] = stack.enter_context(Connection(os.dup(number)))
-        environment = os.environ | {descendants.MARK: mark}
         process: Any = get_context("forkserver").Process(
             target=_begin, args=(dict(environment), streams, mark, target, arguments)
         )
         process.start()
     return process
+
+
+@contextlib.contextmanager
+def _server_of(around: Around) -> Iterator[None]:
+    """A server runs; one that starts in here, also because the first has just been killed, begins with `around`."""
+    server: Any = forkserver._forkserver
+    preload = server._preload_modules
+    # The modules as this process finds them, not as the folder that it stands in has them.
+    names = {"PYTHONPATH": os.pathsep.join(around[1]), "PYTHONSAFEPATH": "1", descendants.MARK: _UNMARKED}
+
+    def ours() -> None:
+        if server._forkserver_pid != _Server.pid:
+            _Server.pid, _Server.around = server._forkserver_pid, around
+
+    with _environment(names):
+        forkserver.set_forkserver_preload(_LIBRARIES)
+        try:
+            forkserver.ensure_running()
+            ours()
+            yield
+        finally:
+            ours()
+            forkserver.set_forkserver_preload(preload)
 
 
 def _begin(

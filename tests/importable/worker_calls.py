@@ -36,8 +36,8 @@ def parent():
     return "ok", str(os.getppid())
 
 
-def imported():
-    return "ok", " ".join(name for name in sys.modules if name.startswith("gradebench"))
+def imported(package):
+    return "ok", " ".join(name for name in sys.modules if name.partition(".")[0] == package)
 
 
 def kills_server():

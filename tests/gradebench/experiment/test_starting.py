@@ -1,6 +1,7 @@
 """A forked worker has all that one has which starts from nothing, and nothing that it wouldn't have."""
 
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -57,7 +58,7 @@ def test_the_server_has_imported_libraries_alone_and_computed_nothing():
     server = Path(f"/proc/{forkserver._forkserver._forkserver_pid}")
     names = [(task / "comm").read_text().strip() for task in (server / "task").iterdir()]
     assert not [name for name in names if name.startswith(("omp", "iomp", "mkl", "ray"))]
-    status, modules = call(imported)
+    status, modules = call(imported, "gradebench")
     assert status == "ok"
     assert not [name for name in modules.split() if "estimators" in name or "tasks" in name or "file_" in name]
 
@@ -70,6 +71,24 @@ def test_without_its_server_it_ends_and_another_one_goes_on():
         assert status == "failed" and "its process ended with status 255" in reason
         assert next(ended for _, ended in each(parent, [()]))[0] == "ok"
     assert time.monotonic() - took < 60
+
+
+def test_a_server_killed_just_before_it_forks_has_a_successor(monkeypatch):
+    """Python then starts another one by itself; it is ours too, else no later worker would be forked."""
+    ensure_running = forkserver.ensure_running
+
+    def runs_and_is_killed():
+        ensure_running()
+        server = forkserver._forkserver._forkserver_pid
+        os.kill(server, signal.SIGKILL)
+        os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)
+
+    call(parent)
+    with monkeypatch.context() as patched:
+        patched.setattr(forkserver, "ensure_running", runs_and_is_killed)
+        first = call(parent)
+    again, (_, libraries) = call(parent), call(imported, "torch")
+    assert first == again == ("ok", str(starting._Server.pid)) and "torch._dynamo" in libraries.split()
 
 
 def test_what_it_forked_and_orphaned_ends_with_it(tmp_path):
