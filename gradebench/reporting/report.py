@@ -20,6 +20,7 @@ from gradebench.analysis.runs import (
     read_config,
     read_environment,
     read_metrics,
+    read_steps,
     require_family,
     setting_apart,
     task_names,
@@ -27,7 +28,7 @@ from gradebench.analysis.runs import (
 from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.shown import counted, shown
-from gradebench.reporting import figures, pictures, sections, summary, svg, wording
+from gradebench.reporting import figures, pictures, sections, summary, svg, training_figures, wording
 from gradebench.reporting.console import track
 from gradebench.reporting.families import target_of
 from gradebench.reporting.figures import Figure
@@ -204,6 +205,8 @@ def _of_tasks(
     probes = _gathered(folders, "probes.csv", schema.PROBES_COLUMNS, (schema.PROBES_NUMBERS,), left_out)
     tuning = _gathered(folders, CURVES, CURVES_COLUMNS, (CURVES_NUMBERS, CURVES_TRUTHS), left_out)
     probes_of, tuning_of = _by_target(probes, folders), _by_target(tuning, folders)
+    read = [_readable(left_out, read_steps, folder) for folder in folders]
+    steps_of = _by_target(pd.concat([one for one in read if one is not None] or [probes.iloc[:0]]), folders)
     by_place = places_of(metrics)
     found, drawn = [], []
     boards = list(_each(board, ["task", "setting"]))
@@ -219,12 +222,21 @@ def _of_tasks(
         shapes = figures.of_task(
             mine, rows, probes_of.get(place, probes.iloc[:0]), tuning_of.get(place, tuning.iloc[:0]), against
         )
+        if place in steps_of:
+            names = [str(name) for name in mine.loc[mine["rank"].notna(), "estimator"]][: figures.CURVES]
+            shapes = _after(shapes, "learning-curves", training_figures.of_steps(steps_of[place], names))
         budgets = curves.budgets(rows, str(mine["ranked_by"].iloc[0]))
         at_budgets = figures.at_budgets(mine, budgets)
         drawn += [(f"{task} {setting}", figure) for figure in [*shapes, *at_budgets]]
         section = sections.of_task(mine, shapes, samples.get((task, setting), []), rows, folders, against)
         found.append(section | {"budgets": sections.of_budgets(budgets, rows, at_budgets)})
     return found, drawn
+
+
+def _after(shapes: list[Figure], name: str, more: list[Figure]) -> list[Figure]:
+    """The figures with more of them behind the one of that name, or at the end."""
+    place = next((number + 1 for number, one in enumerate(shapes) if one.name == name), len(shapes))
+    return [*shapes[:place], *more, *shapes[place:]]
 
 
 def _each(table: pd.DataFrame | None, columns: list[str]) -> list[pd.DataFrame]:
