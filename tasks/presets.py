@@ -91,6 +91,6 @@ PAPER = Preset(
     parameters=4_022,
     megabytes=8_045,
     vocabulary=151_936,
-    advice="the published estimators: -e grade-ste:tau=2,tau_end=0.5,anneal=2000 -e grade:tau=2,tau_end=0.5,anneal=2000 "
-    "-e ppo -e reinforce",
+    advice="the published estimators: -e grade-ste:tau=2,tau_end=0.5,anneal=2000,topk=256 "
+    "-e grade:tau=2,tau_end=0.5,anneal=2000,topk=256 -e ppo -e reinforce",
 )
