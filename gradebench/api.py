@@ -58,6 +58,7 @@ class Training(Budget, total=False):
     save_policies: bool
     launcher: str
     checkpoint_every: float
+    evaluate_every: int
     sweep: Sequence[str]
     instances: int
 

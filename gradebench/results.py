@@ -66,6 +66,14 @@ class Results:
         found = [read_csv(path, PROBES_NUMBERS) for path in paths]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=PROBES_COLUMNS)
 
+    @functools.cached_property
+    def training(self) -> pd.DataFrame:
+        """Every training step: reward, KL, entropy, gradient norm and clipping (training.parquet)."""
+        named = zip(self.folders, runs.task_names(self.folders), strict=True)
+        return pd.concat(
+            [runs.read_steps(folder).replace({"task": names}) for folder, names in named], ignore_index=True
+        )
+
     @property
     def ranked_by(self) -> dict[tuple[str, str], str]:
         """The metric that ranks on each (task, setting)."""

@@ -114,7 +114,9 @@ class LatentProblem(Problem):
 
     def soft_reward(self, y: Tensor) -> Tensor:
         self.ledger.reward_calls += len(y) * self.contexts
-        return self.log_likelihood(y) - self.prior_divergence()
+        found = self.log_likelihood(y) - self.prior_divergence()
+        self.ledger.saw("reward", found, len(y) * self.contexts)
+        return found
 
     def log_likelihood(self, y: Tensor) -> Tensor:
         """log p(x|z) in nats, (n, B), for one-hots (n, B, T, V)."""

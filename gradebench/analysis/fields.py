@@ -34,6 +34,7 @@ AXES = {
 }
 METRICS = ("objective", "reward", "gold_reward")
 BUDGETS = 12  # at most, on an axis other than steps; each is half of the next
+EVALUATIONS = 20  # at most, on the axis of steps: those of the default series are fewer up to 5 million steps
 
 Floats = NDArray[np.float64]
 
@@ -189,14 +190,15 @@ def _curves(values: Points, x: Points | None) -> Curves:
 def budgets_of(field: Field) -> list[float]:
     """The budgets at which the estimators are compared, increasing.
 
-    steps     those after 0 at which all cells were evaluated
+    steps     those after 0 at which all cells were evaluated; of more than EVALUATIONS the last one, the last one up to
+              half of it, up to half of that, and so on
     others    the largest budget that two estimators reach, half of it, a quarter and so on, down to the smallest that
               two have reached; if steps cost the same for all, these are evaluations
     """
     cells = [curve for seeds in field.curves.values() for curve in seeds.values()]
     if field.axis == "steps":
         shared = set.intersection(*(set(curve.budgets.tolist()) for curve in cells))
-        return sorted(step for step in shared if step > 0)
+        return _halved(sorted(step for step in shared if step > 0))
     reaches = [field.reach(name) for name in field.curves]
     second = min(1, len(reaches) - 1)
     low, high = sorted(low for low, _ in reaches)[second], sorted(high for _, high in reaches)[-1 - second]
@@ -204,3 +206,13 @@ def budgets_of(field: Field) -> list[float]:
         return []
     halvings = min(BUDGETS - 1, math.floor(math.log2(high / low) + 1e-9))
     return [high / 2**i for i in range(halvings, -1, -1)]
+
+
+def _halved(steps: list[float]) -> list[float]:
+    """The steps, or where they are too many to compare all estimators at each, those that are halves of later ones."""
+    if len(steps) <= EVALUATIONS:
+        return steps
+    kept = [steps[-1]]
+    while below := [step for step in steps if step <= kept[0] / 2]:
+        kept.insert(0, below[-1])
+    return kept

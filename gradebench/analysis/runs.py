@@ -11,7 +11,7 @@ import pandas as pd
 from gradebench.analysis import cell_labels, differences, plugin_inputs, tables
 from gradebench.analysis.provenance import RATE_COLUMNS
 from gradebench.core.errors import InputError
-from gradebench.core.schema import METRICS_COLUMNS
+from gradebench.core.schema import METRICS_COLUMNS, TRAINING_COLUMNS, TRAINING_PLACE
 from gradebench.core.shown import utf8
 from gradebench.storage import digests, formats, records, shapes
 
@@ -86,6 +86,24 @@ def samples_of(folder: Path) -> list[dict[str, Any]]:
         return formats.read_lines(path, shapes.SAMPLE)
     except InputError:
         return []
+
+
+def read_steps(folder: Path) -> pd.DataFrame:
+    """Every training step of a run, TRAINING_COLUMNS and those of `Estimate.info`; none for a run that trained nothing, or of
+    an earlier version. Raises InputError for a damaged file, and one of another shape."""
+    path = folder / records.SERIES
+    if not path.is_file():
+        return pd.DataFrame(columns=TRAINING_COLUMNS)
+    digests.require_as_written(path)
+    frame = formats.read_parquet(path)
+    if lacking := [name for name in TRAINING_COLUMNS if name not in frame.columns]:
+        raise InputError(f"{path} lacks the columns {', '.join(lacking)}: it is no table of training steps")
+    for name in frame.columns:
+        numeric = name in ("seed", "step") or name not in TRAINING_PLACE
+        found = pd.api.types.infer_dtype(frame[name], skipna=True)
+        if found not in (("integer", "floating", "mixed-integer-float", "empty") if numeric else ("string", "empty")):
+            raise InputError(f"{path} has {found} values in its column {name}: it is no table of training steps")
+    return frame
 
 
 def left_out(folders: Sequence[Path]) -> list[str]:

@@ -101,6 +101,12 @@ def run(
     checkpoint_every: Annotated[
         float, typer.Option(metavar="SECONDS", help="time between the checkpoints that a training resumes from")
     ] = 60.0,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS", help="evaluate at every so many steps too, besides 10, 20, 40, ... and the last one"
+        ),
+    ] = None,
     log: Annotated[
         list[Tracker] | None,
         typer.Option(
@@ -154,6 +160,7 @@ def run(
         save_policies=save_policies,
         launcher=launcher.value,
         checkpoint_every=checkpoint_every,
+        evaluate_every=evaluate_every,
         sweep=sweep or [],
         instances=instances,
     )

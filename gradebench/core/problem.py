@@ -35,6 +35,11 @@ class Ledger:
     forward_passes: int = 0
     backward_passes: int = 0
 
+    def saw(self, name: str, values: Tensor, count: int) -> None:
+        """Told by a problem of the "reward", "kl" or "log_prob" that it has computed for `count` sequences, whole or by
+        token. A training keeps the mean of each step in training.parquet; this ledger keeps nothing.
+        """
+
 
 @dataclass(frozen=True)
 class RolloutHints:
@@ -193,7 +198,9 @@ class Problem(ABC):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p_theta(z_t | z_<t, x), shape (n, B, T); 0 after the end of a text."""
-        return self.logits(z).log_softmax(-1).gather(-1, z.unsqueeze(-1)).squeeze(-1)
+        found = self.logits(z).log_softmax(-1).gather(-1, z.unsqueeze(-1)).squeeze(-1)
+        self.ledger.saw("log_prob", found, len(z) * self.contexts)
+        return found
 
     def grad(
         self,

@@ -24,6 +24,14 @@ PROBES_COLUMNS = [
     "run_id", "cell_id", "task", "setting", "estimator", "estimator_params", "estimator_source", "seed", "along",
     "step", "group", "samples", "draws", "metric", "value", "ci_low", "ci_high", "unit",
 ]
+# A row for each training step, with a number in a column: as rows of one value each, as in the metrics, a run of 350 cells and
+# 320 steps would have 700,000 more rows there, ten times as many as all others. Columns of `Estimate.info` follow.
+TRAINING_PLACE = ["run_id", "cell_id", "task", "setting", "estimator", "seed", "status", "step"]
+TRAINING_UNITS = {
+    "reward": "1", "kl": "nats/sequence", "entropy": "nats/sequence", "gradient_norm": "1/theta", "clip_factor": "1",
+    "clipped_updates": "1",
+}
+TRAINING_COLUMNS = [*TRAINING_PLACE, *TRAINING_UNITS]
 PROBES_NUMBERS = ("seed", "step", "samples", "draws", "value", "ci_low", "ci_high")
 # The objective has no unit, so its gradient has that of 1/theta.
 METRIC_UNITS = {

@@ -221,6 +221,11 @@ def gather(run: Run, note: Callable[[str], None]) -> tuple[pd.DataFrame, pd.Data
     return _with_rates(metrics, run), probes, samples
 
 
+def training_steps(run: Run) -> pd.DataFrame:
+    """Every training step of all cells, those of earlier commands first; a row each."""
+    return records.series(records.merged(_present(run, records.STEPS), run.out.resolve().name, schema.TRAINING_COLUMNS))
+
+
 def with_inputs(run: Run, config: Mapping[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
     """The config.json of a run whose cells have ended; its facts include what plugin code read for each estimator.
 

@@ -59,6 +59,7 @@ class Item:
     option: str = ""  # the command-line option that sets it
     default: Any = None  # the value for which the option is left out; None: it is always given
     training: bool = True  # False: only gradient probes depend on it
+    typed: Callable[[Any], Any] = lambda value: value  # what the option is given for a value; None: it is left out
 
 
 def _planned(field: str, name: str = "", option: str = "", default: Any = None) -> Item:
@@ -72,6 +73,16 @@ def _probed(name: str, value: Callable[[Known], Any], option: str = "") -> Item:
 
 def _of_package(name: str) -> Item:
     return Item(f"version of {name}", lambda known: records.version(name))
+
+
+def _evaluations(plan: Plan) -> int | str | None:
+    """None for the steps at which all runs are evaluated; otherwise their number, or "every 25", or both."""
+    also = "" if plan.evaluations is None else f" and {plan.evaluations}"
+    return plan.evaluations if plan.evaluate_every is None else f"every {plan.evaluate_every}{also}"
+
+
+def _interval(evaluations: int | str) -> str | None:
+    return evaluations.split()[1] if isinstance(evaluations, str) else None
 
 
 _HARNESS = os.path.join(os.path.dirname(__file__), "harness.py")
@@ -98,7 +109,7 @@ TASK = (
     _planned("steps", option="--steps"),
     _planned("batch", option="--batch"),
     _planned("clip", option="--clip", default=1.0),
-    _planned("evaluations"),
+    Item("evaluations", lambda known: _evaluations(known.plan), "--evaluate-every", typed=_interval),
     _planned("shards", option="--micro-batches", default=1),
     _planned("patience"),
     _planned("train", name="training"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from gradebench.core import parallel
+from gradebench.core.errors import place_of
 from gradebench.core.interrupts import is_users
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.experiment.workers import said
@@ -38,8 +39,8 @@ def keep_traceback(plan: Plan, cell: Cell) -> None:
 
 
 def told(error: BaseException, cell: Cell) -> str:
-    """An exception in one line, with advice if memory ran out."""
-    line = said(error)
+    """An exception in one line, with its place in a plugin's own code, and with advice if memory ran out."""
+    line = said(error) + place_of(error, list(filter(None, cell.foreign)))
     return f"{line[:300]}; {memory_advice(cell)}" if is_out_of_memory(error) else line
 
 

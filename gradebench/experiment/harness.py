@@ -63,7 +63,7 @@ def run_cell(plan: Plan, cell: Cell, key: str, known: facts.Facts | None = None)
         found = (record.frame(status), status, reason, record.probe_frame(), record.samples)
         read = what_was_read(cell)
         also = about(cell, known) | {"read": read, "inputs": followed.inputs(read)}
-        records.write_cell(folder, key, *found, about=also)
+        records.write_cell(folder, key, *found, about=also, steps=record.steps_frame(status))
         if status == "skipped":
             training_file(plan, cell).unlink(missing_ok=True)
     return status, reason

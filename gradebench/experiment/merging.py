@@ -104,6 +104,10 @@ def _write(
     ]
     if samples:
         formats.write_lines(out / records.SAMPLES, samples)
+    steps = [runs.read_steps(folder).replace({"task": called}) for folder, called in zip(folders, names, strict=True)]
+    if any(map(len, steps)):
+        together = pd.concat([one for one in steps if len(one)], ignore_index=True).assign(run_id=name)
+        tables.write_parquet(records.series(together), out / records.SERIES)
     configs = [_called(runs.read_config(folder), called) for folder, called in zip(folders, names, strict=True)]
     config = _config(configs, [folder.resolve().name for folder in folders])
     config["request"] |= {"by": by, "against": against}

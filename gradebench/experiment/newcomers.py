@@ -104,6 +104,7 @@ def _tuned(
     out = run.out / FOLDER / records.cell_id(label, "trials", 0)
     facts: dict[str, Any] = {"estimators": list(specs), "tasks": [spec], "seeds": seeds, "out": str(out)}
     facts |= {"steps": _steps(run, label), "control": False, "save_policies": False, "tune": False}
+    facts |= {"evaluate_every": None}  # a rate is chosen for every budget that is evaluated
     found = tuning.tune(replace(request, **facts), lambda task: rates, progress)
     if found.outcome.interrupted:
         progress.note(f"interrupted while tuning; the same command with --out {run.out} goes on")

@@ -21,6 +21,7 @@ class Plan:
     learning_rate: float | None = None  # None: the recorded tuned value, else the task's
     clip: float = 1.0  # maximum of the gradient's global norm
     evaluations: int | None = None  # after step 0, evenly spaced; None: at 10, 20, 40, 80, ... and the last step
+    evaluate_every: int | None = None  # evaluate at each multiple of it too
     checkpoints: int = 3  # number of probe points on the trajectory, with its start and end
     train: bool = True  # False: only gradient probes
     along: str = "reference"  # the trajectory of the probe points: "reference", shared by all estimators, or "own"
@@ -45,10 +46,11 @@ class Plan:
         By default a geometric series that doesn't depend on `steps`, so that a longer run includes the steps of a shorter
         one.
         """
+        also = range(0, self.steps, self.evaluate_every) if self.evaluate_every else ()
         if self.evaluations is not None:
-            return sorted({round(self.steps * i / self.evaluations) for i in range(self.evaluations + 1)})
+            return sorted({round(self.steps * i / self.evaluations) for i in range(self.evaluations + 1)} | set(also))
         doublings = range(max(0, self.steps // FIRST_EVALUATION).bit_length())
-        return sorted({0, self.steps, *(FIRST_EVALUATION * 2**i for i in doublings)})
+        return sorted({0, self.steps, *(FIRST_EVALUATION * 2**i for i in doublings), *also})
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from gradebench.analysis import cell_labels, tables
 from gradebench.analysis.design import RATE, Variant, parse_sweep, variants
 from gradebench.analysis.provenance import Rate, tuned_rate
 from gradebench.core import parallel
-from gradebench.core.errors import InputError, Unsupported
+from gradebench.core.errors import InputError, Unsupported, place_of
 from gradebench.core.global_state import PROCESS
 from gradebench.core.interrupts import is_users
 from gradebench.core.options import with_values
@@ -90,8 +90,9 @@ def saves(task: Task) -> bool:
 
 
 @contextlib.contextmanager
-def plugin_errors(what: str) -> Iterator[None]:
-    """A context that turns any exception of plugin code into an InputError with its place, instead of a long traceback."""
+def plugin_errors(what: str, own: str = "") -> Iterator[None]:
+    """A context that turns any exception of plugin code into an InputError with its place, in its `own` file or package if that
+    has any part in it, instead of a long traceback."""
     try:
         yield
     except InputError:
@@ -100,9 +101,10 @@ def plugin_errors(what: str) -> Iterator[None]:
         if is_users(error):
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}, line {place.lineno}"
+        anywhere = f" ({Path(place.filename).name}, line {place.lineno})"
+        where = place_of(error, [own] if own else []) or anywhere
         message = " ".join(str(error).split())
-        raise InputError(f"{what} can't be used: {type(error).__name__}: {message} ({where})") from error
+        raise InputError(f"{what} can't be used: {type(error).__name__}: {message}{where}") from error
 
 
 # --- the cells of a run ------------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ def prepare(request: Request, progress: Progress) -> Run:
     for variant in _varied(request, task_specs, progress):
         resolved = variant.resolved
         what = f"task {resolved.label}"
-        with plugin_errors(what), unchanged(what, resolved.foreign):
+        with plugin_errors(what, resolved.foreign), unchanged(what, resolved.foreign):
             if resolved.spec not in ready:
                 with followed.apart(resolved.foreign or _function_of(resolved.params), known_files) as read:
                     task = ready_task(resolved, device, request.strict, progress)
@@ -244,6 +246,7 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         batch=request.batch or task.default_batch,
         learning_rate=request.learning_rate,
         clip=request.clip,
+        evaluate_every=request.evaluate_every,
         checkpoint_every=request.checkpoint_every,
         train=request.train,
         checkpoints=request.checkpoints,
@@ -311,7 +314,7 @@ def _tried(
     unsupported: dict[str, str] = {}
     for estimator in [*estimators, reference]:
         what = f"estimator {estimator.label}"
-        with plugin_errors(what), unchanged(what, estimator.foreign, [task], PROCESS):
+        with plugin_errors(what, estimator.foreign), unchanged(what, estimator.foreign, [task], PROCESS):
             try:
                 make_estimator(estimator.spec, task, plan)
             except Unsupported as reason:

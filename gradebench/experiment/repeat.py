@@ -118,6 +118,7 @@ def _shared(command: str, known: Mapping[str, Any]) -> tuple[str, ...]:
     words: list[str] = []
     for item in facts.TASK:
         value = known.get(item.name)
+        value = value if value is None else item.typed(value)
         if not item.option or value is None or value == item.default or (command == "run" and not item.training):
             continue
         words += [item.option, text_of(value)]
@@ -161,7 +162,7 @@ def _of_request(request: Mapping[str, Any]) -> str:
     for name, values in (("-e", request.get("estimators", [])), ("-t", request.get("tasks", []))):
         words += [word for value in values for word in (name, str(value))]
     names = ["steps", "batch", "learning_rate", "shards"]
-    names += ["seeds", "tuned"] if request.get("train", True) else ["draws", "checkpoints", "along"]
+    names += ["seeds", "tuned", "evaluate_every"] if request.get("train", True) else ["draws", "checkpoints", "along"]
     for name in names:
         if request.get(name) is not None and not (name == "tuned" and request.get("tune")):
             words += [f"--{name.replace('_', '-')}", str(request[name])]

@@ -51,6 +51,7 @@ class Request:
     tune: bool = False  # first tune the estimators without a tuned rate, whose file `tuned` then names
     sweep: Sequence[str] = ()  # "OPTION=VALUE,VALUE,..." of the tasks, or of the learning rate
     instances: int | None = None  # number of instances of each task; None: the one that its spec names
+    evaluate_every: int | None = None  # steps between evaluations besides those that all runs have
     clip: float = 1.0  # maximum of the gradient's global norm
 
 
@@ -111,10 +112,13 @@ def require_numbers(request: Request) -> None:
             f"--micro-batches {request.shards}: {counted(parallel.world_size(), 'process', 'processes')} can't share them; give a multiple"
         )
     least = {"steps": 1, "batch": 1, "jobs": 1, "draws": 4, "checkpoints": 1, "shards": 1, "instances": 1}
+    least["evaluate_every"] = 1
     for name, minimum in least.items():
         value = getattr(request, name)
         if value is not None and value < minimum:
-            raise InputError(f"--{name} {value}: at least {minimum} {'is' if minimum == 1 else 'are'} needed")
+            raise InputError(
+                f"--{name.replace('_', '-')} {value}: at least {minimum} {'is' if minimum == 1 else 'are'} needed"
+            )
     for name, number in (
         ("learning-rate", request.learning_rate),
         ("timeout", request.timeout),

@@ -13,7 +13,17 @@ from gradebench.analysis.once import made_once
 from gradebench.core.errors import InputError
 from gradebench.core.shown import counted
 from gradebench.experiment import earlier, repeat
-from gradebench.experiment.cells import Failures, Progress, Run, carry_out, drop_damaged, gather, pending, with_inputs
+from gradebench.experiment.cells import (
+    Failures,
+    Progress,
+    Run,
+    carry_out,
+    drop_damaged,
+    gather,
+    pending,
+    training_steps,
+    with_inputs,
+)
 from gradebench.experiment.launchers import launched
 from gradebench.experiment.preparing import expand, missing, prepare
 from gradebench.experiment.request import Outcome, Request, choose_device, default_folder, require_family
@@ -107,6 +117,8 @@ def measure(request: Request, run: Run, progress: Progress) -> Outcome:
     tables.write_parquet(metrics, run.out / "metrics.parquet")
     if samples:
         records.write_lines(run.out / records.SAMPLES, samples)
+    if len(steps := training_steps(run)):
+        tables.write_parquet(steps, run.out / records.SERIES)
     own = frozenset(cell.id for _, cell in run.cells)
     return Outcome(metrics, probes, troubles.reasons, troubles.unprobed, interrupted, reused, own=own)
 

@@ -6,13 +6,13 @@ from typing import Any
 from gradebench.core import progress
 from gradebench.core.estimator import Estimator
 from gradebench.core.memory import peak_memory, reset_peak_memory
-from gradebench.core.problem import Ledger
 from gradebench.core.sampling import generator
 from gradebench.core.task import Task
 from gradebench.experiment.cell_setup import learning_rate_of
 from gradebench.experiment.evaluation import evaluate
 from gradebench.experiment.plan import Cell, Plan
-from gradebench.experiment.training import Trainer, batches
+from gradebench.experiment.series import Series, ledger_for
+from gradebench.experiment.training import Diverged, Trainer, batches
 from gradebench.storage import records
 from gradebench.storage.checkpoints import Checkpoint
 
@@ -25,12 +25,13 @@ def train(
     record: records.CellRecord,
     checkpoint: Checkpoint | None = None,
 ) -> Trainer:
-    """Train for `steps` steps from the task's initial parameters; records evaluations, rewards and costs.
+    """Train for `steps` steps from the task's initial parameters; records evaluations, costs and the series of all steps.
 
     With a `checkpoint`, training resumes from it, bit-identical to an uninterrupted training.
     """
-    ledger = Ledger()
-    trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, cell.estimator_spec).value)
+    series = Series()
+    ledger = ledger_for(estimator, series)
+    trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, cell.estimator_spec).value, series)
     prompts = batches(task, plan, estimator.n, cell.seed)
     rng = generator(plan.device, cell.seed, "sampling", *filter(None, [cell.other_draws]))
     evaluated = plan.evaluation_steps
@@ -44,9 +45,14 @@ def train(
         if step in evaluated:
             record.add("train", "train", step, trainer.costs(ledger))
             evaluate(task, plan, cell.seed, step, record)
+            record.steps = series.read()
         progress.tell(f"{cell.estimator} seed {cell.seed}", step, plan.steps)
         if step < plan.steps:
-            trainer.step(task.problem("train", next(prompts), ledger), rng)
+            try:
+                trainer.step(task.problem("train", next(prompts), ledger), rng)
+            except Diverged:
+                record.steps = series.read()
+                raise
             if checkpoint and step + 1 < plan.steps:
                 checkpoint.after(step + 1, training)
             elif checkpoint:

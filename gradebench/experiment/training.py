@@ -19,6 +19,7 @@ from gradebench.core.shown import counted
 from gradebench.core.task import Task
 from gradebench.core.view import Guarded
 from gradebench.experiment.plan import Plan
+from gradebench.experiment.series import FACTOR, Series
 from gradebench.storage import records
 from gradebench.storage.checkpoints import Training
 
@@ -81,8 +82,11 @@ def _number(value: float | Tensor) -> float | Tensor:
 class Trainer:
     """The optimizers of policy and estimator, and the order in which they step."""
 
-    def __init__(self, estimator: Estimator, task: Task, plan: Plan, learning_rate: float):
-        self.estimator, self.task, self.plan = estimator, task, plan
+    def __init__(
+        self, estimator: Estimator, task: Task, plan: Plan, learning_rate: float, series: Series | None = None
+    ):
+        """With a `series`, every step is kept in it."""
+        self.estimator, self.task, self.plan, self.series = estimator, task, plan, series
         self.optimizer = torch.optim.Adam(task.params, lr=learning_rate, fused=True)
         own = [p for p in estimator.parameters() if p.requires_grad]
         self.own_optimizer = torch.optim.Adam(own, lr=estimator.own_learning_rate) if own else None
@@ -106,6 +110,8 @@ class Trainer:
             self.clock.optimizer += time.perf_counter() - middle
             if estimate.own_loss is not None:
                 losses.append(estimate.own_loss.detach())
+        if self.series is not None:
+            self.series.end_step()
         return losses
 
     def _descend_own_loss(self, estimate: Estimate) -> None:
@@ -123,22 +129,29 @@ class Trainer:
 
     def _ascend(self, estimate: Estimate, problem: Problem) -> None:
         self.updates.calls += 1
-        for name, value in estimate.info.items():
-            self.updates.info[name] = self.updates.info.get(name, 0.0) + _number(value)
-        factor = self._update(estimate.grad)
-        if factor is None:
+        info = {name: _number(value) for name, value in estimate.info.items()}
+        for name, value in info.items():
+            self.updates.info[name] = self.updates.info.get(name, 0.0) + value
+        made = self._update(estimate.grad)
+        if made is None:
             self.updates.updates_refused += 1
             refused = self.updates.updates_refused
             if refused > min(self.plan.patience, self.plan.steps * self.estimator.period - 1):
                 raise Diverged(f"the gradient was not finite in {counted(refused, 'update')}{cause_in(problem)}")
             return
+        norm, factor = made
         self.updates.updates += 1
         self.updates.clipped += factor < 1
         self.updates.clip_factors += factor
+        if self.series is not None:
+            told = {"gradient_norm": norm, FACTOR: factor} | {f"info_{name}": value for name, value in info.items()}
+            for name, value in told.items():
+                self.series.add(name, value)
 
-    def _update(self, gradient: Sequence[Tensor]) -> Tensor | None:
-        """One ascent step of the policy's optimizer along the clipped gradient; returns the clipping factor, or None if the
-        gradient isn't finite and the update was skipped. Reading that is the only wait for a GPU in a step."""
+    def _update(self, gradient: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+        """One ascent step of the policy's optimizer along the clipped gradient; returns the gradient's norm and the clipping
+        factor, or None if the gradient isn't finite and the update was skipped. Reading that is the only wait for a GPU in a
+        step."""
         norm = nn.utils.get_total_norm(gradient)
         if not bool(norm.isfinite()):  # squares in float32 overflow above 1e38
             norm = nn.utils.get_total_norm([g.double() for g in gradient])
@@ -150,7 +163,7 @@ class Trainer:
         self.optimizer.step()
         # The fused step doesn't do it, and problems rely on it to invalidate caches.
         increment_version(self.task.params)
-        return factor.double()
+        return norm, factor.double()
 
     @contextmanager
     def moving(self, learning_rate: float) -> Iterator[Callable[[Sequence[Tensor]], object]]:
@@ -176,7 +189,8 @@ class Trainer:
         """Everything that changes in training, for a checkpoint."""
         optimizers = [optimizer for optimizer in (self.optimizer, self.own_optimizer) if optimizer is not None]
         counters = (self.clock, self.updates, ledger)
-        return Training(self.task.params, self.estimator, optimizers, rng, counters, (record.rows, record.samples))
+        lists = (record.rows, record.samples)
+        return Training(self.task.params, self.estimator, optimizers, rng, counters, lists, self.series)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from gradebench.core.errors import InputError
+from gradebench.core.errors import InputError, place_of
 from gradebench.core.interrupts import is_users
 from gradebench.plugins.source_digest import FILE
 
@@ -30,7 +30,7 @@ def module_of(file: Path, content: bytes, digest: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with one_line(f"{file} can't be run"), kept(str(file), str(file)), _beside(file.parent):
+        with one_line(f"{file} can't be run", str(file)), kept(str(file), str(file)), _beside(file.parent):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -95,13 +95,16 @@ def kept(what: str, foreign: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_line(what: str) -> Iterator[None]:
-    """Turn whatever a plugin's code raises into an InputError with the last line of it."""
+def one_line(what: str, own: str = "") -> Iterator[None]:
+    """Turn whatever a plugin's code raises into an InputError with the last line of it, and the line of its `own` file or
+    package where it was raised."""
     try:
         yield
     except BaseException as error:
         if is_users(error):
             raise
         lines = "".join(traceback.format_exception_only(error)).split("\n")
-        where = f" ({error.filename}, line {error.lineno})" if isinstance(error, SyntaxError) else ""
+        where = place_of(error, [own] if own else [])
+        if isinstance(error, SyntaxError) and error.filename:
+            where = f" ({error.filename}, line {error.lineno})"
         raise InputError(f"{what}: {[line for line in lines if line.strip()][-1].strip()}{where}") from error

@@ -187,7 +187,10 @@ def load(kind: str, name: str) -> Plugin:
     if shape is None:
         raise InputError(f"{what} is broken: {_MISSHAPEN.format(point.value)}")
     foreign = "" if _is_builtin(point) else shape[0].partition(".")[0]
-    with one_line(f"{what} can't be imported"), contextlib.nullcontext() if not foreign else kept(what, foreign):
+    with (
+        one_line(f"{what} can't be imported", foreign),
+        contextlib.nullcontext() if not foreign else kept(what, foreign),
+    ):
         module = importlib.import_module(shape[0])
     try:
         factory = functools.reduce(getattr, shape[1].split("."), module)

@@ -80,7 +80,9 @@ class FactorisedProblem(Problem):
 
     def _reward(self, y: Tensor) -> Tensor:
         self.ledger.reward_calls += len(y) * self.contexts
-        return self.reward_of(y)
+        found = self.reward_of(y)
+        self.ledger.saw("reward", found, len(y) * self.contexts)
+        return found
 
     def relaxed_draws(self, relax: Relax, n: int, hints: RolloutHints) -> Tensor:
         self.ledger.forward_passes += 1

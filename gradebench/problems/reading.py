@@ -105,7 +105,9 @@ class TextProblem(Problem):
         return self.pass_over(z).passed()[0]
 
     def log_prob(self, z: Tensor) -> Tensor:
-        return self.pass_over(z).log_p().gather(-1, z.unsqueeze(-1)).squeeze(-1)
+        found = self.pass_over(z).log_p().gather(-1, z.unsqueeze(-1)).squeeze(-1)
+        self.ledger.saw("log_prob", found, len(z) * self.contexts)
+        return found
 
     def features(self, z: Tensor) -> Tensor:
         return self.pass_over(z).passed()[1].detach()

@@ -156,7 +156,9 @@ class SequenceProblem(TextProblem):
             rows = torch.arange(len(texts), device=texts.device)[:, None]
             parts = [part[rows, places] for part in parts]
         (score,) = self.in_pieces(lambda *part: (model(*part),), *parts)
-        return in_single(score).view(n, self.contexts)
+        found = in_single(score).view(n, self.contexts)
+        self.ledger.saw("reward", found, n * self.contexts)
+        return found
 
     def _counting(self, tokens: Tensor | Mixture, texts: Tensor) -> list[Tensor]:
         """The weight of each position of the texts (n B, P + T, ...) for the reward, in a list; an empty one if all are 1."""
@@ -183,10 +185,11 @@ class SequenceProblem(TextProblem):
         with torch.set_grad_enabled(torch.is_grad_enabled() and tokens.requires_grad):
             log_q = self.forward(self.reference, tokens)[0].log_softmax(-1)
         divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-        if self.end is None or self.ids_of(tokens) is not None:  # for hard tokens the logits are masked already
-            return divergence
-        going_on = 1 - share_ended(tokens[:, :, :-1], self.end)
-        return divergence * torch.cat([torch.ones_like(going_on[:, :, :1]), going_on], -1)
+        if self.end is not None and self.ids_of(tokens) is None:  # for hard tokens the logits are masked already
+            going_on = 1 - share_ended(tokens[:, :, :-1], self.end)
+            divergence = divergence * torch.cat([torch.ones_like(going_on[:, :, :1]), going_on], -1)
+        self.ledger.saw("kl", divergence, len(tokens) * self.contexts)
+        return divergence
 
     @torch.no_grad()
     def reference_log_prob(self, z: Tensor) -> Tensor:

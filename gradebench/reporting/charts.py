@@ -14,6 +14,7 @@ Ends = tuple[float, float, float]  # a value and the ends of its interval, NaN i
 NAMES = 132  # pixels of the names left of a forest
 PANELS, PANEL_ROW = 3, 112  # small figures side by side, and the height of each
 MARKED = 16  # points of a curve: more would hide it
+SAID = 8  # points of a longer line that are told in words
 
 
 def forest(
@@ -182,8 +183,9 @@ def curves(
     y: str,
     logarithmic: bool = False,
     strips: Mapping[str, Sequence[tuple[float, float, bool]]] | None = None,
+    log_y: bool = False,
 ) -> str:
-    """For each name a line through (x, value) with a band (low, high); x may be `logarithmic`.
+    """For each name a line through (x, value) with a band (low, high); x may be `logarithmic`, and with `log_y` y is.
 
     With `strips`, below the axis, a row for each name with the ranges (from, to) of x in which it leads: solid where it
     does, pale (False) where it isn't significantly different from who does.
@@ -191,7 +193,7 @@ def curves(
     height = TOP + svg.PLOT_HEIGHT + BOTTOM
     points = [point for line in series.values() for point in line]
     across = Axis.over([point[0] for point in points], LEFT, WIDTH - RIGHT - 100, logarithmic)
-    up = Axis.over([end for point in points for end in point[1:] if math.isfinite(end)], height - BOTTOM, TOP)
+    up = Axis.over([end for point in points for end in point[1:] if math.isfinite(end)], height - BOTTOM, TOP, log_y)
     parts = svg.x_axis(across, height, x, LEFT) + svg.y_axis(up, y)
     ends = sorted(((up.at(line[-1][1]), name) for name, line in series.items()), key=lambda end: end[0])
     lines: dict[str, float] = {}
@@ -199,7 +201,8 @@ def curves(
         lines[name] = max([at + 4, *(other + 12 for other in list(lines.values())[-1:])])
     dashes = families.dashes(list(series))
     for name, line in series.items():
-        said = f"{name}: {y} " + ", ".join(f"{svg.within(mean, low, high)} at {at:.4g}" for at, mean, low, high in line)
+        some = line[:: -(-len(line) // SAID)] if len(line) > SAID else line
+        said = f"{name}: {y} " + ", ".join(f"{svg.within(mean, low, high)} at {at:.4g}" for at, mean, low, high in some)
         parts.append(svg.of(name, said, _curve(name, line, across, up, dashes[name], lines[name])))
     for row, (name, spans) in enumerate((strips or {}).items()):
         colour, top = families.class_of(name), height + svg.STRIP * row

@@ -35,22 +35,22 @@ def _has_font() -> bool:
     return _converted(letter) != _converted(blank)
 
 
-def _converted(picture: str, caption: str = "") -> bytes:
+def _converted(picture: str, caption: str = "", title: str = "") -> bytes:
     import resvg_py
 
-    alone = svg.alone(picture, svg.light_style(), caption)
+    alone = svg.alone(picture, svg.light_style(), caption, title)
     return bytes(resvg_py.svg_to_bytes(svg_string=alone, background=svg.LIGHT["page"], zoom=ZOOM))
 
 
-def write(picture: str, folder: Path, name: str, caption: str = "") -> list[Path]:
+def write(picture: str, folder: Path, name: str, caption: str = "", title: str = "") -> list[Path]:
     """Writes a figure as NAME.svg and, where possible, NAME.png, in light colours, into the folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.svg"]
-    write_text(written[0], svg.alone(picture, svg.style(), caption))
+    write_text(written[0], svg.alone(picture, svg.style(), caption, title))
     if not no_png():
         written.append(folder / f"{name}.png")
         with atomic_path(written[1]) as draft:
-            draft.write_bytes(_converted(picture, caption))
+            draft.write_bytes(_converted(picture, caption, title))
     return written
 
 

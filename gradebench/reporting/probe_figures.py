@@ -27,19 +27,19 @@ ENDS = ("value", "ci_low", "ci_high")
 def write_figures(probes: pd.DataFrame, folder: Path) -> list[Path]:
     """Writes the figures of PROBES_COLUMNS rows into the folder, which is made; returns their paths.
 
-    For every task, setting and trajectory variance-bias-TASK.svg and variance-batch-TASK.svg, each with its caption, and
-    PNG where they can be written; a figure without a point is left out.
+    For every task, setting and trajectory variance-bias-TASK.svg, variance-direction-TASK.svg and variance-batch-TASK.svg,
+    each with its title and caption, and PNG where they can be written; a figure without a point is left out.
     """
     found = []
     for (task, setting, _), rows in _overall(probes).groupby(["task", "setting", "along"], sort=True):
-        for kind, figure in (("bias", variance_bias(rows)), ("batch", variance_by_batch(rows))):
-            if figure is not None:
+        for kind, draw in _KINDS.items():
+            if (figure := draw(rows)) is not None:
                 name = f"variance-{kind}-{pictures.file_name(str(task)) or 'task'}"
-                found.append((name, f"{task} [{setting}]: {figure.caption}", figure.picture))
+                found.append((name, f"{task} [{setting}]: {figure.caption}", figure))
     written: list[Path] = []
     names = pictures.numbered([name for name, _, _ in found])
-    for name, (_, caption, picture) in zip(names, found, strict=True):
-        written += pictures.write(picture, folder, name, caption)
+    for name, (_, caption, figure) in zip(names, found, strict=True):
+        written += pictures.write(figure.picture, folder, name, caption, figure.title)
     return written
 
 
@@ -216,6 +216,9 @@ def _slope(slope: Interval | None) -> str:
     if slope is None or math.isnan(slope.value):
         return "no slope"
     return f"{slope.value:.2f}" + ("" if math.isnan(slope.low) else f" [{slope.low:.2f}, {slope.high:.2f}]")
+
+
+_KINDS = {"bias": variance_bias, "direction": variance_direction, "batch": variance_by_batch}  # of a file's name
 
 
 # --- captions ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A report of runs as one HTML file: nothing fetched, whole without its script, readable on a phone, on paper and in the dark."""
 
 import base64
+import functools
 import hashlib
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -19,6 +20,7 @@ from gradebench.analysis.runs import (
     read_config,
     read_environment,
     read_metrics,
+    read_steps,
     require_family,
     setting_apart,
     task_names,
@@ -26,7 +28,7 @@ from gradebench.analysis.runs import (
 from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.shown import counted, shown
-from gradebench.reporting import figures, pictures, sections, summary, svg, wording
+from gradebench.reporting import figures, pictures, sections, summary, svg, training_figures, wording
 from gradebench.reporting.console import track
 from gradebench.reporting.families import target_of
 from gradebench.reporting.figures import Figure
@@ -155,17 +157,7 @@ def rendered(**fields: Any) -> str:
     The page may run our script and use our style sheets alone, by their digests, and may fetch nothing.
     """
 
-    def visible(value: Any) -> Any:
-        return shown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
-
-    environment = Environment(
-        loader=PackageLoader("gradebench.reporting"),
-        autoescape=True,
-        finalize=visible,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _templates()
     loaded = {name: _source(environment, name) for name in ("report.css", "report.js")}
     inside = {"figure_style": svg.style(), "page_style": loaded["report.css"], "script": loaded["report.js"]}
     digests_of = {name: _csp_digest(text) for name, text in inside.items()}
@@ -175,6 +167,23 @@ def rendered(**fields: Any) -> str:
     )
     page_of = environment.get_template("report.html.j2")
     return str(page_of.render(policy=policy, **inside, **fields))
+
+
+@functools.cache
+def _templates() -> Environment:
+    """Kept, because a template is compiled once for each environment."""
+
+    def visible(value: Any) -> Any:
+        return shown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+    return Environment(
+        loader=PackageLoader("gradebench.reporting"),
+        autoescape=True,
+        finalize=visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _source(environment: Environment, name: str) -> str:
@@ -196,6 +205,8 @@ def _of_tasks(
     probes = _gathered(folders, "probes.csv", schema.PROBES_COLUMNS, (schema.PROBES_NUMBERS,), left_out)
     tuning = _gathered(folders, CURVES, CURVES_COLUMNS, (CURVES_NUMBERS, CURVES_TRUTHS), left_out)
     probes_of, tuning_of = _by_target(probes, folders), _by_target(tuning, folders)
+    read = [_readable(left_out, read_steps, folder) for folder in folders]
+    steps_of = _by_target(pd.concat([one for one in read if one is not None] or [probes.iloc[:0]]), folders)
     by_place = places_of(metrics)
     found, drawn = [], []
     boards = list(_each(board, ["task", "setting"]))
@@ -211,12 +222,21 @@ def _of_tasks(
         shapes = figures.of_task(
             mine, rows, probes_of.get(place, probes.iloc[:0]), tuning_of.get(place, tuning.iloc[:0]), against
         )
+        if place in steps_of:
+            names = [str(name) for name in mine.loc[mine["rank"].notna(), "estimator"]][: figures.CURVES]
+            shapes = _after(shapes, "learning-curves", training_figures.of_steps(steps_of[place], names))
         budgets = curves.budgets(rows, str(mine["ranked_by"].iloc[0]))
         at_budgets = figures.at_budgets(mine, budgets)
         drawn += [(f"{task} {setting}", figure) for figure in [*shapes, *at_budgets]]
         section = sections.of_task(mine, shapes, samples.get((task, setting), []), rows, folders, against)
         found.append(section | {"budgets": sections.of_budgets(budgets, rows, at_budgets)})
     return found, drawn
+
+
+def _after(shapes: list[Figure], name: str, more: list[Figure]) -> list[Figure]:
+    """The figures with more of them behind the one of that name, or at the end."""
+    place = next((number + 1 for number, one in enumerate(shapes) if one.name == name), len(shapes))
+    return [*shapes[:place], *more, *shapes[place:]]
 
 
 def _each(table: pd.DataFrame | None, columns: list[str]) -> list[pd.DataFrame]:

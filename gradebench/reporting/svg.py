@@ -17,7 +17,7 @@ WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW = 540, 62, 14, 12, 46, 20  # narrow: on a p
 PLOT_HEIGHT = 360
 LETTER, LINE = 6.6, 12.0  # of a label: pixels a letter, at most, and a line
 NEXT_TO = 7  # pixels from the middle of a mark to its label
-STRIP, CAPTION = 16, 15  # pixels of a row below a figure, and of a line of its caption
+STRIP, CAPTION, TITLE = 16, 15, 20  # pixels of a row below a figure, of a line of its caption, and of its title
 FONTS = "DejaVu Sans, Verdana, Arial, Helvetica, Liberation Sans, Noto Sans, sans-serif"  # the first one installed
 # Words have a contrast of 4.5 to 1 against the page, and marks of 3 to 1.
 LIGHT = {"ink": "#1b1f24", "faint": "#57606a", "rule": "#d0d7de", "page": "#ffffff", "wash": "#f3f5f8"}
@@ -205,14 +205,19 @@ def light_style() -> str:
     return re.sub(r"var\(--(\w+)\)", lambda match: LIGHT[match[1]], _RULES)
 
 
-def alone(picture: str, sheet: str, caption: str = "") -> str:
-    """A figure as a file of its own, with its style sheet, and below it its caption if there is one."""
+def alone(picture: str, sheet: str, caption: str = "", title: str = "") -> str:
+    """A figure as a file of its own, with its style sheet, above it its title and below it its caption, if there are any."""
     lines = textwrap.wrap(one_line(caption), int((WIDTH - 2 * RIGHT) / LETTER))
     if lines:
         height = float(re.findall(r'viewBox="0 0 \d+ (\d+)"', picture)[0])
         words = "".join(text(RIGHT, height + CAPTION * (i + 1), line, "start", "faint") for i, line in enumerate(lines))
         taller = height + CAPTION * len(lines) + BOTTOM / 4
         picture = picture.replace(f' {height:.0f}"', f' {taller:.0f}"', 1).removesuffix("</svg>") + f"{words}</svg>"
+    if title:
+        words = f'<g font-weight="bold">{text(RIGHT, -TITLE / 4, title, "start")}</g></svg>'
+        height = float(re.findall(r'viewBox="0 0 \d+ (\d+)"', picture)[0])
+        picture = picture.replace(f'"0 0 {WIDTH} {height:.0f}"', f'"0 -{TITLE} {WIDTH} {height + TITLE:.0f}"', 1)
+        picture = picture.removesuffix("</svg>") + words
     inside = f'<svg xmlns="http://www.w3.org/2000/svg" style="background: var(--page)" font-family="{FONTS}" '
     return picture.replace("<svg ", inside, 1).replace(">", f"><style>{sheet}</style>", 1)
 

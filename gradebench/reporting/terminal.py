@@ -25,6 +25,7 @@ from gradebench.reporting.terminal_tables import (
     print_underpowered,
 )
 from gradebench.reporting.verdicts import in_words, probed_in_words
+from gradebench.storage.records import SERIES
 
 __all__ = ["TerminalProgress", "announce", "print_check", "print_notes", "print_outcome", "print_probes"]
 SKIPPED = "skipped: "
@@ -75,6 +76,7 @@ def print_outcome(run: Run, outcome: Outcome, progress: Progress, against: Seque
         print_frontier(outcome.frontier, outcome.areas)
     print_instances(outcome.instances)
     files = "leaderboard.csv, tests.csv, budgets.csv, crossings.csv, metrics.csv, metrics.parquet, probes.csv"
+    files += ", training.parquet" if (run.out / SERIES).is_file() else ""
     files += "" if outcome.controls.empty else ", controls.csv"
     files += "" if outcome.frontier.empty else ", frontier.csv, frontier_tests.csv"
     files += "" if outcome.instances.empty else ", instances.csv, instances_leaderboard.csv"

@@ -14,6 +14,7 @@ from typing import Any
 
 from gradebench.core.errors import InputError
 from gradebench.core.interrupts import is_users
+from gradebench.core.schema import TRAINING_PLACE
 from gradebench.experiment.plan import Cell
 from gradebench.experiment.runner import Progress, Run
 from gradebench.storage import records
@@ -111,10 +112,10 @@ class Tracked(Progress):
         self.inner.advance(cell, status)
         if cell is None or not self.trackers:
             return
-        curve = curve_of(self.run.folder(cell))
+        curve, steps = curve_of(self.run.folder(cell)), steps_of(self.run.folder(cell))
         for name, log in list(self.trackers.items()):
             try:
-                log(cell, status, curve)
+                log(cell, status, curve if name == "csv" else united(curve, steps))
             except BaseException as error:  # of a tracker, such as a network that is down
                 if is_users(error):
                     raise
@@ -138,3 +139,23 @@ def curve_of(folder: Path) -> dict[int, dict[str, float]]:
         if row["metric"] and row["value"] is not None and not math.isnan(row["value"]):
             curve.setdefault(int(row["step"]), {})[f"{row['split']}/{row['metric']}"] = float(row["value"])
     return curve
+
+
+def steps_of(folder: Path) -> Curve:
+    """What every training step of a cell told; log.csv leaves that to training.parquet."""
+    try:
+        rows = records.read_rows(folder / records.STEPS).to_pylist()
+    except (OSError, ValueError):
+        return {}
+    told = [name for name in (rows[0] if rows else ()) if name not in TRAINING_PLACE]
+    return {
+        int(row["step"]): {
+            f"training/{name}": row[name] for name in told if row[name] is not None and not math.isnan(row[name])
+        }
+        for row in rows
+    }
+
+
+def united(curve: Curve, steps: Curve) -> Curve:
+    """Both, each step once: some trackers take steps only in order."""
+    return {step: {**curve.get(step, {}), **steps.get(step, {})} for step in sorted({*curve, *steps})}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,13 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor], device: str) -> Any:
 # --- the state of a training ------------------------------------------------------------------------------------
 
 
+class Kept(Protocol):
+    """What gives its state as plain data, and takes it back."""
+
+    def state(self) -> Any: ...
+    def restore(self, state: Any) -> None: ...
+
+
 @dataclass
 class Training:
     """Everything that changes while a cell trains."""
@@ -83,6 +90,7 @@ class Training:
     rng: torch.Generator
     counters: Sequence[object]  # objects whose attributes are plain data
     lists: Sequence[list[Any]]  # of plain data; they only grow
+    series: Kept | None = None
 
     def state(self) -> dict[str, Any]:
         return {
@@ -93,6 +101,7 @@ class Training:
             "global rng": torch.get_rng_state(),
             "counters": [dict(vars(counter)) for counter in self.counters],
             "lists": list(self.lists),
+            "series": self.series.state() if self.series else None,
         }
 
     @torch.no_grad()
@@ -108,6 +117,8 @@ class Training:
             vars(counter).update(stored)
         for mine, stored in zip(self.lists, state["lists"], strict=True):
             mine[:] = stored
+        if self.series:
+            self.series.restore(state["series"])
 
 
 def _kept(module: nn.Module) -> dict[str, list[dict[str, Any]]]:

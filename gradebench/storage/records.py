@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 
 from gradebench.core.errors import InputError
-from gradebench.core.schema import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS
+from gradebench.core.schema import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS, TRAINING_COLUMNS, TRAINING_PLACE
 from gradebench.core.shown import utf8
 from gradebench.storage import digests
 from gradebench.storage.files import atomic_path
@@ -33,11 +33,12 @@ POLICY = "policy"  # a cell's folder with its trained policy, if that was reques
 ENDED = "cell.json"  # of a cell that has ended, with any status
 FINISHED = ("ok", "skipped")  # statuses of cells that aren't run again
 # Rows of a cell, in Arrow's own format: thousands are read at once, several times faster than as parquet.
-METRICS, PROBES = "metrics.arrow", "probes.arrow"
+METRICS, PROBES, STEPS = "metrics.arrow", "probes.arrow", "training.arrow"
 TRAINING = "training.safetensors"  # a cell's checkpoint
 SAMPLES = "samples.jsonl"  # texts, of each cell and of the whole run
+SERIES = "training.parquet"  # every training step of a run
 # Files of a run's folder that are read back, and therefore have digests.
-READ_AGAIN = ("metrics.parquet", "config.json", "environment.json", "probes.csv", "tuned.json", SAMPLES)
+READ_AGAIN = ("metrics.parquet", "config.json", "environment.json", "probes.csv", "tuned.json", SAMPLES, SERIES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ class CellRecord:
         self.rows: list[dict[str, Any]] = []
         self.probes: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
+        self.steps: Sequence[Mapping[str, float]] = []  # of the training: a row each, its number and values by name
 
     def add(self, phase: str, split: str, step: int, metrics: Mapping[str, float]) -> None:
         for metric, value in metrics.items():
@@ -83,6 +85,15 @@ class CellRecord:
     def probe_frame(self) -> pd.DataFrame:
         frame = pd.DataFrame(self.probes, columns=PROBES_COLUMNS)
         return frame.assign(unit=[METRIC_UNITS.get(metric, "") for metric in frame["metric"]])
+
+    def steps_frame(self, status: str) -> pd.DataFrame:
+        """A row for each training step, TRAINING_COLUMNS and those of `Estimate.info`; numbers in single precision."""
+        rows = pd.DataFrame(self.steps, columns=None if self.steps else ["step"])
+        more = sorted(set(rows.columns) - set(TRAINING_COLUMNS))
+        texts = {name: self.identity.get(name, status) for name in TRAINING_PLACE if name not in ("seed", "step")}
+        frame = rows.assign(**texts, seed=self.identity["seed"]).reindex(columns=[*TRAINING_COLUMNS, *more])
+        kinds = dict.fromkeys(frame.columns, "float32") | dict.fromkeys(texts, "category")
+        return frame.astype(kinds | {"seed": "int64", "step": "int64"})
 
     def frame(self, status: str) -> pd.DataFrame:
         """The rows with their status; a cell without rows gets one, so that it is never missing from tables."""
@@ -113,6 +124,7 @@ def write_cell(
     probes: pd.DataFrame | None = None,
     samples: Sequence[Mapping[str, Any]] = (),
     about: Mapping[str, Any] | None = None,
+    steps: pd.DataFrame | None = None,
 ) -> None:
     """Write the cell's rows, then cell.json, which marks the cell as ended and has the digests of the other files and
     `about`."""
@@ -122,9 +134,10 @@ def write_cell(
     if samples:
         write_lines(folder / SAMPLES, samples)
         written.append(SAMPLES)
-    if probes is not None and len(probes):
-        _write_rows(probes, folder / PROBES)
-        written.append(PROBES)
+    for name, rows in ((PROBES, probes), (STEPS, steps)):
+        if rows is not None and len(rows):
+            _write_rows(rows, folder / name)
+            written.append(name)
     ended = {"key": key, "status": status, "reason": reason} | dict(about or {})
     ended["files"] = {name: digests.of_file(folder / name) for name in written}
     if (folder / POLICY).is_dir():
@@ -135,7 +148,7 @@ def write_cell(
 
 def forget_cell(folder: Path) -> None:
     """Remove the files of an earlier attempt, so that they don't remain if a worker dies now."""
-    for name in (ENDED, METRICS, PROBES, SAMPLES, "error.txt"):
+    for name in (ENDED, METRICS, PROBES, STEPS, SAMPLES, "error.txt"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / POLICY, ignore_errors=True)
 
@@ -210,6 +223,13 @@ def merged(parts: Iterable[Path | pd.DataFrame], run_id: str, columns: list[str]
     if not tables:
         return pd.DataFrame(columns=columns)
     return pa.concat_tables(tables, promote_options="permissive").to_pandas().assign(run_id=utf8(run_id))
+
+
+def series(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of training steps in its own order of columns, its texts as plain ones."""
+    more = sorted(set(frame.columns) - set(TRAINING_COLUMNS))
+    texts = {name: object for name in TRAINING_PLACE if name not in ("seed", "step")}
+    return frame[[*TRAINING_COLUMNS, *more]].astype(texts)
 
 
 def require_writable(folder: Path) -> None:

@@ -175,7 +175,7 @@ def test_policies_that_are_asked_for_later_come_from_the_kept_trainings(run, tin
 
 def test_resuming_computes_failed_cells_anew_and_drops_their_traces(run, mine, tmp_path):
     failed = run("rloo", mine("raise ValueError('not yet')"))
-    assert not failed.complete and set(failed.reasons.values()) == {"failed: ValueError: not yet"}
+    assert not failed.complete and set(failed.reasons.values()) == {"failed: ValueError: not yet (mine.py, line 7)"}
     assert len(list(tmp_path.glob("run/cells/*/error.txt"))) == 2
     mended = run("rloo", mine())
     assert mended.reused == 2 and mended.complete and not mended.reasons

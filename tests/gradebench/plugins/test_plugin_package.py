@@ -81,7 +81,7 @@ def test_resolving_a_broken_plugin_is_one_line_with_its_origin(plugin_environmen
     printed = run(plugin_environment, "-c", code, cwd=tmp_path).stdout
     assert printed == (
         "estimator unimportable of gradebench-plugin-example 0.2.0 can't be imported: "
-        "ModuleNotFoundError: No module named 'a_package_that_nobody_has'\n"
+        "ModuleNotFoundError: No module named 'a_package_that_nobody_has' (unimportable.py, line 3)\n"
     )
 
 

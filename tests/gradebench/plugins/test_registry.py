@@ -318,5 +318,5 @@ class TestFiles:
     def test_a_file_that_fails_leaves_no_half_made_module(self, mine):
         known = set(sys.modules)
         mine.write_text("raise RuntimeError('first line\\nlast line')")
-        assert refusal("estimators", f"{mine}:Mine").endswith("last line")
+        assert refusal("estimators", f"{mine}:Mine").endswith("last line (mine.py, line 1)")
         assert set(sys.modules) == known

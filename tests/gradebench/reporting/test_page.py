@@ -67,7 +67,7 @@ def test_an_estimator_is_followed_through_all_figures_and_let_go(page):
     page.point("document.querySelector('figure[data-name=test-reward] g[data-estimator=ppo] path')", press=True)
     assert names(page) == {"ppo"}
     lit = page.value("[...document.querySelectorAll('figure')].filter(one => one.querySelector('g.on')).length")
-    assert lit == figures == 9  # that of any two columns too
+    assert lit == figures == 11  # that of any two columns too
     assert page.value("document.querySelector('tr.on').dataset.estimator") == "ppo"
     faded = "document.querySelector('figure g[data-estimator=rloo]')"
     assert float(page.value(f"getComputedStyle({faded}).opacity")) < 0.2

@@ -269,6 +269,8 @@ def test_a_figure_is_also_a_png_with_its_caption(tmp_path):
     image = pytest.importorskip("PIL.Image")
     written = probe_figures.write_figures(table(), tmp_path)
     assert [path.suffix for path in written] == [".svg", ".png"] * 2
+    title = elements(written[0].read_text(), "g")[-1]
+    assert ("".join(title.itertext()), title.get("font-weight")) == ("Bias against variance", "bold")
     _, _, width, height = map(float, re.findall(r'viewBox="([^"]+)"', written[0].read_text())[0].split())
     with image.open(written[1]) as picture:
         assert picture.size == (pictures.ZOOM * width, pictures.ZOOM * height)

@@ -71,9 +71,11 @@ def test_the_command_writes_a_whole_page(command, run):
     assert status == 0 and out.strip() == str(run / "report.html")
     text = (run / "report.html").read_text(encoding="utf-8")
     page = Page(text)
-    assert len(page.pictures) == 8  # intervals, pairs, curves, four pairs of quantities, equal KL
-    assert page.seen.count("figure") == page.seen.count("figcaption") == 8
-    assert text.count("<summary>the numbers</summary>") == 8
+    assert (
+        len(page.pictures) == 10
+    )  # intervals, pairs, curves, reward and norm by step, four pairs of quantities, equal KL
+    assert page.seen.count("figure") == page.seen.count("figcaption") == 10
+    assert text.count("<summary>the numbers</summary>") == 10
     assert len(text) < 3e6
 
 
@@ -168,9 +170,9 @@ def test_nothing_is_fetched(text):
 def test_every_figure_has_words_for_those_who_do_not_see_it(text):
     page = Page(text)
     labels = [value for name, value in page.attributes if name == "aria-label"]
-    assert len(labels) == len(page.pictures) == 8 and all("ppo" in label for label in labels)
+    assert len(labels) == len(page.pictures) == 10 and all("ppo" in label for label in labels)
     # at equal divergence rloo has no curve: it moves nowhere in this run
-    assert sum("rloo" in label for label in labels) == 7
+    assert sum("rloo" in label for label in labels) == 9
     assert [value for name, value in page.attributes if name == "role"] == ["img"] * len(labels)
 
 
@@ -287,7 +289,7 @@ def test_figures_come_as_files_of_their_own(command, run, monkeypatch):
     status, out, _ = command("report", run, "--plots")
     assert status == 0
     files = [line for line in out.splitlines() if line.endswith(".svg")]
-    assert len(files) == 8 and sorted(files) == [str(path) for path in sorted((run / "plots").glob("*.svg"))]
+    assert len(files) == 10 and sorted(files) == [str(path) for path in sorted((run / "plots").glob("*.svg"))]
     for file in files:
         root = ElementTree.parse(file).getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -299,7 +301,7 @@ def test_figures_come_as_png_too(run):
     pytest.importorskip("resvg_py")
     image = pytest.importorskip("PIL.Image")
     written = [path for path in report.write_report([run], plots=True) if path.suffix == ".png"]
-    assert len(written) == 8
+    assert len(written) == 10
     for path in written:
         picture = image.open(path).convert("RGB")
         assert picture.width == pictures.ZOOM * svg.WIDTH
@@ -315,14 +317,14 @@ def test_without_a_font_there_are_svg_alone_and_one_line(command, run, monkeypat
     pictures._has_font.cache_clear()
     status, out, err = command("report", run, "--plots")
     pictures._has_font.cache_clear()
-    assert status == 0 and out.count(".svg") == 8 and ".png" not in out
+    assert status == 0 and out.count(".svg") == 10 and ".png" not in out
     assert err.splitlines() == ["no PNG beside the SVG: no font is installed; install one, such as DejaVu Sans"]
 
 
 def test_without_the_extra_there_are_svg_alone_and_one_line(command, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     status, out, err = command("report", run, "--plots")
-    assert status == 0 and out.count(".svg") == 8 and ".png" not in out
+    assert status == 0 and out.count(".svg") == 10 and ".png" not in out
     assert err.splitlines() == ["no PNG beside the SVG: pip install 'gradebench[plots]' for them"]
 
 
@@ -384,6 +386,34 @@ def test_the_bias_of_the_leaderboard_has_a_band_for_what_is_not_significant(run)
     assert text.count('<rect class="ground" x="62') == 1 and text.count('<path class="hollow f0"') == 1
 
 
+def test_training_steps_are_drawn_as_means_of_windows_with_their_numbers(text, nasty):
+    """90 steps in windows of three. Seeds of ppo are the cells 8 to 15, whose norms are 1, 2, 4 and 8 twice."""
+    rows = re.search(r'<figure data-name="training-gradient-norm">.*?</figure>', text, re.DOTALL)[0]
+    table = re.findall(r"<tr>\s*<td>ppo</td><td>([^<]*)</td><td>([^<]*)</td>", rows)
+    assert [float(step) for step, _ in table] == [3 * window + 1 for window in range(30)]
+    assert all(float(mean) == pytest.approx(8**0.5, rel=1e-4) for _, mean in table)
+    assert (
+        "geometric mean over seeds. With 95 % bands over seeds, for the 3 highest estimators. Each point is the mean of 3 steps."
+        in rows
+    )
+    picture = rows[rows.index("<svg") : rows.index("</svg>")]
+    assert picture.count("<polyline") == 3 and 'class="dot' not in picture  # so many points aren't marked
+    said = re.search(r"<title>(ppo: gradient norm [^<]*)</title>", picture)[1]
+    assert 4 < said.count(" at ") <= 8
+    reward = re.search(r'<figure data-name="training-reward">.*?</figure>', text, re.DOTALL)[0]
+    table = dict(re.findall(r"<tr>\s*<td>rloo</td><td>([^<]*)</td><td>([^<]*)</td>", reward))
+    means = [0.001 * (seed % 3) for seed in range(8)]
+    assert float(table["88"]) == pytest.approx(0.4 + 88 * sum(means) / 8, rel=1e-5)
+
+
+def test_a_bad_table_of_training_steps_is_left_out_and_said_so(run, capsys):
+    (run / "training.parquet").write_bytes(b"nothing")
+    text = text_of(run)
+    assert "training-reward" not in text and "training.parquet can't be read" in capsys.readouterr().err
+    (run / "training.parquet").unlink()
+    assert "training-reward" not in text_of(run) and capsys.readouterr().err == ""
+
+
 def test_pairs_are_differences_of_each_seed_with_their_numbers(text, nasty):
     """Seeds share their luck here, so the differences of an estimator to the best are all the same number."""
     page = Page(text)
@@ -399,7 +429,7 @@ def test_several_tasks_have_profiles_and_say_why_there_are_no_ranks(run, monkeyp
     tables.write_parquet(pd.concat([frame, other]), run / "metrics.parquet")
     files = [path.stem for path in report.write_report([run], plots=True) if path.suffix == ".svg"]
     assert {"interquartile-mean", "performance-profiles"} <= set(files)
-    assert len(files) == len(set(files)) == 18 and "test-reward-toy_corpus=_i_" in files
+    assert len(files) == len(set(files)) == 20 and "test-reward-toy_corpus=_i_" in files
     text = (run / "report.html").read_text()
     assert "No critical-difference diagram: 2 tasks are too few to compare ranks" in text
 
