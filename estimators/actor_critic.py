@@ -101,6 +101,13 @@ class Ppo(Minibatched):
             info = {"clipped_tokens": share(dropped, alive)}
         return Estimate(part.grad(objective), own_loss=mean_square(value_error, alive), info=info)
 
+    @staticmethod
+    def advantages(
+        reward: Tensor, value: Tensor, lam: float, alive: Tensor | None = None, charge: Tensor | None = None
+    ) -> Tensor:
+        """A_t (n, B, T), before whitening."""
+        return generalised_advantage(reward, value, lam, alive, charge)
+
     def splits(self, problem: Problem) -> bool:
         """Whether the penalty is subtracted from each token's reward. No grad f is needed then, because grad log p has mean zero."""
         return problem.beta != 0 and self.kl == "token"
@@ -115,7 +122,7 @@ class Ppo(Minibatched):
         alive = problem.alive(z)
         log_prob = problem.log_prob(z)
         charge = problem.beta * (log_prob - problem.reference_log_prob(z)) if splits else None
-        advantage = generalised_advantage(reward, value, self.lam, alive, charge)
+        advantage = self.advantages(reward, value, self.lam, alive, charge)
         value_target = advantage + value
         scale = torch.ones_like(reward[0, 0])
         if self.whiten:

@@ -17,10 +17,12 @@ from gradebench import (
     harden,
     straight_through,
 )
+from gradebench.core.mixture import Mixture, likeliest, relaxed_tokens
 
 Temperature = Annotated[float, Range(0, low_open=True), "temperature of the Gumbel-softmax"]
 LastTemperature = Annotated[float | None, Range(0, low_open=True), "final temperature; none: tau is constant"]
 Steps = Annotated[int, Range(1), "training calls until tau_end is reached, in equal steps"]
+TopK = Annotated[int | None, Range(1), "the relaxation is over so many of the likeliest tokens; none: over all"]
 
 
 class Relaxed(Estimator):
@@ -30,6 +32,7 @@ class Relaxed(Estimator):
     needs = frozenset({"soft_reward"})
     pathwise = True
     hard: ClassVar[bool] = False  # whether tokens are one-hots, which allows faster rollouts
+    topk: int | None = None  # tokens of a position that `relax` mixes; None: all
 
     calls: Tensor  # number of training calls, for annealing
 
@@ -46,13 +49,16 @@ class Relaxed(Estimator):
             return self.first
         return self.first + (self.last - self.first) * (self.calls.double() / self.anneal).clamp_max(1)
 
-    def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
+    def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor | Mixture:
         """The relaxed one-hots (n, B, V) drawn from logits (n, B, V) at one position, or at several at once."""
         raise NotImplementedError
 
     def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
+        sparse = self.topk is not None and self.topk < problem.categories
         # y (n, B, T, V)
-        y = problem.rollout(lambda logits: self.relax(logits, rng), self.n, together=True, rng=rng, hard=self.hard)
+        y = problem.rollout(
+            lambda logits: self.relax(logits, rng), self.n, together=True, rng=rng, hard=self.hard, sparse=sparse
+        )
         grad = problem.grad(problem.soft_reward(y).mean())
         if self.last is None:
             return Estimate(grad)
@@ -66,35 +72,58 @@ class Grade(Relaxed):
     """GRADE: soft Gumbel-softmax tokens, fed back into the policy and read by the reward.
 
     Approximates  grad E_{z~p}[f(z)]
-    With          grad f(y),  y_t = softmax((l_t(y_<t) + G_t) / tau)
+    With          grad f(y),  y_t = softmax((l_t(y_<t) + G_t) / tau); with topk, over the likeliest tokens alone
     Requires      differentiable reward.
-    Bias          yes; it falls as tau -> 0, while the variance grows.
+    Bias          yes; it falls as tau -> 0, while the variance grows. With topk, that of never drawing other tokens is left.
     Cost a call   B reward calls, BT relaxed tokens, 1 backward pass through the whole rollout.
     Source        Jang et al. 2017, eq. 2; Maddison et al. 2017; Nel 2025 (GRADE).  Deviates: tau is constant
-                  unless tau_end is given.
+                  unless tau_end is given; all tokens are relaxed unless topk is given (256 in the paper).
     """
 
-    def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
-        return ((logits + gumbel(logits, rng)) / self.tau).softmax(-1)
+    def __init__(
+        self,
+        tau: Temperature = 1.0,
+        tau_end: LastTemperature = None,
+        anneal: Steps = 1000,
+        topk: TopK = None,
+    ):
+        super().__init__(tau, tau_end, anneal)
+        self.topk = topk
+
+    def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor | Mixture:
+        top, ids = likeliest(logits, self.topk)
+        return relaxed_tokens(((top + gumbel(top, rng)) / self.tau).softmax(-1), ids)
 
 
 class GradeSte(Relaxed):
     """GRADE-STE: hard tokens forward, Gumbel-softmax backward, through the reward and the token fed back.
 
     Approximates  grad E_{z~p}[f(z)]
-    With          grad f(y),  value of y_t: one_hot(argmax(l_t + G_t)), gradient: that of softmax((l_t + G_t) / tau)
+    With          grad f(y),  value of y_t: one_hot(argmax(l_t + G_t)), gradient: that of softmax((l_t + G_t) / tau);
+                  with topk, over the likeliest tokens alone
     Requires      differentiable reward.
     Bias          yes.
     Cost a call   B reward calls, BT sampled tokens, 1 backward pass through the whole rollout.
     Source        Jang et al. 2017, section 2.2; Nel 2025 (GRADE-STE).  Deviates: tau is constant unless
-                  tau_end is given.
+                  tau_end is given; all tokens are relaxed unless topk is given (256 in the paper).
     """
 
     hard = True
 
-    def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor:
-        soft = ((logits + gumbel(logits, rng)) / self.tau).softmax(-1)
-        return straight_through(harden(soft), soft)
+    def __init__(
+        self,
+        tau: Temperature = 1.0,
+        tau_end: LastTemperature = None,
+        anneal: Steps = 1000,
+        topk: TopK = None,
+    ):
+        super().__init__(tau, tau_end, anneal)
+        self.topk = topk
+
+    def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor | Mixture:
+        top, ids = likeliest(logits, self.topk)
+        soft = ((top + gumbel(top, rng)) / self.tau).softmax(-1)
+        return relaxed_tokens(straight_through(harden(soft), soft), ids)
 
 
 class StraightThrough(Relaxed):

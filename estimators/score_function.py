@@ -21,6 +21,7 @@ class Reinforce(Estimator):
 
     family = "score function"
     unbiased = True
+    score = staticmethod(score)
     total: Tensor  # sum of decay^age * reward * (1 - decay)
     weight: Tensor  # sum of decay^age * (1 - decay)
 
@@ -39,7 +40,7 @@ class Reinforce(Estimator):
         z = problem.sample(self.n, rng)  # (n, B, T)
         reward = problem.reward(z)  # (n, B)
         c = self.total / self.weight.clamp_min(1e-12) if self.baseline == "ema" else 0.0
-        grad = problem.grad(score(problem, z, reward, reward - c))
+        grad = problem.grad(self.score(problem, z, reward, reward - c))
         if self.training:  # after use: a baseline that saw its own sample would be biased
             self.total.mul_(self.decay).add_(reward.detach().mean() * (1 - self.decay))
             self.weight.mul_(self.decay).add_(1 - self.decay)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gradebench import LanguageModelTask, Range
+from gradebench import Estimator, LanguageModelTask, Range
 from gradebench.core.errors import InputError
 from gradebench.core.seeds import parse_seeds
 from gradebench.core.shown import counted
@@ -26,10 +26,11 @@ from gradebench.models.transformer import ScratchPolicy
 from gradebench.models.vocabulary import load_vocabulary, train_vocabulary
 from gradebench.storage.cache import cached_folder
 from gradebench.storage.tuned import trials_in_words
+from gradebench.tasks import as_run as published_code
 from gradebench.tasks import grammar
 from gradebench.tasks.corpora import EMBEDDED, Corpus, HubUnreachable, hub_corpus, read_corpus, split_corpus
 from gradebench.tasks.judge import load_judge, train_judge
-from gradebench.tasks.presets import GPT2, MINI, PAPER, SMOLLM2
+from gradebench.tasks.presets import GPT2, MINI, PAPER, PAPER_AS_RUN, SMOLLM2
 from gradebench.tasks.sentiment import JUDGED, LABELLED, ScratchReward, build_reward, is_probability
 
 SPLIT_SEED = 0  # seed of instance 0's corpus, splits and models; other instances add their number
@@ -64,7 +65,7 @@ MADE_HERE = {
     "mini": "a minute, 2 GB of memory",
     "small": "with 18 cells of the real reviews half an hour, 4 GB of memory",
 }
-PRESETS = {preset.name: preset for preset in (MINI, SMOLLM2, GPT2, PAPER)}
+PRESETS = {preset.name: preset for preset in (MINI, SMOLLM2, GPT2, PAPER, PAPER_AS_RUN)}
 
 
 class Imdb(LanguageModelTask):
@@ -108,7 +109,7 @@ class Imdb(LanguageModelTask):
             "of computations with given models; trained parameters stay in float32; auto: the preset's, float32 in mini",
         ] = "auto",
         preset: Annotated[
-            Literal["mini", "smollm2", "gpt2", "paper"],
+            Literal["mini", "smollm2", "gpt2", "paper", "paper-as-run"],
             "defaults of the other options: small models made here, or real ones",
         ] = "mini",
         instance: Annotated[
@@ -124,11 +125,17 @@ class Imdb(LanguageModelTask):
             Activation,
             "of a given classifier's outputs; auto: none for one output or regression, sigmoid for multi-label, else softmax",
         ] = AUTO,
+        as_run: Annotated[
+            str,
+            "mistakes of GRADE's published code to reproduce: none, all, or names joined by + (tasks/as_run.py); auto: the preset's",
+        ] = AUTO,
         scored: Annotated[
             Literal["text", "continuation"], "what reward=features reads: prompt and continuation, or the latter alone"
         ] = "text",
     ):
         chosen = PRESETS[preset]
+        as_run = chosen.as_run if as_run == AUTO else as_run
+        self.deviations = published_code.named(as_run)
         policy = chosen.policy if policy == "auto" else policy
         # The preset's adapters and precision apply only to given models.
         small = policy == self.made["policy"] or is_scratch(policy)
@@ -148,10 +155,13 @@ class Imdb(LanguageModelTask):
             label=label,
             activation=activation,
             scored=scored,
+            as_run=as_run,
         )
         for name, default in (("label", AUTO), ("activation", AUTO), ("scored", "text")):
             if self.options[name] == default:
                 del self.options[name]  # it is there only if given, because older runs don't have it
+        if not self.deviations and chosen.as_run == "none":  # likewise
+            del self.options["as_run"]
         if self.head and (self.is_made("reward") or self.reward_reads):
             given = " and ".join(f"{name}={value}" for name, value in self.head.items())
             raise InputError(f"imdb: {given} is for a given classifier; leave it out, or give reward=")
@@ -195,6 +205,7 @@ class Imdb(LanguageModelTask):
         folder = cached_folder("imdb", facts, lambda folder: self._build(folder, device, log, corpus), log)
         words = [f"corpus={corpus.name}:{corpus.digest[:8]}"]
         words += [f"scored={self.options['scored']}"] if "scored" in self.options else []
+        words += [f"as_run={self.options['as_run']}"] if self.deviations else []
         self.set_prepared(folder, words, given, f"scratch-{self.options['size']}")
 
     @property
@@ -315,6 +326,16 @@ class Imdb(LanguageModelTask):
 
     def prompt_rows(self) -> Mapping[str, Sequence[Sequence[int]]]:
         return {split: prompts.tolist() for split, prompts in load_file(self._made_file("prompts")).items()}
+
+    def adapted(self, estimator: Estimator) -> Estimator:
+        return published_code.adapted(estimator, self.deviations)
+
+    def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
+        if "truncated-evaluation" not in self.deviations:
+            return super().evaluate(split, rng)
+        count = min(published_code.EVALUATED.get(split, self.evaluated), self.sizes[split])
+        problem = self.problem(split, torch.arange(count, device=rng.device))
+        return self.metrics_of(problem, rng, published_code.truncated_draws(problem, 1, rng))
 
     def gold_rewards(self, texts: list[str]) -> Sequence[float]:
         return self.judge(texts).tolist() if self.judge else [grammar.sentiment(text) for text in texts]

@@ -1,11 +1,11 @@
 """Presets: defaults of the options of task `imdb`, and what they require.
 
-`paper` is the setting of GRADE (Nel 2025, arXiv:2601.11574); docs/presets.md gives the source of each part, and the
-differences.
+`paper` is the setting of GRADE (Nel 2025, arXiv:2601.11574), `paper-as-run` the same with all mistakes of its published code;
+docs/presets.md gives the source of each part, and the differences.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gradebench.storage.hub import is_here
@@ -33,6 +33,7 @@ class Preset:
     megabytes: int = 0  # of its files
     vocabulary: int = 0
     advice: str = ""
+    as_run: str = "none"  # see tasks/as_run.py
 
     def requirements(self, options: Mapping[str, Any], size: Any) -> list[str]:
         """The downloads and the memory that a run with these options takes, in lines; none if all models are made here."""
@@ -94,6 +95,7 @@ PAPER = Preset(
     parameters=4_022,
     megabytes=8_045,
     vocabulary=151_936,
-    advice="the published estimators: -e grade-ste:tau=2,tau_end=0.5,anneal=2000 -e grade:tau=2,tau_end=0.5,anneal=2000 "
-    "-e ppo -e reinforce",
+    advice="the published estimators: -e grade-ste:tau=2,tau_end=0.5,anneal=2000,topk=256 "
+    "-e grade:tau=2,tau_end=0.5,anneal=2000,topk=256 -e ppo -e reinforce",
 )
+PAPER_AS_RUN = replace(PAPER, name="paper-as-run", batch=2, as_run="all")  # 2: its accumulation is never read

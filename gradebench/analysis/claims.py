@@ -26,7 +26,9 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Claim:
-    """The ratio or difference of `a` and `b` in a metric is at least, or at most, a bound. See claims.toml.
+    """The ratio or difference of `a` and `b` in a metric, or the value of `a` alone, is at least, or at most, a bound.
+
+    See claims.toml.
 
     `margin` loosens the bound, for a claim that one is no worse than the other; `highest` is the largest possible value
     of the metric, which shows whether the claim could be true at all.
@@ -37,9 +39,9 @@ class Claim:
     source: str
     task: str
     a: str
-    b: str
     metric: str
     form: str
+    b: str = ""
     split: str = "test"
     at_least: float | None = None
     at_most: float | None = None
@@ -47,8 +49,10 @@ class Claim:
     highest: float | None = None
 
     def __post_init__(self) -> None:
-        if self.form not in ("difference", "ratio"):
-            raise InputError(f"claim {self.id}: form {self.form!r} is neither difference nor ratio")
+        if self.form not in ("difference", "ratio", "value"):
+            raise InputError(f"claim {self.id}: form {self.form!r} is neither difference, ratio nor value")
+        if (self.form == "value") == bool(self.b):
+            raise InputError(f"claim {self.id}: the value of a has no b; a difference and a ratio have one")
         if (self.at_least is None) == (self.at_most is None):
             raise InputError(f"claim {self.id}: give one of at_least and at_most")
         if not 0 <= self.margin < math.inf:
@@ -67,13 +71,13 @@ class Claim:
     @property
     def claimed(self) -> str:
         """The claim as text, such as "rloo / ppo >= 1.5"."""
-        sides = f"{self.a} {'/' if self.form == 'ratio' else '-'} {self.b}"
+        sides = f"{self.a} {'/' if self.form == 'ratio' else '-'} {self.b}" if self.b else f"{self.metric} of {self.a}"
         margin = f" (with a margin of {self.margin:.4g})" if self.margin else ""
         return f"{sides} {'>=' if self.at_least is not None else '<='} {self.bound:.4g}{margin}"
 
     def out_of_reach(self, b: statistics.Floats) -> str:
         """Why no value of `a` could reach the bound, given these of `b`; "" if one could."""
-        if self.at_least is None or self.highest is None or not len(b):
+        if not self.b or self.at_least is None or self.highest is None or not len(b):
             return ""
         mean = float(b.mean())
         most = self.highest / mean if self.form == "ratio" and mean else self.highest - mean
@@ -88,7 +92,12 @@ class Claim:
     @property
     def command(self) -> str:
         """The command of a run that would test the claim."""
-        return f"gradebench run -e {self.a} -e {self.b} -t {self.task} --seeds {SEEDS}"
+        return " ".join(["gradebench run", *(f"-e {name}" for name in self.sides), f"-t {self.task} --seeds {SEEDS}"])
+
+    @property
+    def sides(self) -> list[str]:
+        """The labels of the estimators that it is about."""
+        return [self.a, self.b] if self.b else [self.a]
 
 
 def read_claims(path: Path = BUILT_IN) -> list[Claim]:
@@ -125,7 +134,7 @@ def _claim(entry: Mapping[str, Any], number: int) -> Claim:
             or (isinstance(value, float) and math.isnan(value))
         ):
             raise InputError(f"{name}: {key} = {value!r} is no {'number' if key in numbers else 'text'}")
-    required = [field.name for field in fields(Claim) if field.name not in ("split", *numbers)]
+    required = [field.name for field in fields(Claim) if field.name not in ("b", "split", *numbers)]
     lacking = [key for key in required if key not in entry]
     if lacking:
         raise InputError(f"{name}: lacks {', '.join(lacking)}")
@@ -137,23 +146,23 @@ def about(claims: Sequence[Claim], names: Sequence[str]) -> list[Claim]:
 
     Raises        InputError for a name that no claim has.
     """
-    known = sorted({side for claim in claims for side in (claim.a, claim.b)})
+    known = sorted({side for claim in claims for side in claim.sides})
     for name in names:
         if name not in known:
             raise InputError(f"--against {name}: no claim is about it; there are claims about {', '.join(known)}")
-    return [claim for claim in claims if not names or {claim.a, claim.b} & set(names)]
+    return [claim for claim in claims if not names or set(claim.sides) & set(names)]
 
 
 def judge(claims: Sequence[Claim], metrics: pd.DataFrame) -> pd.DataFrame:
     """One row per claim and setting of its task, COLUMNS; claims that the run can't test come last, `untested`.
 
-    With          for each seed d_s = a_s - bound - b_s for a difference, a_s - bound b_s for a ratio, or
-                  ln a_s - ln b_s - ln bound for a ratio of variances; the paired sign-flip test of mean d = 0, with
+    With          for each seed d_s = a_s - bound - b_s for a difference, a_s - bound for a value, a_s - bound b_s for a ratio,
+                  or ln a_s - ln b_s - ln bound for a ratio of variances; the paired sign-flip test of mean d = 0, with
                   Holm's correction over the file
     verdict       supported or contradicted if p_holm < 0.05, by the sign of d; underpowered if no outcome could have
                   been significant, or fewer than two seeds have both; else not distinguishable. OUT_OF_REACH, with
                   the reason, if even the highest value of the metric wouldn't reach the bound given b
-    measured      the difference or ratio itself, with its 95 % interval (Fieller's for a ratio of means)
+    measured      the difference, ratio or value itself, with its 95 % interval (Fieller's for a ratio of means)
     effect_size   of d: standardised, paired (`statistics.effect_size`); 0 is at the bound
     power         of the test with these seeds, if the true value is the measured one, at Bonferroni's level
     detectable    the smallest distance of the true value from the bound that these seeds detect with a power of 0.8:
@@ -203,22 +212,24 @@ def _rows(claim: Claim, ran: _Ran | None) -> list[dict[str, Any]]:
     for group in ran.groups:
         values = values_of(group, claim.metric, claim.split)
         place = {"task": group.task, "setting": group.setting, "steps": ran.last.get(group.setting, math.nan)}
-        lacking = [name for name in (claim.a, claim.b) if name not in values.columns]
+        lacking = [name for name in claim.sides if name not in values.columns]
         if lacking:
             reason = f"the run has no {claim.metric} of {' and '.join(lacking)}; this would test it: {claim.command}"
             rows.append(named | empty | place | {"reason": reason})
             continue
         here = ran.rows[group.task, group.setting]
-        if claim.metric != "gradient_variance" and (unfair := _unfair(claim, here)):
+        if not claim.metric.startswith("gradient_") and (unfair := _unfair(claim, here)):
             rows.append(named | empty | place | {"reason": unfair})
             continue
-        both = values[[claim.a, claim.b]].replace([math.inf, -math.inf], math.nan).dropna()
+        both = values[claim.sides].replace([math.inf, -math.inf], math.nan).dropna()
         rows.append(named | place | {"verdict": ""} | _measured(claim, both, f"{group.task} {group.setting}"))
     return rows
 
 
 def _unfair(claim: Claim, rows: pd.DataFrame) -> str:
     """Why the learning rates of the two make them incomparable; "" if they don't."""
+    if not claim.b:
+        return ""
     rates = provenance.ran(rows)
     a, b = rates[claim.a], rates[claim.b]
     return (
@@ -233,15 +244,16 @@ def _last_steps(metrics: pd.DataFrame) -> dict[Any, float]:
 
 
 def _measured(claim: Claim, both: pd.DataFrame, place: str) -> dict[str, Any]:
-    a, b = both[claim.a].to_numpy(), both[claim.b].to_numpy()
+    a = both[claim.a].to_numpy()
+    b = both[claim.b].to_numpy() if claim.b else np.zeros_like(a)
     log = claim.metric == "gradient_variance" and claim.form == "ratio"
     if log:
         a, b = np.log(a), np.log(b)
 
-    if claim.form == "difference":
-        contrast = a - b - claim.bound
-    else:
+    if claim.form == "ratio":
         contrast = a - b - math.log(claim.bound) if log else a - claim.bound * b
+    else:
+        contrast = a - b - claim.bound
     generator = tables.named_generator("claims", claim.id, place)
     measured, low, high = math.nan, math.nan, math.nan
     if len(a):
@@ -260,7 +272,7 @@ def _measured(claim: Claim, both: pd.DataFrame, place: str) -> dict[str, Any]:
         "contrast": contrast,
         "log": log,
         "at_least": claim.at_least is not None,
-        "reason": claim.out_of_reach(both[claim.b].to_numpy()),
+        "reason": claim.out_of_reach(b),
     }
 
 

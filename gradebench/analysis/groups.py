@@ -158,8 +158,9 @@ def ok_rows(metrics: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFra
 def per_seed(metrics: pd.DataFrame, metric: str, split: str) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
     """For each task and setting its names and the values (seed x estimator) of ok cells, NaN where one is missing.
 
-    `metric` as at the last evaluation of the split; generalization_gap, train minus test reward; or gradient_variance,
-    the geometric mean over checkpoints. Estimators without any value have no column.
+    `metric` as at the last evaluation of the split; generalization_gap, train minus test reward; validation_gap, the
+    best validation reward of any evaluation minus the test reward; gradient_variance, the geometric mean over
+    checkpoints; or another metric of gradients, the mean over checkpoints. Estimators without any value have no column.
 
     Raises        ValueError as `comparisons` does.
     """
@@ -173,9 +174,19 @@ def values_of(group: Group, metric: str, split: str) -> pd.DataFrame:
         values = np.exp(group.log_variance)
     elif metric == "generalization_gap":
         values = column_of(group.final, ("train", "reward")) - column_of(group.final, ("test", "reward"))
+    elif metric == "validation_gap":
+        values = _best_validation(group.evaluation) - column_of(group.final, ("test", "reward"))
+    elif metric.startswith("gradient_"):
+        values = _over_checkpoints(complete(group.probe, metric)[metric])
     else:
         values = column_of(group.final, (split, metric))
     return values.dropna().unstack("estimator")
+
+
+def _best_validation(evaluation: pd.DataFrame) -> pd.Series:
+    """(estimator, seed) -> the highest reward of validation prompts at any evaluation, that before training included."""
+    rows = evaluation[(evaluation["split"] == "validation") & (evaluation["metric"] == "reward")]
+    return rows[np.isfinite(rows["value"])].groupby(["estimator", "seed"])["value"].max()
 
 
 def ranked_per_seed(

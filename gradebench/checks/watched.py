@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradebench.core.problem import Choose, Ledger, Problem, Relax
+from gradebench.core.mixture import dense
+from gradebench.core.problem import Choose, Ledger, MixedRelax, Problem
 from gradebench.core.view import View
 
 
@@ -69,18 +70,19 @@ class Watched(View):
         self.notes.ledger.reward_calls += value.numel()
         return self._factor * value + self._offset
 
-    def rollout(self, relax: Relax, n: int, *unnamed: Any, **hints: Any) -> Tensor:
+    def rollout(self, relax: MixedRelax, n: int, *unnamed: Any, **hints: Any) -> Tensor:
         self.notes.called.add("rollout")
         self.notes.steps = []
         with_graph = torch.is_grad_enabled()
 
         def noted(logits: Tensor) -> Tensor:
-            tokens = relax(logits)
+            tokens = dense(relax(logits), logits.shape[-1])
             if torch.is_grad_enabled() == with_graph:  # a parallel rollout first samples without a graph
                 self.notes.steps.append((logits.detach(), tokens.detach()))
                 self.notes.detached |= not _depends(tokens, logits)
             return tokens
 
+        hints["sparse"] = False  # because mixtures are written out above
         if self._plain:
             unnamed, hints = (), {}
         self.notes.rolled = y = self._problem.rollout(noted, n, *unnamed, **hints)

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradebench.core.mixture import Mixture, dense
+
 Relax = Callable[[Tensor], Tensor]
+MixedRelax = Callable[[Tensor], Tensor | Mixture]
 Choose = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 ENUMERABLE = 4096  # outcomes of one context, at most, for `support`
 ENUMERATED_AT_ONCE = 8192  # outcomes times contexts in one pass of `exact_gradient`
@@ -48,11 +51,13 @@ class RolloutHints:
                parameters or by the tokens
     hard       it gives one-hots; with `rng`, tokens may be drawn without a graph, and relax called again, with the same
                noise, on the logits of one parallel pass over them
+    sparse     it gives `Mixture`s; a problem that has `reads_mixtures` draws mixtures, for any other they are written out
     """
 
     together: bool = False
     rng: torch.Generator | None = None
     hard: bool = False
+    sparse: bool = False
 
 
 class Problem(ABC):
@@ -69,6 +74,7 @@ class Problem(ABC):
     categories: int  # V
     feature_size: int  # D
     beta: float = 0.0  # of a penalty that f can be freed of, in reward per nat; 0 where f is one piece
+    reads_mixtures: bool = False  # whether relaxed draws, and `soft_reward`, may be of a `Mixture`
 
     def __init__(self, params: Sequence[Tensor], ledger: Ledger | None = None):
         self.params = tuple(params)
@@ -100,23 +106,28 @@ class Problem(ABC):
 
     def rollout(
         self,
-        relax: Relax,
+        relax: MixedRelax,
         n: int,
         *unnamed: Any,
         together: bool = False,
         rng: torch.Generator | None = None,
         hard: bool = False,
+        sparse: bool = False,
     ) -> Tensor:
         """Differentiable draws y (n, B, T, V): relax(logits) is called once a position, in order, and y is fed back.
 
-        An author needs no more. `together`, `rng` and `hard` say more about relax, so that a problem can be quicker (see
-        `RolloutHints`). They go by name; unnamed ones still count, with a warning.
+        An author needs no more. `together`, `rng`, `hard` and `sparse` say more about relax, so that a problem can be quicker
+        (see `RolloutHints`). They go by name; unnamed ones still count, with a warning. With `sparse` the draws may be one
+        `Mixture` (n, B, T, k), for `soft_reward` to read.
         """
         if unnamed:
             warnings.warn("name what rollout is told besides: together=, rng=, hard=", DeprecationWarning, stacklevel=2)
             named: list[Any] = [together, rng, hard]
             together, rng, hard = [*unnamed, *named[len(unnamed) :]]
-        return self.relaxed_draws(relax, n, RolloutHints(together, rng, hard))
+        if sparse and not self.reads_mixtures:
+            hints = RolloutHints(together, rng, hard)
+            return self.relaxed_draws(lambda logits: dense(relax(logits), logits.shape[-1]), n, hints)
+        return self.relaxed_draws(relax, n, RolloutHints(together, rng, hard, sparse))  # type: ignore[arg-type]
 
     def relaxed_draws(self, relax: Relax, n: int, hints: RolloutHints) -> Tensor:
         """The draws of `rollout`, for subclasses to define; they may ignore the hints."""

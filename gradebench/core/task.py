@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gradebench.core.estimator import Estimator
 from gradebench.core.problem import Ledger, Problem
 
 Log = Callable[[str], None]
@@ -91,6 +92,10 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, split: str, rng: torch.Generator) -> dict[str, float]:
         """Metrics of the present parameters on a fixed part of a split, always on hard samples."""
+
+    def adapted(self, estimator: Estimator) -> Estimator:
+        """An estimator as it runs on this task: itself, but where a task reproduces how others ran it."""
+        return estimator
 
     def samples(self, split: str, rng: torch.Generator) -> list[dict[str, Any]]:
         """The first prompts of a split, each with what the present parameters make of it: prompt, text, reward."""

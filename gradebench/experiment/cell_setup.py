@@ -26,7 +26,7 @@ def make_estimator(spec: str, task: Task, plan: Plan) -> Estimator:
     Raises Unsupported if its number of samples doesn't divide the batch, or if the task lacks what the estimator needs.
     """
     resolved = registry.resolve("estimators", spec)
-    estimator, label = resolved.create(), resolved.label
+    estimator, label = task.adapted(resolved.create()), resolved.label
     if plan.batch % estimator.n:
         raise Unsupported(
             f"{label} takes {counted(estimator.n, 'sample')} a prompt, which does not divide --batch {plan.batch}"

@@ -326,7 +326,13 @@ class LanguageModelTask(Task):
         gold_reward    by `gold_rewards`, where there is a judge
         """
         problem = self.problem(split, torch.arange(min(self.evaluated, self.sizes[split]), device=rng.device))
-        metrics, z = evaluate_sequences(problem, rng)
+        return self.metrics_of(problem, rng)
+
+    def metrics_of(
+        self, problem: SequenceProblem, rng: torch.Generator, draws: Tensor | None = None
+    ) -> dict[str, float]:
+        """What `evaluate` gives, on the contexts of a problem; of `draws` (1, B, T), if given."""
+        metrics, z = evaluate_sequences(problem, rng, draws)
         gold = self.gold_rewards(self.vocabulary.decode(problem.texts(z)))
         return metrics if gold is None else metrics | {"gold_reward": float(np.mean(gold))}
 

@@ -16,12 +16,14 @@ def distinct_bigrams(tokens: Sequence[Sequence[int]]) -> float:
 
 
 @torch.no_grad()
-def evaluate_sequences(problem: SequenceProblem, rng: torch.Generator) -> tuple[dict[str, float], Tensor]:
+def evaluate_sequences(
+    problem: SequenceProblem, rng: torch.Generator, draws: Tensor | None = None
+) -> tuple[dict[str, float], Tensor]:
     """Metrics of one hard sample per prompt, and the samples (B, T): reward, kl, entropy, distinct_2, reference_nll.
 
-    kl in nats per sequence; entropy and reference_nll in nats per token.
+    kl in nats per sequence; entropy and reference_nll in nats per token. With `draws` (1, B, T), of those.
     """
-    z = problem.sample(1, rng)  # (1, B, T)
+    z = problem.sample(1, rng) if draws is None else draws  # (1, B, T)
     alive = problem.alive(z)
     log_p = problem.logits(z).log_softmax(-1)
     p = log_p.exp()

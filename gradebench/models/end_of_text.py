@@ -10,6 +10,8 @@ import operator
 import torch
 from torch import Tensor
 
+from gradebench.core.mixture import Mixture
+
 ABSENT = (
     -1000.0
 )  # logit of what can't follow an end: its probability is exactly 0, yet added Gumbel noise isn't rounded away
@@ -29,8 +31,10 @@ def is_end(ids: Tensor, ends: Ends) -> Tensor:
     return functools.reduce(operator.or_, (ids == end for end in ends))
 
 
-def share_ended(tokens: Tensor, ends: Ends) -> Tensor:
+def share_ended(tokens: Tensor | Mixture, ends: Ends) -> Tensor:
     """The total weight of the end tokens in relaxed tokens (..., V): (...) in [0, 1]."""
+    if isinstance(tokens, Mixture):
+        return (tokens.weights * is_end(tokens.ids, ends)).sum(-1).clamp_max(1)  # despite rounding
     if isinstance(ends, int):
         return tokens[..., ends]
     return functools.reduce(operator.add, (tokens[..., end] for end in ends)).clamp_max(1)  # despite rounding
@@ -49,8 +53,12 @@ def ended_logits(logits: Tensor, ended: Tensor, ends: Ends) -> Tensor:
     return torch.where(ended.unsqueeze(-1), certain, logits)
 
 
-def ending_token(token: Tensor, ended: Tensor, ends: Ends) -> Tensor:
+def ending_token(token: Tensor | Mixture, ended: Tensor, ends: Ends) -> Tensor | Mixture:
     """(1 - ended) token + ended one_hot(end), for relaxed tokens (..., V) and `ended` (...) in [0, 1]."""
+    if isinstance(token, Mixture):
+        end = torch.full_like(token.ids[..., :1], filler(ends))
+        share = ended.unsqueeze(-1)
+        return Mixture(torch.cat([token.ids, end], -1), torch.cat([(1 - share) * token.weights, share], -1))
     certain = torch.zeros(token.shape[-1:], dtype=token.dtype, device=token.device)
     certain[filler(ends)] = 1
     ended = ended.unsqueeze(-1)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradebench.core.mixture import Mixture
 from gradebench.models.recorded import Recording
 
 Passed = Callable[[], tuple[Tensor, Tensor]]  # logits (n, B, T, V) and features (n, B, T, D)
@@ -15,7 +16,7 @@ Passed = Callable[[], tuple[Tensor, Tensor]]  # logits (n, B, T, V) and features
 class Pass(NamedTuple):
     """One parallel pass of the policy over tokens."""
 
-    tokens: Tensor
+    tokens: Tensor | Mixture
     state: tuple[int, ...]
     passed: Passed
     log_p: Callable[[], Tensor]  # log_softmax of the logits
@@ -37,18 +38,18 @@ class PassCache:
         self.last: Pass | None = None
         self.drawn: Drawn | None = None
 
-    def over(self, tokens: Tensor, params: Sequence[Tensor]) -> Pass | None:
+    def over(self, tokens: Tensor | Mixture, params: Sequence[Tensor]) -> Pass | None:
         """The last pass if it was over these tokens, else None."""
         last = self.last
         return last if last is not None and last.tokens is tokens and last.state == _state(tokens, params) else None
 
-    def remember(self, tokens: Tensor, params: Sequence[Tensor], passed: Passed) -> Pass:
+    def remember(self, tokens: Tensor | Mixture, params: Sequence[Tensor], passed: Passed) -> Pass:
         passed = functools.cache(passed)
         log_p = functools.cache(lambda: passed()[0].log_softmax(-1))
         self.last = Pass(tokens, _state(tokens, params), passed, log_p)
         return self.last
 
-    def recording_of(self, tokens: Tensor, params: Sequence[Tensor]) -> Recording | None:
+    def recording_of(self, tokens: Tensor | Mixture, params: Sequence[Tensor]) -> Recording | None:
         """The recording of the last draw if these are its tokens, else None."""
         drawn = self.drawn
         fresh = drawn is not None and drawn.tokens is tokens and drawn.versions == _versions(tokens, params)
@@ -64,9 +65,9 @@ class PassCache:
         self.last = self.drawn = None
 
 
-def _state(tokens: Tensor, params: Sequence[Tensor]) -> tuple[int, ...]:
+def _state(tokens: Tensor | Mixture, params: Sequence[Tensor]) -> tuple[int, ...]:
     return (int(torch.is_grad_enabled()), *_versions(tokens, params))
 
 
-def _versions(tokens: Tensor, params: Sequence[Tensor]) -> tuple[int, ...]:
+def _versions(tokens: Tensor | Mixture, params: Sequence[Tensor]) -> tuple[int, ...]:
     return (tokens._version, *(p._version for p in params))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from gradebench.core.mixture import Mixture
 from gradebench.core.problem import Ledger, Problem
 from gradebench.models.end_of_text import Ends, ended_logits, is_end, up_to_end
 from gradebench.models.recorded import Recording
@@ -78,7 +79,10 @@ class TextProblem(Problem):
         self.contexts = len(prompts)
         self.feature_size = policy.feature_size
         self.passes = PassCache()
-        self.one_hots: tuple[Tensor | None, Tensor] = (None, torch.empty(0))  # of the last rollout, and their ids
+        self.one_hots: tuple[Tensor | Mixture | None, Tensor] = (
+            None,
+            torch.empty(0),
+        )  # of the last rollout, and their ids
 
     @property
     def mapped(self) -> bool:
@@ -125,13 +129,13 @@ class TextProblem(Problem):
         values = torch.arange(self.categories, device=device)
         return torch.cartesian_prod(*[values] * self.horizon).view(-1, self.horizon)
 
-    def ids_of(self, tokens: Tensor) -> Tensor | None:
+    def ids_of(self, tokens: Tensor | Mixture) -> Tensor | None:
         """The ids of hard tokens, or of the last rollout's one-hots; None for relaxed tokens."""
-        if not tokens.is_floating_point():
+        if isinstance(tokens, Tensor) and not tokens.is_floating_point():
             return tokens
         return self.one_hots[1] if tokens is self.one_hots[0] else None
 
-    def masked(self, logits: Tensor, tokens: Tensor) -> Tensor:
+    def masked(self, logits: Tensor, tokens: Tensor | Mixture) -> Tensor:
         """The logits (n, B, T, V) along hard tokens, with those after an end replaced."""
         ids = self.ids_of(tokens)
         if self.end is None or ids is None:
@@ -145,7 +149,7 @@ class TextProblem(Problem):
         """The policy's keyword arguments for the padding of the prompts of n draws."""
         return {} if self.pads is None else {"pads": self.pads.repeat(n)}
 
-    def forward(self, policy: Policy, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, policy: Policy, tokens: Tensor | Mixture) -> tuple[Tensor, Tensor]:
         """One parallel pass: the logits (n, B, T, V) of each position, and the features (n, B, T, D) that they come from."""
         self.ledger.forward_passes += 1
         n = len(tokens)
@@ -181,8 +185,10 @@ class TextProblem(Problem):
         ]
         return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
-    def embedded(self, model: Policy | Reward, tokens: Tensor, length: int) -> Tensor:
+    def embedded(self, model: Policy | Reward, tokens: Tensor | Mixture, length: int) -> Tensor:
         """The embeddings (n B, length, D) of the first tokens; for a rollout's one-hots by look-up."""
+        if isinstance(tokens, Mixture):
+            return tokens[:, :, :length].flatten(0, 1).embedded(self.table_of(model))
         first = tokens[:, :, :length].flatten(0, 1)
         if not length:  # at horizon 1: embedding no tokens can't be differentiated twice
             with torch.no_grad():
@@ -195,16 +201,19 @@ class TextProblem(Problem):
         """The embedding of every token, (V, D)."""
         return model.embed(torch.arange(self.categories, device=self.prompts.device)[None])[0]
 
-    def pass_over(self, tokens: Tensor) -> Pass:
+    def pass_over(self, tokens: Tensor | Mixture) -> Pass:
         """`forward` of the policy, computed once for log_prob, features and the penalty of the same tokens."""
         known = self.passes.over(tokens, self.params)
         if known is not None:
             return known
         recording = self.passes.recording_of(tokens, self.params)
-        passed = self.forward(self.policy, tokens) if recording is None else self._replayed(tokens, recording)
+        if recording is None or isinstance(tokens, Mixture):
+            passed = self.forward(self.policy, tokens)
+        else:
+            passed = self._replayed(tokens, recording)
         return self.remember(tokens, lambda: passed)
 
-    def remember(self, tokens: Tensor, passed: Passed) -> Pass:
+    def remember(self, tokens: Tensor | Mixture, passed: Passed) -> Pass:
         return self.passes.remember(tokens, self.params, passed)
 
     def _replayed(self, z: Tensor, recording: Recording) -> tuple[Tensor, Tensor]:

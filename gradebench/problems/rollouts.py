@@ -6,13 +6,14 @@ parallel  one pass over all positions, for hard tokens: the fastest on a GPU, wh
           kernels
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gradebench.core.problem import Choose, Relax, chosen, continued
+from gradebench.core.mixture import Mixture, stacked
+from gradebench.core.problem import Choose, MixedRelax, Relax, chosen, continued
 from gradebench.core.sampling import straight_through
 from gradebench.models.end_of_text import ended_logits, ending_token, is_end, share_ended
 from gradebench.models.recorded import Recording
@@ -86,35 +87,43 @@ class Feedback(NamedTuple):
 class Rolled(NamedTuple):
     """A relaxed rollout."""
 
-    y: Tensor  # (n, B, T, V)
+    y: Any  # (n, B, T, V), or a mixture
     ids: Tensor | None  # (n, B, T), if they are one-hots
     passed: Passed  # the policy's logits and features along it
     feedback: Feedback | None = None
 
 
-def plain(problem: TextProblem, relax: Relax, n: int, hard: bool) -> Rolled:
+def plain(problem: TextProblem, relax: MixedRelax, n: int, hard: bool, sparse: bool = False) -> Rolled:
     """A rollout with autograd's own graph."""
     pads = problem.padding(n)
     logits, features, cache = problem.policy(problem.policy.embed(problem.repeated_prompts(n)), last=1, **pads)
-    table = problem.table_of(problem.policy) if hard and not isinstance(problem.policy, Replicas) else None
-    tokens: list[Tensor] = []
+    looks_up = (hard or sparse) and not isinstance(problem.policy, Replicas)
+    table = problem.table_of(problem.policy) if looks_up else None
+    tokens: list[Tensor | Mixture] = []
     seen: list[tuple[Tensor, Tensor]] = []
     for t in range(problem.horizon):
         if t:
-            read = tokens[-1].view(-1, 1, problem.categories)
-            # One-hots are looked up: a product with them would read the whole table, as much as several layers.
-            given = problem.policy.embed(read) if table is None else LookUp.apply(read, read.argmax(-1), table)
-            logits, features, cache = problem.policy(given, cache, **pads)
+            logits, features, cache = problem.policy(_fed(problem, tokens[-1], table), cache, **pads)
         here, token = _relaxed(problem, relax, logits[:, -1], tokens[-1] if t else None, hard)
         tokens.append(token)
         seen.append((here, features.view(n, problem.contexts, -1)))
-    y = torch.stack(tokens, 2)
+    y = stacked(tokens)
 
     def passed() -> tuple[Tensor, Tensor]:
         logits, features = (torch.stack(parts, 2) for parts in zip(*seen, strict=True))
         return logits, features
 
     return Rolled(y, y.argmax(-1) if hard else None, passed)
+
+
+def _fed(problem: TextProblem, token: Tensor | Mixture, table: Tensor | None) -> Tensor:
+    """The embeddings (n B, 1, D) of the tokens that were just drawn; with a table, those of one-hots or of a mixture."""
+    if isinstance(token, Mixture):
+        assert table is not None
+        return token.flatten(0, 1).embedded(table).unsqueeze(1)
+    read = token.view(-1, 1, problem.categories)
+    # One-hots are looked up: a product with them would read the whole table, as much as several layers.
+    return problem.policy.embed(read) if table is None else LookUp.apply(read, read.argmax(-1), table)
 
 
 def recorded(problem: TextProblem, relax: Relax, n: int, hard: bool) -> Rolled:
@@ -145,9 +154,9 @@ def recorded(problem: TextProblem, relax: Relax, n: int, hard: bool) -> Rolled:
 
 
 def _relaxed(
-    problem: TextProblem, relax: Relax, raw: Tensor, before: Tensor | None, hard: bool
-) -> tuple[Tensor, Tensor]:
-    """Logits and the next token (n, B, V), from logits (n B, V) and the token before it."""
+    problem: TextProblem, relax: MixedRelax, raw: Tensor, before: Tensor | Mixture | None, hard: bool
+) -> tuple[Tensor, Any]:
+    """Logits and the next token (n, B, V), or a mixture, from logits (n B, V) and the token before it."""
     here = in_single(raw).view(-1, problem.contexts, problem.categories)
     if problem.end is None or before is None:
         return here, relax(here)

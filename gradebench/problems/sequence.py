@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gradebench.core.mixture import Mixture
 from gradebench.core.problem import ENUMERABLE, Choose, Ledger, Relax, RolloutHints
 from gradebench.core.sampling import categorical
 from gradebench.models.end_of_text import Ends, filler, is_end, share_ended
@@ -98,8 +99,14 @@ class SequenceProblem(TextProblem):
     def draw(self, choose: Choose, n: int) -> Tensor:
         return rollouts.draw(self, choose, n)
 
+    @property
+    def reads_mixtures(self) -> bool:  # type: ignore[override]
+        return not isinstance(self.policy, Replicas)  # which embed with a table for each copy
+
     def relaxed_draws(self, relax: Relax, n: int, hints: RolloutHints) -> Tensor:
-        mode = "plain" if hints.rng is None else self.rollout_mode(hints.hard)
+        # Mixtures go the plain road: the parallel one relaxes a second time, on logits with other rounding, which may change
+        # the order of the likeliest tokens and with it their noise; the recorded one is for models of small vocabularies.
+        mode = "plain" if hints.rng is None or hints.sparse else self.rollout_mode(hints.hard)
         if mode == "parallel":
             assert hints.rng is not None
             rolled = rollouts.parallel(self, relax, n, hints.rng)
@@ -107,7 +114,10 @@ class SequenceProblem(TextProblem):
         else:
             self.ledger.forward_passes += 1
             self.ledger.tokens_sampled += n * self.contexts * self.horizon
-            rolled = (rollouts.recorded if mode == "recorded" else rollouts.plain)(self, relax, n, hints.hard)
+            if mode == "recorded":
+                rolled = rollouts.recorded(self, relax, n, hints.hard)
+            else:
+                rolled = rollouts.plain(self, relax, n, hints.hard, hints.sparse)
         if rolled.ids is not None:
             self.one_hots = (rolled.y, rolled.ids)
         self.remember(rolled.y, rolled.passed)
@@ -127,16 +137,16 @@ class SequenceProblem(TextProblem):
             raw = self.raw_reward(z)
         return raw - self.beta * self.divergence(z).sum(-1) if self.beta else raw
 
-    def soft_reward(self, y: Tensor) -> Tensor:
+    def soft_reward(self, y: Tensor | Mixture) -> Tensor:
         raw = self.raw_reward(y)
         return raw - self.beta * self.divergence(y).sum(-1) if self.beta else raw
 
-    def raw_reward(self, tokens: Tensor) -> Tensor:
+    def raw_reward(self, tokens: Tensor | Mixture) -> Tensor:
         """r (n, B), without the penalty, of ids (n, B, T) or of a rollout's relaxed one-hots (n, B, T, V)."""
         n = len(tokens)
         self.ledger.reward_calls += n * self.contexts
         model = self.reward_model
-        if self.end is not None and not tokens.is_floating_point():
+        if self.end is not None and isinstance(tokens, Tensor) and not tokens.is_floating_point():
             tokens = tokens.where(self.alive(tokens), filler(self.end))
         texts = torch.cat([model.embed(self.repeated_prompts(n)), self.embedded(model, tokens, self.horizon)], 1)
         parts = [texts, *self._counting(tokens, texts)]
@@ -150,7 +160,7 @@ class SequenceProblem(TextProblem):
         self.ledger.saw("reward", found, n * self.contexts)
         return found
 
-    def _counting(self, tokens: Tensor, texts: Tensor) -> list[Tensor]:
+    def _counting(self, tokens: Tensor | Mixture, texts: Tensor) -> list[Tensor]:
         """The weight of each position of the texts (n B, P + T, ...) for the reward, in a list; an empty one if all are 1."""
         if self.end is None and self.pads is None:
             return []
@@ -160,15 +170,17 @@ class SequenceProblem(TextProblem):
             places = torch.arange(self.prompts.shape[1], device=texts.device)
             keep[:, : len(places)] = (places >= self.pads.repeat(len(tokens))[:, None]).to(dtype)
         if self.end is not None and (self.ids_of(tokens) is not None or getattr(self.reward_model, "weighs", False)):
-            relaxed = tokens.is_floating_point()
-            ended = share_ended(tokens, self.end) if relaxed else is_end(tokens, self.end)
+            if isinstance(tokens, Mixture) or tokens.is_floating_point():
+                ended = share_ended(tokens, self.end)
+            else:
+                ended = is_end(tokens, self.end)
             keep = torch.cat([keep[:, : -self.horizon], 1 - ended.flatten(0, 1).to(dtype)], 1)
         return [keep]
 
-    def divergence(self, tokens: Tensor) -> Tensor:
+    def divergence(self, tokens: Tensor | Mixture) -> Tensor:
         """KL(p_theta(.|prefix) || p_ref(.|prefix)) in nats, (n, B, T), along hard or relaxed tokens."""
         if self.reference is None:
-            return super().divergence(tokens)
+            return super().divergence(tokens)  # type: ignore[arg-type]  # refuses
         log_p = self.pass_over(tokens).log_p()
         with torch.set_grad_enabled(torch.is_grad_enabled() and tokens.requires_grad):
             log_q = self.forward(self.reference, tokens)[0].log_softmax(-1)

@@ -1,11 +1,13 @@
 """Mutants of the relaxed paths; those with a wrong Jacobian that breaks no promise are in test_relaxed.py."""
 
+from functools import partial
 from typing import ClassVar
 from unittest import mock
 
 import torch
 
 from gradebench import Estimate, generator, gumbel, harden, straight_through
+from gradebench.core.mixture import Mixture
 from gradebench.estimators import relaxed
 from gradebench.estimators.relaxed import DecoupledSt, GappedSt, Grade, GradeSte, GumbelRao, ReinMax, StraightThrough
 
@@ -152,7 +154,37 @@ class GradeSteOwnNoise(GradeSte):
         return super().relax(logits, self.noise)
 
 
+class GradeSteOfTwo(GradeSte):
+    """The two likeliest tokens as a mixture; `mixed` makes it wrong."""
+
+    def __init__(self, tau=1.0):
+        super().__init__(tau, topk=2)
+
+    def relax(self, logits, rng):
+        top, ids = self.mixed(*logits.topk(2, -1))
+        soft = ((top + gumbel(top, rng)) / self.tau).softmax(-1)
+        return Mixture(ids, straight_through(harden(soft), soft))
+
+
+class GradeSteOfTwoDetached(GradeSteOfTwo):
+    """The logits of the likeliest are taken without their graph."""
+
+    def mixed(self, top, ids):
+        return top.detach(), ids
+
+
+class GradeSteOfTwoSwapped(GradeSteOfTwo):
+    """The ids stand in another order than the weights."""
+
+    def mixed(self, top, ids):
+        return top, ids.flip(-1)
+
+
 MUTANTS = {
+    "grade, the two likeliest tokens alone": (partial(Grade, topk=2), "law of the draws"),
+    "grade-ste, the two likeliest tokens alone": (partial(GradeSte, topk=2), "law of the draws"),
+    "grade-ste, mixture without a graph": (GradeSteOfTwoDetached, "pathwise"),
+    "grade-ste, mixture in another order": (GradeSteOfTwoSwapped, "law of the draws"),
     "grade, soft tokens called hard": (GradeSaysHard, "pathwise"),
     "grade-ste, noise of a generator of its own": (GradeSteOwnNoise, "pathwise"),
     "st, noise in the backward pass": (StraightThroughNoisy, "unbiased if"),

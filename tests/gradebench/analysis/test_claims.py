@@ -19,7 +19,7 @@ ALPHA = 0.001  # of each statistical test here
 def rows_of(estimator, seed, metric, value, task="imdb", **other):
     identity = {"run_id": "run", "cell_id": f"{estimator}-{seed}", "task": task, "setting": "a", "estimator": estimator}
     identity |= {"estimator_params": "{}", "estimator_source": "gradebench", "seed": seed, "unit": "", "status": "ok"}
-    if metric == "gradient_variance":
+    if metric.startswith("gradient_"):
         places = [("probe", "train", step) for step in (0, 40)]
     else:
         places = [("evaluation", "test", 40)]
@@ -143,6 +143,46 @@ def test_a_bound_that_nothing_could_reach_is_not_contradicted():
     assert verdict_of(claim(at_least=0.3, highest=1.0), metrics)["verdict"] == claims.OUT_OF_REACH
     (shipped,) = (one for one in read_claims() if one.id == "grade-ste-reward-over-ppo")
     assert shipped.out_of_reach(np.array([0.76])) and not shipped.out_of_reach(np.array([0.6]))
+
+
+@pytest.mark.parametrize(
+    ("bound", "expected"),
+    [({"at_most": 0.0}, "supported"), ({"at_least": 0.0}, "contradicted"), ({"at_most": -0.08}, "not distinguishable")],
+)
+def test_a_value_is_held_to_the_bound_by_itself(bound, expected):
+    """The best validation reward is 0.69 at step 20, the test reward 0.77 at the end; 0.9 at test before doesn't count."""
+    rows = []
+    for seed, noise in enumerate(draws(0.0)):
+        for split, step, value in [
+            ("validation", 0, 0.61),
+            ("validation", 20, 0.69),
+            ("validation", 40, 0.55),
+            ("test", 20, 0.9),
+            ("test", 40, 0.77 + noise),
+        ]:
+            rows += rows_of("a", seed, "reward", value, split=split, step=step)
+    metrics = pd.DataFrame(rows, columns=schema.METRICS_COLUMNS)
+    one = claim(metric="validation_gap", form="value", b="", **bound)
+    row = verdict_of(one, metrics)
+    assert row["verdict"] == expected
+    assert row["n_pairs"] == 8 and row["measured"] == pytest.approx(-0.08 - draws(0.0).mean())
+    assert row["ci_low"] < row["measured"] < row["ci_high"]
+    assert one.claimed.startswith("validation_gap of a ")
+    missing = verdict_of(claim(metric="validation_gap", form="value", b="", a="c"), metrics)["reason"]
+    assert missing.endswith("this would test it: gradebench run -e c -t imdb --seeds 0-9")
+
+
+@pytest.mark.parametrize(("low", "expected"), [(0.1, "supported"), (0.6, "contradicted")])
+def test_biases_are_compared_as_means_over_checkpoints_also_where_they_are_negative(low, expected):
+    values = {"a": draws(low, spread=0.2), "b": draws(0.35, spread=0.02, seed=1)}
+    metrics = run_of("gradient_bias_squared", **values)
+    assert (values["a"] < 0).any() or low > 0.5
+    row = verdict_of(claim(metric="gradient_bias_squared", split="train", at_most=0.0), metrics)
+    assert row["measured"] == pytest.approx((values["a"] - values["b"]).mean())
+    assert row["verdict"] == expected
+    gone = metrics[(metrics["estimator"] != "a") | (metrics["seed"] != 0) | (metrics["step"] != 0)]
+    row = verdict_of(claim(metric="gradient_bias_squared", split="train", at_most=0.0), gone)
+    assert row["n_pairs"] == 7  # a seed that lacks a checkpoint has no mean
 
 
 def test_claims_about_named_estimators_are_the_family(command, tmp_path):
@@ -286,9 +326,9 @@ def test_what_is_untested_says_what_would_test_it():
 
 def test_the_shipped_claims_are_about_estimators_and_tasks_that_exist():
     for one in read_claims():
-        assert {one.a, one.b} <= set(registry.entries("estimators"))
+        assert [registry.resolve("estimators", side).label for side in one.sides] == one.sides
         assert one.task in registry.entries("tasks")
-        assert one.metric in {*schema.METRIC_UNITS, "generalization_gap"}
+        assert one.metric in {*schema.METRIC_UNITS, "generalization_gap", "validation_gap"}
         assert any(sign.isdigit() for sign in one.source)
 
 
@@ -308,6 +348,8 @@ GOOD = '[[claim]]\nid="c"\nsays="s"\nsource="p"\ntask="imdb"\na="a"\nb="b"\nmetr
         (GOOD.replace("at_least=1", "at_least=0"), "above 0"),
         (GOOD.replace("at_least=1", 'at_least="1"'), "is no number"),
         (GOOD.replace('"ratio"', '"quotient"'), "'quotient' is neither"),
+        (GOOD.replace('"ratio"', '"value"'), "the value of a has no b"),
+        (GOOD.replace('b="b"\n', ""), "a difference and a ratio have one"),
         (GOOD.replace('b="b"', "b=3"), "b = 3 is no text"),
         (GOOD.replace('task="imdb"\n', ""), "lacks task"),
         (GOOD + 'colour="red"', "unknown entry 'colour'"),
