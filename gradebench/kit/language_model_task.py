@@ -200,7 +200,7 @@ class LanguageModelTask(Task):
         self, folder: Path | None, words: Sequence[str], given: Mapping[str, Any], scratch: str = "scratch"
     ) -> None:
         """Leave for workers what runs. `words` begin the setting; `scratch` is what it calls a policy made here."""
-        names = {"policy": scratch} | ({"reward": self.made["reward"]} if "reward" in self.options else {})
+        names = {"policy": scratch} | ({"reward": self.option("reward")} if "reward" in self.options else {})
         names |= {part: f"{one.name}:{one.digest[:8]}" for part, one in given.items()}
         words = [*words, *(f"{part}={name}" for part, name in names.items()), f"kl={self.beta:g}"]
         words += [f"{name}={value}" for name, value in self.head.items()]

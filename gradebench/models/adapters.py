@@ -73,6 +73,10 @@ class WithoutAdapters:
         with self.adapted.switched_off():
             return self.adapted(*arguments, **options)
 
+    def features_of(self, embeddings: Tensor) -> Tensor:
+        with self.adapted.switched_off():
+            return self.adapted.features_of(embeddings)
+
     def reordered(self, cache: Any, rows: Tensor) -> Any:
         return self.adapted.reordered(cache, rows)
 

@@ -99,6 +99,15 @@ class PretrainedPolicy(nn.Module):
         at the beginning of each text.
         """
         last = last or embeddings.shape[1]
+        output = self._output(embeddings, cache, last, pads)
+        logits, features = output.logits[:, -last:, : self.categories], output.hidden_states[-1][:, -last:]
+        return logits, features, output.past_key_values
+
+    def features_of(self, embeddings: Tensor) -> Tensor:
+        """Features (N, L, D) alone; where the model can leave logits out, they are of one position."""
+        return self._output(embeddings, None, 1, None).hidden_states[-1]
+
+    def _output(self, embeddings: Tensor, cache: DynamicCache | None, last: int, pads: Tensor | None) -> Any:
         options: dict[str, Any] = {"logits_to_keep": last} if self.skips_logits else {}
         if pads is not None:
             start = cache.get_seq_length() if cache else 0
@@ -107,15 +116,13 @@ class PretrainedPolicy(nn.Module):
             if self.takes_places:
                 options["position_ids"] = places[:, start:].clamp_min(0)
         with torch.autocast(embeddings.device.type, torch.bfloat16) if self.computes_half else nullcontext():
-            output = self.model(
+            return self.model(
                 inputs_embeds=embeddings,
                 past_key_values=branch(cache),
                 use_cache=True,
                 output_hidden_states=True,
                 **options,
             )
-        logits, features = output.logits[:, -last:, : self.categories], output.hidden_states[-1][:, -last:]
-        return logits, features, output.past_key_values
 
     def reordered(self, cache: DynamicCache, rows: Tensor) -> DynamicCache:
         """The cache of the rows (M,) of the batch."""

@@ -141,6 +141,10 @@ class ScratchPolicy(Transformer):
         features = features if last is None else features[:, -last:]
         return features @ self.token.T, features, cache
 
+    def features_of(self, embeddings: Tensor) -> Tensor:
+        """Features (N, L, D) alone."""
+        return self.features(embeddings)[0]
+
     def frozen(self) -> "ScratchPolicy":
         """A copy with the present parameters, which aren't trainable."""
         return copy.deepcopy(self).requires_grad_(False)

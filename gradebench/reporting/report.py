@@ -1,6 +1,7 @@
 """A report of runs as one HTML file: nothing fetched, whole without its script, readable on a phone, on paper and in the dark."""
 
 import base64
+import functools
 import hashlib
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -156,17 +157,7 @@ def rendered(**fields: Any) -> str:
     The page may run our script and use our style sheets alone, by their digests, and may fetch nothing.
     """
 
-    def visible(value: Any) -> Any:
-        return shown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
-
-    environment = Environment(
-        loader=PackageLoader("gradebench.reporting"),
-        autoescape=True,
-        finalize=visible,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _templates()
     loaded = {name: _source(environment, name) for name in ("report.css", "report.js")}
     inside = {"figure_style": svg.style(), "page_style": loaded["report.css"], "script": loaded["report.js"]}
     digests_of = {name: _csp_digest(text) for name, text in inside.items()}
@@ -176,6 +167,23 @@ def rendered(**fields: Any) -> str:
     )
     page_of = environment.get_template("report.html.j2")
     return str(page_of.render(policy=policy, **inside, **fields))
+
+
+@functools.cache
+def _templates() -> Environment:
+    """Kept, because a template is compiled once for each environment."""
+
+    def visible(value: Any) -> Any:
+        return shown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+    return Environment(
+        loader=PackageLoader("gradebench.reporting"),
+        autoescape=True,
+        finalize=visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _source(environment: Environment, name: str) -> str:

@@ -12,7 +12,7 @@ from gradebench.core.sampling import generator
 from gradebench.experiment import harness
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.kit import making
-from gradebench.tasks import grammar, imdb
+from gradebench.tasks import grammar, imdb, sentiment
 from gradebench.tasks.corpora import HubUnreachable, read_corpus, split_corpus
 
 REAL = (Path(__file__).parents[2] / "../shared/data/imdb.parquet").resolve()
@@ -130,7 +130,7 @@ def test_describing_the_task_tells_how_good_its_models_are(task):
 
 def test_the_second_preparation_reads_the_cache(task, monkeypatch):
     monkeypatch.setattr(making, "pretrain_policy", None)  # calling it would raise
-    monkeypatch.setattr(imdb, "train_classifier", None)
+    monkeypatch.setattr(sentiment, "train_classifier", None)
     lines = []
     again = prepared(log=lines.append, corpus="embedded")
     assert again.folder == task.folder and not lines

@@ -94,8 +94,14 @@ def given_task(folders, corpus):
     return loaded(corpus, policy=folders("gpt2"), reward=folders("gpt2", "classifier"))
 
 
+@pytest.fixture(scope="module")
+def features_task(folders, corpus):
+    """A policy whose frozen features a trained head rewards."""
+    return loaded(corpus, policy=folders("llama"), reward="features")
+
+
 @pytest.mark.parametrize("name", MISSION)
-@pytest.mark.parametrize("kind", ["llama_task", "given_task"])
+@pytest.mark.parametrize("kind", ["llama_task", "given_task", "features_task"])
 def test_every_estimator_of_the_mission_makes_a_gradient(kind, name, request):
     task = request.getfixturevalue(kind)
     problem = task.problem("train", torch.arange(4))
@@ -138,6 +144,23 @@ def test_setting_names_the_models_by_content(llama_task, given_task, folders):
     policy, reward = folders("gpt2").name, folders("gpt2", "classifier").name
     assert re.search(rf" policy={policy}:[0-9a-f]{{8}} reward={reward}:[0-9a-f]{{8}} kl=0.05$", given_task.setting)
     assert re.search(r" policy=llama-causal-\d+:[0-9a-f]{8} reward=trained kl=0.05$", llama_task.setting)
+
+
+def test_a_reward_by_features_is_trained_once_for_a_policy_and_what_it_reads(features_task, folders, corpus):
+    assert " reward=features " in features_task.setting
+    again = loaded(corpus, policy=folders("llama"), reward="features")
+    assert again.folder == features_task.folder and 0 <= again.describe()["reward_accuracy_on_openings"] <= 1
+    alone = loaded(corpus, policy=folders("llama"), reward="features", scored="continuation")
+    assert " scored=continuation " in alone.setting and alone.folder != again.folder
+    one, other = (torch.cat([task.prompts["test"][:4], torch.full((4, HORIZON), 9)], 1) for task in (alone, again))
+    with torch.no_grad():
+        by_text, by_continuation = again.reward(again.reward.embed(other)), alone.reward(alone.reward.embed(one))
+    assert by_continuation.std() < 1e-6 < by_text.std()  # all continuations are the same
+
+
+def test_what_is_scored_is_said_of_features_alone(corpus, folders):
+    assert "scored=continuation is for reward=features" in refusal_of(corpus, scored="continuation")
+    assert "label=positive is for a given classifier" in refusal_of(corpus, reward="features", label="positive")
 
 
 def test_nothing_tuned_for_scratch_models_is_used_on_given_ones(llama_task, given_task):

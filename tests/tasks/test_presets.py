@@ -50,7 +50,7 @@ def test_mini_is_what_ran_before_there_were_presets():
 
 def test_paper_is_the_published_setting_as_far_as_it_is_known():
     task = Imdb(preset="paper")
-    expected = {"corpus": "hub", "policy": "Qwen/Qwen3-4B", "reward": "trained", "lora": 16, "precision": "bfloat16"}
+    expected = {"corpus": "hub", "policy": "Qwen/Qwen3-4B", "reward": "features", "lora": 16, "precision": "bfloat16"}
     assert expected.items() <= task.options.items()
     assert task.options["kl"] == pytest.approx(0.1 / 64, rel=1e-3)
     assert (task.size.prompt, task.size.horizon, task.size.prompts) == (32, 64, 10_000)

@@ -414,7 +414,7 @@ def test_a_leaderboard_looks_at_each_task_once(monkeypatch):
     assert counts[1] <= 2 * counts[0], counts
 
 
-@settings(max_examples=10, **FEW)
+@settings(max_examples=50, **FEW)
 @example(("samples.jsonl", b'{"task": [1]}\n'), "merge")
 @given(st.one_of(changed_json(), changed_json(), changed_table(), changed_claims()), st.sampled_from(list(COMMANDS)))
 def test_a_changed_file_is_answered_in_one_line(gradebench, change, what):
