@@ -38,7 +38,7 @@ def forest(
         parts.append(f'<line class="leader" x1="{at}" x2="{at}" y1="{TOP}" y2="{height - BOTTOM}"/>')
     for place, (name, value, low, high) in enumerate(rows):
         y, colour = TOP + ROW * (place + 0.5), families.class_of(name)
-        mine = [svg.text(NAMES - 8, y + 4, svg.short(name, NAMES - 12), "end")]
+        mine = [svg.text(NAMES - 8, y + 4, svg.short(name, NAMES - 22), "end")]
         mine += [
             f'<circle class="seed {colour}" cx="{axis.at(dot):.1f}" cy="{y}" r="2.5"/>' for dot in dots.get(name, ())
         ]
