@@ -12,7 +12,7 @@ from gradebench.reporting.svg import BOTTOM, LEFT, RIGHT, ROW, TOP, WIDTH, Axis
 
 Ends = tuple[float, float, float]  # a value and the ends of its interval, NaN if it has none
 NAMES = 132  # pixels of the names left of a forest
-PANELS, PANEL_ROW = 3, 112  # small figures side by side, and the height of each
+PANELS, PANEL_ROW = 3, 118  # small figures side by side, and the height of each
 MARKED = 16  # points of a curve: more would hide it
 SAID = 8  # points of a longer line that are told in words
 
@@ -38,7 +38,7 @@ def forest(
         parts.append(f'<line class="leader" x1="{at}" x2="{at}" y1="{TOP}" y2="{height - BOTTOM}"/>')
     for place, (name, value, low, high) in enumerate(rows):
         y, colour = TOP + ROW * (place + 0.5), families.class_of(name)
-        mine = [svg.text(NAMES - 8, y + 4, svg.short(name, NAMES - 12), "end")]
+        mine = [svg.text(NAMES - 8, y + 4, svg.short(name, NAMES - 22), "end")]
         mine += [
             f'<circle class="seed {colour}" cx="{axis.at(dot):.1f}" cy="{y}" r="2.5"/>' for dot in dots.get(name, ())
         ]
@@ -89,7 +89,7 @@ def panels(
     everything = [point for line in series.values() for point in line]
     for place, (name, line) in enumerate(series.items()):
         left, top = LEFT + width * (place % columns), TOP + row * (place // columns)
-        first, last, high, low = left + (30 if own else 4), left + width - 10, top + head, top + row - 22
+        first, last, high, low = left + (30 if own else 4), left + width - 10, top + head, top + row - 27
         across = Axis.over([point[0] for point in everything], first, last, logs[0])
         ends = [end for point in (line if own else everything) for end in point[1:] if math.isfinite(end)]
         up = Axis.over([end for end in ends if end > 0 or not logs[1]], low, high, logs[1])
@@ -155,7 +155,7 @@ def scatter(points: Mapping[str, tuple[Ends, Ends]], x: str, y: str, logs: tuple
         label = svg.labelled(name, cx, cy, taken, (LEFT, 0, WIDTH, TOP + svg.PLOT_HEIGHT))
         bars = [_bar(name, cy, across, a, False), _bar(name, cx, up, b, True)]
         said = f"{name}: {x} {svg.within(*a)}, {y} {svg.within(*b)}"
-        parts.append(svg.of(name, said, [*label[:-1], *bars, svg.mark(name, cx, cy), label[-1]]))
+        parts.append(svg.of(name, said, [*label[:-1], *bars, svg.mark(name, cx, cy), *label[-1:]]))
     said = "; ".join(f"{name}: {a[0]:.3g}, {b[0]:.3g}" for name, (a, b) in points.items())
     return svg.page(parts, height, f"{y} against {x}. {said}")
 
@@ -198,7 +198,7 @@ def curves(
     ends = sorted(((up.at(line[-1][1]), name) for name, line in series.items()), key=lambda end: end[0])
     lines: dict[str, float] = {}
     for at, name in ends:
-        lines[name] = max([at + 4, *(other + 12 for other in list(lines.values())[-1:])])
+        lines[name] = max([at + 4, *(other + svg.LINE for other in list(lines.values())[-1:])])
     dashes = families.dashes(list(series))
     for name, line in series.items():
         some = line[:: -(-len(line) // SAID)] if len(line) > SAID else line

@@ -15,7 +15,8 @@ from gradebench.reporting import families
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW = 540, 62, 14, 12, 46, 20  # narrow: on a phone its letters are still read
 PLOT_HEIGHT = 360
-LETTER, LINE = 6.6, 12.0  # of a label: pixels a letter, at most, and a line
+LETTER, LINE = 7.8, 14.0  # of a label in the larger letters of a phone: pixels a letter, on average, and a line
+FAINT = 6.6  # pixels a letter of a caption
 NEXT_TO = 7  # pixels from the middle of a mark to its label
 STRIP, CAPTION, TITLE = 16, 15, 20  # pixels of a row below a figure, of a line of its caption, and of its title
 FONTS = "DejaVu Sans, Verdana, Arial, Helvetica, Liberation Sans, Noto Sans, sans-serif"  # the first one installed
@@ -114,19 +115,23 @@ def short(name: str, room: float) -> str:
 
 
 def labelled(name: str, cx: float, cy: float, taken: list[Box], frame: Box) -> list[str]:
-    """The label of a dot, where it hides nothing, with a line to the dot unless it is next to it; adds its box to `taken`."""
+    """The label of a dot, where it hides nothing, with a line to the dot unless it is next to it; adds its box to `taken`.
+    Nothing where so many are around it that there is no room: it still says its name under the pointer."""
     box = free_box(name, cx, cy, taken, frame)
+    if box is None:
+        return []
     taken.append(box)
     middle = (box[1] + box[3]) / 2
-    words = text(box[0], middle + 4, name, "start")
-    near = box[0] if box[0] > cx else box[2]
+    near, anchor = (box[0], "start") if box[0] > cx else (box[2], "end")  # so that wider letters don't reach the dot
+    words = text(near, middle + 4, name, anchor)
     if abs(middle - cy) <= 2 and abs(near - cx) <= NEXT_TO:
         return [words]
     return [f'<line class="leader" x1="{cx:.1f}" y1="{cy:.1f}" x2="{near:.1f}" y2="{middle:.1f}"/>', words]
 
 
-def free_box(name: str, cx: float, cy: float, taken: Sequence[Box], frame: Box) -> Box:
-    """Where in the frame the label of a dot hides nothing: next to it, or else above or below, as near as possible."""
+def free_box(name: str, cx: float, cy: float, taken: Sequence[Box], frame: Box) -> Box | None:
+    """Where in the frame the label of a dot hides nothing: next to it, or else above or below, as near as possible; None
+    where that is nowhere."""
     width = LETTER * len(name)
     places = [(aside, away * LINE / 2) for aside in (NEXT_TO, 42, 84, 126) for away in range(40)]
     for aside, away in sorted(places, key=lambda place: math.hypot(*place)):
@@ -136,7 +141,7 @@ def free_box(name: str, cx: float, cy: float, taken: Sequence[Box], frame: Box) 
                 inside = left >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
                 if inside and not any(overlap(box, other) for other in taken):
                     return box
-    return cx + NEXT_TO, cy - LINE / 2, cx + NEXT_TO + width, cy + LINE / 2
+    return None
 
 
 def overlap(a: Box, b: Box) -> bool:
@@ -149,7 +154,7 @@ def path(points: Sequence[Sequence[float]], x: Callable[[float], float], y: Call
 
 def tick_label(tick: float) -> str:
     """The number of a tick; powers of ten are written as such where zeros would have to be counted."""
-    if tick == 0 or 1e-3 <= abs(tick) < 1e5:
+    if tick == 0 or (1e-3 <= abs(tick) < 1e5 and abs(tick) != 1e4):
         return f"{float(f'{tick:.4g}'):g}"
     factor, exponent = f"{tick:.3e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
@@ -158,7 +163,9 @@ def tick_label(tick: float) -> str:
 
 
 def x_axis(axis: Axis, height: float, label: str, left: float) -> list[str]:
-    return [text((left + WIDTH - RIGHT) / 2, height - 8, label, "middle"), *x_ticks(axis, TOP, height - BOTTOM)]
+    middle = (left + WIDTH - RIGHT) / 2
+    words = short(label, 2 * (WIDTH - middle))
+    return [text(middle, height - 8, words, "middle"), *x_ticks(axis, TOP, height - BOTTOM)]
 
 
 def x_ticks(axis: Axis, top: float, bottom: float, about: int = 6) -> list[str]:
@@ -175,7 +182,7 @@ def y_axis(axis: Axis, label: str) -> list[str]:
 
 
 def upright(label: str, middle: float) -> str:
-    return f'<g transform="rotate(-90 14 {middle})">{text(14, middle, label, "middle")}</g>'
+    return f'<g transform="rotate(-90 13 {middle})">{text(13, middle, label, "middle")}</g>'
 
 
 def y_ticks(axis: Axis, left: float, right: float, about: int = 6, named: bool = True) -> list[str]:
@@ -207,7 +214,7 @@ def light_style() -> str:
 
 def alone(picture: str, sheet: str, caption: str = "", title: str = "") -> str:
     """A figure as a file of its own, with its style sheet, above it its title and below it its caption, if there are any."""
-    lines = textwrap.wrap(one_line(caption), int((WIDTH - 2 * RIGHT) / LETTER))
+    lines = textwrap.wrap(one_line(caption), int((WIDTH - 2 * RIGHT) / FAINT))
     if lines:
         height = float(re.findall(r'viewBox="0 0 \d+ (\d+)"', picture)[0])
         words = "".join(text(RIGHT, height + CAPTION * (i + 1), line, "start", "faint") for i, line in enumerate(lines))

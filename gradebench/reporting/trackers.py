@@ -89,7 +89,7 @@ def require(names: Sequence[str]) -> None:
     """Raises InputError where the package of a tracker isn't installed."""
     for name in names:
         if name != "csv" and importlib.util.find_spec(name) is None:
-            raise InputError(f"--log {name} needs the package {name}: pip install {name}")
+            raise InputError(f"--log {name} needs the package {name}: pip install 'gradebench[{name}]'")
 
 
 class Tracked(Progress):

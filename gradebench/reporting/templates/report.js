@@ -222,7 +222,7 @@
 
   /** The number of a tick; powers of ten are written as such where zeros would have to be counted. */
   function tickLabel(tick) {
-    if (tick === 0 || (Math.abs(tick) >= 1e-3 && Math.abs(tick) < 1e5)) return String(Number(tick.toPrecision(4)));
+    if (tick === 0 || (Math.abs(tick) >= 1e-3 && Math.abs(tick) < 1e5 && Math.abs(tick) !== 1e4)) return String(Number(tick.toPrecision(4)));
     const [factor, power] = tick.toExponential().split("e");
     const raised = [...power.replace("+", "")].map((letter) => (letter === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[letter])).join("");
     return factor === "1" ? `10${raised}` : `${Number(Number(factor).toPrecision(4))}·10${raised}`;
@@ -320,7 +320,7 @@
     }
     const middle = (TOP + HEIGHT - BOTTOM) / 2;
     parts.push(word([(LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8], a.name));
-    parts.push(make("g", { transform: `rotate(-90 14 ${middle})` }, word([14, middle], b.name)));
+    parts.push(make("g", { transform: `rotate(-90 13 ${middle})` }, word([13, middle], b.name)));
     const taken = rows.map((row) => around(across.at(a.points.get(row)[0]), up.at(b.points.get(row)[0]), 5));
     for (const row of rows) parts.push(markOf(row, a, b, across, up, taken));
     const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${b.name} against ${a.name}` });
@@ -343,13 +343,14 @@
     if (!Number.isNaN(p[1])) parts.push(make("line", { class: `thin ${colour}`, x1: end(across, p[1]), x2: end(across, p[2]), y1: y, y2: y }));
     if (!Number.isNaN(q[1])) parts.push(make("line", { class: `thin ${colour}`, x1: x, x2: x, y1: end(up, q[1]), y2: end(up, q[2]) }));
     parts.push(make("path", { class: sign.getAttribute("class"), d: sign.getAttribute("d"), transform: `translate(${x} ${y})` }));
-    const width = 6.6 * estimator.length;
+    const width = 7.8 * estimator.length;
     const place = [[x + 8, y], [x - 8 - width, y], [x + 8, y - 12], [x + 8, y + 12], [x - 8 - width, y - 12], [x - 8 - width, y + 12]]
-      .map(([left, at]) => [left, at - 6, left + width, at + 6])
+      .map(([left, at]) => [left, at - 7, left + width, at + 7])
       .find((box) => box[0] > LEFT && box[2] < WIDTH && box[1] > 0 && box[3] < HEIGHT - BOTTOM && !taken.some((other) => overlap(box, other)));
     if (place) {
       taken.push(place);
-      parts.push(make("text", { x: place[0], y: place[3] - 2, "text-anchor": "start" }, estimator));
+      const [near, anchor] = place[0] > x ? [place[0], "start"] : [place[2], "end"]; // wider letters don't reach the sign
+      parts.push(make("text", { x: near, y: place[3] - 3, "text-anchor": anchor }, estimator));
     }
     const within = (ends) => write(ends[0]) + (Number.isNaN(ends[1]) ? "" : ` (${write(ends[1])} to ${write(ends[2])})`);
     const said = `${estimator}: ${a.name} ${within(p)}, ${b.name} ${within(q)}`;

@@ -174,3 +174,24 @@ def test_nothing_is_wider_than_the_screen(browser, written, width):
     )
     # A name of forty letters may scroll in a table on a phone.
     assert [one for one in wide if "<svg" in one or width > 600] == []
+
+
+TOUCHING = """[...document.querySelectorAll('figure')].flatMap(figure => {
+  const frame = figure.querySelector('svg[role=img]').getBoundingClientRect();
+  const texts = [...figure.querySelectorAll('svg[role=img] text')].filter(one => one.textContent.trim());
+  const boxes = texts.map(one => one.getBoundingClientRect());
+  const said = (...places) => [figure.dataset.name, ...places.map(place => texts[place].textContent)].join(': ');
+  const cut = (box) => Math.max(frame.left - box.left, box.right - frame.right, box.bottom - frame.bottom) > 1;
+  const shared = (a, b, low, high) => Math.min(a[high], b[high]) - Math.max(a[low], b[low]);
+  const touch = (a, b) => shared(a, b, 'left', 'right') > 0.5 && shared(a, b, 'top', 'bottom') > 0.28 * a.height;
+  return boxes.flatMap((a, i) => [...(cut(a) ? [said(i)] : []), ...boxes.flatMap((b, j) => j > i && touch(a, b) ? [said(i, j)] : [])]);
+})"""
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_no_label_of_a_figure_is_cut_off_or_touches_another_one(browser, written, width):
+    """A line of text is taller than its letters: they touch where more than a quarter of the lines does."""
+    browser.open(written, width=width)
+    assert browser.value(TOUCHING) == []
+    browser.value("document.querySelector('figure svg[role=img] text').textContent += ' and so on'.repeat(9)")
+    assert browser.value(TOUCHING) != []

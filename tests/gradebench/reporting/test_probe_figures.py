@@ -138,6 +138,7 @@ def test_labels_keep_off_each_other_and_inside_the_figure():
     for node in elements(picture, "text"):
         if "".join(node.itertext()) in TABLE:
             x, y, width = float(node.get("x")), float(node.get("y")), svg.LETTER * len("".join(node.itertext()))
+            x -= width if node.get("text-anchor") == "end" else 0
             boxes.append((x, y - 10, x + width, y + 2))
     assert len(boxes) == 2 * len(TABLE)
     assert not any(svg.overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
