@@ -102,7 +102,7 @@ def test_the_slope_of_variances_of_any_size_is_a_number_or_empty(found, alike):
 RAW = ["variance", "bias_squared", "norm_squared", "reference_dot", "reference_norm_squared"]
 
 
-@settings(max_examples=25, **FEW)
+@settings(max_examples=50, **FEW)
 @given(st.lists(st.tuples(*[scales] * 5), min_size=2, max_size=6), st.booleans())
 def test_columns_of_a_leaderboard_of_any_size_are_numbers_or_empty(rows, shared):
     places = [(name, seed, step) for name in "ab" for seed in range(2) for step in (0, 1)][: len(rows)]
