@@ -1,7 +1,7 @@
 """Pathwise estimators: the reward is differentiated through relaxed or straight-through tokens, which are fed back into the
 policy. They differ only in `relax`."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,11 +54,10 @@ class Relaxed(Estimator):
         raise NotImplementedError
 
     def gradient(self, problem: Problem, rng: torch.Generator) -> Estimate:
-        sparse = self.topk is not None and self.topk < problem.categories
-        # y (n, B, T, V)
-        y = problem.rollout(
-            lambda logits: self.relax(logits, rng), self.n, together=True, rng=rng, hard=self.hard, sparse=sparse
-        )
+        told: dict[str, Any] = {"together": True, "rng": rng, "hard": self.hard}
+        if self.topk is not None and self.topk < problem.categories:
+            told["sparse"] = True
+        y = problem.rollout(lambda logits: self.relax(logits, rng), self.n, **told)  # (n, B, T, V)
         grad = problem.grad(problem.soft_reward(y).mean())
         if self.last is None:
             return Estimate(grad)

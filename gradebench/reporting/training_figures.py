@@ -38,7 +38,7 @@ def _of_metric(rows: pd.DataFrame, names: Sequence[str], metric: str) -> Figure 
         return None
     said = metric.replace("_", " ").replace("reward", "training reward")
     caption = f"{_MEANT[metric]} With 95 % bands over seeds, for the {counted(len(series), 'highest estimator')}."
-    caption += f" Each point is the mean of {width} steps." if width > 1 else ""
+    caption += f" Each point is the mean of {counted(width, 'step')}." if width > 1 else ""
     data = pd.DataFrame(
         [(name, *point) for name, line in series.items() for point in line], columns=["estimator", *_COLUMNS]
     )

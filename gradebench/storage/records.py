@@ -88,7 +88,8 @@ class CellRecord:
 
     def steps_frame(self, status: str) -> pd.DataFrame:
         """A row for each training step, TRAINING_COLUMNS and those of `Estimate.info`; numbers in single precision."""
-        rows = pd.DataFrame(self.steps, columns=None if self.steps else ["step"])
+        steps = [{utf8(name): value for name, value in row.items()} for row in self.steps]
+        rows = pd.DataFrame(steps, columns=None if steps else ["step"])
         more = sorted(set(rows.columns) - set(TRAINING_COLUMNS))
         texts = {name: self.identity.get(name, status) for name in TRAINING_PLACE if name not in ("seed", "step")}
         frame = rows.assign(**texts, seed=self.identity["seed"]).reindex(columns=[*TRAINING_COLUMNS, *more])

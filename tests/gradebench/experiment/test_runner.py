@@ -68,7 +68,7 @@ def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(two, tmp_path):
     outcome, out = two, tmp_path / "run"
     written = {path.name for path in out.iterdir()}
     files = {"config.json", "digests.json", "environment.json"}
-    files |= {"metrics.parquet", "metrics.csv", "tests.csv", "leaderboard.csv"}
+    files |= {"metrics.parquet", "metrics.csv", "tests.csv", "leaderboard.csv", "training.parquet"}
     assert written == files | {"probes.csv", "budgets.csv", "crossings.csv", SAMPLES, "cells"}
     metrics = pd.read_csv(out / "metrics.csv")
     assert list(metrics) == METRICS_COLUMNS + RATE_COLUMNS + COLUMNS == list(pd.read_parquet(out / "metrics.parquet"))

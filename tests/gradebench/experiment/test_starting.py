@@ -18,6 +18,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are for
 FORKED = Place(forked=True)
 
 
+@pytest.fixture(autouse=True)
+def a_server_of_this_place(monkeypatch):
+    """One that an earlier test has left may have begun with something else than is around these tests."""
+    monkeypatch.setattr(starting._Server, "failed", False)
+    if call(parent)[1] == str(os.getpid()):
+        os.kill(starting._Server.pid, signal.SIGKILL)
+        assert call(parent)[1] != str(os.getpid())
+
+
 def call(function, *arguments, place=FORKED):
     """What one worker answers."""
     with workers([place], None, lambda call: ("a plugin",)) as each:

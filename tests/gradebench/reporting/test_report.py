@@ -528,7 +528,7 @@ def test_an_estimator_has_the_colour_of_its_family_in_all_figures_and_one_unknow
     assert families.family_of("grade:tau=0.5") == families.family_of("gapped-st") == "relaxed path"
     assert families.family_of(nasty) == families.family_of("no such") == families.OTHER
     groups = re.findall(r'<g data-estimator="ppo" data-family="([^"]+)">(.*?)</g>', page, re.DOTALL)
-    assert len(groups) == 8 and {family for family, _ in groups} == {"actor-critic"}
+    assert len(groups) == 10 and {family for family, _ in groups} == {"actor-critic"}
     assert {colour for _, parts in groups for colour in re.findall(r'class="[a-z ]*(f\d)', parts)} == {"f4"}
 
 

@@ -102,7 +102,7 @@ def test_a_tracker_that_fails_is_told_once_and_left_out(monkeypatch, tmp_path):
 def test_a_tracker_without_its_package_is_one_line(monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     trackers.require(["csv"])
-    with pytest.raises(InputError, match="pip install wandb"):
+    with pytest.raises(InputError, match=r"pip install 'gradebench\[wandb\]'"):
         trackers.require(["csv", "wandb"])
 
 
