@@ -186,6 +186,10 @@ def _metrics(folder: Path) -> pd.DataFrame:
         found = pd.api.types.infer_dtype(frame[name], skipna=True)
         if found not in (("integer", "floating", "mixed-integer-float", "empty") if numeric else ("string", "empty")):
             raise InputError(f"{path} has {found} values in its column {name}: it is no table of metrics")
+        if name in ("seed", "step"):
+            known = frame[name].dropna().astype(float)
+            if not ((known % 1 == 0) & (known.abs() < 2**53)).all():
+                raise InputError(f"{path} has a {name} that is no whole number: it is no table of metrics")
         if not numeric and frame[name].isna().any():
             frame[name] = frame[name].astype(object).where(frame[name].notna(), "").astype(str)
     return frame

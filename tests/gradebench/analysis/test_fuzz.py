@@ -123,6 +123,8 @@ known_keys = st.sampled_from(["cells", "plans", "tasks", "seeds", "request", "le
 
 @settings(max_examples=50, suppress_health_check=EASY, **FEW)
 @example({"tasks": {}}, None, [("step", None)])
+@example({}, None, [("step", -4.4e247)])
+@example({}, None, [("step", 0.5), ("seed", float("inf"))])
 @given(
     st.dictionaries(known_keys, json_values, max_size=4),
     st.one_of(st.none(), st.binary(max_size=100)),
