@@ -9,6 +9,26 @@ from gradebench import Estimate, Estimator, Problem, Range
 from gradebench.estimators.minibatches import Minibatched, mean_of, outside, share, shuffled, variance_of
 
 
+def generalised_advantage(
+    reward: Tensor, value: Tensor, lam: float, alive: Tensor | None = None, charge: Tensor | None = None
+) -> Tensor:
+    """A_t = sum_l lambda^l delta_{t+l} for a reward at the last token in `alive` (None: the last one), and 0 after it.
+
+    `charge` is subtracted from the reward of each token.
+    Shapes: reward (n, B), value, alive and charge (n, B, T); returns (n, B, T).
+    """
+    alive = torch.ones_like(value, dtype=torch.bool) if alive is None else alive
+    goes_on = torch.cat([alive[..., 1:], torch.zeros_like(alive[..., :1])], -1)
+    following = torch.where(goes_on, value.roll(-1, -1), reward.unsqueeze(-1))
+    delta = (following - value - (0.0 if charge is None else charge)) * alive
+    advantage = torch.empty_like(value)
+    tail = torch.zeros_like(reward)
+    for t in reversed(range(value.shape[-1])):
+        tail = delta[..., t] + lam * tail
+        advantage[..., t] = tail
+    return advantage
+
+
 class A2c(Estimator):
     """Advantage actor-critic: the baseline of each token is a learned value of the prefix before it.
 
@@ -61,6 +81,7 @@ class Ppo(Minibatched):
     """
 
     family = "actor-critic"
+    advantages = staticmethod(generalised_advantage)  # (n, B, T), before whitening
     unbiased_if: ClassVar = {
         "on_policy": {"epochs": 1, "minibatches": 1, "lam": 1.0, "whiten": False},
         "off_policy": {"epochs": 2, "minibatches": 1, "lam": 1.0, "whiten": False, "clip": 1e6},
@@ -100,13 +121,6 @@ class Ppo(Minibatched):
             dropped = outside(ratio, advantage, self.clip, self.clip)
             info = {"clipped_tokens": share(dropped, alive)}
         return Estimate(part.grad(objective), own_loss=mean_square(value_error, alive), info=info)
-
-    @staticmethod
-    def advantages(
-        reward: Tensor, value: Tensor, lam: float, alive: Tensor | None = None, charge: Tensor | None = None
-    ) -> Tensor:
-        """A_t (n, B, T), before whitening."""
-        return generalised_advantage(reward, value, lam, alive, charge)
 
     def splits(self, problem: Problem) -> bool:
         """Whether the penalty is subtracted from each token's reward. No grad f is needed then, because grad log p has mean zero."""
@@ -153,23 +167,3 @@ def value_head(problem: Problem) -> nn.Linear:
 def mean_square(error: Tensor, alive: Tensor) -> Tensor:
     """The mean square over the tokens in `alive`: error and alive (n, B, T) to a scalar."""
     return (error.square() * alive).sum() / alive.sum()
-
-
-def generalised_advantage(
-    reward: Tensor, value: Tensor, lam: float, alive: Tensor | None = None, charge: Tensor | None = None
-) -> Tensor:
-    """A_t = sum_l lambda^l delta_{t+l} for a reward at the last token in `alive` (None: the last one), and 0 after it.
-
-    `charge` is subtracted from the reward of each token.
-    Shapes: reward (n, B), value, alive and charge (n, B, T); returns (n, B, T).
-    """
-    alive = torch.ones_like(value, dtype=torch.bool) if alive is None else alive
-    goes_on = torch.cat([alive[..., 1:], torch.zeros_like(alive[..., :1])], -1)
-    following = torch.where(goes_on, value.roll(-1, -1), reward.unsqueeze(-1))
-    delta = (following - value - (0.0 if charge is None else charge)) * alive
-    advantage = torch.empty_like(value)
-    tail = torch.zeros_like(reward)
-    for t in reversed(range(value.shape[-1])):
-        tail = delta[..., t] + lam * tail
-        advantage[..., t] = tail
-    return advantage

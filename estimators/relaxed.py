@@ -67,17 +67,8 @@ class Relaxed(Estimator):
         return Estimate(grad, info=info)
 
 
-class Grade(Relaxed):
-    """GRADE: soft Gumbel-softmax tokens, fed back into the policy and read by the reward.
-
-    Approximates  grad E_{z~p}[f(z)]
-    With          grad f(y),  y_t = softmax((l_t(y_<t) + G_t) / tau); with topk, over the likeliest tokens alone
-    Requires      differentiable reward.
-    Bias          yes; it falls as tau -> 0, while the variance grows. With topk, that of never drawing other tokens is left.
-    Cost a call   B reward calls, BT relaxed tokens, 1 backward pass through the whole rollout.
-    Source        Jang et al. 2017, eq. 2; Maddison et al. 2017; Nel 2025 (GRADE).  Deviates: tau is constant
-                  unless tau_end is given; all tokens are relaxed unless topk is given (256 in the paper).
-    """
+class OfTheLikeliest(Relaxed):
+    """Those of GRADE, which can leave all but the likeliest tokens of a position out."""
 
     def __init__(
         self,
@@ -89,12 +80,25 @@ class Grade(Relaxed):
         super().__init__(tau, tau_end, anneal)
         self.topk = topk
 
+
+class Grade(OfTheLikeliest):
+    """GRADE: soft Gumbel-softmax tokens, fed back into the policy and read by the reward.
+
+    Approximates  grad E_{z~p}[f(z)]
+    With          grad f(y),  y_t = softmax((l_t(y_<t) + G_t) / tau); with topk, over the likeliest tokens alone
+    Requires      differentiable reward.
+    Bias          yes; it falls as tau -> 0, while the variance grows. With topk, that of never drawing other tokens is left.
+    Cost a call   B reward calls, BT relaxed tokens, 1 backward pass through the whole rollout.
+    Source        Jang et al. 2017, eq. 2; Maddison et al. 2017; Nel 2025 (GRADE).  Deviates: tau is constant
+                  unless tau_end is given; all tokens are relaxed unless topk is given (256 in the paper).
+    """
+
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor | Mixture:
         top, ids = likeliest(logits, self.topk)
         return relaxed_tokens(((top + gumbel(top, rng)) / self.tau).softmax(-1), ids)
 
 
-class GradeSte(Relaxed):
+class GradeSte(OfTheLikeliest):
     """GRADE-STE: hard tokens forward, Gumbel-softmax backward, through the reward and the token fed back.
 
     Approximates  grad E_{z~p}[f(z)]
@@ -108,16 +112,6 @@ class GradeSte(Relaxed):
     """
 
     hard = True
-
-    def __init__(
-        self,
-        tau: Temperature = 1.0,
-        tau_end: LastTemperature = None,
-        anneal: Steps = 1000,
-        topk: TopK = None,
-    ):
-        super().__init__(tau, tau_end, anneal)
-        self.topk = topk
 
     def relax(self, logits: Tensor, rng: torch.Generator) -> Tensor | Mixture:
         top, ids = likeliest(logits, self.topk)

@@ -13,6 +13,7 @@ from gradebench.analysis import frontier as frontiers
 from gradebench.analysis import runs, tables
 from gradebench.analysis.design import read_design
 from gradebench.analysis.fields import AXES, METRICS
+from gradebench.analysis.run_files import read_steps
 from gradebench.core.errors import InputError
 from gradebench.core.schema import PROBES_COLUMNS, PROBES_NUMBERS
 from gradebench.storage.digests import require_as_written
@@ -70,9 +71,7 @@ class Results:
     def training(self) -> pd.DataFrame:
         """Every training step: reward, KL, entropy, gradient norm and clipping (training.parquet)."""
         named = zip(self.folders, runs.task_names(self.folders), strict=True)
-        return pd.concat(
-            [runs.read_steps(folder).replace({"task": names}) for folder, names in named], ignore_index=True
-        )
+        return pd.concat([read_steps(folder).replace({"task": names}) for folder, names in named], ignore_index=True)
 
     @property
     def ranked_by(self) -> dict[tuple[str, str], str]:

@@ -10,8 +10,9 @@ import pandas as pd
 
 from gradebench.analysis import cell_labels, differences, plugin_inputs, tables
 from gradebench.analysis.provenance import RATE_COLUMNS
+from gradebench.analysis.run_files import require_columns, require_kinds
 from gradebench.core.errors import InputError
-from gradebench.core.schema import METRICS_COLUMNS, TRAINING_COLUMNS, TRAINING_PLACE
+from gradebench.core.schema import METRICS_COLUMNS
 from gradebench.core.shown import utf8
 from gradebench.storage import digests, formats, records, shapes
 
@@ -78,41 +79,6 @@ def task_names(folders: Sequence[Path]) -> list[dict[str, str]]:
     ]
 
 
-def samples_of(folder: Path) -> list[dict[str, Any]]:
-    """The texts of a run; none if their file is damaged, since no number depends on them."""
-    path = folder / records.SAMPLES
-    try:
-        digests.require_as_written(path)
-        return formats.read_lines(path, shapes.SAMPLE)
-    except InputError:
-        return []
-
-
-def read_steps(folder: Path) -> pd.DataFrame:
-    """Every training step of a run, TRAINING_COLUMNS and those of `Estimate.info`; none for a run that trained nothing, or of
-    an earlier version. Raises InputError for a damaged file, and one of another shape."""
-    path = folder / records.SERIES
-    if not path.is_file():
-        return pd.DataFrame(columns=TRAINING_COLUMNS)
-    digests.require_as_written(path)
-    frame = formats.read_parquet(path)
-    if lacking := [name for name in TRAINING_COLUMNS if name not in frame.columns]:
-        raise InputError(f"{path} lacks the columns {', '.join(lacking)}: it is no table of training steps")
-    for name in frame.columns:
-        numeric = name in ("seed", "step") or name not in TRAINING_PLACE
-        found = pd.api.types.infer_dtype(frame[name], skipna=True)
-        if found not in (("integer", "floating", "mixed-integer-float", "empty") if numeric else ("string", "empty")):
-            raise InputError(f"{path} has {found} values in its column {name}: it is no table of training steps")
-    return frame
-
-
-def left_out(folders: Sequence[Path]) -> list[str]:
-    """One line for each file of texts that a merge leaves out."""
-    texts = [folder / records.SAMPLES for folder in folders]
-    damaged = [path for path in texts if path.is_file() and path.stat().st_size and not samples_of(path.parent)]
-    return [f"{path} is damaged and left out; run again there for a new one" for path in damaged]
-
-
 def unlisted(folders: Sequence[Path]) -> str:
     """Lines about differences between the runs that can't be checked: runs too old to list what their numbers depend on, and
     inputs of plugins that only one of them has recorded; "" if there are none."""
@@ -173,24 +139,16 @@ def _metrics(folder: Path) -> pd.DataFrame:
     digests.require_as_written(path)
     digests.require_as_written(folder / "config.json")
     frame = formats.read_parquet(path)
-    lacking = [name for name in METRICS_COLUMNS if name not in frame.columns]
-    if lacking:
-        raise InputError(f"{path} lacks the columns {', '.join(lacking)}: it is no table of metrics")
+    require_columns(frame, METRICS_COLUMNS, path, "table of metrics")
     if frame.empty:
         raise InputError(f"{path} has no rows: it holds no run")
     if not set(RATE_COLUMNS) <= set(frame.columns):  # of an older version
         frame = frame.assign(learning_rate=float("nan"), rate_source="")
     frame = cell_labels.with_columns(frame)
-    for name in METRICS_COLUMNS + RATE_COLUMNS + cell_labels.COLUMNS:
-        numeric = name in ("seed", "step", "value", "learning_rate")
-        found = pd.api.types.infer_dtype(frame[name], skipna=True)
-        if found not in (("integer", "floating", "mixed-integer-float", "empty") if numeric else ("string", "empty")):
-            raise InputError(f"{path} has {found} values in its column {name}: it is no table of metrics")
-        if name in ("seed", "step"):
-            known = frame[name].dropna().astype(float)
-            if not ((known % 1 == 0) & (known.abs() < 2**53)).all():
-                raise InputError(f"{path} has a {name} that is no whole number: it is no table of metrics")
-        if not numeric and frame[name].isna().any():
+    names, numbers = METRICS_COLUMNS + RATE_COLUMNS + cell_labels.COLUMNS, ("seed", "step", "value", "learning_rate")
+    require_kinds(frame, names, numbers, path, "table of metrics")
+    for name in names:
+        if name not in numbers and frame[name].isna().any():
             frame[name] = frame[name].astype(object).where(frame[name].notna(), "").astype(str)
     return frame
 

@@ -302,7 +302,7 @@ def _say_unlisted(runs: list[Path]) -> None:
 
 def _say_left_out(runs: list[Path]) -> None:
     """On stderr, which damaged files were left out."""
-    from gradebench.analysis.runs import left_out
+    from gradebench.analysis.run_files import left_out
 
     for line in left_out(runs):
         typer.echo(line, err=True)

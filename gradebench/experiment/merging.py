@@ -10,7 +10,8 @@ import pandas as pd
 from gradebench.analysis import curves, runs, tables
 from gradebench.analysis.design import read_design
 from gradebench.analysis.once import made_once
-from gradebench.core import progress, schema
+from gradebench.analysis.run_files import PROBES, beside
+from gradebench.core import progress
 from gradebench.core.errors import InputError
 from gradebench.core.shown import counted, utf8
 from gradebench.experiment.earlier import joined
@@ -88,25 +89,28 @@ def _write(
         written["controls"] = controls
     metrics = metrics.assign(run_id=name)
     written["metrics"] = metrics
-    probes = [
-        _probes(folder / "probes.csv").replace({"task": called})
-        for folder, called in zip(folders, names, strict=True)
-        if (folder / "probes.csv").is_file()
-    ]
+    parts = list(zip(folders, names, strict=True))
+    probes, steps = (
+        [
+            frame.replace({"task": called})
+            for folder, called in parts
+            if (frame := beside(folder, kind)) is not None and len(frame)
+        ]
+        for kind in (PROBES, records.SERIES)
+    )
     if probes:
         written["probes"] = pd.concat(probes, ignore_index=True).assign(run_id=name)
     for table, frame in written.items():
         tables.write_csv(frame, out / f"{table}.csv")
     samples = [
         row | {"task": called.get(row.get("task", ""), row.get("task"))}
-        for folder, called in zip(folders, names, strict=True)
-        for row in runs.samples_of(folder)
+        for folder, called in parts
+        for row in beside(folder, records.SAMPLES) or []
     ]
     if samples:
         formats.write_lines(out / records.SAMPLES, samples)
-    steps = [runs.read_steps(folder).replace({"task": called}) for folder, called in zip(folders, names, strict=True)]
-    if any(map(len, steps)):
-        together = pd.concat([one for one in steps if len(one)], ignore_index=True).assign(run_id=name)
+    if steps:
+        together = pd.concat(steps, ignore_index=True).assign(run_id=name)
         tables.write_parquet(records.series(together), out / records.SERIES)
     configs = [_called(runs.read_config(folder), called) for folder, called in zip(folders, names, strict=True)]
     config = _config(configs, [folder.resolve().name for folder in folders])
@@ -116,14 +120,6 @@ def _write(
     formats.write_json(out / "environment.json", runs.read_environment(folders[0]))
     tables.write_parquet(metrics, out / "metrics.parquet")  # last, because a folder with it counts as a run
     digests.seal(out, records.READ_AGAIN)
-
-
-def _probes(path: Path) -> pd.DataFrame:
-    digests.require_as_written(path)
-    frame = formats.read_csv(path, schema.PROBES_NUMBERS)
-    if list(frame) != schema.PROBES_COLUMNS:
-        raise InputError(f"{path} is no table of probes; run again there")
-    return frame
 
 
 def _called(config: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

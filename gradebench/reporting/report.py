@@ -15,12 +15,12 @@ from gradebench.analysis import curves, frontier, instances, tables
 from gradebench.analysis.design import Design, read_design
 from gradebench.analysis.groups import places_of
 from gradebench.analysis.once import made_once
+from gradebench.analysis.run_files import read_steps
 from gradebench.analysis.runs import (
     family_of,
     read_config,
     read_environment,
     read_metrics,
-    read_steps,
     require_family,
     setting_apart,
     task_names,

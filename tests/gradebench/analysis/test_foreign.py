@@ -94,6 +94,25 @@ def curves():
     return pd.DataFrame(rows, columns=CURVES_COLUMNS)
 
 
+def steps():
+    rows = [
+        {
+            "run_id": "run",
+            "cell_id": f"{name}-{seed}",
+            "task": TASK,
+            "setting": SETTING,
+            "estimator": name,
+            "seed": seed,
+        }
+        | {"status": "ok", "step": step, "reward": 0.5, "kl": 0.1, "gradient_norm": 2.0, "info_share": 0.5}
+        for name in NAMES
+        for seed in SEEDS
+        for step in range(4)
+    ]
+    return pd.DataFrame(rows).reindex(columns=[*schema.TRAINING_COLUMNS, "info_share"])
+
+
+TABLES = {"metrics.parquet": metrics, "probes.csv": probes, "curves.csv": curves, "training.parquet": steps}
 JSON = {
     "config.json": {
         "cells": [f"{name}-{seed}" for name in NAMES for seed in SEEDS],
@@ -240,8 +259,8 @@ def changed_json(draw):
 @st.composite
 def changed_table(draw):
     """A table with a column of other values, in all rows or in the first, without one, twice the rows, or none."""
-    name = draw(st.sampled_from(["metrics.parquet", "metrics.parquet", "probes.csv", "curves.csv"]))
-    frame = {"metrics.parquet": metrics, "probes.csv": probes, "curves.csv": curves}[name]()
+    name = draw(st.sampled_from(["metrics.parquet", *TABLES]))
+    frame = TABLES[name]()
     column, value = draw(st.sampled_from(list(frame))), draw(columns)
     how = draw(st.sampled_from(["all", "all", "first", "first", "gone", "twice", "none"]))
     if how == "all":
@@ -282,7 +301,8 @@ def gradebench(tmp_path, monkeypatch, capfd, in_process):
     for folder, seeds in (("run", 0), ("other", 10)):
         for name, content in JSON.items():
             write(Path(folder), name, json.dumps(content).encode())
-        for name, table in (("metrics.parquet", metrics()), ("probes.csv", probes()), ("curves.csv", curves())):
+        for name, made in TABLES.items():
+            table = made()
             table = table.assign(seed=table["seed"] + seeds) if "seed" in table else table
             write(Path(folder), name, table)
     Path("claims.toml").write_text(CLAIMS)
@@ -412,6 +432,14 @@ def test_a_leaderboard_looks_at_each_task_once(monkeypatch):
             tables.leaderboard(rows, tests)
             counts.append(compared)
     assert counts[1] <= 2 * counts[0], counts
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "probes.csv", "training.parquet"])
+def test_a_damaged_file_beside_the_metrics_costs_a_merge_itself_alone(gradebench, name):
+    status, err = gradebench("merge of two", name, b"{\x00")
+    assert status == 0 and f"run/{name} is damaged and left out" in err.replace("\n", " ")
+    assert len(pd.read_parquet("merged/metrics.parquet")) == 2 * len(metrics())
+    assert {path.name for path in Path("merged").iterdir()} >= {"samples.jsonl", "probes.csv", "training.parquet"}
 
 
 @settings(max_examples=50, **FEW)

@@ -1,12 +1,12 @@
 """A head on a frozen policy's features: the gradient of a plain computation, and a training that generalises."""
 
 import runpy
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from double_precision import in_float64
 
 from gradebench.models.feature_reward import FeatureReward, train_head
 from gradebench.models.pretrained import load_policy
@@ -19,15 +19,6 @@ tiny_models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return tiny_models.Folders(tmp_path_factory.mktemp("models"))
-
-
-@contextmanager
-def in_float64():
-    """Lifts softmax and norms, which the library computes in float32 whatever the weights: rounding hides errors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "float32", torch.float64)
-        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        yield
 
 
 def draws(seed=0):

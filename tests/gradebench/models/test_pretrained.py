@@ -7,12 +7,12 @@ import json
 import re
 import runpy
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from double_precision import in_float64
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -41,15 +41,6 @@ REWARDS = ("gpt2", "llama", "bert")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return tiny_models.Folders(tmp_path_factory.mktemp("models"))
-
-
-@contextmanager
-def in_float64():
-    """Lifts softmax and norms, which the library computes in float32 whatever the weights: rounding hides errors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "float32", torch.float64)
-        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        yield
 
 
 def policy_of(folders, name) -> PretrainedPolicy:

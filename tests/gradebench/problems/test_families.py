@@ -4,12 +4,12 @@ With prompts of two lengths, texts of which some end, a KL penalty and a decoder
 """
 
 import runpy
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from double_precision import in_float64
 
 from gradebench import SequenceProblem
 from gradebench.core.sampling import generator
@@ -26,15 +26,6 @@ plain, tiny_models = (
 FAMILIES = ("gpt2", "llama", "qwen", "gpt-neox")
 MISSION = ("grade-ste", "grade", "reinforce", "ppo", "rebar")
 HORIZON = 3
-
-
-@contextmanager
-def in_float64():
-    """Lifts softmax and norms, which the library computes in float32 whatever the weights: rounding hides errors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "float32", torch.float64)
-        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        yield
 
 
 @pytest.fixture(scope="module", params=[f"{family} {tied}" for family in FAMILIES for tied in ("tied", "untied")])
