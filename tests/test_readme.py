@@ -12,6 +12,7 @@ import typer.main
 
 from gradebench import Estimator, cli, generator
 from gradebench.plugins.registry import entries
+from gradebench.tasks.imdb import Imdb
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -102,6 +103,16 @@ def test_the_readme_lists_every_estimator_beside_its_family():
     for name, entry in entries("estimators").items():
         if entry.builtin:
             assert f"`{name}`" in rows[entry.card["family"]], name
+
+
+def test_the_readme_lists_every_option_of_the_main_task_with_its_default():
+    rows = {}
+    for names, default in re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.*?) \|", README, re.MULTILINE):
+        rows |= dict.fromkeys(re.findall(r"`(\w+)`", names), default)
+    plain = Imdb().options  # those of the default preset, in place of "the preset's"
+    for name, option in entries("tasks")["imdb"].options.items():
+        assert name in rows, name
+        assert f"`{plain.get(name, option.default)}`" in rows[name], (name, rows[name])
 
 
 def test_the_readme_lists_every_task():
