@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradebench import Ledger
-from gradebench.analysis import runs
+from gradebench.analysis.run_files import read_steps
 from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.sampling import generator
@@ -174,11 +174,11 @@ def test_it_stays_when_seeds_are_added_steps_continued_and_runs_merged(command, 
     status, _, err = command("merge", tmp_path / "first", tmp_path / "second", "--out", merged)
     assert status == 0, err
     pd.testing.assert_frame_equal(training_of(merged), whole, check_exact=True)
-    assert set(runs.read_steps(merged)["run_id"]) == {"merged"}
-    assert runs.read_steps(merged)["info_clipped_tokens"].notna().sum() == 2 * 5  # of ppo
+    assert set(read_steps(merged)["run_id"]) == {"merged"}
+    assert read_steps(merged)["info_clipped_tokens"].notna().sum() == 2 * 5  # of ppo
     (tmp_path / "first" / records.SERIES).write_bytes((merged / records.SERIES).read_bytes())
     with pytest.raises(InputError, match="has changed since it was written"):
-        runs.read_steps(tmp_path / "first")
+        read_steps(tmp_path / "first")
 
 
 def test_evaluations_in_between_are_of_their_own_key_and_change_no_other_number(command, tiny, short, tmp_path):
