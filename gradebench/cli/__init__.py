@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import gradebench
-from gradebench.cli import completion, plugins, reading, running, usage
+from gradebench.cli import completion, enumerating, plugins, reading, running, usage
 from gradebench.cli.renamed import current_names
 from gradebench.core.alive import watched
 from gradebench.core.errors import InputError
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": running.run,
     "tune": running.tune,
     "probe": running.probe,
+    "enumerate": enumerating.enumerate_samples,
     "leaderboard": reading.leaderboard,
     "frontier": reading.frontier,
     "merge": reading.merge,

@@ -15,7 +15,8 @@ from gradebench.core.problem import Problem
 from gradebench.core.sampling import generator
 from gradebench.core.view import View
 
-MOST = 200_000  # samples
+MOST = 200_000  # samples of all contexts, at most
+MOST_JOINT = 5_000  # of contexts together, at most, which are taken one by one
 AT_ONCE = 256  # samples in one pass
 
 
@@ -36,7 +37,7 @@ class Expectation:
         cosine = dot / math.sqrt(size * square) if square else math.nan
         bias = float((self.mean - truth).square().sum()) / size
         return {
-            "bias": bias,
+            "bias_squared": bias,
             "bias_after_scaling": 1 - cosine**2,
             "cosine": cosine,
             "length": math.sqrt(square / size),
@@ -64,34 +65,72 @@ def expectation(estimator: Estimator, problem: Problem, jointly: bool = False) -
     Its samples of a context must be interchangeable. Contexts are enumerated one by one, for estimators whose gradient is
     the mean of what they find on each context alone; `jointly` enumerates all of them together, for any other.
 
-    Raises ValueError where that is more than MOST samples.
+    Raises ValueError where that is more than MOST samples, or MOST_JOINT.
     """
     estimator.eval()
     if jointly:
-        return _moments(estimator, problem, torch.arange(problem.contexts), 1)
-    each = [_moments(estimator, problem, torch.tensor([b]), AT_ONCE) for b in range(problem.contexts)]
-    variance = sum(one.variance for one in each) / len(each) ** 2
-    return Expectation(torch.stack([one.mean for one in each]).mean(0), variance)
-
-
-def _moments(estimator: Estimator, problem: Problem, contexts: Tensor, at_once: int) -> Expectation:
-    """On some of the contexts; samples of one of them are taken `at_once`, each with its own copy of the parameters."""
-    contexts = contexts.to(problem.params[0].device)
-    mean, square, mass = torch.zeros(()), 0.0, 0.0
-    for some in batched(_samples(problem.select(contexts), estimator.n), at_once):
-        probability = torch.tensor([one for one, _ in some], dtype=torch.float64)
-        z = torch.cat([one for _, one in some], 1)  # (n, copies B, T)
-        part = problem.select(contexts.repeat(len(some)))
+        return _jointly(estimator, problem)
+    device, size = problem.params[0].device, sum(p.numel() for p in problem.params)
+    means = torch.zeros(problem.contexts, size, dtype=torch.float64, device=device)
+    squares, masses = torch.zeros(2, problem.contexts, dtype=torch.float64, device=device)
+    samples = (
+        (b, *one)
+        for b in range(problem.contexts)
+        for one in _samples(problem.select(torch.tensor([b], device=device)), estimator.n)
+    )
+    for some in batched(samples, AT_ONCE):  # each with its own copy of the parameters
+        index = torch.tensor([b for b, _, _ in some], device=device)
+        probability = torch.tensor([one for _, one, _ in some], dtype=torch.float64, device=device)
+        part = problem.select(index)
         part = part.replicated(len(some)) if len(some) > 1 else part
-        estimator.reset()
-        gradient = estimator.gradient(Given(part, z), generator("cpu", "none")).grad  # type: ignore[arg-type]
-        found = torch.cat([g.detach().reshape(len(some), -1).double() for g in gradient], 1) * len(some)
-        mean = mean + probability @ found
-        square += float(probability @ found.square().sum(1))
-        mass += float(probability.sum())
-    if abs(mass - 1) > 1e-9:
-        raise ValueError(f"the samples' probabilities sum to {mass}")
+        found = _gradient(estimator, part, torch.cat([z for _, _, z in some], 1), len(some))
+        means.index_add_(0, index, probability[:, None] * found)
+        squares.index_add_(0, index, probability * found.square().sum(1))
+        masses.index_add_(0, index, probability)
+    _require_whole(masses)
+    variance = float((squares - means.square().sum(1)).sum()) / problem.contexts**2
+    return Expectation(means.mean(0), variance)
+
+
+def _jointly(estimator: Estimator, problem: Problem) -> Expectation:
+    """From samples of all contexts together, one after another."""
+    mean, square, mass = torch.zeros(()), 0.0, torch.zeros(1, dtype=torch.float64)
+    for probability, z in _samples(problem, estimator.n):
+        (found,) = _gradient(estimator, problem, z)
+        mean, square, mass = (
+            mean + probability * found,
+            square + probability * float(found.dot(found)),
+            mass + probability,
+        )
+    _require_whole(mass)
     return Expectation(mean, square - float(mean.dot(mean)))
+
+
+def _require_whole(masses: Tensor) -> None:
+    if not torch.allclose(masses, torch.ones_like(masses), rtol=0, atol=1e-9):
+        raise ValueError(f"the samples' probabilities sum to {masses.tolist()}")
+
+
+def mixes_contexts(estimator: Estimator, problem: Problem) -> bool:
+    """Whether the gradient on two contexts differs from the mean of those on each of them, from the same samples."""
+    if problem.contexts < 2:
+        return False
+    z = problem.sample(estimator.n, generator(problem.params[0].device, "mixes"))
+    parts = [torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([1])]
+    estimator.eval()
+    both, *each = (_gradient(estimator, problem.select(part.to(z.device)), z[:, part]) for part in parts)
+    return not torch.allclose(both, (each[0] + each[1]) / 2, rtol=1e-6, atol=1e-9 * float(both.abs().max()))
+
+
+def _gradient(estimator: Estimator, problem: Problem, z: Tensor, copies: int = 1) -> Tensor:
+    """The gradients (copies, d) from given samples z (n, B, T). Raises ValueError if the estimator used its generator."""
+    rng = generator(z.device, "its own")
+    before = rng.get_state()
+    estimator.reset()
+    gradient = estimator.gradient(Given(problem, z), rng).grad  # type: ignore[arg-type]
+    if not torch.equal(before, rng.get_state()):
+        raise ValueError("it draws random numbers besides problem.sample, which can't be listed; try gradebench probe")
+    return torch.cat([g.detach().reshape(copies, -1).double() for g in gradient], 1) * copies
 
 
 def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -107,15 +146,19 @@ def _samples(problem: Problem, n: int) -> Iterator[tuple[float, Tensor]]:
     with torch.no_grad():
         every = support.unsqueeze(1).expand(-1, problem.contexts, -1)
         mu = problem.behaviour_log_prob(every).sum(-1).exp()  # (S, B)
-    groups = []
-    for b in range(problem.contexts):
-        possible = [s for s in range(len(support)) if mu[s, b] > 0]
-        count = math.comb(len(possible) + n - 1, n)
-        if count**problem.contexts > MOST:
-            raise ValueError(f"more than {MOST:,} samples; lower n, the vocabulary, the horizon or the contexts")
-        groups.append(
-            [(_probability(ids, mu[:, b]), ids) for ids in itertools.combinations_with_replacement(possible, n)]
+    possible = [[i for i in range(len(support)) if mu[i, b] > 0] for b in range(problem.contexts)]
+    count, most = (
+        math.prod(math.comb(len(ids) + n - 1, n) for ids in possible),
+        MOST if problem.contexts == 1 else MOST_JOINT,
+    )
+    if count > most:
+        raise ValueError(
+            f"it can get {count:,} samples, more than {most:,}; lower its n, the vocabulary, the horizon or --contexts"
         )
+    groups = [
+        [(_probability(ids, mu[:, b]), ids) for ids in itertools.combinations_with_replacement(some, n)]
+        for b, some in enumerate(possible)
+    ]
     for chosen in itertools.product(*groups):
         z = torch.stack([support[list(ids)] for _, ids in chosen], 1)  # (n, B, T)
         yield math.prod(probability for probability, _ in chosen), z

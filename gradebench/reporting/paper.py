@@ -110,11 +110,15 @@ def _code(name: str) -> str:
 
 
 def _markdown(columns: Sequence[Shown], board: pd.DataFrame, tests: pd.DataFrame) -> str:
+    return f"{caption(board, tests, _code, markdown)}\n\n{in_markdown(columns)}"
+
+
+def in_markdown(columns: Sequence[Shown], names: int = 1) -> str:
+    """A table whose first columns, so many, are names."""
     marks = "|".join("---" if column.left else "--:" for column in columns)
-    lines = [caption(board, tests, _code, markdown), "", f"| {' | '.join(column.heading for column in columns)} |"]
-    lines.append(f"|{marks}|")
+    lines = [f"| {' | '.join(column.heading for column in columns)} |", f"|{marks}|"]
     for row in zip(*(column.cells for column in columns), strict=True):
-        lines.append(f"| {' | '.join([_code(row[0]), *map(markdown, row[1:])])} |")
+        lines.append(f"| {' | '.join([*map(_code, row[:names]), *map(markdown, row[names:])])} |")
     return "\n".join(lines)
 
 

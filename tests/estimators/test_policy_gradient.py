@@ -27,7 +27,7 @@ def problem():
 
 def relative_bias(problem, jointly=False, **options):
     truth = flatten(problem.exact_gradient())
-    return expectation(PolicyGradient(**{"n": 2} | options), problem, jointly).compared(truth)["bias"]
+    return expectation(PolicyGradient(**{"n": 2} | options), problem, jointly).compared(truth)["bias_squared"]
 
 
 @pytest.mark.parametrize("named, options", [

@@ -53,6 +53,7 @@ COMMANDS = {
     "dry run": (("run", *TRAINED, "--seeds", "0", "--dry-run"), False),
     "tune": (("tune", *TRAINED, "--seeds", "0", "--rates", "0.1,0.2", "--out", "out"), True),
     "probe": (("probe", *TRAINED, "--draws", "4", "--out", "out"), True),
+    "enumerate": (("enumerate", "-e", "TALKS:Talks:n=2", "-t", "bernoulli-toy"), False),
     "leaderboard": (("leaderboard", "RUN", "--csv", "table.csv"), False),
     "frontier": (("frontier", "SWEPT", "--csv", "table.csv"), False),
     "merge": (("merge", "RUN", "OTHER", "--out", "out"), True),
