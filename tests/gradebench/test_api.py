@@ -18,8 +18,11 @@ SMALL = "enumerable-lm:vocabulary=3,horizon=2,layers=1,width=4"
 
 
 @pytest.fixture
-def finished(in_process, tiny, tmp_path):
-    return gradebench.run(["rloo", "reinforce"], tiny(), seeds=3, steps=2, out=tmp_path / "run", quiet=True)
+def finished(in_process, tiny, tmp_path, made_once):
+    out = tmp_path / "run"
+    return made_once(
+        "test_api", out, lambda: gradebench.run(["rloo", "reinforce"], tiny(), seeds=3, steps=2, out=out, quiet=True)
+    )
 
 
 def test_a_run_has_the_tables_and_the_report_of_its_folder(finished, tmp_path):
@@ -53,7 +56,7 @@ def test_it_shows_itself_in_a_notebook_and_a_console(finished):
     assert "reinforce" in repr(finished)
 
 
-def test_a_class_of_a_file_runs_under_its_spec(finished, in_process, tiny, tmp_path):
+def test_a_class_of_a_file_runs_under_its_spec(in_process, tiny, tmp_path):
     results = gradebench.run([Rloo], tiny(), seeds=[4], steps=1, out=tmp_path / "own", quiet=True)
     assert results.metrics["estimator"].unique().tolist() == ["score_function.py:Rloo"]
     assert set(results.metrics["seed"]) == {4}

@@ -36,7 +36,7 @@ def emptied(path):
 
 
 @pytest.fixture
-def go_on(command, tiny, in_process, tmp_path):
+def go_on(command, tiny, in_process, no_report, tmp_path):
     """A run whose cells find the trainings, references and warm states of an earlier one; its tables and stderr."""
 
     def call(out):
