@@ -16,10 +16,21 @@ from gradebench.core.problem import independent_draws
 from gradebench.problems.enumerable import random_sequence_problem
 
 torch.set_num_threads(1)  # one test process a core; the tensors are tiny
+settings.register_profile("short", max_examples=20)  # of each property test that gives no number of its own
+settings.load_profile("short")
+gc.disable()  # until all is imported, because imports make little garbage and much that stays
 
 
 def pytest_addoption(parser):
-    parser.addoption("--examples", type=int, help="of each property test, in place of its own number (by hand: 500)")
+    parser.addoption(
+        "--examples", type=int, help="of each property test, in place of 20 or its own number (by hand: 500)"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    gc.freeze()  # libraries and tests stay; they need not be looked through again and again
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):

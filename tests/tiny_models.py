@@ -55,6 +55,18 @@ class Folders:
 
 def write_tokenizer(folder: Path, trained: int, template: str) -> int:
     """Writes a byte-level BPE with the ids 0 <pad>, 1 <s>, 2 </s>; returns its number of ids."""
+    tokenizer = Tokenizer.from_str(_learned(trained))
+    if template:
+        special = [("<s>", 1), ("</s>", 2)]
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    wrapped.save_pretrained(folder)
+    return tokenizer.get_vocab_size()
+
+
+@cache
+def _learned(number: int) -> str:
+    """The tokenizer that so many texts give, as JSON."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -64,13 +76,8 @@ def write_tokenizer(folder: Path, trained: int, template: str) -> int:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts()[:trained], trainer)
-    if template:
-        special = [("<s>", 1), ("</s>", 2)]
-        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    wrapped.save_pretrained(folder)
-    return tokenizer.get_vocab_size()
+    tokenizer.train_from_iterator(texts()[:number], trainer)
+    return tokenizer.to_str()
 
 
 def write_model(folder: Path, family: str, kind: str, tokens: int, **options: Any) -> None:

@@ -6,6 +6,7 @@ They are put back and named. What a library brings along when a plugin imports i
 import contextlib
 import functools
 import importlib
+import operator
 import pkgutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -85,6 +86,8 @@ def _is_watched(name: str) -> bool:
 def _changes(space: Any, before: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Names with what they have now, where they had a function or class or, with us, anything else."""
     now = vars(space)
+    if len(now) == len(before) and all(map(operator.is_, (*now, *now.values()), (*before, *before.values()))):
+        return
     ours = f"{getattr(space, '__module__', None) or space.__name__}.".startswith("gradebench.")
     for key, value in before.items():
         if now.get(key, _ABSENT) is not value and (ours or callable(value) or isinstance(value, _METHODS)):

@@ -18,7 +18,7 @@ import numbers
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -108,9 +108,10 @@ class Resolved:
         return resolve, (self.kind, self.spec)
 
 
-def entries(kind: str) -> dict[str, Entry]:
-    """The registered plugins of a kind, sorted by name; imports none of them."""
-    return {name: _entry(kind, points[0]) for name, points in _registered(kind).items()}
+def entries(kind: str, names: Collection[str] | None = None) -> dict[str, Entry]:
+    """The registered plugins of a kind, sorted by name, or those of them that have these names; imports none of them."""
+    registered = _registered(kind)
+    return {name: _entry(kind, registered[name][0]) for name in registered if names is None or name in names}
 
 
 def collisions(kind: str) -> list[str]:

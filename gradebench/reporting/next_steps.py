@@ -87,9 +87,10 @@ def after_status(folder: Path, config: Mapping[str, Any], complete: bool) -> lis
 
 def why_skipped(board: pd.DataFrame, known: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
     """By task and estimator, the reasons that are `known`, and else what registered estimators say that they need."""
-    registered = entries("estimators")
     answer = dict(known)
-    for row in board[was_skipped(board)].to_dict("records"):
+    skipped = board[was_skipped(board)].to_dict("records")
+    registered = entries("estimators", {str(row["estimator"]).partition(":")[0] for row in skipped})
+    for row in skipped:
         place = (str(row["task"]), str(row["estimator"]))
         entry = registered.get(place[1].partition(":")[0])
         if not answer.get(place) and entry and entry.needs:

@@ -340,7 +340,7 @@ def of_claims(metrics: pd.DataFrame) -> dict[str, Any] | None:
 
 def of_cards(names: Sequence[str]) -> dict[str, Mapping[str, str]]:
     """What each registered estimator says of itself, read without importing it."""
-    known = entries("estimators")
+    known = entries("estimators", names)
     return {name: known[name].card for name in names if name in known and known[name].card}
 
 

@@ -100,12 +100,17 @@ def in_process(monkeypatch, few_draws):
 
 
 @pytest.fixture
-def short(monkeypatch, in_process):
+def no_report(monkeypatch):
+    """Runs write no report, which takes a fourth of their time; `gradebench report` and `merge` do."""
+    monkeypatch.setattr("gradebench.api.write_report", lambda *given, **named: None)
+
+
+@pytest.fixture
+def short(monkeypatch, in_process, no_report):
     """Runs that probe once and write no report."""
     from gradebench.experiment import runner
 
     monkeypatch.setattr(runner, "Request", partial(runner.Request, checkpoints=1))
-    monkeypatch.setattr("gradebench.api.write_report", lambda *given, **named: None)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which an optimizer imports, in a second or two
 
 from gradebench import cli
 from gradebench.checks import conformance

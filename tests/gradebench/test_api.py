@@ -1,6 +1,7 @@
 """The Python interface gives what the command line gives."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,11 @@ SMALL = "enumerable-lm:vocabulary=3,horizon=2,layers=1,width=4"
 
 
 @pytest.fixture
-def finished(in_process, tiny, tmp_path):
-    return gradebench.run(["rloo", "reinforce"], tiny(), seeds=3, steps=2, out=tmp_path / "run", quiet=True)
+def finished(in_process, tiny, tmp_path, made_once):
+    out = tmp_path / "run"
+    return made_once(
+        "test_api", out, lambda: gradebench.run(["rloo", "reinforce"], tiny(), seeds=3, steps=2, out=out, quiet=True)
+    )
 
 
 def test_a_run_has_the_tables_and_the_report_of_its_folder(finished, tmp_path):
@@ -52,7 +56,7 @@ def test_it_shows_itself_in_a_notebook_and_a_console(finished):
     assert "reinforce" in repr(finished)
 
 
-def test_a_class_of_a_file_runs_under_its_spec(finished, in_process, tiny, tmp_path):
+def test_a_class_of_a_file_runs_under_its_spec(in_process, tiny, tmp_path):
     results = gradebench.run([Rloo], tiny(), seeds=[4], steps=1, out=tmp_path / "own", quiet=True)
     assert results.metrics["estimator"].unique().tolist() == ["score_function.py:Rloo"]
     assert set(results.metrics["seed"]) == {4}
@@ -114,12 +118,13 @@ def test_importing_stays_quick_and_shows_the_public_names():
     assert eval(names) == sorted([*gradebench.__all__, "__version__"])
 
 
-def test_the_script_of_the_page_runs(tmp_path):
+def test_the_script_of_the_page_runs(in_process, tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert "seeds=6, steps=20" in script
-    (tmp_path / "first.py").write_text(
-        script.replace("seeds=6, steps=20", "seeds=2, steps=1, jobs=1").replace('"enumerable-lm"', repr(SMALL))
-    )
-    done = subprocess.run([sys.executable, "first.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "grade-ste" in done.stdout and "objective" in done.stdout
+    script = script.replace("seeds=6, steps=20", "seeds=2, steps=1, jobs=1").replace('"enumerable-lm"', repr(SMALL))
+    (tmp_path / "first.py").write_text(script)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("first.py", run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "grade-ste" in shown and "objective" in shown

@@ -194,7 +194,7 @@ def test_a_dry_run_lists_its_cells_on_stdout_and_writes_nothing(command, tiny, t
     assert not (tmp_path / "run").exists()
 
 
-def test_the_leaderboard_is_on_stdout_and_the_rest_on_stderr(command, tiny, tmp_path, in_process):
+def test_the_leaderboard_is_on_stdout_and_the_rest_on_stderr(command, tiny, tmp_path, in_process, no_report):
     status, out, err = command(
         "run", "-t", tiny(), "-e", "rloo", "--seeds", "0-1", "--steps", 2, "--out", tmp_path / "r"
     )
@@ -457,7 +457,9 @@ def test_a_hub_out_of_reach_is_one_line_if_strict(tmp_path):
 # --- memory, policies, dry runs -----------------------------------------------------------------------------------
 
 
-def test_a_cell_without_memory_says_what_takes_less_and_the_others_go_on(command, tiny, tmp_path, in_process):
+def test_a_cell_without_memory_says_what_takes_less_and_the_others_go_on(
+    command, tiny, tmp_path, in_process, no_report
+):
     arguments = ("-t", tiny(), "-e", tiny("Greedy"), "-e", "rloo", "--seeds", "0", "--steps", "1", "--out", tmp_path)
     status, _, said = command("run", *arguments)
     assert status == 1
@@ -468,7 +470,7 @@ def test_a_cell_without_memory_says_what_takes_less_and_the_others_go_on(command
     assert statuses == {"tiny.py:Greedy": "oom 1", "rloo": "ok"}
 
 
-def test_a_task_that_keeps_no_policies_runs_without(command, tiny, tmp_path, in_process):
+def test_a_task_that_keeps_no_policies_runs_without(command, tiny, tmp_path, in_process, no_report):
     arguments = ("-t", tiny(), "-e", "rloo", "--seeds", "0", "--steps", "1", "--out", tmp_path, "--save-policies")
     status, _, said = command("run", *arguments)
     assert status == 0 and "--save-policies: tiny.py:TinyTask can't save policies; it runs without" in said

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import huggingface_hub.constants
 import numpy as np
 import pandas as pd
@@ -177,7 +176,7 @@ def test_splits_have_a_digest_of_films_and_sides() -> None:
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(TEXTS, min_size=1, max_size=8), suffix=st.sampled_from(["csv", "tsv", "jsonl", "parquet"]))
 def test_any_text_is_read_back_or_refused_and_no_row_is_lost(texts: list[str], suffix: str, tmp_path: Path) -> None:
     """Refused may be a text that holds what reads as a row, "a,1" in a line of its own, and an unquoted carriage return,
@@ -194,7 +193,7 @@ def test_any_text_is_read_back_or_refused_and_no_row_is_lost(texts: list[str], s
     assert corpus.texts == cleaned and corpus.labels.tolist() == frame["label"].tolist()
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), separator=st.sampled_from(",\t"), label_first=st.booleans())
 def test_a_quote_too_few_or_too_many_is_refused_or_costs_nothing_but_itself(
     data: st.DataObject, separator: str, label_first: bool, tmp_path: Path
@@ -408,6 +407,8 @@ def test_imdb_reviews_read_and_split() -> None:
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of `datasets`, online, with no hub at the endpoint."""
+    import datasets
+
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
@@ -493,6 +494,8 @@ def test_offline_without_a_cached_copy_is_refused(empty_cache: Path, monkeypatch
 def test_hub_that_answers_is_read_and_its_failures_are_refusals(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import datasets
+
     halves = [half[["text", "label"]] for _, half in reviews().groupby("split", sort=False)]
     sides = [datasets.Dataset.from_pandas(half) for half in halves]
     monkeypatch.setattr(corpora, "_hub_refusal", lambda seconds: None)

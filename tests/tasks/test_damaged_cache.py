@@ -115,7 +115,7 @@ def test_every_bit_counts(tmp_path_factory):
     numbers(TASKS["imdb"])
     whole = contents()
 
-    @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(sorted(whole)), st.integers(0, 10**9))
     def check(path, bit):
         content = bytearray(whole[path])

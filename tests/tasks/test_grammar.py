@@ -6,8 +6,6 @@ import time
 from collections import defaultdict
 
 import pytest
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from gradebench.tasks.grammar import clauses, generate_reviews, sentiment, vocabulary
 
@@ -281,6 +279,9 @@ def test_sentiment_stays_in_bounds_on_very_long_texts(reviews):
 
 
 def test_bag_of_words_is_useful_but_clearly_imperfect(reviews):
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
     vectorizer = CountVectorizer(token_pattern=r"\S+")
     counts = vectorizer.fit_transform(review.text for review in reviews)
     labels = [review.label for review in reviews]

@@ -442,7 +442,7 @@ def test_a_damaged_file_beside_the_metrics_costs_a_merge_itself_alone(gradebench
     assert {path.name for path in Path("merged").iterdir()} >= {"samples.jsonl", "probes.csv", "training.parquet"}
 
 
-@settings(max_examples=50, **FEW)
+@settings(**FEW)
 @example(("samples.jsonl", b'{"task": [1]}\n'), "merge")
 @given(st.one_of(changed_json(), changed_json(), changed_table(), changed_claims()), st.sampled_from(list(COMMANDS)))
 def test_a_changed_file_is_answered_in_one_line(gradebench, change, what):

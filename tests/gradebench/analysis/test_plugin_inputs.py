@@ -56,7 +56,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(command, tiny, in_process, tmp_path, monkeypatch):
+def run(command, tiny, in_process, no_report, tmp_path, monkeypatch):
     """A run as in a process of its own, without probes that matter and without a report."""
 
     def call(name, estimator, *more, task=None, seeds="0"):
@@ -65,7 +65,6 @@ def run(command, tiny, in_process, tmp_path, monkeypatch):
         words = ["-e", estimator, "-t", task or tiny(), "--seeds", seeds, "--steps", 2, "--out", tmp_path / name]
         with monkeypatch.context() as brief:
             brief.setattr(runner, "Request", partial(runner.Request, checkpoints=1))
-            brief.setattr("gradebench.api.write_report", lambda *given, **named: None)
             status, _, err = command("run", *words, *more)
         assert status == 0, err
         call.said = err

@@ -45,7 +45,7 @@ def ran(tmp_path, tiny):
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, about what it is given
-@settings(max_examples=50, suppress_health_check=EASY, **FEW)
+@settings(suppress_health_check=EASY, **FEW)
 @example("plain", "no info", "no loss", "nothing", "gradient")
 @example("plain", "no info", "no loss", "learns", "gradient")
 @given(*(st.sampled_from(list(words)) for words in behaves.DOES), st.sampled_from(["init", "reset", "gradient"]))

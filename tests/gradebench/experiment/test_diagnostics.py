@@ -65,7 +65,7 @@ shapes = st.sampled_from(["plain", "alike", "one other", "near one", "uneven"])
 scales = st.sampled_from(SCALES)
 
 
-@settings(max_examples=50, **FEW)
+@settings(**FEW)
 @given(shapes, shapes, scales, scales, scales, st.integers(2, 8), st.integers(0, 3), st.booleans(), st.booleans())
 def test_metrics_of_draws_of_any_size_are_numbers_or_empty(one, two, scale, odd, of_truth, pairs, seed, exact, paired):
     with np.errstate(all="ignore"):
@@ -91,7 +91,7 @@ def test_metrics_of_draws_of_any_size_are_numbers_or_empty(one, two, scale, odd,
             assert all(math.isnan(end) or least <= end <= most for end in vars(interval).values()), name
 
 
-@settings(max_examples=50, **FEW)
+@settings(**FEW)
 @given(st.lists(st.tuples(scales, scales, scales), min_size=1, max_size=4), st.booleans())
 def test_the_slope_of_variances_of_any_size_is_a_number_or_empty(found, alike):
     intervals = [Interval(a, a if alike else b, np.nextafter(a, math.inf) if alike else c) for a, b, c in found]
@@ -102,7 +102,7 @@ def test_the_slope_of_variances_of_any_size_is_a_number_or_empty(found, alike):
 RAW = ["variance", "bias_squared", "norm_squared", "reference_dot", "reference_norm_squared"]
 
 
-@settings(max_examples=50, **FEW)
+@settings(**FEW)
 @given(st.lists(st.tuples(*[scales] * 5), min_size=2, max_size=6), st.booleans())
 def test_columns_of_a_leaderboard_of_any_size_are_numbers_or_empty(rows, shared):
     places = [(name, seed, step) for name in "ab" for seed in range(2) for step in (0, 1)][: len(rows)]

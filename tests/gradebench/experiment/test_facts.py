@@ -18,7 +18,7 @@ ITEMS += [("estimators", item.name) for item in facts.ESTIMATOR]
 
 
 @pytest.fixture
-def run(command, tiny, tmp_path, in_process, made_once):
+def run(command, tiny, tmp_path, in_process, no_report, made_once):
     """`gradebench run` of the tiny task into a folder; returns the folder."""
 
     def call(name, *more, estimators=("rloo",), seeds="0", first="run", task=None):

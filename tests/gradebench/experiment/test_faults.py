@@ -72,19 +72,17 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_ends_the_run_with_one_line_and_with_room_it_goes_on(gradebench, small_disk, tmp_path):
+def test_a_full_disk_ends_the_run_with_one_line_and_with_room_it_goes_on(gradebench, finished, small_disk, tmp_path):
     folder, remount = small_disk
     out = folder / "run"
     one_line(gradebench(out), "No space left on device")
     assert not drafts(out)
-    finished = [path for path in out.glob("cells/*/cell.json") if '"ok"' in path.read_text()]
-    assert 0 < len(finished) < 4
+    done = [path for path in out.glob("cells/*/cell.json") if '"ok"' in path.read_text()]
+    assert 0 < len(done) < 4
     remount("size=50m")
     status, _, err = gradebench(out)
-    assert (
-        status == 0 and f"{counted(len(finished), 'cell was', 'cells were')} finished by an earlier run and kept" in err
-    )
-    gradebench(tmp_path / "run")
+    assert status == 0 and f"{counted(len(done), 'cell was', 'cells were')} finished by an earlier run and kept" in err
+    finished(tmp_path / "run")
     pd.testing.assert_frame_equal(board(out), board(tmp_path / "run"))
 
 
@@ -246,8 +244,8 @@ def test_names_in_a_config_do_not_lead_out_of_the_run(finished, command, tmp_pat
 # --- the clock --------------------------------------------------------------------------------------------------
 
 
-def test_a_clock_that_jumps_changes_nothing(gradebench, tmp_path, monkeypatch):
-    gradebench(tmp_path / "one" / "run")
+def test_a_clock_that_jumps_changes_nothing(gradebench, finished, tmp_path, monkeypatch):
+    finished(tmp_path / "one" / "run")
     dice, now = random.Random(0), time.time
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: now() + dice.uniform(-1e6, 1e6))

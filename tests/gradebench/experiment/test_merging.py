@@ -17,7 +17,7 @@ TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
 
 
 @pytest.fixture
-def shard(command, tiny, tmp_path, in_process):
+def shard(command, tiny, tmp_path, in_process, no_report):
     """Run the tiny task; returns the folder."""
 
     def call(name, estimators, seeds="0-1", *more):

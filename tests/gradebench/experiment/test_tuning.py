@@ -98,7 +98,7 @@ def test_rates_fill_the_logarithm_evenly(trials):
 
 
 @pytest.fixture
-def tuned(command, tiny, tmp_path, in_process, made_once):
+def tuned(command, tiny, tmp_path, in_process, no_report, made_once):
     """Tune two estimators of the tiny task; returns the folder and what was printed."""
 
     def call(*more):
@@ -308,7 +308,7 @@ def test_the_reference_trajectory_follows_the_tuned_rate_also_in_an_old_folder(t
     pd.testing.assert_frame_equal(*probes)
 
 
-def test_a_failing_estimator_is_said_and_the_others_are_tuned(command, tiny, tmp_path, in_process):
+def test_a_failing_estimator_is_said_and_the_others_are_tuned(command, tiny, tmp_path, in_process, no_report):
     out = tmp_path / "tuning"
     specs = (
         "-e",

@@ -51,6 +51,12 @@ def measured(moments, reference, names=None, group=""):
     return gradient_metrics(summaries(moments, reference, names)[group])
 
 
+def values_alone(moments, reference):
+    """The values of `measured`, without the time that their intervals take, unclipped where one would be."""
+    summary = summaries(moments, reference, ["0"])[""]
+    return measures._metrics(summary, np.ones(len(summary.counts)), np.ones(len(summary.reference_counts)))
+
+
 def values_of(metrics):
     return {name: interval.value for name, interval in metrics.items()}
 
@@ -321,15 +327,6 @@ def test_squared_quantities_are_right_on_average_when_estimates_and_reference_ar
 
     Undebiased, the squared bias would read 1 too much, more than twice what the false-alarm rate allows."""
     truth, bias = torch.tensor([1.0, 0.0, -1.0]).double(), torch.tensor([0.5, 0.5, 0.0]).double()
-    rows = defaultdict(list)
-    for i in range(1500):
-        shared, first, second = normal(3, 6, 3, seed=("draws", i))
-        run = Moments(truth, [3], 8)
-        run.add(truth + normal(8, 3, seed=("reference", i)))
-        centred = truth + bias + shared
-        found = measured(streamed(centred + first, centred + second, truth), Reference(run, exact=False))
-        for name, interval in found.items():
-            rows[name].append(interval.value)
     expected = {
         "gradient_variance": 6.0,
         "gradient_variance_sampling": 3.0,
@@ -340,6 +337,18 @@ def test_squared_quantities_are_right_on_average_when_estimates_and_reference_ar
         "gradient_reference_dot": 2.5,
         "gradient_reference_norm_squared": 2.0,
     }
+    rows = defaultdict(list)
+    for i in range(1500):
+        shared, first, second = normal(3, 6, 3, seed=("draws", i))
+        run = Moments(truth, [3], 8)
+        run.add(truth + normal(8, 3, seed=("reference", i)))
+        centred = truth + bias + shared
+        moments, reference = streamed(centred + first, centred + second, truth), Reference(run, exact=False)
+        found = values_alone(moments, reference)
+        for name, value in found.items():
+            rows[name].append(value)
+    shown = values_of(measured(moments, reference))
+    assert all(shown[name] == found[name] for name in expected)
     threshold = scipy.stats.norm.isf(ALPHA / 2 / len(expected))  # false alarms ALPHA for all of them together
     naive = 4.5 / 6 + 3 / 8  # what the noise of both means adds to a squared bias
     for name, value in expected.items():
@@ -468,6 +477,7 @@ def coverage():
     return {scenario: covered(*scenario) for scenario in SCENARIOS}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 def test_every_interval_covers_the_truth(coverage, scenario):
     """Each count is binomial: one at LEAST is below the floor with probability ALARMS, one of 0.8 with 0.999."""
@@ -476,6 +486,7 @@ def test_every_interval_covers_the_truth(coverage, scenario):
     assert not {name: count / SETS for name, count in coverage[scenario].items() if count < floor}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("metric", list(true_metrics(torch.ones(1), torch.ones(1), 1.0, 1.0)))
 def test_the_intervals_of_a_metric_cover_the_truth_in_all_scenarios_together(coverage, metric):
     """As above, with eight times the data: a mean coverage of 0.88 is found with probability 0.999."""
@@ -485,6 +496,7 @@ def test_the_intervals_of_a_metric_cover_the_truth_in_all_scenarios_together(cov
     assert sum(counts[metric] for counts in coverage.values()) >= floor
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("metric", sorted(REGULAR))
 def test_the_intervals_of_regular_quantities_are_not_needlessly_wide(coverage, metric):
     """At most 99.5 % in all scenarios together; one of 98 % fails with probability 1e-9, one of 99.9 % hardly passes."""
@@ -494,6 +506,7 @@ def test_the_intervals_of_regular_quantities_are_not_needlessly_wide(coverage, m
     assert sum(counts[metric] for counts in coverage.values()) <= 0.995 * total
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("metric", ["gradient_bias_squared", "gradient_bias_relative"])
 def test_the_intervals_of_a_bias_that_is_there_are_not_needlessly_wide(coverage, metric):
     """Near zero they are conservative; as above otherwise, with the same rates for half of the scenarios at 97.5 %."""

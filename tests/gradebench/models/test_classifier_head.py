@@ -128,7 +128,7 @@ names = st.one_of(
 )
 
 
-@settings(max_examples=50, deadline=None, database=None, derandomize=True)
+@settings(deadline=None, database=None, derandomize=True)
 @given(st.lists(names, min_size=1, max_size=5), st.one_of(st.just("auto"), names))
 def test_a_label_is_rewarded_by_its_whole_name_or_not_at_all(labels, label):
     try:

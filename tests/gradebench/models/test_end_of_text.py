@@ -251,7 +251,7 @@ def test_a_text_that_is_shown_stops_before_its_end_and_has_no_padding(several):
     assert several.texts(z) == [p[pad:] + rest for p, pad, rest in zip(prompts, pads, kept, strict=True)]
 
 
-@settings(max_examples=50, deadline=None, database=None, derandomize=True)
+@settings(deadline=None, database=None, derandomize=True)
 @given(
     prompt=st.lists(st.integers(3, 6), min_size=1, max_size=3),
     rest=st.lists(st.integers(3, 6), max_size=4),

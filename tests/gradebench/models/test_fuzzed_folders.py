@@ -88,7 +88,7 @@ def changed(file, values, into=None):
     file.write_text(json.dumps(content))
 
 
-@settings(max_examples=50, suppress_health_check=EASY, **FEW)
+@settings(suppress_health_check=EASY, **FEW)
 @given(
     st.sampled_from(FAMILIES),
     st.sampled_from(FILES),
@@ -101,7 +101,7 @@ def test_wild_values_in_a_policys_configuration(folders, tmp_path, family, name,
     works_or_is_refused(folder)
 
 
-@settings(max_examples=50, suppress_health_check=EASY, **FEW)
+@settings(suppress_health_check=EASY, **FEW)
 @given(
     st.sampled_from(TOKENIZER),
     st.one_of(

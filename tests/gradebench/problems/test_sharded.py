@@ -118,7 +118,7 @@ def test_two_processes_give_the_gradients_of_one(two_processes):
         assert len(alone[name]) > 100 and alone[name].abs().sum() > 1
 
 
-def test_a_run_of_two_processes_writes_what_one_writes(two_processes, tmp_path, in_process, command):
+def test_a_run_of_two_processes_writes_what_one_writes(two_processes, tmp_path, in_process, no_report, command):
     folder, ended = two_processes
     assert "ArithmeticError: the third law" in ended.stderr
     status, _, _ = command(*COMMON, "--micro-batches", "2", "--out", tmp_path / "run")

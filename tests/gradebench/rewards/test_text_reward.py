@@ -144,7 +144,7 @@ CHANGES = {
 }
 
 
-@settings(max_examples=50, deadline=None, database=None, derandomize=True)
+@settings(deadline=None, database=None, derandomize=True)
 @given(
     st.sampled_from([*FORMS, *WRONG]),
     st.lists(st.one_of(st.integers(-9, 9), st.floats(width=32, allow_nan=False, allow_infinity=False)), min_size=1, max_size=4),

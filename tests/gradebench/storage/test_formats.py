@@ -62,7 +62,7 @@ def frame_of(rows):
     return pd.DataFrame(columns | {"value": [value for *_, value in rows]})
 
 
-@settings(max_examples=50, **FEW)
+@settings(**FEW)
 @given(rows)
 @example([(text, text, 0.5) for text in AWKWARD])
 def test_tables_read_back_the_same(tmp_path, rows):
@@ -80,7 +80,7 @@ def test_tables_read_back_the_same(tmp_path, rows):
         assert back["value"].astype(float).tolist() == pytest.approx(frame["value"].astype(float).tolist(), nan_ok=True)
 
 
-@settings(max_examples=50, **FEW)
+@settings(**FEW)
 @given(st.lists(st.dictionaries(anything, anything, max_size=3), max_size=4))
 @example([{"text": text} for text in AWKWARD] + [{text: 1} for text in AWKWARD])
 def test_json_and_its_lines_read_back_the_same(tmp_path, rows):
@@ -161,7 +161,7 @@ def test_a_run_of_any_names_is_ranked_shown_and_reported(tmp_path, names, task, 
         ET.fromstring(picture)
 
 
-@settings(max_examples=50, **FEW)
+@settings(**FEW)
 @given(anything, st.sampled_from(["ascii", "latin-1", "cp1252", "utf-8", "utf-16"]), st.integers(20, 300))
 @example("[red]:smile:\x1b[31m\n", "utf-8", 100)
 @example("漢字²", "ascii", 20)
@@ -182,7 +182,7 @@ def test_the_terminal_shows_names_as_they_are_in_any_encoding_and_width(name, en
     assert not {"\x1b", "\u2028", "\x00", "\r"} & set(said)
 
 
-@settings(max_examples=50, **FEW)
+@settings(**FEW)
 @given(anything, st.integers(2, 9))
 def test_labels_go_back_into_commands(value, n):
     def factory(*, text: str = "x", n: int = 4): ...

@@ -36,7 +36,7 @@ def emptied(path):
 
 
 @pytest.fixture
-def go_on(command, tiny, in_process, tmp_path):
+def go_on(command, tiny, in_process, no_report, tmp_path):
     """A run whose cells find the trainings, references and warm states of an earlier one; its tables and stderr."""
 
     def call(out):
@@ -83,7 +83,7 @@ def test_every_bit_counts(tmp_path):
     sealed.write(path, tensors, '{"step": 3, "é": [1.5, "x"]}')
     whole = path.read_bytes()
 
-    @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.integers(0, 8 * len(whole) - 1))
     def check(bit):
         content = bytearray(whole)
