@@ -13,11 +13,9 @@ from gradebench.analysis import frontier as frontiers
 from gradebench.analysis import runs, tables
 from gradebench.analysis.design import read_design
 from gradebench.analysis.fields import AXES, METRICS
-from gradebench.analysis.run_files import read_steps
+from gradebench.analysis.run_files import PROBES, read_probes, read_steps
 from gradebench.core.errors import InputError
-from gradebench.core.schema import PROBES_COLUMNS, PROBES_NUMBERS
-from gradebench.storage.digests import require_as_written
-from gradebench.storage.formats import read_csv
+from gradebench.core.schema import PROBES_COLUMNS
 
 Found = TypeVar("Found")
 
@@ -61,10 +59,7 @@ class Results:
     @functools.cached_property
     def probes(self) -> pd.DataFrame:
         """Every probed quantity with its interval (probes.csv)."""
-        paths = [path for folder in self.folders if (path := folder / "probes.csv").is_file()]
-        for path in paths:
-            require_as_written(path)
-        found = [read_csv(path, PROBES_NUMBERS) for path in paths]
+        found = [read_probes(folder) for folder in self.folders if (folder / PROBES).is_file()]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=PROBES_COLUMNS)
 
     @functools.cached_property

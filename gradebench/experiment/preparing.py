@@ -288,7 +288,7 @@ def _cell(
     params, digests = json.dumps(estimator.params, sort_keys=True), (resolved.digest, estimator.digest)
     foreign = (resolved.foreign or _function_of(task.options), estimator.foreign)
     names = (estimator.label, estimator.spec, seed, params, estimator.source, digests, foreign)
-    return Cell(resolved.label, resolved.spec, task.options, *names, read)
+    return Cell(resolved.label, resolved.spec, task.options, *names, read, commit=records.commit())
 
 
 def _aa_control(cell: Cell) -> Cell:

@@ -105,8 +105,8 @@ def test_columns_are_the_contract():
     assert list(tests.columns) == schema.TESTS_COLUMNS
     assert list(tables.leaderboard(metrics, tests).columns) == schema.LEADERBOARD_COLUMNS
     assert len(schema.METRICS_COLUMNS) == 15
-    assert len(schema.TESTS_COLUMNS) == 17
-    assert len(schema.LEADERBOARD_COLUMNS) == 48
+    assert len(schema.TESTS_COLUMNS) == 20
+    assert len(schema.LEADERBOARD_COLUMNS) == 71
 
 
 def test_every_metric_that_is_simulated_has_a_unit():

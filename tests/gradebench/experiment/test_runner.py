@@ -5,9 +5,8 @@ import json
 import pandas as pd
 import pytest
 
+import gradebench
 from gradebench.analysis import tables
-from gradebench.analysis.cell_labels import COLUMNS
-from gradebench.analysis.provenance import RATE_COLUMNS
 from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.interrupts import Interrupted
@@ -15,7 +14,7 @@ from gradebench.experiment import cells, preparing, runner
 from gradebench.storage.formats import read_lines
 from gradebench.storage.records import METRICS_COLUMNS, SAMPLES
 
-TIMINGS = ["seconds", "seconds_per_step", "peak_memory_bytes"]
+TIMINGS = ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
 MINE = """
 import torch
 from gradebench import Estimate, Estimator
@@ -64,6 +63,17 @@ def statuses(outcome):
 # --- what a run writes ------------------------------------------------------------------------------------------
 
 
+def names_in(path):
+    """The columns of a table, or the entries of an object or of the first line of JSON."""
+    if path.suffix == ".parquet":
+        return list(pd.read_parquet(path))
+    if path.suffix == ".csv":
+        return list(pd.read_csv(path))
+    return list(
+        json.loads(path.read_text(encoding="utf-8").partition("\n")[0] if path.suffix == ".jsonl" else path.read_text())
+    )
+
+
 def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(two, tmp_path):
     outcome, out = two, tmp_path / "run"
     written = {path.name for path in out.iterdir()}
@@ -71,7 +81,7 @@ def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(two, tmp_path):
     files |= {"metrics.parquet", "metrics.csv", "tests.csv", "leaderboard.csv", "training.parquet"}
     assert written == files | {"probes.csv", "budgets.csv", "crossings.csv", SAMPLES, "cells"}
     metrics = pd.read_csv(out / "metrics.csv")
-    assert list(metrics) == METRICS_COLUMNS + RATE_COLUMNS + COLUMNS == list(pd.read_parquet(out / "metrics.parquet"))
+    assert list(metrics) == schema.METRICS_TABLE.names == list(pd.read_parquet(out / "metrics.parquet"))
     assert list(pd.read_csv(out / "tests.csv")) == schema.TESTS_COLUMNS
     probes = pd.read_csv(out / "probes.csv")
     assert list(probes) == schema.PROBES_COLUMNS and set(probes["run_id"]) == {"run"}
@@ -80,7 +90,39 @@ def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(two, tmp_path):
     board = pd.read_csv(out / "leaderboard.csv")
     assert list(board) == schema.LEADERBOARD_COLUMNS
     assert set(board["estimator"]) == {"reinforce", "rloo"} and set(board["status"]) == {"ok"}
+    declared = {name: table for table in schema.TABLES for name in table.file.split(", ")}
+    assert written - {"cells", "digests.json"} <= set(declared)
+    for name in written & set(declared):
+        found, columns = names_in(out / name), declared[name].names
+        if name.endswith(".json"):
+            assert set(found) <= set(columns), name
+        else:
+            assert [one for one in found if not one.startswith("info_")] == [
+                one for one in columns if one != "info_NAME"
+            ], name
     assert outcome.complete and set(metrics["run_id"]) == {"run"}
+
+
+def test_a_run_says_of_every_row_what_made_it_and_in_which_direction_it_is_better(two, tmp_path):
+    _, out = two, tmp_path / "run"
+    metrics = pd.read_parquet(out / "metrics.parquet")
+    for name, unit in zip(metrics["metric"], metrics["unit"], strict=True):
+        assert unit == schema.METRICS[name].unit
+    assert set(metrics["steps"]) == {2} and set(metrics["batch"]) == {8} and set(metrics["reason"]) == {""}
+    assert set(metrics["version"]) == {gradebench.__version__}
+    assert metrics["date"].str.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC").all()
+    probes = pd.read_csv(out / "probes.csv")
+    assert set(probes["parameters"]) == {"all"} and probes["group"].isna().all()
+    tests = pd.read_csv(out / "tests.csv", keep_default_na=False).set_index("metric")
+    assert tests.loc["gradient_variance", ["unit", "better"]].tolist() == ["ln", "lower"]
+    assert tests.loc["reward", ["unit", "better", "winner"]].tolist() == ["1", "higher", ""]
+
+
+def test_the_reason_of_a_skip_is_in_the_metrics(run, tmp_path):
+    run("rloo", "rloo:n=3", seeds="0")
+    metrics = pd.read_parquet(tmp_path / "run" / "metrics.parquet")
+    (row,) = metrics[metrics["estimator"] == "rloo:n=3"].to_dict("records")
+    assert row["status"] == "skipped" and "does not divide --batch" in row["reason"] and row["steps"] == 2
 
 
 def test_a_run_says_what_it_ran_and_where(run, tmp_path):
@@ -325,8 +367,8 @@ def test_a_control_trains_every_estimator_twice_with_other_draws_and_ranks_it_on
     plain = run("rloo", "reinforce", out="plain")
     outcome = run("rloo", "reinforce", out="control", control=True)
     pd.testing.assert_frame_equal(
-        outcome.leaderboard.drop(columns=["seconds_per_step", "peak_memory_bytes"]),
-        plain.leaderboard.drop(columns=["seconds_per_step", "peak_memory_bytes"]),
+        outcome.leaderboard.drop(columns=TIMINGS[1:]),
+        plain.leaderboard.drop(columns=TIMINGS[1:]),
     )
     rewards = tables.controls(outcome.metrics).query("metric == 'reward'")
     assert list(rewards["estimator_b"]) == [f"{name}{tables.CONTROL}" for name in rewards["estimator_a"]]
