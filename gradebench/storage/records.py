@@ -297,7 +297,6 @@ def now() -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-@functools.cache
 def commit() -> str:
     """The commit of our checkout, "+ changes" where files of it differ; "" for an installed package."""
     root = Path(__file__).parents[2]
