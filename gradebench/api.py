@@ -18,6 +18,7 @@ import pandas as pd
 from gradebench.analysis import rate_curve
 from gradebench.checks import conformance
 from gradebench.core.errors import InputError
+from gradebench.core.sampler import SAMPLER, Sampler
 from gradebench.core.task import Task
 from gradebench.experiment import newcomers, runner, tuning
 from gradebench.reporting import terminal
@@ -36,6 +37,11 @@ class Budget(TypedDict, total=False):
     steps: int
     batch: int  # sampled sequences a step
     clip: float  # of the gradient's global norm
+    stale: int  # training steps between the policy that samples and the one that learns
+    temperature: float  # of the samples
+    top_k: int
+    top_p: float
+    noise: float | str  # in the logits that are sampled from: "bfloat16", or the standard deviation of a fixed error
     device: str  # auto, cpu or cuda
     out: str | Path | None  # folder of the results
     jobs: int  # cells side by side
@@ -197,9 +203,10 @@ def _request(estimators: Some, tasks: Some, seeds: str | None, options: dict[str
     known = {*Training.__annotations__, *Budget.__annotations__, *_OF_PROBES}
     if unknown := sorted(set(options) - known):
         raise TypeError(f"there is no option {unknown[0]}, only {', '.join(sorted(known))}")
+    sampler = Sampler(**{name: options.pop(name) for name in SAMPLER if name in options})
     if options.get("out") is not None:
         options["out"] = str(options["out"])
-    return runner.Request(_specs(estimators), _specs(tasks), seeds, **options)
+    return runner.Request(_specs(estimators), _specs(tasks), seeds, sampler=sampler, **options)
 
 
 def _specs(some: Some) -> list[str]:

@@ -15,6 +15,7 @@ from gradebench.core.errors import InputError
 from gradebench.core.estimator import Estimate, Estimator
 from gradebench.core.mixture import Mixture
 from gradebench.core.problem import Problem
+from gradebench.core.sampler import truncated
 from gradebench.core.sampling import categorical
 from gradebench.core.view import View
 from gradebench.problems.sequence import SequenceProblem
@@ -132,15 +133,7 @@ def shifted_kl(problem: SequenceProblem, y: Tensor | Mixture) -> Tensor:
 
 def truncated_draws(problem: Problem, n: int, rng: torch.Generator) -> Tensor:
     """Draws (n, B, T) by temperature, then top-k, then top-p."""
-    return problem.draw(lambda logits: categorical(truncated(logits), rng), n)
-
-
-def truncated(logits: Tensor) -> Tensor:
-    """Logits (..., V) over TEMPERATURE; -inf outside the TOP_K likeliest, and outside the likeliest of these that make up TOP_P."""
-    top, ids = (logits / TEMPERATURE).topk(min(TOP_K, logits.shape[-1]), -1)
-    before = top.softmax(-1).cumsum(-1) - top.softmax(-1)  # the probability of those that are likelier
-    kept = top.masked_fill(before >= TOP_P, -torch.inf)
-    return torch.full_like(logits, -torch.inf).scatter(-1, ids, kept)
+    return problem.draw(lambda logits: categorical(truncated(logits, TEMPERATURE, TOP_K, TOP_P), rng), n)
 
 
 def over_the_batch(

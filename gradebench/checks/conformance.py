@@ -41,6 +41,7 @@ CHECKS: dict[str, Callable[[Subject], str | Sequence[Finding]]] = {
     "law of the draws": statistical.law,
     "unbiased if": statistical.conditions,
     "unbiased": statistical.unbiased,
+    "unbiased off policy": statistical.corrected,
 }
 
 

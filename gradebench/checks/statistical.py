@@ -12,7 +12,8 @@ from torch import Tensor
 from gradebench.checks.hotelling import Draw, MeanTest, mean_test
 from gradebench.checks.subject import BETA, SEQUENCES, Failed, Finding, Skipped, Subject
 from gradebench.checks.watched import Notes, Watched
-from gradebench.core.problem import Problem
+from gradebench.core.problem import Behaviour, Problem
+from gradebench.core.sampler import Sampler
 from gradebench.core.sampling import generator
 from gradebench.core.shown import counted
 from gradebench.measurement.moments import flatten
@@ -23,6 +24,7 @@ ALPHA = FALSE_ALARM / 8  # of each; there are at most eight
 MARGIN = 0.15  # of the gradient's norm: a bias that must be detected
 EQUIVALENCE = 0.25  # of the gradient's norm: a bias that the intervals must exclude
 OFFSET = 0.25  # added to a reward between 0 and 1
+MISMATCH = Sampler(temperature=0.8, noise=0.2)  # of samples that aren't the policy's
 MODES: tuple[Literal["recorded", "parallel"], ...] = (
     "recorded",
     "parallel",
@@ -120,6 +122,17 @@ def unbiased(subject: Subject) -> list[Finding]:
         _judge(found, f"declared unbiased, but biased on sequences {label}", _BIAS_ADVICE)
         findings.append(Finding(name, "pass", f"on sequences {label}: {_kept(found)}"))
     return findings
+
+
+def corrected(subject: Subject) -> str:
+    """Unbiased where samples come from another distribution: sharper than the policy, with errors in its logits."""
+    if not subject.corrects:
+        raise Skipped("isn't declared to correct for samples of another distribution than the policy")
+    problem = subject.sequences(SEQUENCES // 4 // subject.n or 1).sampled_by(Behaviour(MISMATCH))
+    found = _compared(subject, problem, subject.sequences(), "off the policy")
+    advice = "importance weights p / mu of whole sequences, detached, from problem.behaviour_log_prob, on every term"
+    _judge(found, "declared to correct for samples of another distribution, but biased on them", advice)
+    return f"on sequences that another distribution drew: {_kept(found)}"
 
 
 def _printed_bias(subject: Subject) -> list[Finding]:

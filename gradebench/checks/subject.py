@@ -59,6 +59,7 @@ class Subject:
         sample = self.make()
         self.needs, self.n, self.period = sample.needs, sample.n, sample.period
         self.unbiased, self.unbiased_if, self.pathwise = sample.unbiased, sample.unbiased_if, sample.pathwise
+        self.corrects = sample.corrects
 
     def rng(self, *names: object) -> torch.Generator:
         return generator("cpu", "check", self.seed, *names)

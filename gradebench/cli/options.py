@@ -2,12 +2,26 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gradebench.cli import completion
 from gradebench.core.errors import InputError
+
+if TYPE_CHECKING:
+    from gradebench.core.sampler import Sampler
+
+
+def sampler_of(stale: int, temperature: float, top_k: int, top_p: float, noise: str) -> "Sampler":
+    """Raises InputError for what no sampler can be."""
+    from gradebench.core.sampler import BFLOAT16, Sampler
+
+    try:
+        size: float | str = noise if noise == BFLOAT16 else float(noise)
+    except ValueError:
+        raise InputError(f"--noise {noise}: bfloat16 or a number from 0 on is needed") from None
+    return Sampler(stale, temperature, top_k, top_p, size)
 
 
 class Kind(StrEnum):
@@ -66,6 +80,22 @@ TaskOption = Annotated[
 ]
 BatchOption = Annotated[int | None, typer.Option(help="sampled sequences in each step; default: the task's")]
 ClipOption = Annotated[float, typer.Option(help="largest global norm of a gradient; longer ones are scaled down to it")]
+StaleOption = Annotated[
+    int,
+    typer.Option(
+        metavar="STEPS", help="samples come from the policy of so many training steps ago, as in asynchronous training"
+    ),
+]
+TemperatureOption = Annotated[float, typer.Option(help="samples are drawn at this temperature")]
+TopKOption = Annotated[int, typer.Option(help="samples have only the likeliest tokens, so many; 0: all")]
+TopPOption = Annotated[float, typer.Option(help="samples have only the likeliest tokens that make up this probability")]
+NoiseOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NOISE",
+        help="samples are drawn from logits rounded to bfloat16, or with a fixed error of this standard deviation",
+    ),
+]
 RateOption = Annotated[float | None, typer.Option(help="the same for all estimators; default: the tuned value of each")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 OutOption = Annotated[str | None, typer.Option(help="folder of the results; default: results/<task>-<time>")]

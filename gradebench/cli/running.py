@@ -17,23 +17,30 @@ from gradebench.cli.options import (
     EstimatorOption,
     JobsOption,
     Launcher,
+    NoiseOption,
     OutOption,
     RateOption,
     ResumeOption,
+    StaleOption,
     StrictOption,
     TaskOption,
+    TemperatureOption,
     TimeoutOption,
+    TopKOption,
+    TopPOption,
     Tracker,
     TrustOption,
     rates_of,
+    sampler_of,
 )
+from gradebench.cli.power import print_power
 from gradebench.core.errors import InputError
 from gradebench.core.shown import counted
 from gradebench.core.streams import plugins_aside
 
 if TYPE_CHECKING:
     from gradebench.core.task import Task
-    from gradebench.experiment.runner import Outcome, Request
+    from gradebench.experiment.runner import Outcome
 
 
 def run(
@@ -46,6 +53,11 @@ def run(
     batch: BatchOption = None,
     learning_rate: RateOption = None,
     clip: ClipOption = 1.0,
+    stale: StaleOption = 0,
+    temperature: TemperatureOption = 1.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    noise: NoiseOption = "0",
     tuned: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="take the learning rates of this tuned.json, written by `gradebench tune`"),
@@ -143,6 +155,7 @@ def run(
         steps=steps,
         batch=batch,
         clip=clip,
+        sampler=sampler_of(stale, temperature, top_k, top_p, noise),
         learning_rate=learning_rate,
         device=device,
         out=out,
@@ -165,7 +178,7 @@ def run(
         instances=instances,
     )
     if pilot:
-        _print_power(pilot, request, difference)
+        print_power(pilot, request, difference)
         return
     progress = terminal.TerminalProgress()
     if dry_run and (missing := runner.missing(request, progress)):
@@ -209,6 +222,11 @@ def tune(
     steps: Annotated[int | None, typer.Option(help="training steps; default: the task's")] = None,
     batch: BatchOption = None,
     clip: ClipOption = 1.0,
+    stale: StaleOption = 0,
+    temperature: TemperatureOption = 1.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    noise: NoiseOption = "0",
     device: DeviceOption = "auto",
     out: OutOption = None,
     jobs: JobsOption = None,
@@ -233,6 +251,7 @@ def tune(
         steps=steps,
         batch=batch,
         clip=clip,
+        sampler=sampler_of(stale, temperature, top_k, top_p, noise),
         device=device,
         out=out or str(runner.default_folder(runner.expand("tasks", tasks)[0], "tuning-")),
         jobs=jobs,
@@ -259,36 +278,6 @@ def tune(
     _exit_by(found.outcome)
 
 
-def _print_power(pilot: Path, request: "Request", difference: float) -> None:
-    """What `run --power` says: nothing is run, and no task is loaded."""
-    from gradebench.analysis import pilot_power
-    from gradebench.analysis import runs as folders
-    from gradebench.core.seeds import parse_seeds
-    from gradebench.experiment import runner
-    from gradebench.reporting import pair_tables
-
-    if not difference > 0:
-        raise InputError(f"--difference {difference:g}: a number above 0 is needed")
-    metrics = folders.read_metrics([pilot])
-    with plugins_aside():
-        wanted = {task.name for task in runner.expand("tasks", request.tasks)[0]}
-        labels = {one.label for one in runner.expand("estimators", request.estimators)[0]}
-    metrics = metrics[metrics["task"].str.partition(":")[0].isin(wanted)]
-    if metrics.empty:
-        raise InputError(f"{pilot} has no {' or '.join(sorted(wanted))}; give a run of the same task as the pilot")
-    skipped = set(metrics.loc[metrics["status"] == "skipped", "estimator"])
-    runner.require_family(request, sorted(labels))
-    seeds = len(parse_seeds(request.seeds)) if request.seeds else None
-    try:
-        against = [name for name in request.against if name not in skipped]
-        needed = pilot_power.pilot_power(metrics, labels - skipped, difference, seeds, request.by, against)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    pair_tables.print_power(needed)
-    if unknown := sorted(labels - set(metrics["estimator"])):
-        typer.echo(f"{pilot} lacks {', '.join(unknown)}: the pairs are counted, their spread isn't known", err=True)
-
-
 def probe(
     estimator: EstimatorOption = None,
     task: TaskOption = None,
@@ -304,6 +293,11 @@ def probe(
     batch: BatchOption = None,
     learning_rate: RateOption = None,
     clip: ClipOption = 1.0,
+    stale: StaleOption = 0,
+    temperature: TemperatureOption = 1.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    noise: NoiseOption = "0",
     device: DeviceOption = "auto",
     out: OutOption = None,
     jobs: JobsOption = None,
@@ -329,6 +323,7 @@ def probe(
         steps=steps,
         batch=batch,
         clip=clip,
+        sampler=sampler_of(stale, temperature, top_k, top_p, noise),
         learning_rate=learning_rate,
         device=device,
         out=out,

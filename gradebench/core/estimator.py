@@ -43,7 +43,9 @@ class Estimator(nn.Module):
     """
 
     family: ClassVar[str] = ""  # what it is one of, such as "score function"; for the card
+    in_all: ClassVar[bool] = True  # False: `--estimator all` leaves it out
     unbiased: ClassVar[bool] = False  # E[grad] = grad J for any problem; `gradebench check` holds it to that
+    corrects: ClassVar[bool] = False  # unbiased too if samples come from another distribution than the policy
     # Where one that is biased in general is exact, and with which options: `gradebench check` holds it to that too.
     # "on_policy": everywhere; "off_policy": calls at moved parameters, on one decision; "linear", "quadratic": such
     # rewards of independent decisions.

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradebench.core.errors import Unsupported
 from gradebench.core.mixture import Mixture, dense
+from gradebench.core.sampler import Sampler
 
 Relax = Callable[[Tensor], Tensor]
 MixedRelax = Callable[[Tensor], Tensor | Mixture]
@@ -60,6 +62,14 @@ class RolloutHints:
     sparse: bool = False
 
 
+@dataclass(frozen=True)
+class Behaviour:
+    """Where the samples of a problem come from: a sampler, and the policy of `sampler.stale` training steps ago."""
+
+    sampler: Sampler
+    policy: Any = None  # a frozen copy; None: the problem's own
+
+
 class Problem(ABC):
     """J = mean over B contexts of E_{z ~ p_theta(.|x_b)} f_theta(z).
 
@@ -82,7 +92,7 @@ class Problem(ABC):
 
     @abstractmethod
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
-        """Hard draws z (n, B, T), int64, without a graph."""
+        """Hard draws z (n, B, T), int64, without a graph: from the policy, unless a `Sampler` was given."""
 
     @abstractmethod
     def draw(self, choose: Choose, n: int) -> Tensor:
@@ -145,6 +155,21 @@ class Problem(ABC):
         """f (n, B) without its penalty, so that f = raw_reward - beta * divergence.sum(-1): one reward call each."""
         return self.reward(z)
 
+    def sampled_by(self, behaviour: "Behaviour | None") -> "Problem":
+        """The same problem, whose `sample` draws from mu, sharing parameters and ledger. Relaxed draws, and those by an
+        estimator's own rule (`draw`), still follow the policy. Raises Unsupported where only the policy can sample.
+        """
+        if behaviour is None:
+            return self
+        raise Unsupported(f"{type(self).__name__} draws samples from its policy alone")
+
+    def behaviour_log_prob(self, z: Tensor) -> Tensor:
+        """log mu(z_t|x, z_<t) of the distribution that `sample` draws from, shape (n, B, T), without a graph; 0 after an end.
+
+        By default mu is the policy at its present parameters. -inf for what mu never draws.
+        """
+        return self.log_prob(z).detach()
+
     def divergence(self, z: Tensor) -> Tensor:
         """KL(p_theta(.|x, z_<t) || p_ref(.|x, z_<t)) in nats at each position, (n, B, T), differentiable; 0 after an end.
 
@@ -157,12 +182,12 @@ class Problem(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no penalty apart from f")
 
     def support(self) -> Tensor:
-        """All outcomes (V^T, T) of an enumerable problem."""
+        """All outcomes (S, T) of an enumerable problem: V^T of them, or fewer where texts end."""
         raise NotImplementedError(f"{type(self).__name__} can't be enumerated")
 
     def exact_gradient(self) -> tuple[Tensor, ...]:
         """grad J itself, aligned with `params`: the derivative of the sum over all outcomes of p f, in batches."""
-        support = self.support()  # (V^T, T)
+        support = self.support()  # (S, T)
         total = [torch.zeros_like(p) for p in self.params]
         for part in support.split(max(1, ENUMERATED_AT_ONCE // self.contexts)):
             z = part.unsqueeze(1).expand(-1, self.contexts, -1)

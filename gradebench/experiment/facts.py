@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 import gradebench
+from gradebench.core.sampler import ON_POLICY
 from gradebench.core.task import Task
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.plugins import registry
@@ -71,6 +72,12 @@ def _probed(name: str, value: Callable[[Known], Any], option: str = "") -> Item:
     return Item(name, lambda known: value(known) if known.plan.checkpoints else None, option, training=False)
 
 
+def _sampled(field: str) -> Item:
+    """A field of the sampler."""
+    name, default = field.replace("_", "-"), getattr(ON_POLICY, field)
+    return Item(f"{name} of the sampler", lambda known: getattr(known.plan.sampler, field), f"--{name}", default)
+
+
 def _of_package(name: str) -> Item:
     return Item(f"version of {name}", lambda known: records.version(name))
 
@@ -109,6 +116,11 @@ TASK = (
     _planned("steps", option="--steps"),
     _planned("batch", option="--batch"),
     _planned("clip", option="--clip", default=1.0),
+    _sampled("stale"),
+    _sampled("temperature"),
+    _sampled("top_k"),
+    _sampled("top_p"),
+    _sampled("noise"),
     Item("evaluations", lambda known: _evaluations(known.plan), "--evaluate-every", typed=_interval),
     _planned("shards", option="--micro-batches", default=1),
     _planned("patience"),

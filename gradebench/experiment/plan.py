@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradebench.analysis.provenance import Rate
+from gradebench.core.sampler import ON_POLICY, Sampler
 from gradebench.storage import records
 
 FIRST_EVALUATION = 10  # the step of the first evaluation after step 0; the step doubles from one to the next
@@ -20,6 +21,7 @@ class Plan:
     batch: int
     learning_rate: float | None = None  # None: the recorded tuned value, else the task's
     clip: float = 1.0  # maximum of the gradient's global norm
+    sampler: Sampler = ON_POLICY  # of the samples that estimators get; not of evaluations and reference gradients
     evaluations: int | None = None  # after step 0, evenly spaced; None: at 10, 20, 40, 80, ... and the last step
     evaluate_every: int | None = None  # evaluate at each multiple of it too
     checkpoints: int = 3  # number of probe points on the trajectory, with its start and end

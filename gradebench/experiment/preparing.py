@@ -24,6 +24,7 @@ from gradebench.core.options import with_values
 from gradebench.core.seeds import parse_seeds
 from gradebench.core.shown import counted
 from gradebench.core.task import Task
+from gradebench.experiment.behaviour import require_sampler
 from gradebench.experiment.cell_files import checkpoint_steps
 from gradebench.experiment.cell_setup import cell_key, make_estimator
 from gradebench.experiment.cells import Progress, Run
@@ -57,9 +58,12 @@ def expand(kind: str, specs: Sequence[str]) -> tuple[list[registry.Resolved], di
         healthy, left_out = registry.names(kind)
         for name in healthy:
             try:
-                resolved[name] = registry.resolve(kind, name)
+                one = registry.resolve(kind, name)
             except InputError as reason:  # a broken plugin that nobody named must not end the run
                 left_out[name] = str(reason)
+                continue
+            if getattr(one.factory, "in_all", True):
+                resolved[name] = one
     if not resolved:
         raise InputError(f"no {kind} to run; {registry.INSTALL_HINT}")
     return list(resolved.values()), left_out
@@ -141,6 +145,7 @@ def prepare(request: Request, progress: Progress) -> Run:
                     task = ready_task(resolved, device, request.strict, progress)
                 ready[resolved.spec] = task, read
             task, read = ready[resolved.spec]
+            require_sampler(task, resolved.label, request.sampler)
             same = labels.setdefault((f"{resolved.name} {task.setting} {task.options}", variant.rate), resolved.label)
             if same != resolved.label:
                 progress.note(f"{resolved.label} resolves to the same as {same}, and runs under that name alone")
@@ -247,6 +252,7 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         batch=request.batch or task.default_batch,
         learning_rate=request.learning_rate,
         clip=request.clip,
+        sampler=request.sampler,
         evaluate_every=request.evaluate_every,
         checkpoint_every=request.checkpoint_every,
         train=request.train,
@@ -257,7 +263,7 @@ def _plan(request: Request, run: Run, task: Task) -> Plan:
         reference_draws=Plan.reference_draws if request.train else 8 * Plan.reference_draws,
         shards=request.shards or parallel.world_size(),
         save_policies=request.save_policies and saves(task),
-        setting=task.setting,
+        setting=" ".join(filter(None, [task.setting, str(request.sampler)])),
         prepared=task.prepared,
     )
 

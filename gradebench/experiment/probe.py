@@ -15,6 +15,7 @@ from gradebench.experiment.cell_setup import learning_rate_of
 from gradebench.experiment.failures import apart
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.experiment.references import own_checkpoint, shared_checkpoint, sizes_of, source_of
+from gradebench.experiment.training import Trainer
 from gradebench.measurement.gradient_metrics import Interval, gradient_metrics, slope_of_log_variance, summaries
 from gradebench.measurement.moments import Reference
 from gradebench.measurement.probes import Source, by_call, costs_of, moments_of
@@ -36,7 +37,7 @@ def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> lis
             trainer, reference = shared_checkpoint(task, plan, cell, number)
         estimator = trainer.estimator.eval()
         rate = learning_rate_of(task, plan, cell.estimator_spec).value
-        source = source_of(task, plan, cell, "probe", step, plan.batch // estimator.n)
+        source = source_of(task, plan, cell, "probe", step, plan.batch // estimator.n, trainer.sampled)
         source = replace(source, moving=functools.partial(trainer.moving, rate))
         found, overall, draws = _measured(estimator, task, source, plan.probe_draws, reference)
         record.add("probe", "train", step, {name: interval.value for name, interval in overall.items()})
@@ -56,7 +57,7 @@ def probe(task: Task, plan: Plan, cell: Cell, record: records.CellRecord) -> lis
             record.add_probe(place | {"group": ""}, _cost_metrics(variance, costs_of(estimator, source)))
         if number == 0:
             with apart(plan, cell, "smaller batches", lacking):
-                _probe_batch_sizes(estimator, task, plan, cell, reference, variance, record)
+                _probe_batch_sizes(trainer, task, plan, cell, reference, variance, record)
     return lacking
 
 
@@ -91,7 +92,7 @@ def _probe_calls(
 
 
 def _probe_batch_sizes(
-    estimator: Estimator,
+    trainer: Trainer,
     task: Task,
     plan: Plan,
     cell: Cell,
@@ -100,11 +101,12 @@ def _probe_batch_sizes(
     record: records.CellRecord,
 ) -> None:
     """The variance at smaller batches and at the `whole` one, and the slope of its logarithm against that of the batch size."""
+    estimator = trainer.estimator
     sizes = [plan.batch // 8, plan.batch // 4, plan.batch // 2]
     measured: dict[int, Interval] = {}
     place = {"along": plan.along, "step": 0, "group": ""}
     for size in (size for size in sizes if size and size % estimator.n == 0):
-        source = source_of(task, plan, cell, f"batch {size}", 0, size // estimator.n)
+        source = source_of(task, plan, cell, f"batch {size}", 0, size // estimator.n, trainer.sampled)
         with contextlib.suppress(Unsupported):  # a batch with too few contexts for the estimator's minibatches
             _, overall, draws = _measured(estimator, task, source, max(4, plan.probe_draws // 4), reference)
             measured[size] = overall["gradient_variance"]

@@ -3,6 +3,7 @@
 All estimators of a task share the reference estimator's trajectory; with --along own, each has its own.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from gradebench.core import parallel, progress
 from gradebench.core.estimator import Estimator
-from gradebench.core.problem import Ledger
+from gradebench.core.problem import Ledger, Problem
+from gradebench.core.sampler import ON_POLICY
 from gradebench.core.sampling import generator
 from gradebench.core.task import Task
 from gradebench.experiment.cell_files import checkpoint_file, checkpoint_steps, warm_file, what_was_read
@@ -23,6 +25,8 @@ from gradebench.measurement.moments import Moments, Reference, flatten
 from gradebench.measurement.probes import Source, one_estimate
 from gradebench.storage import records, sealed
 from gradebench.storage.checkpoints import Checkpoint
+
+EARLIER = "earlier_"  # names of the parameters from which a stale sampler draws, in the file of a probe point
 
 
 def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
@@ -38,12 +42,19 @@ def reference_cell(plan: Plan, cell: Cell, number: int) -> None:
 def _reference_cell(plan: Plan, cell: Cell, number: int) -> None:
     task, first = worker.task(plan, cell), replace(cell, seed=0)
     rng = generator(plan.device, first.seed, "reference", "sampling")
+    on_policy, earlier = replace(plan, sampler=ON_POLICY), plan.sampler.stale
     steps, known = checkpoint_steps(plan)[number], checkpoint_file(plan, first, number)
     if cell.seed != first.seed and parallel.world_size() == 1 and sealed.is_whole(known):
-        set_parameters(task, sealed.read(known)[0])
+        stored = sealed.read(known)[0]
+        set_parameters(task, stored)
+        tensors = {name: tensor for name, tensor in stored.items() if name.startswith(EARLIER)}
     else:
-        _trajectory(make_estimator(plan.reference, task, plan), task, plan, first, plan.reference, steps, rng)
-    tensors = {f"parameter_{i}": p.detach().clone() for i, p in enumerate(task.params)}
+        trainer = _trajectory(
+            make_estimator(plan.reference, task, plan), task, on_policy, first, plan.reference, steps, rng, earlier
+        )
+        oldest = trainer.sampled.past.steps[:1]
+        tensors = {f"{EARLIER}{i}": p for params in oldest for i, p in enumerate(params)}
+    tensors |= {f"parameter_{i}": p.detach().clone() for i, p in enumerate(task.params)}
     tensors |= reference_gradient(task, plan, cell.seed, number).tensors()
     if parallel.is_main():
         sealed.write(checkpoint_file(plan, cell, number), tensors)
@@ -75,6 +86,8 @@ def shared_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[
     stored = {name: tensor.to(plan.device) for name, tensor in tensors.items()}
     set_parameters(task, stored)
     trainer = Trainer(make_estimator(cell.estimator_spec, task, plan), task, plan, 0.0)
+    if f"{EARLIER}0" in stored:
+        trainer.sampled.past.steps = [[stored[f"{EARLIER}{i}"] for i in range(len(task.params))]]
     if needs_warm_up(trainer):
         _warm(trainer, task, plan, cell, number)
     return trainer, Reference.of_tensors(stored, sizes_of(task))
@@ -85,7 +98,7 @@ def _warm(trainer: Trainer, task: Task, plan: Plan, cell: Cell, number: int) -> 
     don't depend on the seed."""
     anyone = replace(cell, seed=0, checkpoint=None, other_draws="")
     step, estimator = checkpoint_steps(plan)[number], trainer.estimator
-    source = source_of(task, plan, anyone, "warm-up", step, plan.batch // estimator.n)
+    source = source_of(task, plan, anyone, "warm-up", step, plan.batch // estimator.n, trainer.sampled)
     training = trainer.training(
         generator(plan.device, 0, "warm-up"), Ledger(), records.CellRecord(identity_of(plan, anyone))
     )
@@ -110,18 +123,35 @@ def own_checkpoint(task: Task, plan: Plan, cell: Cell, number: int) -> tuple[Tra
 
 
 def _trajectory(
-    estimator: Estimator, task: Task, plan: Plan, cell: Cell, spec: str, steps: int, rng: torch.Generator
+    estimator: Estimator,
+    task: Task,
+    plan: Plan,
+    cell: Cell,
+    spec: str,
+    steps: int,
+    rng: torch.Generator,
+    earlier: int | None = None,
 ) -> Trainer:
-    """Train for `steps` steps without evaluations."""
+    """Train for `steps` steps without evaluations; the parameters of `earlier` steps ago are kept (None: as the plan needs)."""
     trainer = Trainer(estimator, task, plan, learning_rate_of(task, plan, spec).value)
+    if earlier is not None:
+        trainer.sampled.past.length = earlier
     prompts = batches(task, plan, estimator.n, cell.seed)
     for _ in range(steps):
-        trainer.step(task.problem("train", next(prompts)), rng)
+        trainer.learn(task.problem("train", next(prompts)), rng)
     return trainer
 
 
-def source_of(task: Task, plan: Plan, cell: Cell, part: str, step: int, contexts: int) -> Source:
-    """Gradients with new prompts for each pair; all random numbers are seeded by name."""
+def source_of(
+    task: Task,
+    plan: Plan,
+    cell: Cell,
+    part: str,
+    step: int,
+    contexts: int,
+    sampled: Callable[[Problem], Problem] = lambda problem: problem,
+) -> Source:
+    """Gradients with new prompts for each pair, on problems `sampled` from; all random numbers are seeded by name."""
     size = task.sizes["train"]
 
     def indices(number: int) -> Tensor:
@@ -130,7 +160,7 @@ def source_of(task: Task, plan: Plan, cell: Cell, part: str, step: int, contexts
 
     return Source(
         contexts=indices,
-        problem=lambda index, ledger: task.problem("train", index, ledger),
+        problem=lambda index, ledger: sampled(task.problem("train", index, ledger)),
         generator=lambda draw: generator(plan.device, cell.seed, part, step, draw),
     )
 

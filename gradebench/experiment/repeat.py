@@ -2,10 +2,12 @@
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from gradebench.analysis import cell_labels
 from gradebench.core.options import parse_spec, text_of
+from gradebench.core.sampler import ON_POLICY
 from gradebench.experiment import facts
 from gradebench.experiment.plan import Cell, Plan
 from gradebench.plugins import registry
@@ -172,6 +174,9 @@ def _of_request(request: Mapping[str, Any]) -> str:
         words += ["--seed", str(request["seeds"])]
     if request.get("clip", 1.0) != 1.0:
         words += ["--clip", text_of(request["clip"])]
+    plain = asdict(ON_POLICY)
+    for name, value in (request.get("sampler") or {}).items():
+        words += [f"--{name.replace('_', '-')}", text_of(value)] if value != plain.get(name) else []
     words += [word for value in request.get("sweep") or () for word in ("--sweep", str(value))]
     if request.get("instances") is not None:
         words += ["--instances", str(request["instances"])]

@@ -14,6 +14,7 @@ from gradebench.analysis import frontier, instances
 from gradebench.analysis.runs import require_rankable
 from gradebench.core import parallel, schema
 from gradebench.core.errors import InputError
+from gradebench.core.sampler import ON_POLICY, Sampler
 from gradebench.core.shown import counted
 from gradebench.plugins import registry
 from gradebench.storage import records
@@ -53,6 +54,7 @@ class Request:
     instances: int | None = None  # number of instances of each task; None: the one that its spec names
     evaluate_every: int | None = None  # steps between evaluations besides those that all runs have
     clip: float = 1.0  # maximum of the gradient's global norm
+    sampler: Sampler = ON_POLICY  # of the samples that estimators get
 
 
 @dataclass

@@ -49,7 +49,7 @@ def train(
         progress.tell(f"{cell.estimator} seed {cell.seed}", step, plan.steps)
         if step < plan.steps:
             try:
-                trainer.step(task.problem("train", next(prompts), ledger), rng)
+                trainer.learn(task.problem("train", next(prompts), ledger), rng)
             except Diverged:
                 record.steps = series.read()
                 raise

@@ -18,6 +18,7 @@ from gradebench.core.sampling import generator
 from gradebench.core.shown import counted
 from gradebench.core.task import Task
 from gradebench.core.view import Guarded
+from gradebench.experiment.behaviour import Sampled
 from gradebench.experiment.plan import Plan
 from gradebench.experiment.series import FACTOR, Series
 from gradebench.storage import records
@@ -90,6 +91,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(task.params, lr=learning_rate, fused=True)
         own = [p for p in estimator.parameters() if p.requires_grad]
         self.own_optimizer = torch.optim.Adam(own, lr=estimator.own_learning_rate) if own else None
+        self.sampled = Sampled(task, plan.sampler)  # of a problem: the one whose samples are drawn as the plan says
         self.updates = Updates()
         self.clock = Clock()
 
@@ -113,6 +115,12 @@ class Trainer:
         if self.series is not None:
             self.series.end_step()
         return losses
+
+    def learn(self, problem: Problem, rng: torch.Generator) -> None:
+        """A step of the training, on samples drawn as the plan says."""
+        sampled = self.sampled(problem)
+        self.sampled.past.add(self.task.params)
+        self.step(sampled, rng)
 
     def _descend_own_loss(self, estimate: Estimate) -> None:
         """Update the estimator's own parameters, before the policy's, because the graph of own_loss uses those."""
@@ -188,7 +196,7 @@ class Trainer:
     def training(self, rng: torch.Generator, ledger: Ledger, record: records.CellRecord) -> Training:
         """Everything that changes in training, for a checkpoint."""
         optimizers = [optimizer for optimizer in (self.optimizer, self.own_optimizer) if optimizer is not None]
-        counters = (self.clock, self.updates, ledger)
+        counters = (self.clock, self.updates, ledger, self.sampled.past)
         lists = (record.rows, record.samples)
         return Training(self.task.params, self.estimator, optimizers, rng, counters, lists, self.series)
 

@@ -23,8 +23,11 @@ def random_sequence_problem(
     width: int = 4,
     prompt: int = 2,
     device: torch.device | str = "cpu",
+    end: bool = False,
 ) -> SequenceProblem:
     """A SequenceProblem in float64 on a small causal transformer, on `contexts` different prompts.
+
+    With `end`, the last token of the vocabulary ends a text, so that texts have 1 to `horizon` tokens.
 
     Policy and reference differ. The weights are of order one, because a freshly initialised model is nearly uniform, and
     the bias of an estimator that ignores the prefix would go unnoticed.
@@ -33,7 +36,9 @@ def random_sequence_problem(
     shape = vocabulary, width, layers, 2, prompt + horizon
     policy, reference = ScratchPolicy(*shape).double(), ScratchPolicy(*shape).double()
     reward = RandomReward(*shape).double()
-    for module, scale in ((policy, 0.6), (reference, 0.6), (reward, 1.0)):
+    # Attention of larger weights is so peaked that the derivative of a text's end, which hides positions, can reach 1e18.
+    of_reward = 0.5 if end else 1.0
+    for module, scale in ((policy, 0.6), (reference, 0.6), (reward, of_reward)):
         _scatter(module, scale, rng)
     for module in (reference, reward):
         module.requires_grad_(False)
@@ -41,7 +46,8 @@ def random_sequence_problem(
         module.to(device)
     every = torch.cartesian_prod(*[torch.arange(vocabulary)] * prompt).view(-1, prompt)
     prompts = every[torch.randperm(len(every), generator=rng)[:contexts]].to(device)
-    return SequenceProblem(policy, reward, prompts, horizon, vocabulary, reference, beta)
+    ends = vocabulary - 1 if end else None
+    return SequenceProblem(policy, reward, prompts, horizon, vocabulary, reference, beta, end=ends)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradebench.core.mixture import Mixture
 from gradebench.core.problem import Ledger, Problem
-from gradebench.models.end_of_text import Ends, ended_logits, is_end, up_to_end
+from gradebench.models.end_of_text import Ends, ended_logits, filler, is_end, up_to_end
 from gradebench.models.recorded import Recording
 from gradebench.models.replayed import Replayed
 from gradebench.models.replicas import Replicas
@@ -127,7 +127,10 @@ class TextProblem(Problem):
             return super().support()
         device = self.prompts.device
         values = torch.arange(self.categories, device=device)
-        return torch.cartesian_prod(*[values] * self.horizon).view(-1, self.horizon)
+        every = torch.cartesian_prod(*[values] * self.horizon).view(-1, self.horizon)
+        if self.end is None:
+            return every
+        return every[(self.alive(every) | (every == filler(self.end))).all(-1)]  # of those with one beginning, only one
 
     def ids_of(self, tokens: Tensor | Mixture) -> Tensor | None:
         """The ids of hard tokens, or of the last rollout's one-hots; None for relaxed tokens."""

@@ -1,5 +1,7 @@
 """The problem of aligning an autoregressive language model, on any policy and reward that read embeddings."""
 
+import copy
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -7,11 +9,12 @@ import torch
 from torch import Tensor
 
 from gradebench.core.mixture import Mixture
-from gradebench.core.problem import ENUMERABLE, Choose, Ledger, Relax, RolloutHints
+from gradebench.core.problem import ENUMERABLE, Behaviour, Choose, Ledger, Relax, RolloutHints
 from gradebench.core.sampling import categorical
 from gradebench.models.end_of_text import Ends, filler, is_end, share_ended
 from gradebench.models.replicas import Replicas
 from gradebench.problems import rollouts
+from gradebench.problems.passes import PassCache
 from gradebench.problems.reading import Policy, Reward, TextProblem, in_single
 
 
@@ -58,12 +61,13 @@ class SequenceProblem(TextProblem):
         offers |= {"support", "exact"} if vocabulary**horizon <= ENUMERABLE else set()
         offers |= {"binary"} if vocabulary == 2 else set()
         self.offers = frozenset(offers)
+        self.behaviour: Behaviour | None = None  # None: samples are drawn from the policy
         self._feedback: rollouts.Feedback | None = None  # of a parallel rollout that isn't differentiated yet
 
     def select(self, index: Tensor) -> "SequenceProblem":
         if isinstance(self.policy, Replicas):
             raise NotImplementedError("a part of the contexts would deal them out to other copies")
-        return SequenceProblem(
+        part = SequenceProblem(
             self.policy,
             self.reward_model,
             self.prompts[index],
@@ -76,13 +80,15 @@ class SequenceProblem(TextProblem):
             self.end,
             None if self.pads is None else self.pads[index],
         )
+        part.behaviour = self.behaviour
+        return part
 
     def replicated(self, copies: int) -> "SequenceProblem":
         if self.pads is not None:
             raise NotImplementedError("padded prompts aren't read by several copies at once")
         if self.contexts % copies:
             raise ValueError(f"{self.contexts} contexts can't be dealt out evenly to {copies} copies")
-        return SequenceProblem(
+        replicated = SequenceProblem(
             Replicas(self.policy, copies),
             self.reward_model,
             self.prompts,
@@ -92,9 +98,42 @@ class SequenceProblem(TextProblem):
             self.beta,
             end=self.end,
         )
+        replicated.behaviour = self.behaviour
+        return replicated
+
+    def sampled_by(self, behaviour: Behaviour | None) -> "SequenceProblem":
+        if behaviour is None:
+            return self
+        sampled = self._apart()
+        sampled.behaviour = behaviour
+        return sampled
+
+    def _apart(self) -> "SequenceProblem":
+        """A copy with a cache of its own, sharing models and ledger."""
+        apart = copy.copy(self)
+        apart.passes, apart.one_hots, apart._feedback = PassCache(), (None, torch.empty(0)), None
+        return apart
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
-        return self.draw(lambda logits: categorical(logits, rng), n)
+        if self.behaviour is None:
+            return self.draw(lambda logits: categorical(logits, rng), n)
+        sampler, positions, drawn_by = self.behaviour.sampler, itertools.count(), self
+        if self.behaviour.policy is not None:
+            drawn_by = self._apart()
+            drawn_by.policy = self.behaviour.policy
+        return drawn_by.draw(
+            lambda logits: categorical(sampler.logits(logits.unsqueeze(-2), next(positions)).squeeze(-2), rng), n
+        )
+
+    def behaviour_log_prob(self, z: Tensor) -> Tensor:
+        if self.behaviour is None:
+            return super().behaviour_log_prob(z)
+        own = self.logits(z).detach() if self.behaviour.policy is None else None
+        with torch.no_grad():
+            logits = self.forward(self.behaviour.policy, z)[0] if own is None else own
+            log_mu = self.behaviour.sampler.logits(logits).log_softmax(-1)
+            found = log_mu.gather(-1, z.unsqueeze(-1)).squeeze(-1)
+            return found if self.end is None else found.where(self.alive(z), 0.0)
 
     def draw(self, choose: Choose, n: int) -> Tensor:
         return rollouts.draw(self, choose, n)

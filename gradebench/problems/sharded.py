@@ -27,7 +27,7 @@ class Sharded(Estimator):
         self.inner, self.shards = inner, shards
         self.n, self.period = inner.n, inner.period
         # The declarations of `inner`, which the harness reads from this estimator.
-        for name in ("family", "unbiased", "unbiased_if", "pathwise", "needs", "own_learning_rate"):
+        for name in ("family", "unbiased", "corrects", "unbiased_if", "pathwise", "needs", "own_learning_rate"):
             vars(self)[name] = getattr(inner, name)
         self._copies: dict[int, Estimator] = {}  # by part, because each has cached rollouts of its own
 

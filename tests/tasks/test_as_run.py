@@ -8,6 +8,7 @@ import torch
 
 from gradebench import InputError, generator
 from gradebench.core.options import bind, parse_spec
+from gradebench.core.sampler import truncated
 from gradebench.core.sampling import categorical
 from gradebench.core.view import Guarded
 from gradebench.estimators.actor_critic import Ppo, generalised_advantage
@@ -204,7 +205,7 @@ def test_the_truncated_policy_is_that_of_temperature_then_the_likeliest(monkeypa
     monkeypatch.setattr(as_run, "TEMPERATURE", 0.5)
     monkeypatch.setattr(as_run, "TOP_K", 4)
     p = torch.tensor([0.05, 0.4, 0.25, 0.1, 0.2], dtype=torch.float64)
-    found = as_run.truncated(p.log()).softmax(-1)
+    found = truncated(p.log(), as_run.TEMPERATURE, as_run.TOP_K, as_run.TOP_P).softmax(-1)
     squares = torch.tensor(
         [0.0, 0.16, 0.0625, 0.0, 0.04]
     )  # of the four: 0.589, 0.23, 0.147 make 0.96; 0.82 isn't enough
@@ -237,7 +238,9 @@ def test_evaluations_sample_from_the_truncated_policy(tiny_problem, monkeypatch)
         found[name] = task.evaluate("test", generator("cpu", 0))
     problem = tiny_problem(5, 3, copies=100)
     rng = generator("cpu", 0)
-    z = problem.draw(lambda logits: categorical(as_run.truncated(logits), rng), 1)
+    z = problem.draw(
+        lambda logits: categorical(truncated(logits, as_run.TEMPERATURE, as_run.TOP_K, as_run.TOP_P), rng), 1
+    )
     assert found["truncated-evaluation"]["reward"] == pytest.approx(float(problem.raw_reward(z).mean()))
     assert abs(found["truncated-evaluation"]["reward"] - found["none"]["reward"]) > 1e-3
     assert found["truncated-evaluation"]["distinct_2"] <= found["none"]["distinct_2"]

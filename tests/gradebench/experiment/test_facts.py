@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import pandas as pd
 import pytest
 
+from gradebench.core.sampler import ON_POLICY
 from gradebench.experiment import facts, repeat
 from gradebench.experiment.plan import Cell, Plan
 
@@ -50,7 +51,7 @@ def test_every_field_of_a_plan_is_listed_or_has_a_reason_not_to_be(tiny):
     class Telling:
         def __getattr__(self, name):
             read.add(name)
-            return "cpu" if name == "device" else 1
+            return {"device": "cpu", "sampler": ON_POLICY}.get(name, 1)
 
     class Task:
         sizes, params = {}, []

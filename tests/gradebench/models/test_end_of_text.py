@@ -42,7 +42,7 @@ def problem(tiny_problem):
 
 
 def everything(problem):
-    return problem.support().unsqueeze(1).expand(-1, problem.contexts, -1).contiguous()  # (V^T, B, T)
+    return problem.support().unsqueeze(1).expand(-1, problem.contexts, -1).contiguous()  # (S, B, T)
 
 
 def test_a_text_goes_up_to_its_first_end():
@@ -61,15 +61,18 @@ def test_logits_after_an_end_leave_nothing_else_and_have_no_gradient():
 
 
 def test_probabilities_are_those_of_the_texts_cut_at_their_ends(problem):
-    z = everything(problem)
+    listed = everything(problem)
+    torch.testing.assert_close(problem.log_prob(listed).sum(-1).exp().sum(0), torch.ones(4, dtype=torch.float64))
+    every = torch.cartesian_prod(*[torch.arange(3)] * problem.horizon)
+    z = every.unsqueeze(1).expand(-1, problem.contexts, -1).contiguous()  # (V^T, B, T)
     log_prob = problem.log_prob(z).sum(-1)
-    torch.testing.assert_close(log_prob.exp().sum(0), torch.ones(4, dtype=torch.float64))
     slow = plain.PlainProblem(problem)
     alive = problem.alive(z)
     canonical = ((z == END) | alive).all(-1)  # nothing but ends behind an end
     torch.testing.assert_close(log_prob[canonical], slow.log_prob(z).sum(-1)[canonical])
     assert log_prob[~canonical].exp().max() == 0
     assert canonical[:, 0].sum() == 8 + 4 + 2 + 1  # texts without an end, and with one at each position
+    assert torch.equal(listed, z[canonical[:, 0]])
 
 
 def test_samples_end_once_and_for_all(problem):
