@@ -117,7 +117,7 @@ def commands_page() -> str:
         lines += [f"## gradebench {name}", "", _plain(command.help or ""), ""]
         rows = [row for parameter in command.params if (row := _option(parameter))]
         if rows:
-            lines += ["| | default | |", "|---|---|---|", *rows, ""]
+            lines += ["| option | default | |", "|---|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
