@@ -20,7 +20,7 @@ EXACT = "gradients-enumerable-lm"  # the committed probe with exact gradients
 
 def on_config(config: Any) -> Any:
     """Adds the section of questions, which lists what its folder has."""
-    pages = sorted(path.relative_to(config.docs_dir).as_posix() for path in (ROOT / "docs" / "questions").glob("*.md"))
+    pages = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs" / "questions").glob("*.md"))
     if pages:
         config.nav = [*config.nav, {"Questions": pages}]
     return config
