@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
@@ -13,11 +13,12 @@ from gradebench.analysis import frontier as frontiers
 from gradebench.analysis import runs, tables
 from gradebench.analysis.design import read_design
 from gradebench.analysis.fields import AXES, METRICS
-from gradebench.analysis.run_files import read_steps
+from gradebench.analysis.run_files import PROBES, read_probes, read_steps
 from gradebench.core.errors import InputError
-from gradebench.core.schema import PROBES_COLUMNS, PROBES_NUMBERS
-from gradebench.storage.digests import require_as_written
-from gradebench.storage.formats import read_csv
+from gradebench.core.schema import PROBES_COLUMNS
+
+if TYPE_CHECKING:
+    from gradebench.reporting.plots import Plots
 
 Found = TypeVar("Found")
 
@@ -61,10 +62,7 @@ class Results:
     @functools.cached_property
     def probes(self) -> pd.DataFrame:
         """Every probed quantity with its interval (probes.csv)."""
-        paths = [path for folder in self.folders if (path := folder / "probes.csv").is_file()]
-        for path in paths:
-            require_as_written(path)
-        found = [read_csv(path, PROBES_NUMBERS) for path in paths]
+        found = [read_probes(folder) for folder in self.folders if (folder / PROBES).is_file()]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=PROBES_COLUMNS)
 
     @functools.cached_property
@@ -126,6 +124,13 @@ class Results:
         """Published claims, or those of a TOML file, tested on these runs; `about` some estimators alone."""
         listed = published.read_claims(Path(file) if file else published.BUILT_IN)
         return _refused(published.judge, published.about(listed, about), self.metrics)
+
+    @functools.cached_property
+    def plot(self) -> "Plots":
+        """The report's figures, one by one: `results.plot.test_objective()`; `dir(results.plot)` lists them."""
+        from gradebench.reporting.plots import Plots  # which waits for torch
+
+        return Plots(self.metrics, self.leaderboard, self.probes, list(self.against))
 
     def report(self, out: str | Path | None = None, plots: bool = False) -> Path:
         """Writes report.html into `out`, by default the folder of the only run; returns its path."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gradebench.core import schema
 from gradebench.plugins.registry import entries
 
 ROOT = Path(__file__).parents[1]
@@ -210,15 +209,3 @@ def test_relative_links_lead_to_files(page):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not lost
-
-
-def test_the_columns_of_training_steps_are_written_out_with_their_units():
-    page = (ROOT / "docs" / "folders.md").read_text(encoding="utf-8")
-    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
-    told = {
-        name.strip("` |"): unit
-        for names, unit, *_ in (row for row in rows if len(row) == 3)
-        for name in names.split(", ")
-    }
-    assert {name: told.get(name) for name in schema.TRAINING_UNITS} == schema.TRAINING_UNITS
-    assert set(schema.TRAINING_PLACE) <= set(told)

@@ -16,23 +16,15 @@ from numpy.typing import NDArray
 
 from gradebench.analysis import crossings, statistics
 from gradebench.analysis.fields import AXES, Field, Floats, budgets_of, fields
+from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.shown import counted
 
-# fmt: off
-BUDGETS_COLUMNS = [
-    "task", "setting", "metric", "axis", "budget", "estimator", "n_seeds", "mean", "ci_low", "ci_high", "rank",
-    "leader", "p_vs_leader_holm",
-]
-CROSSINGS_COLUMNS = [
-    "task", "setting", "metric", "axis", "estimator_a", "estimator_b", "n_pairs", "crossing", "ci_low", "ci_high",
-    "leader_before", "leader_after", "sign_changes", "first_budget", "last_budget", "verdict",
-]
+BUDGETS_COLUMNS, CROSSINGS_COLUMNS = schema.BUDGETS.names, schema.CROSSINGS.names
 LEADERS_COLUMNS = [
     "task", "setting", "metric", "axis", "budget", "leader", "mean", "ci_low", "ci_high", "n_seeds", "compared",
     "not_different",
-]
-# fmt: on
+]  # fmt: skip
 GRID = 64  # budgets at which a pair is compared to find where the lead changes
 _RESAMPLES = 2_000  # of a mean's interval: there are many
 

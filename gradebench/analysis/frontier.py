@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from gradebench.analysis import cell_labels, provenance, statistics, tables
+from gradebench.analysis import cell_labels, pairwise, provenance, statistics, tables
 from gradebench.analysis.design import RATE, Design, families
 from gradebench.analysis.statistics import Floats
 from gradebench.core import schema
@@ -29,10 +29,7 @@ SWEPT = (
     RATE,
 )  # a frontier goes over these; any other option defines another problem, with its own
 BUDGETS = 10
-COLUMNS = [
-    "task", "metric", "estimator", "kl", "n_seeds", "mean", "ci_low", "ci_high", "rank", "p_vs_leader_holm",
-]  # fmt: skip
-TESTS_COLUMNS = [*schema.TESTS_COLUMNS, "kl_from", "kl_to"]
+COLUMNS, TESTS_COLUMNS = schema.FRONTIER.names, schema.FRONTIER_TESTS.names
 
 _Frontiers = dict[str, dict[int, "Frontier"]]  # by estimator and seed
 
@@ -212,7 +209,7 @@ def areas(metrics: pd.DataFrame, design: Design) -> pd.DataFrame:
             unfair = provenance.incomparable(metrics[metrics["task"].isin(labels)])
             of_pairs = [_area(task, metric, found, a, b, unfair) for a, b in combinations(sorted(found), 2)]
             rows += _with_verdicts([row | {"setting": _said(design, labels)} for row in of_pairs])
-    return pd.DataFrame(rows, columns=TESTS_COLUMNS)
+    return pd.DataFrame(map(pairwise.directed, rows), columns=TESTS_COLUMNS)
 
 
 def _said(design: Design, labels: Sequence[str]) -> str:

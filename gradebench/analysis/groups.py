@@ -21,7 +21,7 @@ import pandas as pd
 
 from gradebench.analysis import cell_labels, provenance
 from gradebench.analysis.once import keep, once
-from gradebench.core.schema import METRICS_COLUMNS
+from gradebench.core.schema import METRICS_COLUMNS, RATE_COLUMNS
 from gradebench.core.shown import counted
 
 RANKABLE = ("objective", "reward", "gold_reward")  # of the test prompts; by default the first that was measured
@@ -222,7 +222,7 @@ def _checked(metrics: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in METRICS_COLUMNS if name not in metrics.columns]
     if missing:
         raise ValueError(f"metrics lack the columns {missing}")
-    rates = [name for name in provenance.RATE_COLUMNS if name in metrics.columns]
+    rates = [name for name in RATE_COLUMNS if name in metrics.columns]
     rows = cell_labels.with_columns(metrics)[[*METRICS_COLUMNS, *rates, *cell_labels.COLUMNS]].reset_index(drop=True)
     rows[_TEXT] = rows[_TEXT].apply(text_column)
     for name in ("step", "value"):

@@ -10,17 +10,11 @@ import pandas as pd
 
 from gradebench.analysis import nested, provenance, statistics, tables
 from gradebench.analysis.design import INSTANCE, Design, families
+from gradebench.core import schema
 
 NAME, BOARD = "instances", "instances_leaderboard"  # of their CSV files
 METRICS = ("objective", "reward", "gold_reward")  # the board is ranked by the first that was measured
-COLUMNS = [
-    "task", "metric", "estimator_a", "estimator_b", "n_instances", "n_seeds", "n_a_higher", "mean_difference", "ci_low",
-    "ci_high", "sd_between", "sd_within", "p_value", "p_holm", "verdict",
-]  # fmt: skip
-BOARD_COLUMNS = [
-    "task", "metric", "rank", "estimator", "n_instances", "n_seeds", "mean", "ci_low", "ci_high", "n_first",
-    "reward_mean", "gold_reward_mean", "kl_mean", "p_vs_best_holm",
-]  # fmt: skip
+COLUMNS, BOARD_COLUMNS = schema.INSTANCES.names, schema.INSTANCES_BOARD.names
 _BESIDE = ("reward", "gold_reward", "kl")  # shown beside it
 _Values = dict[str, pd.DataFrame]  # of a metric: by the label of an instance, (seed, estimator)
 

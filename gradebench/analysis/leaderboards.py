@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,8 @@ _COSTS = {  # metric of training -> column
     "clip_factor": "clip_factor",
     "info_clipped_tokens": "clipped_tokens",
 }
+_OLD_BIAS = "gradient_bias_squared"  # relative here, absolute in metrics; its new name is that of metrics
+_RESAMPLES = 2_000  # of the intervals of columns that aren't ranked by: there are many
 
 
 def leaderboard(
@@ -47,8 +49,9 @@ def leaderboard(
     n_seeds, status              ok seeds that have the metric; "ok", else counts such as "ok 8, failed 2".
                                  An ok cell without it is counted as "no test reward".
     gradient_variance            geometric mean over seeds and checkpoints.
-    gradient_mse_relative, gradient_direction_error, gradient_variance_relative, gradient_bias_squared (relative, too)
-    and gradient_cosine, with their intervals: see `gradient_columns`; empty if they are too noisy.
+    gradient_mse_relative, gradient_direction_error, gradient_variance_relative, gradient_bias_relative (also under its
+    old name, gradient_bias_squared) and gradient_cosine, with their intervals: see `gradient_columns`; empty if they
+    are too noisy.
     p_vs_best_holm               p_holm of the test against the first estimator that has a tier.
     p_vs_baseline_holm, verdict  against the baselines: the largest p_holm; and for each of them "above NAME",
                                  "below NAME" or "not significantly different from NAME". Empty without baselines.
@@ -129,12 +132,15 @@ def _summary(group: Group) -> pd.DataFrame:
         "updates_per_step": last["updates_per_step"],
     }
     means = finite_mean(pd.DataFrame(per_seed))
+    gradients = {str(name): column for name, column in gradient_columns(group.probe).items()}
     columns: dict[str, pd.Series] = {
         **_with_interval(group, "objective"),
         **_with_interval(group, "reward"),
         **{str(name): column for name, column in means.items()},
         "gradient_variance": np.exp(means["gradient_variance"]),
-        **{str(name): column for name, column in gradient_columns(group.probe).items()},
+        **_intervals(group, per_seed),
+        **gradients,
+        **{name.replace("squared", "relative"): column for name, column in gradients.items() if _OLD_BIAS in name},
         "peak_memory_bytes": column_of(group.train, "peak_memory_bytes").groupby("estimator").max(),
     }
     return pd.DataFrame({name: column.reindex(group.estimators) for name, column in columns.items()})
@@ -142,15 +148,29 @@ def _summary(group: Group) -> pd.DataFrame:
 
 def _with_interval(group: Group, metric: str) -> dict[str, pd.Series]:
     """The mean over seeds of a metric on test prompts, and its 95 % interval: columns of the leaderboard."""
-    values = column_of(group.final, ("test", metric))
+    values, name = column_of(group.final, ("test", metric)), f"test_{metric}"
+    return {f"{name}_mean": finite_mean(values), **_interval(group, name, values, 10_000)}
+
+
+def _interval(group: Group, column: str, values: pd.Series, resamples: int) -> dict[str, pd.Series]:
+    """The columns of the 95 % interval of a mean over seeds, of the values by (estimator, seed)."""
     ends = {
         str(name): statistics.mean_interval(
-            seeds.to_numpy(), named_generator(f"test_{metric}", group.task, group.setting, str(name))
+            seeds.to_numpy(), named_generator(column, group.task, group.setting, str(name)), resamples=resamples
         )
         for name, seeds in values.dropna().groupby("estimator")
     }
     low, high = (pd.Series({name: pair[i] for name, pair in ends.items()}, dtype=float) for i in (0, 1))
-    return {f"test_{metric}_mean": finite_mean(values), f"test_{metric}_ci_low": low, f"test_{metric}_ci_high": high}
+    return {f"{column}_ci_low": low, f"{column}_ci_high": high}
+
+
+def _intervals(group: Group, per_seed: Mapping[str, pd.Series]) -> dict[str, pd.Series]:
+    """The intervals of the other means; that of the variance on a log scale, like its mean."""
+    found: dict[str, pd.Series] = {}
+    for name, values in per_seed.items():
+        ends = _interval(group, name.removesuffix("_mean"), values, _RESAMPLES)
+        found |= {end: np.exp(column) if name == "gradient_variance" else column for end, column in ends.items()}
+    return found
 
 
 def _against(

@@ -1,7 +1,7 @@
 """The table of tests: pairs of estimators by every metric, paired by seed, with Holm's correction."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -17,7 +17,7 @@ from gradebench.analysis.groups import (
     groups_of,
     named_generator,
 )
-from gradebench.core.schema import TESTS_COLUMNS
+from gradebench.core.schema import METRICS, TESTS_COLUMNS
 
 MINIMUM_SEEDS = 3  # below three pairs there is no effect size
 SAME = "same draws"  # the verdict on two names of one estimator
@@ -33,12 +33,13 @@ def default_seed_count(n_estimators: int, n_baselines: int = 0) -> int:
     return max(MINIMUM_SEEDS, statistics.seeds_needed(family_size(n_estimators, n_baselines)))
 
 
+_OF_LOGARITHMS = " of ln gradient_variance"
 # (metric, split, what is compared by (estimator, seed), what the name of the test adds)
 _FAMILIES: tuple[tuple[str, str, Callable[[Group], pd.Series], str], ...] = (
     ("objective", "test", lambda group: column_of(group.final, ("test", "objective")), ""),
     ("reward", "test", lambda group: column_of(group.final, ("test", "reward")), ""),
     ("gold_reward", "test", lambda group: column_of(group.final, ("test", "gold_reward")), ""),
-    ("gradient_variance", "train", lambda group: group.log_variance, " of ln gradient_variance"),
+    ("gradient_variance", "train", lambda group: group.log_variance, _OF_LOGARITHMS),
 )
 
 
@@ -55,7 +56,7 @@ def comparisons(metrics: pd.DataFrame, against: Sequence[str] = ()) -> pd.DataFr
     Raises        ValueError for missing columns, duplicate rows, and one label with two sets of parameters.
     """
     rows = [row for group in groups_of(metrics) for family in _FAMILIES for row in _family(group, against, *family)]
-    return pd.DataFrame(rows, columns=TESTS_COLUMNS)
+    return pd.DataFrame(map(directed, rows), columns=TESTS_COLUMNS)
 
 
 def controls(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -79,7 +80,17 @@ def controls(metrics: pd.DataFrame) -> pd.DataFrame:
                     row = _compared(group, metric, split, suffix, values, a, control)
                     alarm = row["p_value"] < statistics.ALPHA
                     rows.append(row | {"verdict": "false alarm" if alarm else "not distinguishable"})
-    return pd.DataFrame(rows, columns=TESTS_COLUMNS)
+    return pd.DataFrame(map(directed, rows), columns=TESTS_COLUMNS)
+
+
+def directed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the table of tests with the unit of its difference, the better direction of its metric, and the winner."""
+    metric = METRICS.get(row["metric"])
+    better = metric.better if metric else ""
+    unit = "ln" if row["test"].endswith(_OF_LOGARITHMS) else metric.unit if metric else ""
+    best = {"higher": ("a higher", "b higher"), "lower": ("b higher", "a higher")}.get(better, ())
+    won = dict(zip(best, (row["estimator_a"], row["estimator_b"]), strict=False))
+    return dict(row) | {"unit": unit, "better": better, "winner": won.get(row["verdict"], "")}
 
 
 def _family(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-RATE_COLUMNS = ["learning_rate", "rate_source"]  # of metrics, except of older versions
+from gradebench.core.schema import RATE_COLUMNS
 
 TUNED, TASK, GIVEN, LIKE = "tuned", "task", "given", "like "
 OTHER_SETTING = "tuned in another setting"

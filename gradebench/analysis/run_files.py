@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from gradebench.core.errors import InputError
-from gradebench.core.schema import PROBES_COLUMNS, PROBES_NUMBERS, TRAINING_COLUMNS, TRAINING_PLACE
+from gradebench.core.schema import ALL_PARAMETERS, PROBES_COLUMNS, PROBES_NUMBERS, TRAINING_COLUMNS, TRAINING_PLACE
 from gradebench.storage import digests, formats, records, shapes
 
 PROBES = "probes.csv"
@@ -23,10 +23,12 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_probes(folder: Path) -> pd.DataFrame:
-    """The probes of a run, PROBES_COLUMNS."""
+    """The probes of a run, PROBES_COLUMNS, also of one by an earlier version, which had no `parameters`."""
     path = folder / PROBES
     digests.require_as_written(path)
     frame = formats.read_csv(path, PROBES_NUMBERS)
+    if list(frame) == PROBES_COLUMNS[:-1]:
+        frame["parameters"] = [group or ALL_PARAMETERS for group in frame["group"]]
     if list(frame) != PROBES_COLUMNS:
         raise InputError(f"{path} is no table of probes; run again there")
     return frame

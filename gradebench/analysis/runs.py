@@ -9,10 +9,9 @@ from typing import Any
 import pandas as pd
 
 from gradebench.analysis import cell_labels, differences, plugin_inputs, tables
-from gradebench.analysis.provenance import RATE_COLUMNS
 from gradebench.analysis.run_files import require_columns, require_kinds
 from gradebench.core.errors import InputError
-from gradebench.core.schema import METRICS_COLUMNS
+from gradebench.core.schema import FACT_COLUMNS, METRICS_COLUMNS, RATE_COLUMNS
 from gradebench.core.shown import utf8
 from gradebench.storage import digests, formats, records, shapes
 
@@ -145,10 +144,12 @@ def _metrics(folder: Path) -> pd.DataFrame:
     if not set(RATE_COLUMNS) <= set(frame.columns):  # of an older version
         frame = frame.assign(learning_rate=float("nan"), rate_source="")
     frame = cell_labels.with_columns(frame)
+    frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *FACT_COLUMNS])))  # likewise
+    frame = frame.astype({"steps": "Int64", "batch": "Int64"}, errors="ignore")
     names, numbers = METRICS_COLUMNS + RATE_COLUMNS + cell_labels.COLUMNS, ("seed", "step", "value", "learning_rate")
     require_kinds(frame, names, numbers, path, "table of metrics")
-    for name in names:
-        if name not in numbers and frame[name].isna().any():
+    for name in [*names, *FACT_COLUMNS]:
+        if name not in (*numbers, "steps", "batch") and frame[name].isna().any():
             frame[name] = frame[name].astype(object).where(frame[name].notna(), "").astype(str)
     return frame
 

@@ -44,9 +44,9 @@ def files_to_go_on_from(plan: Plan, cell: Cell) -> list[Path]:
 
 
 def about(cell: Cell, known: Facts | None) -> dict[str, Any]:
-    """The entries of cell.json that identify a cell to later commands in the same folder."""
-    which = {name: getattr(cell, name) for name in ("task", "estimator", "seed", *cell_labels.COLUMNS)}
-    return which | {"facts": known}
+    """The entries of cell.json that identify a cell to later commands in the same folder, and say when it ended."""
+    which = {name: getattr(cell, name) for name in ("task", "estimator", "seed", "commit", *cell_labels.COLUMNS)}
+    return which | {"date": records.now(), "facts": known}
 
 
 def what_was_read(cell: Cell) -> dict[str, str | None]:

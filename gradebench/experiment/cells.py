@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from gradebench.analysis import cell_labels, plugin_inputs
-from gradebench.analysis.provenance import RATE_COLUMNS, Rate
+from gradebench.analysis.provenance import Rate
 from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.task import Task
@@ -218,7 +218,7 @@ def gather(run: Run, note: Callable[[str], None]) -> tuple[pd.DataFrame, pd.Data
     probes = records.merged(_present(run, records.PROBES), name, schema.PROBES_COLUMNS)
     samples = [row for path in _present(run, records.SAMPLES) for row in _texts(path, note)]
     metrics = records.merged(rows, name, schema.METRICS_COLUMNS)
-    return _with_rates(metrics, run), probes, samples
+    return _with_facts(metrics, run), probes, samples
 
 
 def training_steps(run: Run) -> pd.DataFrame:
@@ -260,8 +260,8 @@ def _texts(path: Path, note: Callable[[str], None]) -> list[dict[str, Any]]:
         return []
 
 
-def _with_rates(metrics: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """The metrics with RATE_COLUMNS and the columns of `cell_labels`.
+def _with_facts(metrics: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """The metrics with RATE_COLUMNS, the columns of `cell_labels`, and FACT_COLUMNS.
 
     Rates are taken from the run and not from cells, because a finished cell isn't run again if only the source of its rate
     has changed.
@@ -270,18 +270,30 @@ def _with_rates(metrics: pd.DataFrame, run: Run) -> pd.DataFrame:
     for plan, cell in run.cells:
         rate, which = run.rate(plan, cell), {name: getattr(cell, name) for name in cell_labels.COLUMNS}
         said[cell.id] = {"learning_rate": rate.value, "rate_source": rate.source} | which
+        said[cell.id] |= _facts(run.facts(plan, cell), records.read_ended(run.folder(cell)))
     for left in run.kept:  # of earlier commands
         value = left.facts["estimator"].get("learning rate", math.nan)
         source = run.sources.get(left.task, {}).get(left.estimator, "")
         parsed = cell_labels.parsed(left.estimator)
         which = {name: str(left.ended.get(name, parsed[name])) for name in cell_labels.COLUMNS}
-        said[left.id] = {"learning_rate": value, "rate_source": source} | which
+        said[left.id] = {"learning_rate": value, "rate_source": source} | which | _facts(left.facts, left.ended)
     labelled = cell_labels.with_columns(metrics)  # from labels, for cells that are in no config.json
-    for name in (*RATE_COLUMNS, *cell_labels.COLUMNS):
+    for name in (*schema.RATE_COLUMNS, *cell_labels.COLUMNS):
         found = metrics["cell_id"].map({cell: one[name] for cell, one in said.items()})
         found = found.fillna("" if name == "rate_source" else labelled[name]) if name != "learning_rate" else found
         labelled[name] = found.astype(float if name == "learning_rate" else object)
-    return labelled[[*metrics.columns, *RATE_COLUMNS, *cell_labels.COLUMNS]]
+    for name in schema.FACT_COLUMNS:
+        found = metrics["cell_id"].map({cell: one[name] for cell, one in said.items()})
+        labelled[name] = found.astype("Int64") if name in ("steps", "batch") else found.astype(object).fillna("")
+    return labelled[[*metrics.columns, *schema.RATE_COLUMNS, *cell_labels.COLUMNS, *schema.FACT_COLUMNS]]
+
+
+def _facts(known: Facts, ended: Mapping[str, Any]) -> dict[str, Any]:
+    """FACT_COLUMNS of a cell, from what its results depend on and from its cell.json."""
+    of_task = known["task"]
+    budget = {name: of_task.get(name, pd.NA) for name in ("steps", "batch")}
+    ends = {name: str(ended.get(name, "")) for name in ("commit", "date", "reason")}
+    return budget | {"version": str(of_task.get("version of gradebench", ""))} | ends
 
 
 def _interrupted(run: Run) -> list[pd.DataFrame]:

@@ -75,6 +75,7 @@ class Cell:
     control_of: str = ""  # label of the estimator that this is the A/A control of
     trial_of: str = ""  # label of the estimator that this is a trial of, in a tuning
     trial_options: str = ""  # options of the estimator that the trial changes, "name=value,name=value"
+    commit: str = ""  # of our checkout; no number depends on it, because the source does
 
     @property
     def id(self) -> str:

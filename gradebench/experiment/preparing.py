@@ -1,6 +1,7 @@
 """Prepares a run: resolves names, loads tasks, and makes a cell for each estimator, task and seed."""
 
 import contextlib
+import functools
 import json
 import os
 import traceback
@@ -288,13 +289,16 @@ class _Grid:
         ]
 
 
+_own_commit = functools.cache(records.commit)  # of the code that this process has loaded
+
+
 def _cell(
     resolved: registry.Resolved, task: Task, read: dict[str, str | None], estimator: registry.Resolved, seed: int
 ) -> Cell:
     params, digests = json.dumps(estimator.params, sort_keys=True), (resolved.digest, estimator.digest)
     foreign = (resolved.foreign or _function_of(task.options), estimator.foreign)
     names = (estimator.label, estimator.spec, seed, params, estimator.source, digests, foreign)
-    return Cell(resolved.label, resolved.spec, task.options, *names, read)
+    return Cell(resolved.label, resolved.spec, task.options, *names, read, commit=_own_commit())
 
 
 def _aa_control(cell: Cell) -> Cell:

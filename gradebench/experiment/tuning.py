@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.stats
 
 from gradebench.analysis import cell_labels, rate_curve, tables
-from gradebench.core import options
+from gradebench.core import options, schema
 from gradebench.core.errors import InputError
 from gradebench.core.task import Task
 from gradebench.experiment import runner
@@ -254,8 +254,8 @@ def trials_of(metrics: pd.DataFrame, budgets: Mapping[str, Sequence[int]], betas
     rows = cells.join(wide, on=index)
     rows["objective"] = rows["reward"] - rows["task"].map(betas) * rows["kl"].fillna(0.0)
     rows = rows.assign(estimator=rows["trial_of"], options=rows["trial_options"])
-    order = ["task", "setting", "estimator", "learning_rate", "options", "seed", "step"]
-    return rows[[*order, "status", "reward", "kl", "objective"]].sort_values(order, ignore_index=True)
+    names = schema.TRIALS.names
+    return rows[names].sort_values(names[: names.index("status")], ignore_index=True)
 
 
 def whole_trials(trials: pd.DataFrame) -> pd.DataFrame:

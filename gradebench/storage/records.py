@@ -22,7 +22,14 @@ import pandas as pd
 import pyarrow as pa
 
 from gradebench.core.errors import InputError
-from gradebench.core.schema import METRIC_UNITS, METRICS_COLUMNS, PROBES_COLUMNS, TRAINING_COLUMNS, TRAINING_PLACE
+from gradebench.core.schema import (
+    ALL_PARAMETERS,
+    METRIC_UNITS,
+    METRICS_COLUMNS,
+    PROBES_COLUMNS,
+    TRAINING_COLUMNS,
+    TRAINING_PLACE,
+)
 from gradebench.core.shown import utf8
 from gradebench.storage import digests
 from gradebench.storage.files import atomic_path
@@ -84,7 +91,8 @@ class CellRecord:
 
     def probe_frame(self) -> pd.DataFrame:
         frame = pd.DataFrame(self.probes, columns=PROBES_COLUMNS)
-        return frame.assign(unit=[METRIC_UNITS.get(metric, "") for metric in frame["metric"]])
+        units = [METRIC_UNITS.get(metric, "") for metric in frame["metric"]]
+        return frame.assign(unit=units, parameters=[group or ALL_PARAMETERS for group in frame["group"]])
 
     def steps_frame(self, status: str) -> pd.DataFrame:
         """A row for each training step, TRAINING_COLUMNS and those of `Estimate.info`; numbers in single precision."""
@@ -266,7 +274,7 @@ def environment(device: str) -> dict[str, Any]:
         "scikit-learn",
     ]
     answer: dict[str, Any] = {
-        "date": _now().strftime("%Y-%m-%d %H:%M UTC"),
+        "date": now(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": _processor(),
@@ -277,19 +285,19 @@ def environment(device: str) -> dict[str, Any]:
     if device.startswith("cuda"):
         answer["gpu"] = torch.cuda.get_device_name(torch.device(device))
         answer["cuda"] = torch.version.cuda
-    if commit := _commit():
-        answer["commit"] = commit
+    if found := commit():
+        answer["commit"] = found
     return answer
 
 
-def _now() -> datetime.datetime:
-    """The time, or what SOURCE_DATE_EPOCH has in its place, as for reproducible builds."""
+def now() -> str:
+    """The time in UTC, or what SOURCE_DATE_EPOCH has in its place, as for reproducible builds."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
     seconds = int(fixed) if fixed.isascii() and fixed.isdecimal() and len(fixed) < 12 else time.time()
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of our checkout, "+ changes" where files of it differ; "" for an installed package."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():

@@ -6,15 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.storage.digests import require_as_written
 from gradebench.storage.files import atomic_path
 
 CURVES = "curves.csv"  # in the folder of a tuning and in those of runs that use it
-CURVES_COLUMNS = [
-    "task", "setting", "estimator", "learning_rate", "options", "objective", "standard_error", "seeds", "status",
-    "chosen", "steps", "fit", "fit_error", "tied",
-]  # fmt: skip
+CURVES_COLUMNS = schema.CURVES.names
 CURVES_NUMBERS = ("learning_rate", "objective", "standard_error", "seeds", "steps", "fit", "fit_error")
 CURVES_TRUTHS = ("chosen", "tied")
 

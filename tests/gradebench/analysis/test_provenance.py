@@ -118,7 +118,7 @@ def metrics(sources, rewards, steps=40, seeds=range(14)):
             probe = {"phase": "probe", "split": "train", "step": 0, "metric": "gradient_variance"}
             value = {"value": 1 + rewards[name] + noise, "learning_rate": rate, "rate_source": source}
             rows.append(place | kept | probe | value)
-    return pd.DataFrame(rows)[schema.METRICS_COLUMNS + provenance.RATE_COLUMNS]
+    return pd.DataFrame(rows)[schema.METRICS_COLUMNS + schema.RATE_COLUMNS]
 
 
 SOURCES = {"rloo": (3e-4, TUNED), "ppo": (1e-4, TUNED), "st": (2e-4, TUNED), "mine": (1e-3, "task")}
@@ -156,7 +156,7 @@ def test_what_was_borrowed_is_compared_with_its_lender_alone():
 
 
 def test_metrics_of_an_older_version_are_compared_as_before():
-    rows = metrics(SOURCES, REWARDS).drop(columns=provenance.RATE_COLUMNS)
+    rows = metrics(SOURCES, REWARDS).drop(columns=schema.RATE_COLUMNS)
     board = tables.leaderboard(rows, tables.comparisons(rows))
     assert list(board["tier"]) == [1, 2, 3, 4] and set(board["rate_source"]) == {""}
     assert provenance.notices(rows) == []
@@ -207,7 +207,7 @@ def trained_by(sources, seeds=8):
                         for metric, value in found.items()
                     ]
     frame = pd.DataFrame(rows).assign(status="ok", estimator_params="{}", learning_rate=0.1)
-    return frame.reindex(columns=[*schema.METRICS_COLUMNS, *provenance.RATE_COLUMNS]).fillna({"run_id": "r"})
+    return frame.reindex(columns=[*schema.METRICS_COLUMNS, *schema.RATE_COLUMNS]).fillna({"run_id": "r"})
 
 
 def design_by(name):

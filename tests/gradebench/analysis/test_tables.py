@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from gradebench.analysis import statistics, tables
+from gradebench.analysis import pairwise, statistics, tables
 from gradebench.core import schema
 from gradebench.measurement.gradient_columns import COLUMNS
 
@@ -105,8 +105,8 @@ def test_columns_are_the_contract():
     assert list(tests.columns) == schema.TESTS_COLUMNS
     assert list(tables.leaderboard(metrics, tests).columns) == schema.LEADERBOARD_COLUMNS
     assert len(schema.METRICS_COLUMNS) == 15
-    assert len(schema.TESTS_COLUMNS) == 17
-    assert len(schema.LEADERBOARD_COLUMNS) == 48
+    assert len(schema.TESTS_COLUMNS) == 20
+    assert len(schema.LEADERBOARD_COLUMNS) == 71
 
 
 def test_every_metric_that_is_simulated_has_a_unit():
@@ -710,3 +710,31 @@ def test_updates_and_clipping_are_columns():
 @pytest.mark.parametrize(("estimators", "baselines", "seeds"), [(23, 0, 14), (23, 1, 10), (23, 2, 11), (2, 1, 6)])
 def test_default_seed_count_is_for_the_family_in_use(estimators, baselines, seeds):
     assert tables.default_seed_count(estimators, baselines) == seeds
+
+
+@pytest.mark.parametrize(
+    ("metric", "verdict", "winner"),
+    [
+        ("reward", "a higher", "a"),
+        ("reward", "b higher", "b"),
+        ("gradient_variance", "a higher", "b"),
+        ("gradient_variance", "b higher", "a"),
+        ("reward", "underpowered", ""),
+        ("entropy", "a higher", ""),
+        ("info_mine", "a higher", ""),
+    ],
+)
+def test_the_winner_is_the_significantly_better_one_by_the_metrics_direction(metric, verdict, winner):
+    row = {"metric": metric, "estimator_a": "a", "estimator_b": "b", "verdict": verdict, "test": "t"}
+    assert pairwise.directed(row)["winner"] == winner
+
+
+def test_the_other_means_have_intervals_and_the_bias_has_the_name_of_metrics():
+    board = board_of(simulated({"a": 0.5, "b": 0.3})).loc["a"]
+    assert board["test_gold_reward_ci_low"] < board["test_gold_reward_mean"] < board["test_gold_reward_ci_high"]
+    assert board["gradient_variance_ci_low"] < board["gradient_variance"] < board["gradient_variance_ci_high"]
+    assert board["kl_ci_low"] == board["kl_mean"] == board["kl_ci_high"] == 3.0  # all seeds have the same
+    assert board["gradient_bias_relative"] == pytest.approx(0.25)
+    for end in ("", "_ci_low", "_ci_high"):
+        old, new = board[f"gradient_bias_squared{end}"], board[f"gradient_bias_relative{end}"]
+        assert old == new or (pd.isna(old) and pd.isna(new))

@@ -20,7 +20,7 @@ EASY = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 STATUSES = {"ok", "failed", "diverged", "skipped", "oom"}
 # Gradients that can be used: those that aren't finite are left out and counted.
 FINE = {"plain", "tuple", "generator", "nan", "inf", "huge", "tiny", "zero", "graph", "parameters", "doubles", "halves"}
-TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
+TIMES = ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from gradebench.core.sampler import ON_POLICY
 from gradebench.experiment import facts, repeat
 from gradebench.experiment.plan import Cell, Plan
 
-TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
+TIMES = ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
 ITEMS = [("tasks", item.name) for item in facts.TASK if item.name != "setting"]  # which stands in the rows
 ITEMS += [("estimators", item.name) for item in facts.ESTIMATOR]
 

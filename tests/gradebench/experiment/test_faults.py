@@ -18,7 +18,7 @@ from gradebench.core.shown import counted
 from gradebench.storage.records import METRICS, PROBES, SAMPLES
 
 ROOT = Path(__file__).parents[3]
-TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
+TIMES = ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
 
 
 @pytest.fixture

@@ -55,7 +55,11 @@ def ended(plan, cell):
 
 def numbers(rows):
     """The rows without what a clock or the system's memory says."""
-    return rows[~rows["metric"].isin(["seconds", "seconds_per_step", "peak_memory_bytes"])].reset_index(drop=True)
+    return rows[
+        ~rows["metric"].isin(
+            ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
+        )
+    ].reset_index(drop=True)
 
 
 def trained(plan, cell):

@@ -13,7 +13,7 @@ from gradebench.storage import records
 
 SLIPS_FILE = Path(__file__).with_name("slips.py")
 SLIPS = {name: word for name, (_, word) in runpy.run_path(str(SLIPS_FILE))["SLIPS"].items()}
-TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
+TIMES = ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
 PATCHES_AT_IMPORT = "import torch\ntorch.Tensor.softmax = lambda self, *given, **named: self\n"
 
 

@@ -14,7 +14,7 @@ from gradebench.core.errors import InputError
 from gradebench.experiment import launchers, runner, workers
 from gradebench.experiment.workers import Place
 
-TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
+TIMES = ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
 
 
 def full(number):

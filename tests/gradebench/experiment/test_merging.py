@@ -13,7 +13,7 @@ from gradebench.reporting.report import write_report
 from gradebench.storage.formats import read_lines
 from gradebench.storage.records import SAMPLES
 
-TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
+TIMES = ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
 
 
 @pytest.fixture

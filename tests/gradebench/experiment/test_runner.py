@@ -6,8 +6,6 @@ import pandas as pd
 import pytest
 
 from gradebench.analysis import tables
-from gradebench.analysis.cell_labels import COLUMNS
-from gradebench.analysis.provenance import RATE_COLUMNS
 from gradebench.core import schema
 from gradebench.core.errors import InputError
 from gradebench.core.interrupts import Interrupted
@@ -15,7 +13,7 @@ from gradebench.experiment import cells, preparing, runner
 from gradebench.storage.formats import read_lines
 from gradebench.storage.records import METRICS_COLUMNS, SAMPLES
 
-TIMINGS = ["seconds", "seconds_per_step", "peak_memory_bytes"]
+TIMINGS = ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
 MINE = """
 import torch
 from gradebench import Estimate, Estimator
@@ -71,7 +69,7 @@ def test_a_run_writes_its_tables_with_exactly_the_fixed_columns(two, tmp_path):
     files |= {"metrics.parquet", "metrics.csv", "tests.csv", "leaderboard.csv", "training.parquet"}
     assert written == files | {"probes.csv", "budgets.csv", "crossings.csv", SAMPLES, "cells"}
     metrics = pd.read_csv(out / "metrics.csv")
-    assert list(metrics) == METRICS_COLUMNS + RATE_COLUMNS + COLUMNS == list(pd.read_parquet(out / "metrics.parquet"))
+    assert list(metrics) == schema.METRICS_TABLE.names == list(pd.read_parquet(out / "metrics.parquet"))
     assert list(pd.read_csv(out / "tests.csv")) == schema.TESTS_COLUMNS
     probes = pd.read_csv(out / "probes.csv")
     assert list(probes) == schema.PROBES_COLUMNS and set(probes["run_id"]) == {"run"}
@@ -325,8 +323,8 @@ def test_a_control_trains_every_estimator_twice_with_other_draws_and_ranks_it_on
     plain = run("rloo", "reinforce", out="plain")
     outcome = run("rloo", "reinforce", out="control", control=True)
     pd.testing.assert_frame_equal(
-        outcome.leaderboard.drop(columns=["seconds_per_step", "peak_memory_bytes"]),
-        plain.leaderboard.drop(columns=["seconds_per_step", "peak_memory_bytes"]),
+        outcome.leaderboard.drop(columns=TIMINGS[1:]),
+        plain.leaderboard.drop(columns=TIMINGS[1:]),
     )
     rewards = tables.controls(outcome.metrics).query("metric == 'reward'")
     assert list(rewards["estimator_b"]) == [f"{name}{tables.CONTROL}" for name in rewards["estimator_a"]]

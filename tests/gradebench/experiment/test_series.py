@@ -188,7 +188,7 @@ def test_evaluations_in_between_are_of_their_own_key_and_change_no_other_number(
     plain, often = (pd.read_parquet(tmp_path / name / "metrics.parquet") for name in ("plain", "often"))
     evaluated = often[(often["phase"] == "evaluation") & (often["split"] == "test")]
     assert sorted(set(evaluated["step"])) == [0, 2, 4, 5]
-    timed = ["seconds", "seconds_per_step", "peak_memory_bytes"]
+    timed = ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
     at = ["phase", "split", "step", "metric"]
     (a, b) = (rows[~rows["metric"].isin(timed)].set_index(at)["value"] for rows in (plain, often))
     np.testing.assert_array_equal(a.to_numpy(), b.reindex(a.index).to_numpy())

@@ -17,7 +17,7 @@ MAIN = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom gradebench.cli import main; main()"
 )
 
-TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
+TIMES = ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
 
 
 @pytest.fixture

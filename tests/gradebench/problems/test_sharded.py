@@ -123,7 +123,7 @@ def test_a_run_of_two_processes_writes_what_one_writes(two_processes, tmp_path, 
     assert "ArithmeticError: the third law" in ended.stderr
     status, _, _ = command(*COMMON, "--micro-batches", "2", "--out", tmp_path / "run")
     assert status == 1  # the broken estimator's cell has failed, and nothing else
-    timed = ["seconds", "seconds_per_step", "peak_memory_bytes"]
+    timed = ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
     frames = [pd.read_csv(place / "run" / "metrics.csv") for place in (tmp_path, folder)]
     one, two = (frame[~frame["metric"].isin(timed)].reset_index(drop=True) for frame in frames)
     assert set(one["status"]) == {"ok", "failed"} and len(one) > 30

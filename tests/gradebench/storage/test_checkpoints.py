@@ -96,7 +96,11 @@ def result(plan, cell):
     """Rows but for the clock's, samples, and the parameters at the end."""
     folder = cell_files.training_file(plan, cell).parent
     rows = pd.read_feather(folder / "metrics.arrow")
-    rows = rows[~rows["metric"].isin(["seconds", "seconds_per_step", "peak_memory_bytes"])].reset_index(drop=True)
+    rows = rows[
+        ~rows["metric"].isin(
+            ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
+        )
+    ].reset_index(drop=True)
     params = [p.detach().clone() for p in loaded.worker.loaded.task.params]
     return rows, (folder / SAMPLES).read_bytes(), params
 

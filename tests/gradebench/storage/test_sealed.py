@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradebench.storage import sealed
 
-TIMES = ["seconds", "seconds_per_step", "peak_memory_bytes"]
+TIMES = ["seconds", "seconds_per_step", "seconds_per_step_ci_low", "seconds_per_step_ci_high", "peak_memory_bytes"]
 
 
 def flipped(path):
