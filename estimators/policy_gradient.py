@@ -40,6 +40,7 @@ class PolicyGradient(Estimator):
     """
 
     family = "score function"
+    unbiased = True  # by default
     in_all: ClassVar[bool] = False  # by default it is rloo under another name
     total: Tensor  # of the moving average: sum of decay^age * reward * (1 - decay)
     weight: Tensor  # sum of decay^age * (1 - decay)
@@ -63,9 +64,9 @@ class PolicyGradient(Estimator):
         importance: Annotated[
             Literal["none", "token", "sequence", "prefix", "geometric"], "weights of samples that aren't the policy's"
         ] = "none",
-        truncate: Annotated[float, Range(0, low_open=True), "weights are at most this"] = math.inf,
+        truncate: Annotated[float | None, Range(0, low_open=True), "weights are at most this"] = None,
         mask_below: Annotated[float, Range(0), "tokens of smaller weight get none"] = 0.0,
-        mask_above: Annotated[float, Range(0, low_open=True), "tokens of larger weight get none"] = math.inf,
+        mask_above: Annotated[float | None, Range(0, low_open=True), "tokens of larger weight get none"] = None,
         aggregate: Annotated[
             Literal["sum", "constant", "sequence-mean", "token-mean", "micro-mean"],
             "tokens are summed; divided by T; averaged in each text; in the batch; in each of `micro` parts",
@@ -81,9 +82,11 @@ class PolicyGradient(Estimator):
                 "kl=k3-corrected corrects a gradient; give kl_in=loss, or kl=k1, which needs no correction"
             )
         self.n, self.baseline, self.scale, self.kl, self.kl_in = n, baseline, scale, kl, kl_in
-        self.importance, self.truncate, self.mask_below, self.mask_above = importance, truncate, mask_below, mask_above
+        self.importance, self.mask_below = importance, mask_below
+        self.truncate = math.inf if truncate is None else truncate
+        self.mask_above = math.inf if mask_above is None else mask_above
         self.aggregate, self.micro, self.decay = aggregate, micro, decay
-        whole = truncate == math.inf and mask_below == 0 and mask_above == math.inf
+        whole = truncate is None and mask_below == 0 and mask_above is None
         right_penalty = kl_in == "reward" and kl in ("exact", "k1")
         own = baseline not in ("group", "batch", "opo")  # the baseline doesn't contain the sample
         self.unbiased = own and scale == "none" and aggregate == "sum" and right_penalty and whole  # type: ignore[misc]

@@ -161,7 +161,7 @@ class Problem(ABC):
         """
         if behaviour is None:
             return self
-        raise Unsupported(f"{type(self).__name__} draws samples from its policy alone")
+        raise Unsupported(f"{type(self).__name__} can only sample from its policy")
 
     def behaviour_log_prob(self, z: Tensor) -> Tensor:
         """log mu(z_t|x, z_<t) of the distribution that `sample` draws from, shape (n, B, T), without a graph; 0 after an end.

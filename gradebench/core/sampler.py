@@ -57,8 +57,16 @@ class Sampler:
 
     def __str__(self) -> str:
         """What differs from the default, "stale=4 temperature=0.7"; "" if nothing does."""
+        return " ".join(f"{name}={value}" for name, value in self._different().items())
+
+    def options(self) -> list[str]:
+        """The same as the words of a command line, ["--stale", "4"]."""
+        given = self._different().items()
+        return [word for name, value in given for word in (f"--{name.replace('_', '-')}", str(value))]
+
+    def _different(self) -> dict[str, float | str]:
         plain = asdict(ON_POLICY)
-        return " ".join(f"{name}={value}" for name, value in asdict(self).items() if value != plain[name])
+        return {name: value for name, value in asdict(self).items() if value != plain[name]}
 
     def logits(self, logits: Tensor, first: int = 0) -> Tensor:
         """Unnormalised log mu (..., T, V) at positions `first`, `first` + 1, ..., from the policy's logits; -inf for what is

@@ -24,7 +24,7 @@ def require_sampler(task: Task, label: str, sampler: Sampler) -> None:
     except Unsupported:
         able = False
     if not able:
-        raise InputError(f"{label} draws samples from its policy alone, and can't with {sampler}; tasks of texts can")
+        raise InputError(f"{label} can only sample from its policy, not with {sampler}; tasks of texts can")
 
 
 @dataclass

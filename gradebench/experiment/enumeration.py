@@ -8,6 +8,7 @@ from gradebench.core import progress
 from gradebench.core.errors import InputError, Unsupported
 from gradebench.core.problem import Behaviour, Problem
 from gradebench.core.sampler import Sampler
+from gradebench.core.shown import counted
 from gradebench.experiment.cells import Progress
 from gradebench.experiment.preparing import expand, plugin_errors, ready_task
 from gradebench.experiment.request import Request
@@ -61,7 +62,7 @@ def _sampled(problem: Problem, label: str, sampler: Sampler) -> Problem:
     try:
         return problem if sampler.on_policy else problem.sampled_by(Behaviour(sampler))
     except Unsupported as reason:
-        raise InputError(f"{label}: {reason}, and can't with {sampler}") from reason
+        raise InputError(f"{label}: {reason}, not with {sampler}") from reason
 
 
 def _row(resolved: registry.Resolved, problem: Problem, truth: torch.Tensor) -> dict[str, float]:
@@ -71,7 +72,7 @@ def _row(resolved: registry.Resolved, problem: Problem, truth: torch.Tensor) -> 
             raise InputError(f"{resolved.label} needs {', '.join(sorted(lacking))}, which the task does not offer")
         if estimator.period > 1:
             raise InputError(
-                f"{resolved.label} takes {estimator.period} gradients from one batch; give options with which it takes one"
+                f"{resolved.label} takes {counted(estimator.period, 'gradient')} from a batch; give options with which it takes one"
             )
         try:
             torch.manual_seed(0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from gradebench.core.estimator import Estimator
 from gradebench.core.problem import Problem
 from gradebench.core.sampling import generator
+from gradebench.core.shown import counted
 from gradebench.core.view import View
 
 MOST = 200_000  # samples of all contexts, at most
@@ -55,7 +56,7 @@ class Given(View):
 
     def sample(self, n: int, rng: torch.Generator) -> Tensor:
         if n != len(self._z):
-            raise ValueError(f"{n} samples a context are wanted, and {len(self._z)} are given")
+            raise ValueError(f"it has n = {len(self._z)}, and calls problem.sample for {n}")
         return self._z.clone()  # a new tensor, because passes over the last one may be remembered
 
 
@@ -153,7 +154,7 @@ def _samples(problem: Problem, n: int) -> Iterator[tuple[float, Tensor]]:
     )
     if count > most:
         raise ValueError(
-            f"it can get {count:,} samples, more than {most:,}; lower its n, the vocabulary, the horizon or --contexts"
+            f"it can get {counted(count, 'sample')}, more than {most:,}; lower its n, the vocabulary, the horizon or --contexts"
         )
     groups = [
         [(_probability(ids, mu[:, b]), ids) for ids in itertools.combinations_with_replacement(some, n)]

@@ -137,9 +137,10 @@ def print_probes(run: Run, outcome: Outcome, drawn: Sequence[Path], progress: Pr
         console.say(line)
     console.say(f"tables: {run.out}/{files}")
     names = list(dict.fromkeys(overall["estimator"].astype(str)))
+    named = [word for name in names for word in ("-e", name)]
+    sampled = {cell.task: plan.sampler.options() for plan, cell in run.cells}
     trained = [
-        (f"gradebench run {' '.join(f'-e {shlex.quote(name)}' for name in names)} -t {shlex.quote(task)}", task)
-        for task in run.tasks
+        (shlex.join(["gradebench", "run", *named, "-t", task, *sampled.get(task, [])]), task) for task in run.tasks
     ]
     print_next(console, [(command, f"trains them on {task}") for command, task in trained if names])
     print_notes(run, outcome, progress)

@@ -18,12 +18,13 @@ IN_ORDER = ["index.md", "tutorials/estimator.md", "howto/tables.md"]  # these fi
 ELSEWHERE = {"python.md": "tests/gradebench/test_api.py", "tasks.md": "tests/gradebench/kit/test_tasks_page.py"}
 SMALL = "enumerable-lm:vocabulary=3,horizon=2,layers=1,width=4"
 SMALLER = {
-    "enumerable-lm": SMALL,
     "--seeds 0-5": "--seeds 0-1",
     "--seeds 0-9": "--seeds 0-2",
     "seeds=6": "seeds=2",
     "--steps 20": "--steps 2",
     "--steps 10": "--steps 2",
+    "--draws 2000": "--draws 8",
+    "--draws 200": "--draws 8",
     "steps=10": "steps=2",
 }
 BLOCK = re.compile(
@@ -40,7 +41,7 @@ def pages():
 def smaller(text):
     for full, short in SMALLER.items():
         text = text.replace(full, short)
-    return text
+    return re.sub(r"enumerable-lm(?!:)", SMALL, text)
 
 
 def lines_of(text):
@@ -63,6 +64,8 @@ def test_every_block_runs_or_says_why_not(command, in_process, tmp_path, monkeyp
             if block["kind"] == "bash":
                 for line in lines_of(text):
                     program, *words = shlex.split(line)
+                    if words[0] == "enumerate":  # in tests/test_questions.py, with what it prints
+                        continue
                     status, _, err = command(*words)
                     assert program == "gradebench" and status == 0, f"{name}: {line}\n{err}"
                 continue

@@ -42,10 +42,10 @@ def test_of_several_instances_the_median_is_shown(command):
 
 @pytest.mark.parametrize("words, said", [
     (("-e", "grade"), "draws random numbers besides problem.sample"),
-    (("-e", "ppo"), "takes 8 gradients from one batch"),
+    (("-e", "ppo"), "takes 8 gradients from a batch"),
     (("-e", "disarm", "-t", "enumerable-lm"), "disarm needs binary"),
     (("-e", "rloo", "-t", "polynomial"), "can't all be listed"),
-    (("-e", "rloo", "-t", "bernoulli-toy", "--temperature", "0.5"), "draws samples from its policy alone"),
+    (("-e", "rloo", "-t", "bernoulli-toy", "--temperature", "0.5"), "can only sample from its policy"),
     (("-e", "policy-gradient:scale=batch", "-t", "enumerable-lm:vocabulary=3"), "lower its n"),
     (("-e", "rlooo",), "did you mean rloo"),
     (("-e", "rloo", "--noise", "much"), "--noise much"),

@@ -24,6 +24,7 @@ def a_server_of_this_place(monkeypatch):
     monkeypatch.setattr(starting._Server, "failed", False)
     if call(parent)[1] == str(os.getpid()):
         os.kill(starting._Server.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, starting._Server.pid, os.WEXITED | os.WNOWAIT)  # as long as it dies, it seems to be there
         assert call(parent)[1] != str(os.getpid())
 
 

@@ -72,5 +72,5 @@ class Forgetful(Estimator):
 
 
 def test_another_number_of_samples_than_declared_is_refused(tiny_problem):
-    with pytest.raises(ValueError, match="1 samples a context are wanted, and 2 are given"):
+    with pytest.raises(ValueError, match="it has n = 2, and calls"):
         expectation(Forgetful(), tiny_problem())

@@ -127,5 +127,5 @@ def test_reading_its_probabilities_is_one_pass(tiny_problem):
 
 
 def test_a_problem_of_another_kind_refuses(bernoulli_toy):
-    with pytest.raises(Unsupported, match="draws samples from its policy alone"):
+    with pytest.raises(Unsupported, match="can only sample from its policy"):
         bernoulli_toy().sampled_by(Behaviour(Sampler(temperature=0.5)))
