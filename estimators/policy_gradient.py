@@ -14,7 +14,7 @@ EPS = 1e-4  # added to standard deviations, as in TRL
 class PolicyGradient(Estimator):
     """A score-function estimator whose baseline, scale, penalty, importance weights and averaging are options.
 
-    By default it is leave-one-out REINFORCE (`rloo`), to the last bit of its samples.
+    By default it is leave-one-out REINFORCE (`rloo`).
 
     Approximates  grad E_{z~p}[f(z)],  f = r - beta sum_t D_t,  D_t = KL(p(.|z_<t) || p_ref(.|z_<t)),  from z ~ mu
     With          average of  w_t (A grad log p(z_t|z_<t) - s beta grad D_t),  A = s (R - baseline),  s = 1 / std or 1
@@ -113,9 +113,8 @@ class PolicyGradient(Estimator):
         if self.training and self.baseline == "ema":  # after use: a baseline that saw its own sample would be biased
             self.total.mul_(self.decay).add_(reward.detach().mean() * (1 - self.decay))
             self.weight.mul_(self.decay).add_(1 - self.decay)
-        return Estimate(
-            problem.grad(self.averaged(tokens, alive) + (s * reward).mean())
-        )  # the latter adds grad f, if any
+        objective = self.averaged(tokens, alive) + (s * reward).mean()  # the latter adds grad f, where R has a graph
+        return Estimate(problem.grad(objective))
 
     def weights(self, log_ratio: Tensor, alive: Tensor) -> Tensor:
         """w (n, B, T) from log p / mu of the sampled tokens."""
