@@ -9,6 +9,8 @@ from torch import Tensor
 from gradebench import Estimate, Estimator, Problem, Range, Unsupported
 
 EPS = 1e-4  # added to standard deviations, as in TRL
+WITHOUT = ("loo", "opo-loo", "otb-loo")  # means over a context's other samples
+WITH_ITSELF = ("group", "opo", "otb")  # over all of them
 
 
 class PolicyGradient(Estimator):
@@ -26,17 +28,20 @@ class PolicyGradient(Estimator):
                   [mask_below, mask_above]
     Requires      black-box reward; n >= 2 for most baselines.
     Bias          none by default. From samples of another distribution than the policy, none with importance=sequence.
-                  Self-inclusive baselines (group, batch, opo), standard deviations, means over tokens, kl other than
-                  exact or k1 in the reward, other weights, truncate and mask bias it; docs/questions says by how much.
+                  Baselines with the sample itself (group, batch, opo, otb), standard deviations, means over tokens, kl
+                  other than exact or k1 in the reward, other weights, truncate and mask bias it; docs/questions says by
+                  how much.
     Cost a call   nB reward calls, nBT sampled tokens, 1 backward pass; baseline=greedy adds B of each.
     Source        Williams 1992, eq. 11; baselines: Kool et al. 2019, eq. 8 (loo); Shao et al. 2024, arXiv 2402.03300,
                   eq. 3 (group); Li et al. 2023, arXiv 2310.10505, algorithm 1 (greedy); Hao et al. 2025, arXiv
-                  2505.23585 (opo). KL: Schulman 2020, joschu.net/blog/kl-approx.html. In TRL's words: aggregate is
-                  loss_type, constant dr_grpo, sequence-mean grpo, token-mean dapo, micro-mean bnpo; kl_in=loss its only
-                  place, k3-corrected use_bias_correction_kl; truncate and mask its
-                  vllm_importance_sampling_mode. In verl's: aggregate is loss_agg_mode, sum seq-mean-token-sum,
-                  sequence-mean seq-mean-token-mean, constant seq-mean-token-sum-norm; kl_in=reward use_kl_in_reward.
-                  Deviates: opo's length counts tokens up to the end.
+                  2505.23585 (opo); Li et al. 2026, arXiv 2602.07078, as verl's documentation has it (otb). KL: Schulman
+                  2020, joschu.net/blog/kl-approx.html. In TRL's words: aggregate is loss_type, constant dr_grpo,
+                  sequence-mean grpo, token-mean dapo, micro-mean bnpo; kl_in=loss its only place, k3-corrected
+                  use_bias_correction_kl; truncate and mask its vllm_importance_sampling_mode. In verl's: aggregate is
+                  loss_agg_mode, sum seq-mean-token-sum, sequence-mean seq-mean-token-mean, constant
+                  seq-mean-token-sum-norm; kl_in=reward use_kl_in_reward.
+                  Deviates: opo's length counts tokens up to the end; otb's mean at a token is over the texts that
+                  haven't ended there, and of whole rewards; opo-loo and otb-loo leave the sample out.
     """
 
     family = "score function"
@@ -49,9 +54,9 @@ class PolicyGradient(Estimator):
         self,
         n: Annotated[int, Range(1), "samples per context"] = 4,
         baseline: Annotated[
-            Literal["loo", "group", "batch", "greedy", "opo", "ema", "none"],
-            "mean of the context's other samples; of all its samples; of the batch; reward of the greedy text; mean "
-            "weighted by length; moving average; none",
+            Literal["loo", "group", "opo-loo", "opo", "otb-loo", "otb", "batch", "greedy", "ema", "none"],
+            "mean of the context's other samples; of all its samples; of the others or of all weighted by length (opo); "
+            "token by token, weighted by the gradient so far (otb); of the batch; reward of the greedy text; moving average",
         ] = "loo",
         scale: Annotated[
             Literal["none", "group", "batch"], "divide advantages by this standard deviation of rewards"
@@ -75,7 +80,7 @@ class PolicyGradient(Estimator):
         decay: Annotated[float, Range(0, 1, high_open=True), "of the moving average"] = 0.9,
     ):
         super().__init__()
-        if n < 2 and (baseline in ("loo", "group", "opo") or scale == "group"):
+        if n < 2 and (baseline in (*WITH_ITSELF, *WITHOUT) or scale == "group"):
             raise ValueError(f"baseline={baseline}, scale={scale} compare the samples of a context; give n=2 or more")
         if kl == "k3-corrected" and kl_in == "reward":
             raise ValueError(
@@ -88,8 +93,8 @@ class PolicyGradient(Estimator):
         self.aggregate, self.micro, self.decay = aggregate, micro, decay
         whole = truncate is None and mask_below == 0 and mask_above is None
         right_penalty = kl_in == "reward" and kl in ("exact", "k1")
-        own = baseline not in ("group", "batch", "opo")  # the baseline doesn't contain the sample
-        self.unbiased = own and scale == "none" and aggregate == "sum" and right_penalty and whole  # type: ignore[misc]
+        apart = baseline not in (*WITH_ITSELF, "batch")
+        self.unbiased = apart and scale == "none" and aggregate == "sum" and right_penalty and whole  # type: ignore[misc]
         self.corrects = self.unbiased and importance == "sequence"  # type: ignore[misc]
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
@@ -106,8 +111,8 @@ class PolicyGradient(Estimator):
         w = self.weights(log_prob.detach() - log_mu, alive)
         reward, penalty = self.rewarded(problem, z, log_prob, log_mu)
         s = self.scaled(reward.detach())
-        advantage = s * (reward.detach() - self.centre(problem, reward.detach(), alive))  # (n, B)
-        tokens = w * advantage.unsqueeze(-1) * log_prob
+        advantage = s.unsqueeze(-1) * (reward.detach().unsqueeze(-1) - self.centre(problem, z, reward.detach()))
+        tokens = w * advantage.to(log_prob) * log_prob  # (n, B, T)
         if penalty is not None:
             tokens = tokens - (penalty if self.kl_in == "loss" else w * s.unsqueeze(-1) * penalty)
         if self.training and self.baseline == "ema":  # after use: a baseline that saw its own sample would be biased
@@ -157,23 +162,35 @@ class PolicyGradient(Estimator):
         k3 = (-k1).exp() - 1 + k1
         return k3 * (log_prob - log_mu).exp() if self.kl == "k3-corrected" else k3
 
-    def centre(self, problem: Problem, reward: Tensor, alive: Tensor) -> Tensor | float:
-        """The baseline of rewards R (n, B): of a shape that can be subtracted from them."""
-        if self.baseline == "loo":
-            return (reward.sum(0) - reward) / (self.n - 1)
-        if self.baseline == "group":
-            return reward.mean(0)
+    def centre(self, problem: Problem, z: Tensor, reward: Tensor) -> Tensor | float:
+        """The baseline of rewards R (n, B), of a shape that can be subtracted from them with an axis of tokens."""
+        if self.baseline in (*WITH_ITSELF, *WITHOUT):
+            counts, own = self.counts(problem, z), reward.unsqueeze(-1)  # (n, B, 1 or T), (n, B, 1)
+            total, count = (counts * own).sum(0), counts.sum(0)
+            if self.baseline in WITHOUT:
+                total, count = total - counts * own, count - counts
+            return total / count.clamp_min(1e-12)
         if self.baseline == "batch":
             return reward.mean()
-        if self.baseline == "opo":
-            length = alive.sum(-1).to(reward)
-            return (length * reward).sum(0) / length.sum(0)
         if self.baseline == "greedy":
             with torch.no_grad():
                 greedy = problem.draw(lambda logits: logits.argmax(-1), 1)
                 log_prob = problem.log_prob(greedy)
-                return self.rewarded(problem, greedy, log_prob, log_prob)[0]
+                return self.rewarded(problem, greedy, log_prob, log_prob)[0].unsqueeze(-1)
         return self.total / self.weight.clamp_min(1e-12) if self.baseline == "ema" else 0.0
+
+    def counts(self, problem: Problem, z: Tensor) -> Tensor:
+        """How much each sample counts in the mean of its context, (n, B, 1 or T): equally, by its length, or by the square of
+        the gradient of its logits so far, sum_{s <= t} |one_hot(z_s) - p_s|^2 = sum_{s <= t} (1 - 2 p(z_s) + sum_v p(v)^2).
+        """
+        alive = problem.alive(z)
+        if self.baseline.startswith("opo"):
+            return alive.sum(-1, keepdim=True).double()
+        if self.baseline.startswith("otb"):
+            p = problem.logits(z).detach().double().softmax(-1)
+            chosen = p.gather(-1, z.unsqueeze(-1)).squeeze(-1)
+            return ((1 - 2 * chosen + p.square().sum(-1)) * alive).cumsum(-1) * alive
+        return torch.ones_like(z[..., :1], dtype=torch.float64)
 
     def scaled(self, reward: Tensor) -> Tensor:
         """s (n, B): 1, or 1 / std of the rewards (n, B); 0 where all are equal."""

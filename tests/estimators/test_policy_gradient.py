@@ -50,7 +50,7 @@ def test_the_named_estimators_are_points_of_it(problem, named, options):
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
 
 
-SINGLE = [{}, *({"baseline": one} for one in ("group", "opo", "greedy", "none")), {"scale": "group"}, {"n": 1, "baseline": "ema"},
+SINGLE = [{}, *({"baseline": one} for one in ("group", "opo", "opo-loo", "otb", "otb-loo", "greedy", "none")), {"scale": "group"}, {"n": 1, "baseline": "ema"},
           {"kl": "k1"}, {"kl": "k2"}, {"kl": "k3"}, *({"kl": one, "kl_in": "loss"} for one in ("exact", "k1", "k2", "k3", "k3-corrected")),
           *({"aggregate": one} for one in ("constant", "sequence-mean")), {"baseline": "none", "kl": "k1"}]  # fmt: skip
 JOINT = [{"baseline": "batch"}, {"scale": "batch"}, {"aggregate": "token-mean"}, {"aggregate": "micro-mean"}]
@@ -72,7 +72,7 @@ def test_so_are_those_that_mix_contexts(options):
 
 
 @pytest.mark.parametrize("importance", ["none", "token", "sequence", "prefix", "geometric"])
-@pytest.mark.parametrize("options", [{}, {"baseline": "greedy", "kl": "k1"}, {"truncate": 1.2}, {"mask_below": 0.9}, {"mask_above": 1.1},
+@pytest.mark.parametrize("options", [{}, {"baseline": "greedy", "kl": "k1"}, {"baseline": "otb-loo"}, {"truncate": 1.2}, {"mask_below": 0.9}, {"mask_above": 1.1},
                                      {"kl": "k2", "kl_in": "loss"}], ids=str)  # fmt: skip
 def test_off_policy_it_is_unbiased_where_it_says_so_and_nowhere_else(problem, importance, options):
     bias = relative_bias(problem.sampled_by(Behaviour(MISMATCH)), importance=importance, **options)
