@@ -69,6 +69,7 @@ def ended(task_spec, estimator, out):
         task.prepare(torch.device("cpu"), lambda message: None)
         plan = Plan("run", str(out), "cpu", 2, 16, 0.01, evaluations=1, checkpoints=0, setting=task.setting, prepared=task.prepared)  # fmt: skip
         spec = registry.resolve("estimators", estimator)
+        spec.create()  # as a command does before the first cell: options may not go together
         return harness.run_cell(
             plan, Cell(resolved.label, resolved.spec, task.options, spec.label, spec.spec, 0), "key"
         )

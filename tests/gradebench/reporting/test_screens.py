@@ -21,7 +21,7 @@ from rich.cells import cell_len
 from gradebench.analysis.runs import CellStatus
 from gradebench.core import schema
 from gradebench.core.options import Option, Range
-from gradebench.experiment.plan import Cell
+from gradebench.experiment.plan import Cell, Plan
 from gradebench.experiment.runner import Outcome, Run
 from gradebench.plugins.registry import Entry
 from gradebench.reporting import listing, next_steps, pair_tables, terminal, terminal_tables, verdicts
@@ -104,7 +104,8 @@ def probes():
 def outcome(leaderboard, **facts):
     metrics = pd.DataFrame({"status": ["ok"]})
     cells = [Cell(TASK, TASK, {}, name, name, seed) for name in ("exact", "reinmax") for seed in range(14)]
-    run = Run(RUN, "cpu", 2, [(None, cell) for cell in cells], {})
+    plan = Plan("run", RUN, "cpu", 10, 16)
+    run = Run(RUN, "cpu", 2, [(plan, cell) for cell in cells], {})
     said = {"exact": f"skipped: {NEEDS_EXACT}", "reinmax": "failed: ArithmeticError: the step is no number"}
     reasons = {cell.id: said[cell.estimator] for cell in cells if cell.estimator == "exact" or cell.seed < 2}
     return run, Outcome(
